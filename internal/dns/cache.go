@@ -1,0 +1,163 @@
+package dns
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// maxCached is how many answers are kept, and maxCachedRecords how long one may be: a few MiB.
+	maxCached        = 2048
+	maxCachedRecords = 128
+
+	// maxLifetime bounds what a resolver may have us remember.
+	maxLifetime = time.Hour
+
+	// evictionSample is how many entries are looked at for an expired one when the cache is full.
+	evictionSample = 16
+)
+
+// cache remembers answers for as long as their records say (RFC 2308 for empty ones), and asks a
+// question once that many ask at the same time. Errors and SERVFAIL are not remembered.
+type cache struct {
+	next   func(context.Context, *dns.Msg) (*dns.Msg, error)
+	flight singleflight.Group
+
+	mu      sync.Mutex
+	entries map[string]entry
+}
+
+type entry struct {
+	m      *dns.Msg // shared, never changed
+	stored time.Time
+	until  time.Time
+}
+
+func newCache(next func(context.Context, *dns.Msg) (*dns.Msg, error)) *cache {
+	return &cache{next: next, entries: make(map[string]entry)}
+}
+
+// key is what an answer depends on.
+func key(q *dns.Msg) string {
+	var flags byte
+	if q.CheckingDisabled {
+		flags |= 1
+	}
+	if q.AuthenticatedData {
+		flags |= 2
+	}
+	if q.RecursionDesired {
+		flags |= 4
+	}
+	if opt := q.IsEdns0(); opt != nil && opt.Do() {
+		flags |= 8
+	}
+	t := q.Question[0].Qtype
+	return strings.ToLower(q.Question[0].Name) + string([]byte{byte(t >> 8), byte(t), flags})
+}
+
+// ask answers q; the answer is the caller's to change.
+func (c *cache) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	k := key(q)
+	m := c.get(k)
+	if m == nil {
+		v, err, _ := c.flight.Do(k, func() (any, error) {
+			m, err := c.next(ctx, q)
+			if err == nil {
+				c.put(k, m)
+			}
+			return m, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		m = v.(*dns.Msg).Copy()
+	}
+	name := q.Question[0].Name
+	for _, rr := range m.Answer { // in this client's case, not the first one's
+		if h := rr.Header(); strings.EqualFold(h.Name, name) {
+			h.Name = name
+		}
+	}
+	return m, nil
+}
+
+// get returns a copy with its lifetimes shortened by its age, or nil.
+func (c *cache) get(k string) *dns.Msg {
+	now := time.Now()
+	c.mu.Lock()
+	e, ok := c.entries[k]
+	if ok && !now.Before(e.until) {
+		delete(c.entries, k)
+		ok = false
+	}
+	c.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	m := e.m.Copy()
+	age := uint32(now.Sub(e.stored).Seconds())
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			if h := rr.Header(); h.Rrtype != dns.TypeOPT {
+				h.Ttl -= min(age, h.Ttl)
+			}
+		}
+	}
+	return m
+}
+
+func (c *cache) put(k string, m *dns.Msg) {
+	life := lifetime(m)
+	if life <= 0 || m.Truncated || len(m.Answer)+len(m.Ns)+len(m.Extra) > maxCachedRecords {
+		return
+	}
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.entries[k]; !ok && len(c.entries) >= maxCached {
+		c.evict(now)
+	}
+	c.entries[k] = entry{m: m, stored: now, until: now.Add(life)}
+}
+
+// evict removes one entry, an expired one if a few random ones hold one.
+func (c *cache) evict(now time.Time) {
+	var victim string
+	n := 0
+	for k, e := range c.entries {
+		victim = k
+		if n++; n == evictionSample || !now.Before(e.until) {
+			break
+		}
+	}
+	delete(c.entries, victim)
+}
+
+// lifetime is how long m may be remembered; 0 means not at all.
+func lifetime(m *dns.Msg) time.Duration {
+	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+		return 0
+	}
+	var ttl uint32
+	known := false
+	shorten := func(t uint32) {
+		if !known || t < ttl {
+			ttl, known = t, true
+		}
+	}
+	for _, rr := range m.Answer {
+		shorten(rr.Header().Ttl)
+	}
+	for _, rr := range m.Ns { // with an empty answer, also at the end of a CNAME, says for how long
+		if soa, ok := rr.(*dns.SOA); ok {
+			shorten(min(soa.Hdr.Ttl, soa.Minttl))
+		}
+	}
+	return min(time.Duration(ttl)*time.Second, maxLifetime)
+}

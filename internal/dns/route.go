@@ -1,0 +1,248 @@
+package dns
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/miekg/dns"
+)
+
+// defaultZone is the cluster's domain when the pod's search list does not tell.
+const defaultZone = "cluster.local."
+
+// defaultNdots is what the kubelet writes for pods that use the cluster's resolver.
+const defaultNdots = 5
+
+// rules decide who is asked for a name; the package comment lists them.
+type rules struct {
+	zone   string   // lower case, with the final dot
+	search []string // the pod's search domains in zone, likewise, in the pod's order
+	ndots  int
+}
+
+func newRules(search []string, ndots int) rules {
+	r := rules{zone: defaultZone, ndots: ndots}
+	if ndots == 0 {
+		r.ndots = defaultNdots
+	}
+	for _, d := range search {
+		if zone, ok := strings.CutPrefix(strings.ToLower(dns.Fqdn(d)), "svc."); ok && zone != "" {
+			r.zone = zone
+			break
+		}
+	}
+	for _, d := range search {
+		if d := strings.ToLower(dns.Fqdn(d)); dns.IsSubDomain(r.zone, d) {
+			r.search = append(r.search, d)
+		}
+	}
+	return r
+}
+
+// inZone says whether rule 1 applies.
+func (r *rules) inZone(name string) bool { return dns.IsSubDomain(r.zone, name) }
+
+// expansions are the names of rule 3, in the order of the pod's search list.
+func (r *rules) expansions(name string) []string {
+	dots := dns.CountLabel(name) - 1
+	if dots < 0 || dots >= r.ndots {
+		return nil
+	}
+	var names []string
+	for _, d := range r.search {
+		full := name + d
+		if _, ok := dns.IsDomainName(full); ok && r.possible(full) {
+			names = append(names, full)
+		}
+	}
+	return names
+}
+
+// possible says whether the Kubernetes DNS specification 1.0.1 has names of full's shape:
+// SERVICE.NS.svc, HOST.SERVICE.NS.svc, _PORT._PROTO.SERVICE.NS.svc, IP.NS.pod. It also keeps out what
+// exists without records, such as NS.svc: they would hide a name of the system's.
+func (r *rules) possible(full string) bool {
+	l := dns.SplitDomainName(full)
+	l = l[:len(l)-dns.CountLabel(r.zone)]
+	if len(l) < 3 {
+		return false
+	}
+	switch kind := l[len(l)-1]; {
+	case strings.EqualFold(kind, "pod"):
+		return len(l) == 3
+	case !strings.EqualFold(kind, "svc"):
+		return false
+	case len(l) == 5:
+		return strings.HasPrefix(l[0], "_") && strings.HasPrefix(l[1], "_")
+	default:
+		return len(l) < 5 && !strings.HasPrefix(l[0], "_")
+	}
+}
+
+// reversed is the address that a PTR query is about; ok is false for other names.
+func reversed(name string) (addr netip.Addr, ok bool) {
+	name = strings.ToLower(name)
+	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
+		l := strings.Split(rest, ".")
+		slices.Reverse(l)
+		addr, err := netip.ParseAddr(strings.Join(l, "."))
+		return addr, err == nil && addr.Is4()
+	}
+	if rest, ok := strings.CutSuffix(name, ".ip6.arpa."); ok {
+		l := strings.Split(rest, ".")
+		if len(l) != 32 {
+			return netip.Addr{}, false
+		}
+		var a [16]byte
+		for i, s := range l {
+			n, err := strconv.ParseUint(s, 16, 4)
+			if err != nil || len(s) != 1 {
+				return netip.Addr{}, false
+			}
+			a[15-i/2] |= byte(n) << (4 * (i % 2))
+		}
+		return netip.AddrFrom16(a), true
+	}
+	return netip.Addr{}, false
+}
+
+// private says whether a cluster may give out addr: RFC 1918, RFC 4193, and RFC 6598, which some
+// clouds use for Services and pods.
+func private(addr netip.Addr) bool {
+	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
+	return addr.IsPrivate() || shared.Contains(addr)
+}
+
+func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
+	h := &handler{
+		ctx:    ctx,
+		log:    s.Log,
+		slots:  make(chan struct{}, maxQueries),
+		rules:  newRules(s.Search, s.Ndots),
+		system: &system{servers: s.System, self: self},
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if h.system.servers == nil {
+		h.system.servers = func() ([]string, error) { return readResolvConf(resolvConfPath) }
+	}
+	for _, addr := range s.Nameservers {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			addr = net.JoinHostPort(addr, "53")
+		}
+		h.pools = append(h.pools, newPool(s.Dial, addr))
+	}
+	h.cluster = newCache(pools(h.pools).ask)
+	return h
+}
+
+func (h *handler) close() {
+	for _, p := range h.pools {
+		p.close()
+	}
+}
+
+// resolve asks those whom the rules name. The answer is the caller's to change.
+func (h *handler) resolve(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	name, qtype := q.Question[0].Name, q.Question[0].Qtype
+	if h.rules.inZone(name) {
+		return h.cluster.ask(ctx, query(q, name))
+	}
+	if addr, ok := reversed(name); ok && qtype == dns.TypePTR {
+		if private(addr) {
+			short, cancel := context.WithTimeout(ctx, expansionTime)
+			m, err := h.cluster.ask(short, query(q, name))
+			cancel()
+			if err == nil && h.namesCluster(m) {
+				return m, nil
+			}
+		}
+		return h.system.ask(ctx, query(q, name))
+	}
+	m, unsure := h.expand(ctx, q, name)
+	if m != nil {
+		return m, nil
+	}
+	m, err := h.system.ask(ctx, query(q, name))
+	if unsure != nil && (err != nil || m.Rcode == dns.RcodeNameError) {
+		return nil, unsure
+	}
+	return m, err
+}
+
+// namesCluster says whether m is a PTR answer with a name of the cluster.
+func (h *handler) namesCluster(m *dns.Msg) bool {
+	for _, rr := range m.Answer {
+		if ptr, ok := rr.(*dns.PTR); ok && h.rules.inZone(ptr.Ptr) {
+			return true
+		}
+	}
+	return false
+}
+
+// expand is rule 3: all names are asked for at once, the first in the search list's order that exists
+// wins. Without a winner, unsure is the error that kept one of them from being known.
+func (h *handler) expand(ctx context.Context, q *dns.Msg, name string) (m *dns.Msg, unsure error) {
+	names := h.rules.expansions(name)
+	if len(names) == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, expansionTime)
+	defer cancel()
+	msgs, errs := make([]*dns.Msg, len(names)), make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, full := range names {
+		wg.Go(func() { msgs[i], errs[i] = h.cluster.ask(ctx, query(q, full)) })
+	}
+	wg.Wait()
+	for i, full := range names {
+		switch {
+		case errs[i] != nil:
+			unsure = errs[i]
+		case msgs[i].Rcode == dns.RcodeSuccess:
+			return alias(msgs[i], name, full), nil
+		case msgs[i].Rcode != dns.RcodeNameError:
+			unsure = &rcodeError{full, msgs[i].Rcode}
+		}
+	}
+	return nil, unsure
+}
+
+// rcodeError is an answer that says nothing about the name.
+type rcodeError struct {
+	name string
+	code int
+}
+
+func (e *rcodeError) Error() string {
+	return "the resolver answers " + dns.RcodeToString[e.code] + " for " + e.name
+}
+
+// alias makes m, an answer about full, one about name.
+func alias(m *dns.Msg, name, full string) *dns.Msg {
+	m.Answer = append([]dns.RR{&dns.CNAME{
+		Hdr:    dns.RR_Header{Name: name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: uint32(lifetime(m).Seconds())},
+		Target: full,
+	}}, m.Answer...)
+	return m
+}
+
+// query is q's question about name, for the next resolver: same flags, an ID of its own, EDNS when
+// the client used it (its other options are between it and us).
+func query(q *dns.Msg, name string) *dns.Msg {
+	m := new(dns.Msg).SetQuestion(name, q.Question[0].Qtype)
+	m.RecursionDesired = q.RecursionDesired
+	m.CheckingDisabled = q.CheckingDisabled
+	m.AuthenticatedData = q.AuthenticatedData
+	if opt := q.IsEdns0(); opt != nil {
+		m.SetEdns0(upstreamUDPSize, opt.Do())
+	}
+	return m
+}

@@ -1,0 +1,650 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// resolver is a real DNS server with a few records; it notes what it was asked.
+type resolver struct {
+	records []dns.RR
+	codes   map[string]int // lower-case name -> rcode
+	idle    time.Duration  // of its TCP connections; 0 is the library's
+
+	addr string
+	mu   sync.Mutex
+	seen []string
+	gate chan struct{} // when set, each query waits for one value
+}
+
+func records(t *testing.T, lines ...string) []dns.RR {
+	t.Helper()
+	var rrs []dns.RR
+	for _, l := range lines {
+		rr, err := dns.NewRR(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rrs = append(rrs, rr)
+	}
+	return rrs
+}
+
+const soa = "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"
+
+func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	qs := q.Question[0]
+	r.mu.Lock()
+	r.seen = append(r.seen, strings.ToLower(qs.Name)+" "+dns.TypeToString[qs.Qtype])
+	r.mu.Unlock()
+	if r.gate != nil {
+		<-r.gate
+	}
+	m := new(dns.Msg).SetReply(q)
+	m.Authoritative = true
+	exists := false
+	for _, rr := range r.records {
+		if !strings.EqualFold(rr.Header().Name, qs.Name) {
+			continue
+		}
+		exists = true
+		if rr.Header().Rrtype == qs.Qtype {
+			m.Answer = append(m.Answer, dns.Copy(rr))
+		}
+	}
+	if !exists {
+		m.Rcode = dns.RcodeNameError
+	}
+	if len(m.Answer) == 0 {
+		rr, _ := dns.NewRR(soa)
+		m.Ns = []dns.RR{rr}
+	}
+	if code, ok := r.codes[strings.ToLower(qs.Name)]; ok {
+		m = new(dns.Msg).SetRcode(q, code)
+	}
+	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
+		size := dns.MinMsgSize
+		if opt := q.IsEdns0(); opt != nil {
+			size = int(opt.UDPSize())
+			m.SetEdns0(4096, opt.Do())
+		}
+		m.Truncate(size)
+	}
+	w.WriteMsg(m)
+}
+
+func (r *resolver) asked() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := r.seen
+	r.seen = nil
+	slices.Sort(seen)
+	return seen
+}
+
+// start serves r on UDP and TCP of one port until the test ends.
+func (r *resolver) start(t *testing.T) *resolver {
+	t.Helper()
+	pc, ln, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.addr = ln.Addr().String()
+	for _, srv := range []*dns.Server{{PacketConn: pc, Handler: r}, {Listener: ln, Handler: r}} {
+		if r.idle != 0 {
+			srv.IdleTimeout = func() time.Duration { return r.idle }
+		}
+		started, ended := make(chan struct{}), make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		go func() {
+			defer close(ended)
+			srv.ActivateAndServe()
+		}()
+		<-started
+		t.Cleanup(func() { srv.Shutdown(); <-ended })
+	}
+	return r
+}
+
+func (r *resolver) servers() ([]string, error) { return []string{r.addr}, nil }
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+var podSearch = []string{"shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"}
+
+// startServer serves s until the test ends and checks that Serve then returns nil.
+func startServer(t *testing.T, s *Server) string {
+	t.Helper()
+	pc, ln, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, pc, ln) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return ln.Addr().String()
+}
+
+// both starts the two resolvers and a server between them.
+func both(t *testing.T, cluster, sys *resolver) string {
+	t.Helper()
+	cluster.start(t)
+	sys.start(t)
+	return startServer(t, &Server{
+		Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, System: sys.servers,
+	})
+}
+
+func ask(t *testing.T, network, addr, name string, qtype uint16, change ...func(*dns.Msg)) *dns.Msg {
+	t.Helper()
+	q := new(dns.Msg).SetQuestion(name, qtype)
+	for _, f := range change {
+		f(q)
+	}
+	c := &dns.Client{Net: network, Timeout: 20 * time.Second}
+	m, _, err := c.Exchange(q, addr)
+	if err != nil {
+		t.Fatalf("%s %s: %v", name, dns.TypeToString[qtype], err)
+	}
+	if m.Id != q.Id || len(m.Question) != 1 || m.Question[0] != q.Question[0] || !m.RecursionAvailable {
+		t.Errorf("%s: reply's header and question: %v", name, m)
+	}
+	return m
+}
+
+// text is the answer section in short: "NAME TTL TYPE DATA; ...".
+func text(m *dns.Msg) string {
+	var s []string
+	for _, rr := range m.Answer {
+		s = append(s, strings.Replace(strings.Join(strings.Fields(rr.String()), " "), " IN ", " ", 1))
+	}
+	if m.Rcode != dns.RcodeSuccess {
+		return dns.RcodeToString[m.Rcode]
+	}
+	return strings.Join(s, "; ")
+}
+
+func TestWhoIsAsked(t *testing.T) {
+	cluster := &resolver{records: records(t,
+		"orders.shop.svc.cluster.local. 30 IN A 10.96.0.20",
+		"db.data.svc.cluster.local. 30 IN A 10.96.0.21",
+		"_http._tcp.orders.shop.svc.cluster.local. 30 IN SRV 0 100 80 orders.shop.svc.cluster.local.",
+		"shop.svc.cluster.local. 30 IN TXT empty-of-addresses",
+		"10.0.96.10.in-addr.arpa. 30 IN PTR kube-dns.kube-system.svc.cluster.local.",
+		"5.0.96.10.in-addr.arpa. 30 IN PTR node.cloud.example.",
+	)}
+	sys := &resolver{records: records(t,
+		"www.example.com. 300 IN A 192.0.2.1",
+		"printer. 300 IN A 192.0.2.2",
+		"shop. 300 IN A 192.0.2.3",
+		"orders. 300 IN AAAA 2001:db8::1",
+		"5.0.96.10.in-addr.arpa. 300 IN PTR laptop.home.",
+	)}
+	addr := both(t, cluster, sys)
+	const (
+		A, AAAA, SRV, PTR = dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypePTR
+		full              = "orders.shop.svc.cluster.local."
+	)
+	for _, tt := range []struct {
+		name         string
+		qtype        uint16
+		want         string
+		cluster, sys []string // who was asked what
+	}{
+		{full, A, full + " 30 A 10.96.0.20", []string{full + " A"}, nil},
+		{"no." + full, A, "NXDOMAIN", []string{"no." + full + " A"}, nil},
+		{"orders.", A, "orders. 30 CNAME " + full + "; " + full + " 30 A 10.96.0.20", nil, nil},
+		{"orders.", AAAA, "orders. 5 CNAME " + full, []string{full + " AAAA"}, nil},
+		{"db.data.", A, "db.data. 30 CNAME db.data.svc.cluster.local.; db.data.svc.cluster.local. 30 A 10.96.0.21",
+			[]string{"db.data.shop.svc.cluster.local. A", "db.data.svc.cluster.local. A"}, nil},
+		{"db.data.svc.", A, "db.data.svc. 30 CNAME db.data.svc.cluster.local.; db.data.svc.cluster.local. 30 A 10.96.0.21",
+			[]string{"db.data.svc.svc.cluster.local. A"}, nil}, // the other is cached
+		{"_http._tcp.orders.", SRV, "_http._tcp.orders. 30 CNAME _http._tcp." + full + "; _http._tcp." + full + " 30 SRV 0 100 80 " + full,
+			[]string{"_http._tcp." + full + " SRV"}, nil},
+		{"printer.", A, "printer. 300 A 192.0.2.2", []string{"printer.shop.svc.cluster.local. A"}, []string{"printer. A"}},
+		{"shop.", A, "shop. 300 A 192.0.2.3", []string{"shop.shop.svc.cluster.local. A"}, []string{"shop. A"}},
+		{"nobody.", A, "NXDOMAIN", []string{"nobody.shop.svc.cluster.local. A"}, []string{"nobody. A"}},
+		{"www.example.com.", A, "www.example.com. 300 A 192.0.2.1", []string{"www.example.com.svc.cluster.local. A"}, []string{"www.example.com. A"}},
+		{"a.b.c.d.e.f.", A, "NXDOMAIN", nil, []string{"a.b.c.d.e.f. A"}},
+		{"10.0.96.10.in-addr.arpa.", PTR, "10.0.96.10.in-addr.arpa. 30 PTR kube-dns.kube-system.svc.cluster.local.",
+			[]string{"10.0.96.10.in-addr.arpa. PTR"}, nil},
+		{"5.0.96.10.in-addr.arpa.", PTR, "5.0.96.10.in-addr.arpa. 300 PTR laptop.home.",
+			[]string{"5.0.96.10.in-addr.arpa. PTR"}, []string{"5.0.96.10.in-addr.arpa. PTR"}},
+		{"1.2.0.192.in-addr.arpa.", PTR, "NXDOMAIN", nil, []string{"1.2.0.192.in-addr.arpa. PTR"}},
+		{".", dns.TypeNS, "NXDOMAIN", nil, []string{". NS"}},
+	} {
+		m := ask(t, "udp", addr, tt.name, tt.qtype)
+		if got := text(m); got != tt.want {
+			t.Errorf("%s %s: %q, want %q", tt.name, dns.TypeToString[tt.qtype], got, tt.want)
+		}
+		slices.Sort(tt.cluster)
+		if got := cluster.asked(); !slices.Equal(got, tt.cluster) {
+			t.Errorf("%s: the cluster was asked %q, want %q", tt.name, got, tt.cluster)
+		}
+		if got := sys.asked(); !slices.Equal(got, tt.sys) {
+			t.Errorf("%s: the system was asked %q, want %q", tt.name, got, tt.sys)
+		}
+	}
+}
+
+func TestCaseIsKept(t *testing.T) {
+	addr := both(t, &resolver{records: records(t, "orders.shop.svc.cluster.local. 30 IN A 10.96.0.20")}, &resolver{})
+	for _, name := range []string{"OrDeRs.shop.svc.cluster.LOCAL.", "orders.SHOP.svc.cluster.local."} {
+		if got, want := text(ask(t, "udp", addr, name, dns.TypeA)), name+" 30 A 10.96.0.20"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := text(ask(t, "tcp", addr, "OrderS.", dns.TypeA)); !strings.HasPrefix(got, "OrderS. 30 CNAME ") {
+		t.Error(got)
+	}
+}
+
+func TestLongAnswersAreTruncatedAndWholeOverTCP(t *testing.T) {
+	var lines []string
+	for i := range 100 {
+		lines = append(lines, fmt.Sprintf("pods.shop.svc.cluster.local. 30 IN A 10.0.0.%d", i),
+			fmt.Sprintf("long.example.com. 30 IN A 192.0.2.%d", i))
+	}
+	addr := both(t, &resolver{records: records(t, lines...)}, &resolver{records: records(t, lines...)})
+	for _, name := range []string{"pods.shop.svc.cluster.local.", "long.example.com."} {
+		m := ask(t, "udp", addr, name, dns.TypeA)
+		m.Compress = true // as it came
+		if !m.Truncated || m.Len() > dns.MinMsgSize || m.IsEdns0() != nil {
+			t.Errorf("%s over plain UDP: truncated %v, %d bytes", name, m.Truncated, m.Len())
+		}
+		for _, size := range []uint16{1232, 4096} {
+			m := ask(t, "udp", addr, name, dns.TypeA, func(q *dns.Msg) { q.SetEdns0(size, false) })
+			if m.Truncated != (size == 1232) || m.IsEdns0() == nil || m.Truncated == (len(m.Answer) == 100) {
+				t.Errorf("%s with EDNS %d: truncated %v, %d records", name, size, m.Truncated, len(m.Answer))
+			}
+		}
+		if m := ask(t, "tcp", addr, name, dns.TypeA); m.Truncated || len(m.Answer) != 100 {
+			t.Errorf("%s over TCP: truncated %v, %d records", name, m.Truncated, len(m.Answer))
+		}
+	}
+}
+
+func TestErrorsPass(t *testing.T) {
+	cluster := &resolver{codes: map[string]int{"broken.shop.svc.cluster.local.": dns.RcodeServerFailure}}
+	sys := &resolver{codes: map[string]int{
+		"refused.a.b.c.d.e.": dns.RcodeRefused,
+		"failed.a.b.c.d.e.":  dns.RcodeServerFailure,
+	}, records: records(t, "broken. 1 IN TXT found")}
+	addr := both(t, cluster, sys)
+	for _, tt := range []struct {
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{"broken.shop.svc.cluster.local.", dns.TypeA, "SERVFAIL"},
+		{"refused.a.b.c.d.e.", dns.TypeA, "REFUSED"},
+		{"failed.a.b.c.d.e.", dns.TypeA, "SERVFAIL"},
+		{"broken.", dns.TypeTXT, `broken. 1 TXT "found"`}, // the system knows it
+		{"broken.shop.", dns.TypeA, "SERVFAIL"},           // nobody does, and the cluster may
+		{"orders.", dns.TypeAXFR, "REFUSED"},
+	} {
+		if got := text(ask(t, "tcp", addr, tt.name, tt.qtype)); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	m := ask(t, "udp", addr, "x.", dns.TypeA, func(q *dns.Msg) {
+		q.SetEdns0(1232, false)
+		q.IsEdns0().SetVersion(1)
+	})
+	if m.Rcode != dns.RcodeBadVers {
+		t.Errorf("EDNS version 1: %s", dns.RcodeToString[m.Rcode])
+	}
+	m = ask(t, "udp", addr, "x.", dns.TypeA, func(q *dns.Msg) { q.Opcode = dns.OpcodeNotify })
+	if m.Rcode != dns.RcodeNotImplemented {
+		t.Errorf("NOTIFY: %s", dns.RcodeToString[m.Rcode])
+	}
+}
+
+func TestWithoutATunnelTheSystemStillAnswers(t *testing.T) {
+	sys := (&resolver{records: records(t, "www.example.com. 300 IN A 192.0.2.1")}).start(t)
+	addr := startServer(t, &Server{
+		Dial:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no tunnel") },
+		Nameservers: []string{"10.96.0.10"}, Search: podSearch, System: sys.servers,
+	})
+	for name, want := range map[string]string{
+		"www.example.com.":               "www.example.com. 300 A 192.0.2.1",
+		"orders.shop.svc.cluster.local.": "SERVFAIL",
+		"orders.":                        "SERVFAIL", // not NXDOMAIN: that would be believed for a while
+		"a.b.c.d.e.f.g.":                 "NXDOMAIN",
+	} {
+		m := ask(t, "udp", addr, name, dns.TypeA, func(q *dns.Msg) { q.SetEdns0(1232, false) })
+		if got := text(m); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+		if want != "SERVFAIL" {
+			continue
+		}
+		ede, ok := m.IsEdns0().Option[0].(*dns.EDNS0_EDE)
+		if !ok || ede.ExtraText != "ask the cluster's resolver 10.96.0.10:53: no tunnel" {
+			t.Errorf("%s: the reply does not say why: %v", name, m)
+		}
+	}
+}
+
+func TestSystemResolversAreTriedInTurn(t *testing.T) {
+	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	failing := (&resolver{codes: map[string]int{"a.b.c.d.e.f.": dns.RcodeServerFailure}}).start(t)
+	good := (&resolver{records: records(t, "a.b.c.d.e.f. 9 IN A 192.0.2.9")}).start(t)
+	addr := startServer(t, &Server{Dial: dial, System: func() ([]string, error) {
+		return []string{closed.LocalAddr().String(), failing.addr, good.addr}, nil
+	}})
+	if got := text(ask(t, "udp", addr, "a.b.c.d.e.f.", dns.TypeA)); got != "a.b.c.d.e.f. 9 A 192.0.2.9" {
+		t.Error(got)
+	}
+}
+
+func TestItNeverAsksItself(t *testing.T) {
+	self := ""
+	ready := make(chan struct{})
+	self = startServer(t, &Server{Dial: dial, System: func() ([]string, error) {
+		<-ready
+		return []string{self}, nil
+	}})
+	close(ready)
+	if got := text(ask(t, "udp", self, "a.b.c.d.e.f.", dns.TypeA)); got != "SERVFAIL" {
+		t.Error(got)
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	err := os.WriteFile(path, []byte("# home\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\nsearch home\n"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := readResolvConf(path)
+	if want := []string{"192.0.2.53:53", "[fe80::1%eth0]:53"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := readResolvConf(path + ".missing"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestConnectionsToTheClusterAreReusedAndReplaced(t *testing.T) {
+	cluster := &resolver{records: records(t, "a.shop.svc.cluster.local. 0 IN A 10.0.0.1")} // TTL 0: not cached
+	cluster.start(t)
+	sys := (&resolver{}).start(t)
+	var dials atomic.Int64
+	var mu sync.Mutex
+	var last net.Conn
+	addr := startServer(t, &Server{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			c, err := dial(ctx, network, address)
+			mu.Lock()
+			defer mu.Unlock()
+			last = c
+			return c, err
+		},
+		Nameservers: []string{cluster.addr}, Search: podSearch, System: sys.servers,
+	})
+	check := func(want int64) {
+		t.Helper()
+		for range 5 {
+			if got := text(ask(t, "udp", addr, "a.shop.svc.cluster.local.", dns.TypeA)); got != "a.shop.svc.cluster.local. 0 A 10.0.0.1" {
+				t.Fatal(got)
+			}
+		}
+		if n := dials.Load(); n != want {
+			t.Fatalf("%d dials, want %d", n, want)
+		}
+	}
+	check(1)
+	mu.Lock()
+	last.Close() // what a resolver that closes idle connections, or a lost stream, looks like
+	mu.Unlock()
+	check(2)
+}
+
+func TestTheSecondClusterResolverIsAsked(t *testing.T) {
+	good := (&resolver{records: records(t, "a.shop.svc.cluster.local. 5 IN A 10.0.0.1")}).start(t)
+	addr := startServer(t, &Server{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == "10.96.0.10:53" {
+				return nil, errors.New("refused")
+			}
+			return dial(ctx, network, address)
+		},
+		Nameservers: []string{"10.96.0.10", good.addr}, Search: podSearch,
+		System: func() ([]string, error) { return nil, nil },
+	})
+	if got := text(ask(t, "udp", addr, "a.", dns.TypeA)); !strings.HasSuffix(got, "5 A 10.0.0.1") {
+		t.Error(got)
+	}
+}
+
+func TestConcurrentQuestionsAreAskedOnce(t *testing.T) {
+	cluster := &resolver{gate: make(chan struct{}), records: records(t, "a.shop.svc.cluster.local. 30 IN A 10.0.0.1")}
+	addr := both(t, cluster, &resolver{})
+	const clients = 50
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			c := &dns.Client{Net: "tcp", Timeout: 20 * time.Second}
+			m, _, err := c.Exchange(new(dns.Msg).SetQuestion("a.", dns.TypeA), addr)
+			if err != nil || len(m.Answer) != 2 {
+				t.Errorf("%v, %v", m, err)
+			}
+		})
+	}
+	cluster.gate <- struct{}{} // a second question would wait here for good
+	wg.Wait()
+	if got := cluster.asked(); len(got) != 1 {
+		t.Errorf("the cluster was asked %q", got)
+	}
+}
+
+func TestCacheFollowsLifetimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := newCache(func(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
+			asked++
+			m := new(dns.Msg).SetReply(q)
+			switch q.Question[0].Name {
+			case "a.":
+				m.Answer = records(t, "a. 30 IN CNAME b.", "b. 20 IN A 10.0.0.1")
+			case "none.":
+				m.Rcode = dns.RcodeNameError
+				m.Ns = records(t, soa)
+			case "fail.":
+				m.Rcode = dns.RcodeServerFailure
+			case "error.":
+				return nil, errors.New("no")
+			}
+			return m, nil
+		})
+		check := func(name, want string, wantAsked int) {
+			t.Helper()
+			m, err := c.ask(t.Context(), new(dns.Msg).SetQuestion(name, dns.TypeA))
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				got = text(m)
+			}
+			if got != want || asked != wantAsked {
+				t.Errorf("%s: %q after %d questions, want %q after %d", name, got, asked, want, wantAsked)
+			}
+		}
+		check("a.", "a. 30 CNAME b.; b. 20 A 10.0.0.1", 1)
+		time.Sleep(19 * time.Second)
+		check("A.", "A. 11 CNAME b.; b. 1 A 10.0.0.1", 1)
+		time.Sleep(time.Second)
+		check("a.", "a. 30 CNAME b.; b. 20 A 10.0.0.1", 2)
+		check("none.", "NXDOMAIN", 3)
+		time.Sleep(4 * time.Second)
+		check("none.", "NXDOMAIN", 3)
+		time.Sleep(time.Second)
+		check("none.", "NXDOMAIN", 4)
+		check("fail.", "SERVFAIL", 5)
+		check("fail.", "SERVFAIL", 6)
+		check("error.", "no", 7)
+		check("error.", "no", 8)
+		for i := range 2 * maxCached {
+			c.put(fmt.Sprint(i), &dns.Msg{Answer: records(t, "a. 30 IN A 10.0.0.1")})
+		}
+		if len(c.entries) != maxCached {
+			t.Errorf("%d entries", len(c.entries))
+		}
+	})
+}
+
+func TestReversed(t *testing.T) {
+	for _, s := range []string{"10.96.0.10", "192.0.2.255", "fd00::1:2", "2001:db8::ff"} {
+		name, err := dns.ReverseAddr(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := reversed(strings.ToUpper(name)); !ok || got != netip.MustParseAddr(s) {
+			t.Errorf("%s: %v, %v", name, got, ok)
+		}
+	}
+	for _, s := range []string{"96.10.in-addr.arpa.", "x.0.96.10.in-addr.arpa.", "1.ip6.arpa.", "in-addr.arpa.", "."} {
+		if got, ok := reversed(s); ok {
+			t.Errorf("%s: %v", s, got)
+		}
+	}
+}
+
+func TestZoneComesFromThePodsSearchList(t *testing.T) {
+	for _, tt := range []struct {
+		search []string
+		zone   string
+		kept   []string
+	}{
+		{podSearch, "cluster.local.", []string{"shop.svc.cluster.local.", "svc.cluster.local.", "cluster.local."}},
+		{[]string{"x.svc.K8S.example", "svc.K8S.example", "k8s.example"}, "k8s.example.",
+			[]string{"x.svc.k8s.example.", "svc.k8s.example.", "k8s.example."}},
+		{[]string{"corp.example"}, "cluster.local.", nil},
+		{nil, "cluster.local.", nil},
+	} {
+		r := newRules(tt.search, 0)
+		if r.zone != tt.zone || !slices.Equal(r.search, tt.kept) || r.ndots != 5 {
+			t.Errorf("%q: %+v", tt.search, r)
+		}
+	}
+}
+
+func TestRealDig(t *testing.T) {
+	dig, err := exec.LookPath("dig")
+	if err != nil {
+		t.Skip("dig is not installed")
+	}
+	addr := both(t, &resolver{records: records(t, "orders.shop.svc.cluster.local. 30 IN A 10.96.0.20")}, &resolver{})
+	host, port, _ := net.SplitHostPort(addr)
+	for _, args := range [][]string{nil, {"+tcp"}, {"+noedns"}, {"+dnssec"}, {"+cookie"}} {
+		args = append([]string{"@" + host, "-p", port, "+short", "orders.shop"}, args...)
+		out, err := exec.CommandContext(t.Context(), dig, args...).CombinedOutput()
+		if want := "orders.shop.svc.cluster.local.\n10.96.0.20\n"; err != nil || string(out) != want {
+			t.Errorf("dig %q: %q, %v", args, out, err)
+		}
+	}
+}
+
+func TestServeEndsWithItsQueries(t *testing.T) {
+	entered := make(chan struct{})
+	pc, ln, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	s := &Server{
+		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			close(entered)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		Nameservers: []string{"10.96.0.10"},
+	}
+	go func() { done <- s.Serve(ctx, pc, ln) }()
+	c, err := net.Dial("udp", pc.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := (&dns.Conn{Conn: c}).WriteMsg(new(dns.Msg).SetQuestion("a.cluster.local.", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// FuzzAnswer checks that no query, however odd, breaks the server or gets an answer that is not
+// its own.
+func FuzzAnswer(f *testing.F) {
+	for _, m := range []*dns.Msg{
+		new(dns.Msg).SetQuestion("orders.", dns.TypeA),
+		new(dns.Msg).SetQuestion("10.0.96.10.in-addr.arpa.", dns.TypePTR),
+		new(dns.Msg).SetQuestion("a.cluster.local.", dns.TypeAXFR).SetEdns0(4096, true),
+	} {
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q := new(dns.Msg)
+		if q.Unpack(b) != nil || len(q.Question) != 1 { // miekg/dns answers these itself
+			return
+		}
+		s := &Server{
+			Dial:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no tunnel") },
+			Nameservers: []string{"10.96.0.10"}, Search: podSearch,
+			System: func() ([]string, error) { return nil, errors.New("none") },
+		}
+		h := s.newHandler(t.Context(), netip.AddrPort{})
+		defer h.close()
+		m := h.answer(q)
+		m.Truncate(dns.MinMsgSize)
+		out, err := m.Pack()
+		if err != nil {
+			return // a name that unpacks but does not pack: no answer
+		}
+		if len(out) > dns.MinMsgSize || m.Id != q.Id || !m.Response || m.Question[0] != q.Question[0] {
+			t.Errorf("%v\nanswered by %d bytes\n%v", q, len(out), m)
+		}
+	})
+}
