@@ -1,0 +1,155 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// messageType is the first byte of a control message, SPEC.md section 3.
+type messageType uint8
+
+const (
+	messagePing  messageType = 1
+	messagePong  messageType = 2
+	messageReset messageType = 3
+	messageReady messageType = 4
+)
+
+// resetCode says how much of a stream is over.
+type resetCode uint8
+
+const (
+	resetBoth       resetCode = 0 // both directions: the FIN that follows is not an end but a reset
+	resetNotReading resetCode = 1 // the sender reads no more; what it sent stays valid
+)
+
+const (
+	controlFixed = 3 // type, length
+	// maxControl bounds a payload: ours have at most 8 bytes, the rest is room for later versions.
+	maxControl = 1024
+)
+
+// message is one control message; which fields count depends on the type.
+type message struct {
+	typ    messageType
+	echo   uint64    // ping, pong
+	stream uint32    // reset
+	code   resetCode // reset
+	on     bool      // ready
+}
+
+func appendMessage(b []byte, m message) []byte {
+	start := len(b)
+	b = append(b, byte(m.typ), 0, 0)
+	switch m.typ {
+	case messagePing, messagePong:
+		b = binary.BigEndian.AppendUint64(b, m.echo)
+	case messageReset:
+		b = binary.BigEndian.AppendUint32(b, m.stream)
+		b = append(b, byte(m.code))
+	case messageReady:
+		on := byte(0)
+		if m.on {
+			on = 1
+		}
+		b = append(b, on)
+	}
+	binary.BigEndian.PutUint16(b[start+1:], uint16(len(b)-start-controlFixed))
+	return b
+}
+
+// readMessage reads one message. A type that is not known comes back with that type alone.
+func readMessage(r io.Reader) (message, error) {
+	var buf [maxControl]byte
+	if _, err := io.ReadFull(r, buf[:controlFixed]); err != nil {
+		return message{}, fmt.Errorf("control message: %w", err)
+	}
+	m := message{typ: messageType(buf[0])}
+	size := int(binary.BigEndian.Uint16(buf[1:]))
+	if size > maxControl {
+		return message{}, fmt.Errorf("control message: type %d with %d bytes, at most %d", m.typ, size, maxControl)
+	}
+	p := buf[:size]
+	if _, err := io.ReadFull(r, p); err != nil {
+		return message{}, fmt.Errorf("control message: %w", err)
+	}
+	want := -1
+	switch m.typ {
+	case messagePing, messagePong:
+		if want = 8; size == want {
+			m.echo = binary.BigEndian.Uint64(p)
+		}
+	case messageReset:
+		if want = 5; size == want {
+			m.stream, m.code = binary.BigEndian.Uint32(p), resetCode(p[4])
+		}
+	case messageReady:
+		if want = 1; size == want {
+			m.on = p[0] != 0
+		}
+	}
+	if want >= 0 && size != want {
+		return message{}, fmt.Errorf("control message: type %d with %d bytes, want %d", m.typ, size, want)
+	}
+	return m, nil
+}
+
+// outbox holds the control messages that wait to be written. Putting never blocks, and the number
+// waiting is bounded without dropping: one ping, one pong (the newest), one ready, and at most two
+// resets for each stream that was open.
+type outbox struct {
+	wake chan struct{} // capacity 1: something was put
+
+	mu                sync.Mutex
+	ping, pong, ready *message
+	resets            []message
+	finish            []*Stream // to be finished once their reset is written
+}
+
+func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+
+func (o *outbox) put(m message) { o.putThenFinish(m, nil) }
+
+// putThenFinish has the writer call st.finish once m is written: a reset goes out before the FIN.
+func (o *outbox) putThenFinish(m message, st *Stream) {
+	o.mu.Lock()
+	if st != nil {
+		o.finish = append(o.finish, st)
+	}
+	switch m.typ {
+	case messagePing:
+		o.ping = &m
+	case messagePong:
+		o.pong = &m
+	case messageReady:
+		o.ready = &m
+	default:
+		o.resets = append(o.resets, m)
+	}
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take appends all that waits to b; the streams are to be finished after it is written.
+func (o *outbox) take(b []byte) ([]byte, []*Stream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, m := range []**message{&o.pong, &o.ping, &o.ready} {
+		if *m != nil {
+			b = appendMessage(b, **m)
+			*m = nil
+		}
+	}
+	for _, m := range o.resets {
+		b = appendMessage(b, m)
+	}
+	o.resets = o.resets[:0]
+	finish := o.finish
+	o.finish = nil
+	return b, finish
+}

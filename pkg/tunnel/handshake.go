@@ -1,0 +1,227 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+const (
+	// maxHandshake bounds what the pod reads before it knows who is there. Ours needs about 2.5 KiB.
+	maxHandshake = 4 << 10
+	// handshakeTimeout bounds the pod's wait for the TLS handshake of somebody it does not know.
+	handshakeTimeout = 5 * time.Second
+	// helloTimeout bounds the wait for the hello, on both ends; the laptop's includes TLS.
+	helloTimeout = 10 * time.Second
+	// lingerTimeout bounds how long a refused connection is read from, for its alert to arrive.
+	lingerTimeout = time.Second
+)
+
+var (
+	// ErrServerKey says that the pod has another key than at first contact: it is not the same
+	// proxy, or somebody is in between.
+	ErrServerKey = errors.New("the pod's proxy has another key than at first contact")
+	// ErrKeyRefused says that the pod was started for another laptop's key.
+	ErrKeyRefused = errors.New("the pod's proxy does not accept this key")
+
+	errClientKey = errors.New("not the key this proxy was started for")
+)
+
+// tlsConfig is what both ends share; verify sees the other's fingerprint before anything is exchanged.
+func tlsConfig(key Key, verify func(Fingerprint) error) *tls.Config {
+	return &tls.Config{
+		Certificates:           []tls.Certificate{key.cert},
+		MinVersion:             tls.VersionTLS13,
+		ServerName:             "bridge",
+		ClientAuth:             tls.RequireAnyClientCert, // proves possession; verify decides
+		InsecureSkipVerify:     true,                     // no names, no chains: verify decides
+		SessionTicketsDisabled: true,
+		// Frames are 32 KiB or 12 bytes: small first records would only cost system calls.
+		DynamicRecordSizingDisabled: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return errors.New("no certificate")
+			}
+			return verify(fingerprintOf(state.PeerCertificates[0]))
+		},
+	}
+}
+
+// link is a carrier after the handshake: what a session runs on.
+type link struct {
+	net.Conn          // TLS
+	carrier  net.Conn // under it
+	peer     hello
+}
+
+// Close closes the carrier first: a TLS close notification could block on a carrier that is stuck.
+func (l *link) Close() error {
+	err := l.carrier.Close()
+	_ = l.Conn.Close() // has nothing left to close; it only marks the connection
+	return err
+}
+
+// dialHandshake is the laptop's half. pinned is the key known for the peer, zero at first contact;
+// the key it met is returned. On error the carrier is closed.
+func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Fingerprint, ours hello) (*link, Fingerprint, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = carrier.Close() })
+	defer stop()
+
+	var met Fingerprint
+	t := tls.Client(carrier, tlsConfig(key, func(f Fingerprint) error {
+		if pinned != (Fingerprint{}) && !pinned.equal(f) {
+			return fmt.Errorf("%w: %v, pinned %v", ErrServerKey, f, pinned)
+		}
+		met = f
+		return nil
+	}))
+	l := &link{Conn: t, carrier: carrier}
+	err := func() error {
+		if err := t.HandshakeContext(ctx); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+		if err := sendHello(t, ours); err != nil {
+			return err
+		}
+		var err error
+		if l.peer, err = readHello(t); err != nil {
+			return err
+		}
+		return checkVersion(ours, l.peer)
+	}()
+	if err == nil && !stop() { // timed out at the last moment: the carrier is closed, or about to be
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = l.Close()
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w (%w)", err, cause)
+		}
+		if isBadCertificate(err) {
+			err = fmt.Errorf("%w: %w", ErrKeyRefused, err)
+		}
+		return nil, Fingerprint{}, fmt.Errorf("tunnel handshake: %w", err)
+	}
+	return l, met, nil
+}
+
+// isBadCertificate says whether the other end sent that alert. crypto/tls has no exported type for
+// an alert received. In TLS 1.3 the laptop's handshake is over before the pod has seen its
+// certificate, so the alert comes with the first read.
+func isBadCertificate(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: bad certificate"
+}
+
+// acceptTLS is the pod's first half: nothing is known about who is there. On error the carrier is closed.
+func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	limited := &limitedConn{Conn: carrier, left: maxHandshake}
+	t := tls.Server(limited, tlsConfig(key, func(f Fingerprint) error {
+		if !client.equal(f) {
+			return fmt.Errorf("%w: %v", errClientKey, f)
+		}
+		return nil
+	}))
+	if err := t.HandshakeContext(ctx); err != nil {
+		if ctx.Err() == nil {
+			linger(carrier)
+		}
+		_ = carrier.Close()
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	limited.unlimited = true
+	return t, nil
+}
+
+// acceptHello is the pod's second half, with the right laptop. On error the carrier is closed.
+func acceptHello(ctx context.Context, carrier net.Conn, t *tls.Conn, ours hello) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = carrier.Close() })
+	defer stop()
+
+	l := &link{Conn: t, carrier: carrier}
+	err := func() error {
+		var err error
+		if l.peer, err = readHello(t); err != nil {
+			return err
+		}
+		mismatch := checkVersion(l.peer, ours)
+		if mismatch != nil {
+			ours.info = Info{Version: ours.info.Version}
+		}
+		if err := sendHello(t, ours); err != nil {
+			return err
+		}
+		return mismatch
+	}()
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("tunnel handshake: %w", err)
+	}
+	return l, nil
+}
+
+func sendHello(w io.Writer, h hello) error {
+	b, err := appendHello(nil, h)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(b); err != nil {
+		return fmt.Errorf("hello: %w", err)
+	}
+	return nil
+}
+
+func checkVersion(laptop, pod hello) error {
+	if laptop.protocol == pod.protocol {
+		return nil
+	}
+	return &VersionError{
+		Laptop: laptop.protocol, LaptopVersion: laptop.info.Version,
+		Pod: pod.protocol, PodVersion: pod.info.Version,
+	}
+}
+
+// linger reads what a refused laptop still sends, so that closing does not become a TCP reset that
+// takes the alert with it.
+func linger(c net.Conn) {
+	stop := time.AfterFunc(lingerTimeout, func() { _ = c.Close() })
+	defer stop.Stop()
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	_, _ = io.CopyN(io.Discard, c, maxHandshake)
+}
+
+// limitedConn reads at most left bytes until unlimited is set (by the goroutine that reads).
+type limitedConn struct {
+	net.Conn
+	left      int
+	unlimited bool
+}
+
+var errHandshakeTooLong = fmt.Errorf("more than %d bytes before the handshake was complete", maxHandshake)
+
+func (c *limitedConn) Read(p []byte) (int, error) {
+	if c.unlimited {
+		return c.Conn.Read(p)
+	}
+	if c.left == 0 && len(p) > 0 {
+		return 0, errHandshakeTooLong
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}

@@ -1,0 +1,140 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// yamux's settings. What it decides by a timer is off where it can be: only the session's echo decides
+// what is dead.
+const (
+	// streamWindow is what a stream may have in flight. A stream's speed is about window/(2 RTT), since
+	// credit returns at half a window: 2 MiB is 52 MB/s at 20 ms; yamux's own 256 KiB would be 6.5. It
+	// is also what one stalled reader can pin in memory, and what queues before a slow link, so it is
+	// not larger.
+	streamWindow = 2 << 20
+	// acceptBacklog is how many streams may be opened before the other end has seen them. The opener
+	// waits beyond it, so it bounds opens per round trip; a stream beyond it on the accepting side
+	// would be a peer that does not keep the protocol. Both ends must agree.
+	acceptBacklog = 1024
+	// maxStreams is how many streams the other end may have open: 10,000 idle connections must fit.
+	maxStreams = 16384
+	// maxFrame is the most that is handed to yamux in one write, and so the most that a small frame
+	// waits for: yamux itself has no limit.
+	maxFrame = 32 << 10
+	// yamuxWriteTimeout ends a write that waits for its turn on the carrier. It leaves the stream in an
+	// unknown state, so it has to be longer than any wait that the session survives (deadAfter now, the
+	// resume window of 60 s to come).
+	yamuxWriteTimeout = 2 * time.Minute
+	// streamOpenTimeout, off: yamux would close the whole session when one stream is not accepted in time.
+	streamOpenTimeout = 0
+	// streamCloseTimeout, off: yamux would cut a half-open stream.
+	streamCloseTimeout = 0
+	// keepAliveInterval is not used (keep-alive is off), but yamux insists on one.
+	keepAliveInterval = time.Hour
+)
+
+func yamuxConfig(log *slog.Logger) *yamux.Config {
+	return &yamux.Config{
+		AcceptBacklog:          acceptBacklog,
+		EnableKeepAlive:        false,
+		KeepAliveInterval:      keepAliveInterval,
+		ConnectionWriteTimeout: yamuxWriteTimeout,
+		MaxStreamWindowSize:    streamWindow,
+		StreamOpenTimeout:      streamOpenTimeout,
+		StreamCloseTimeout:     streamCloseTimeout,
+		Logger:                 yamuxLogger{log},
+	}
+}
+
+// yamuxLogger passes on what yamux says. All of it is for developers: what users need to know, the
+// session says itself.
+type yamuxLogger struct{ log *slog.Logger }
+
+func (l yamuxLogger) Print(v ...any)   { l.say(func() string { return fmt.Sprint(v...) }) }
+func (l yamuxLogger) Println(v ...any) { l.say(func() string { return fmt.Sprint(v...) }) }
+func (l yamuxLogger) Printf(format string, v ...any) {
+	l.say(func() string { return fmt.Sprintf(format, v...) })
+}
+
+func (l yamuxLogger) say(text func() string) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug(text())
+	}
+}
+
+// yamux frame headers, as its spec.md has them.
+const (
+	frameHeader = 12 // version, type, flags (2), stream (4), length (4)
+	frameData   = 0
+
+	flagSYN = 1 << 0
+	flagFIN = 1 << 2
+)
+
+// frame is a frame's header, as far as it matters here.
+type frame struct {
+	stream uint32
+	flags  uint16
+	data   uint32 // bytes of payload that follow
+}
+
+// frameTap reads along with yamux: it tells see of every frame header before yamux gets to it. yamux
+// itself reports neither a new stream before it is accepted nor, once the session is over, whether a
+// stream's end had arrived before.
+type frameTap struct {
+	io.ReadWriteCloser
+	see    func(frame) error // an error ends the session
+	failed func(error)       // reading failed
+
+	header [frameHeader]byte
+	have   int    // bytes of header
+	skip   uint32 // bytes of data until the next header
+}
+
+func (t *frameTap) Read(p []byte) (int, error) {
+	n, err := t.ReadWriteCloser.Read(p)
+	if scanErr := t.scan(p[:n]); scanErr != nil {
+		n, err = 0, scanErr
+	}
+	if err != nil {
+		t.failed(err)
+	}
+	return n, err
+}
+
+func (t *frameTap) scan(p []byte) error {
+	for len(p) > 0 {
+		if t.skip > 0 {
+			n := min(uint32(len(p)), t.skip)
+			t.skip -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(t.header[t.have:], p)
+		t.have += n
+		p = p[n:]
+		if t.have < frameHeader {
+			return nil
+		}
+		t.have = 0
+		if t.header[1] == frameData {
+			t.skip = binary.BigEndian.Uint32(t.header[8:])
+		}
+		err := t.see(frame{
+			stream: binary.BigEndian.Uint32(t.header[4:]),
+			flags:  binary.BigEndian.Uint16(t.header[2:]),
+			data:   t.skip,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+// maxUnknown is how many connections may be in the handshake at once: the laptop needs one, a second
+// when it reconnects; the rest are strangers.
+const maxUnknown = 8
+
+// Server is the pod's end: it serves one laptop, the one whose key it was given.
+// Set the fields before Serve; Key and Client are needed.
+type Server struct {
+	Key    Key
+	Client Fingerprint // the laptop's key, and no other
+	// Info is asked at the start of each session. Nil tells the laptop nothing.
+	Info func() Info
+	// Dial serves the laptop's Dial streams. ctx is done when the laptop has lost interest. Nil refuses all.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// OnReady is told, at each change and one call at a time, whether there is a session whose laptop said that
+	// its process is ready. False at the start, without a call. It must not block.
+	OnReady func(bool)
+	Log     *slog.Logger // nil: no log
+
+	refused atomic.Uint64
+
+	mu      sync.Mutex
+	session *session
+	ready   bool // of session
+
+	readyMu sync.Mutex
+	told    bool // what OnReady was told last
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
+}
+
+// Serve accepts carriers from ln until ctx is done, and then returns nil. It closes ln. When it
+// returns the session is closed and everything it started has ended.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	defer func() { _ = ln.Close() }()
+	if s.Key.isZero() || s.Client == (Fingerprint{}) {
+		return errors.New("tunnel server: Key and Client must be set")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+
+	unknown := make(chan struct{}, maxUnknown)
+	for {
+		conn, err := ln.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		}
+		var temporary net.Error
+		if errors.As(err, &temporary) && temporary.Timeout() {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("tunnel listener: %w", err)
+		}
+		select {
+		case unknown <- struct{}{}:
+			wg.Go(func() { s.serve(ctx, conn, func() { <-unknown }) })
+		default:
+			s.refuse(conn, fmt.Errorf("more than %d handshakes at once", maxUnknown))
+			_ = conn.Close()
+		}
+	}
+}
+
+// Refused counts the connections that did not become a session.
+func (s *Server) Refused() uint64 { return s.refused.Load() }
+
+func (s *Server) refuse(conn net.Conn, err error) {
+	s.log().Warn("tunnel: connection refused", "from", conn.RemoteAddr(), "error", err, "count", s.refused.Add(1))
+}
+
+// serve makes a session of a carrier and runs it. known is called once it is known who is there, or the
+// connection closed.
+func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
+	t, err := acceptTLS(ctx, conn, s.Key, s.Client)
+	known()
+	if err != nil {
+		s.refuse(conn, err)
+		return
+	}
+	ours := hello{protocol: protocolVersion}
+	if s.Info != nil {
+		ours.info = s.Info()
+	}
+	l, err := acceptHello(ctx, conn, t, ours)
+	if err != nil {
+		var version *VersionError
+		if errors.As(err, &version) {
+			err = fmt.Errorf("%w; %s", err, version.Advice())
+		}
+		s.refuse(conn, err)
+		return
+	}
+	s.run(ctx, l)
+}
+
+// run displaces the session there is and runs the next one on l.
+func (s *Server) run(ctx context.Context, l *link) {
+	s.displace(nil)
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
+	next := &session{log: s.log(), accept: s.handle, handlers: &handlers}
+	next.onReady = func(ready bool) { s.setReady(next, ready) }
+	next, err := newSession(ctx, l, next)
+	if err != nil {
+		s.log().Warn("tunnel: no session", "error", err)
+		return
+	}
+	s.displace(next)
+	s.log().Info("tunnel: session", "laptop", l.peer.info.Version)
+	err = next.run(ctx)
+	s.mu.Lock()
+	if s.session == next {
+		s.session, s.ready = nil, false
+	}
+	s.mu.Unlock()
+	s.tellReady()
+	s.log().Info("tunnel: session ended", "reason", err)
+}
+
+var errDisplaced = errors.New("displaced by a new session")
+
+// displace makes next the session, and closes the one before with all its streams.
+func (s *Server) displace(next *session) {
+	s.mu.Lock()
+	old := s.session
+	s.session, s.ready = next, false
+	s.mu.Unlock()
+	s.tellReady()
+	if old != nil {
+		old.kill(errDisplaced)
+	}
+}
+
+func (s *Server) setReady(of *session, ready bool) {
+	s.mu.Lock()
+	if s.session == of {
+		s.ready = ready
+	}
+	s.mu.Unlock()
+	s.tellReady()
+}
+
+// tellReady calls OnReady when there is something new to tell.
+func (s *Server) tellReady() {
+	s.readyMu.Lock()
+	defer s.readyMu.Unlock()
+	s.mu.Lock()
+	ready := s.ready
+	s.mu.Unlock()
+	if ready != s.told {
+		s.told = ready
+		if s.OnReady != nil {
+			s.OnReady(ready)
+		}
+	}
+}
+
+// Connected says whether there is a session.
+func (s *Server) Connected() bool {
+	_, err := s.current()
+	return err == nil
+}
+
+func (s *Server) current() (*session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session == nil || !s.session.alive() {
+		return nil, ErrNoSession
+	}
+	return s.session, nil
+}
+
+// Open opens a stream to the laptop, and does not wait for its answer. The error wraps ErrNoSession
+// when there is no session.
+func (s *Server) Open(ctx context.Context, h Header) (*Stream, error) {
+	current, err := s.current()
+	if err != nil {
+		return nil, err
+	}
+	return current.open(ctx, h)
+}
+
+// handle serves one Dial stream.
+func (s *Server) handle(ctx context.Context, st *Stream) {
+	h := st.Header()
+	if h.Kind != Dial || s.Dial == nil {
+		_ = st.Refuse(fmt.Errorf("%v is not served here", h.Kind))
+		return
+	}
+	if h.Network != "tcp" {
+		_ = st.Refuse(net.UnknownNetworkError(h.Network))
+		return
+	}
+	conn, err := s.Dial(ctx, h.Network, h.Address)
+	if err != nil {
+		_ = st.Refuse(err)
+		return
+	}
+	if err := st.Accept(); err != nil {
+		_ = conn.Close()
+		return
+	}
+	if err := Splice(st, conn); err != nil {
+		s.log().Debug("tunnel: connection ended", "target", h.Address, "error", err)
+	}
+}

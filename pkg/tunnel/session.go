@@ -1,0 +1,421 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// controlStream is the id of the control stream: the first that yamux's client opens.
+const controlStream = 1
+
+// headerTimeout bounds the wait for the header of a new stream, which may queue behind bulk data.
+const headerTimeout = 30 * time.Second
+
+// ErrDead says that the other end did not answer for too long.
+var ErrDead = errors.New("no answer through the tunnel")
+
+// session is the multiplexer on one link, from the handshake until the link is dead; the same on both
+// ends. Its owner calls run, which returns when it is over.
+type session struct {
+	laptop   bool
+	log      *slog.Logger
+	link     *link
+	mux      *yamux.Session
+	control  *yamux.Stream
+	out      *outbox
+	live     liveness
+	accept   func(context.Context, *Stream) // handles a stream of the other end; own goroutine
+	onReady  func(bool)                     // pod: the laptop said so; may be nil
+	handlers *sync.WaitGroup                // of the owner: counts accept calls
+
+	ctx    context.Context // done when the session is
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // everything that run waits for
+
+	controlSeen uint64 // payload of the control stream that has arrived; frameTap's goroutine only
+	read        progress
+
+	mu         sync.Mutex
+	err        error // why it is over; nil while it runs
+	linkErr    error // the first that reading the link met
+	streams    map[uint32]*Stream
+	unaccepted int // in streams, not yet taken from yamux
+	accepted   int // in streams, opened by the other end and taken from yamux
+}
+
+// newSession puts a multiplexer on l and sets up the control stream. On error l is closed.
+func newSession(ctx context.Context, l *link, s *session) (*session, error) {
+	s.link = l
+	s.out = newOutbox()
+	s.live.start = time.Now()
+	s.streams = make(map[uint32]*Stream)
+	s.read.moved = sync.NewCond(&s.read.mu)
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	tap := &frameTap{ReadWriteCloser: l, see: s.seeFrame, failed: s.linkFailed}
+
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	var err error
+	if s.laptop {
+		if s.mux, err = yamux.Client(tap, yamuxConfig(s.log)); err == nil {
+			s.control, err = s.mux.OpenStream()
+		}
+	} else {
+		if s.mux, err = yamux.Server(tap, yamuxConfig(s.log)); err == nil {
+			s.control, err = s.mux.AcceptStreamWithContext(ctx)
+		}
+	}
+	if err == nil && s.control.StreamID() != controlStream {
+		err = fmt.Errorf("stream %d opened first", s.control.StreamID())
+	}
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		err = fmt.Errorf("tunnel session: %w", err)
+		if s.mux == nil {
+			_ = l.Close()
+		} else {
+			s.kill(err)
+		}
+		return nil, err
+	}
+	s.wg.Add(1) // until run: open may come first
+	return s, nil
+}
+
+// run keeps the session until ctx is done or the session dead, and says why. When it returns, the
+// link is closed, all streams are reset, and nothing of the session runs but the handlers.
+func (s *session) run(ctx context.Context) error {
+	s.wg.Go(s.readControl)
+	s.wg.Go(s.writeControl)
+	s.wg.Go(s.acceptStreams)
+	s.wg.Go(func() { s.watch(ctx) })
+	s.wg.Done() // newSession's
+	s.wg.Wait()
+	return s.err
+}
+
+// kill ends the session; the first error stays. It must not be called from yamux's own goroutines
+// (frameTap), which it waits for.
+func (s *session) kill(err error) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = err
+	}
+	s.mu.Unlock()
+	s.cancel()
+	_ = s.link.Close()
+	_ = s.mux.Close()
+}
+
+// lost is kill for an error of yamux's, which knows less than the link.
+func (s *session) lost(err error) {
+	s.mu.Lock()
+	if s.linkErr != nil {
+		err = s.linkErr
+	}
+	s.mu.Unlock()
+	if errors.Is(err, io.EOF) {
+		err = errors.New("closed by the other end")
+	}
+	s.kill(fmt.Errorf("carrier lost: %w", err))
+}
+
+// linkFailed is called by frameTap, before yamux hears of err.
+func (s *session) linkFailed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.linkErr == nil {
+		s.linkErr = err
+	}
+}
+
+// alive says whether the session can still be used.
+func (s *session) alive() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err == nil && !s.mux.IsClosed()
+}
+
+// watch pings, and kills the session when ctx is done, when yamux has given up, or when no answer came.
+func (s *session) watch(ctx context.Context) {
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	planned := s.live.due()
+	due := time.NewTimer(time.Until(planned))
+	defer due.Stop()
+	s.ping()
+	for {
+		select {
+		case <-ctx.Done():
+			s.kill(context.Cause(ctx))
+			return
+		case <-s.ctx.Done():
+			return
+		case <-s.mux.CloseChan():
+			s.lost(yamux.ErrSessionShutdown)
+			return
+		case <-ping.C:
+			s.ping()
+			continue
+		case <-due.C:
+		}
+		dead, woke := s.live.check(planned, time.Now())
+		if dead {
+			s.kill(fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second)))
+			return
+		}
+		if woke {
+			s.ping()
+		}
+		planned = s.live.due()
+		due.Reset(time.Until(planned))
+	}
+}
+
+func (s *session) ping() { s.out.put(message{typ: messagePing}) }
+
+// seeFrame is called by frameTap for each frame that arrives, before yamux sees it.
+func (s *session) seeFrame(f frame) error {
+	id, flags := f.stream, f.flags
+	if id == controlStream {
+		s.controlSeen += uint64(f.data)
+		return nil
+	}
+	s.live.answer(time.Now())
+	if flags&(flagSYN|flagFIN) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if flags&flagSYN != 0 && s.streams[id] == nil {
+		if theirs := id%2 == 0; theirs != s.laptop {
+			return fmt.Errorf("stream %d opened by the wrong end", id)
+		}
+		if s.unaccepted == acceptBacklog {
+			return fmt.Errorf("more than %d streams at once", acceptBacklog)
+		}
+		s.unaccepted++
+		s.streams[id] = newStream(s, id, false)
+	}
+	if st := s.streams[id]; st != nil && flags&flagFIN != 0 {
+		st.peerDoneAt = s.controlSeen
+		st.peerDone.Store(true)
+	}
+	return nil
+}
+
+// progress is how far the control stream has been read and acted on.
+type progress struct {
+	mu    sync.Mutex
+	moved *sync.Cond
+	bytes uint64
+	ended bool
+}
+
+func (p *progress) advance(to uint64, ended bool) {
+	p.mu.Lock()
+	p.bytes, p.ended = to, ended
+	p.mu.Unlock()
+	p.moved.Broadcast()
+}
+
+// wait returns once so many bytes are acted on, or none will be any more.
+func (p *progress) wait(bytes uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.bytes < bytes && !p.ended {
+		p.moved.Wait()
+	}
+}
+
+// readControl reads the other end's messages until the session ends.
+func (s *session) readControl() {
+	var bytes uint64
+	counted := readerFunc(func(p []byte) (int, error) {
+		n, err := s.control.Read(p)
+		bytes += uint64(n)
+		return n, err
+	})
+	for {
+		m, err := readMessage(counted)
+		if err != nil {
+			s.read.advance(bytes, true)
+			s.lost(err)
+			return
+		}
+		switch m.typ {
+		case messagePing:
+			s.out.put(message{typ: messagePong, echo: m.echo})
+		case messagePong:
+			s.live.answer(time.Now())
+		case messageReset:
+			if st := s.stream(m.stream); st != nil {
+				st.resetByPeer(m.code)
+			}
+		case messageReady:
+			if s.onReady != nil {
+				s.onReady(m.on)
+			}
+		}
+		s.read.advance(bytes, false)
+	}
+}
+
+// writeControl writes our messages, and the FINs that must come after them, until the session ends.
+func (s *session) writeControl() {
+	var buf []byte
+	var finish []*Stream
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.out.wake:
+		}
+		buf, finish = s.out.take(buf[:0])
+		for rest := buf; len(rest) > 0; {
+			n := min(len(rest), maxFrame)
+			if _, err := s.control.Write(rest[:n]); err != nil {
+				s.lost(err)
+				return
+			}
+			rest = rest[n:]
+		}
+		for _, st := range finish {
+			st.finish()
+		}
+	}
+}
+
+// acceptStreams takes streams from yamux and never waits for what becomes of them: a stream left in
+// yamux's backlog would hold up the ones behind it.
+func (s *session) acceptStreams() {
+	for {
+		y, err := s.mux.AcceptStream()
+		if err != nil {
+			s.lost(err)
+			return
+		}
+		s.mu.Lock()
+		st := s.streams[y.StreamID()]
+		s.unaccepted--
+		s.accepted++
+		tooMany := s.accepted > maxStreams
+		s.mu.Unlock()
+		st.attach(y)
+		if tooMany {
+			s.log.Warn("too many streams: new one reset", "limit", maxStreams)
+			st.Reset()
+			continue
+		}
+		s.handlers.Go(func() { s.serve(st) })
+	}
+}
+
+// serve reads a stream's header and hands it to the owner. The stream is closed when that returns.
+func (s *session) serve(st *Stream) {
+	defer func() { _ = st.Close() }()
+	_ = st.SetReadDeadline(time.Now().Add(headerTimeout))
+	h, err := readHeader(readerFunc(st.read))
+	if err != nil {
+		if s.ctx.Err() == nil {
+			s.log.Warn("stream dropped", "error", err)
+		}
+		st.Reset()
+		return
+	}
+	_ = st.SetReadDeadline(time.Time{})
+	st.header = h
+	s.accept(st.ctx, st)
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// open opens a stream and sends its header, without waiting for the status.
+func (s *session) open(ctx context.Context, h Header) (*Stream, error) {
+	header, err := appendHeader(nil, h)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return nil, ErrNoSession
+	}
+	s.wg.Add(1)
+	s.mu.Unlock()
+
+	// yamux's open and write take no context, and wait for their turn on the carrier.
+	type result struct {
+		st  *Stream
+		err error
+	}
+	opened := make(chan result)
+	go func() {
+		defer s.wg.Done()
+		st, err := s.openNow(h, header)
+		select {
+		case opened <- result{st, err}:
+		case <-ctx.Done():
+			if st != nil {
+				st.Reset()
+			}
+		}
+	}()
+	select {
+	case r := <-opened:
+		return r.st, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *session) openNow(h Header, header []byte) (*Stream, error) {
+	y, err := s.mux.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoSession, err)
+	}
+	// Known before the header is sent, so before anything can come back about it.
+	st := newStream(s, y.StreamID(), true)
+	st.header = h
+	st.attach(y)
+	s.mu.Lock()
+	s.streams[st.id] = st
+	s.mu.Unlock()
+	if _, err := y.Write(header); err != nil {
+		st.Reset()
+		return nil, fmt.Errorf("%w: %w", ErrNoSession, err)
+	}
+	return st, nil
+}
+
+func (s *session) stream(id uint32) *Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.streams[id]
+}
+
+// forget drops a stream that is closed on this end: nothing the other end says of it matters any more.
+func (s *session) forget(st *Stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[st.id] != st {
+		return
+	}
+	delete(s.streams, st.id)
+	if !st.opener {
+		s.accepted--
+	}
+}

@@ -1,0 +1,151 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Splice copies both ways between a and b until both directions are done, and closes both. The end of
+// one direction becomes a half-close of the other side (CloseWrite; a conn without it is closed), a
+// reset, or any other failure, becomes a reset (Reset, or SetLinger(0) and Close) after what came before it. When someone
+// else closes a or b, the other is closed too, without a reset. It returns the first error; the end of a direction and a local close are none.
+func Splice(a, b net.Conn) error { return new(Flow).Splice(a, b) }
+
+// Direction is the way that bytes went.
+type Direction int
+
+// The directions of a Flow.
+const (
+	Neither Direction = iota // nothing has moved yet
+	AToB
+	BToA
+)
+
+// Flow is one splice that can be watched while it runs: a proxy that shuts down ends a connection when
+// its last bytes went to the caller some time ago and none are under way. The zero value is ready
+// to use, once.
+type Flow struct {
+	last   atomic.Int64 // nanoseconds after flowEpoch, shifted left by 2, and the Direction; 0: nothing yet
+	moving atomic.Int32 // directions that hold bytes which are read and not yet written
+	reset  atomic.Bool  // one side was reset, as writing to it told
+}
+
+// flowEpoch makes the times in Flow.last small, and monotonic.
+var flowEpoch = time.Now()
+
+// Last is when bytes last moved (were read or written), which way, and whether some are read and
+// not yet written now. A zero time and Neither before the first.
+func (f *Flow) Last() (at time.Time, way Direction, moving bool) {
+	moving = f.moving.Load() > 0
+	last := f.last.Load()
+	if last == 0 {
+		return time.Time{}, Neither, moving
+	}
+	return flowEpoch.Add(time.Duration(last >> 2)), Direction(last & 3), moving
+}
+
+func (f *Flow) moved(way Direction) {
+	f.last.Store(int64(time.Since(flowEpoch))<<2 | int64(way))
+}
+
+// spliceBuffer is one frame: more would be cut up again.
+const spliceBuffer = maxFrame
+
+var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
+
+// Splice is the function Splice, watched.
+func (f *Flow) Splice(a, b net.Conn) error {
+	var first firstError
+	var wg sync.WaitGroup
+	wg.Go(func() { f.copy(b, a, AToB, &first) })
+	f.copy(a, b, BToA, &first)
+	wg.Wait()
+	if f.reset.Load() {
+		abort(a)
+		abort(b)
+	}
+	_ = a.Close()
+	_ = b.Close()
+	return first.err
+}
+
+type firstError struct {
+	once sync.Once
+	err  error
+}
+
+func (e *firstError) set(err error) { e.once.Do(func() { e.err = err }) }
+
+// copy moves one direction, and passes on how it ended.
+func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
+	readErr, writeErr := f.move(dst, src, way)
+	switch {
+	case errors.Is(readErr, net.ErrClosed) || errors.Is(writeErr, net.ErrClosed):
+		// Closed by the other direction, or by somebody who wants the connection to end.
+		_ = dst.Close()
+		_ = src.Close()
+	case isErrno(writeErr, syscall.ECONNRESET), isErrno(writeErr, syscall.EPIPE), errors.Is(writeErr, io.ErrClosedPipe):
+		// dst takes no more, but what it said before may be still to be read: the other direction goes
+		// on and finds the end behind that. A system tells of a reset only once, so it must be remembered.
+		first.set(writeErr)
+		if isErrno(writeErr, syscall.ECONNRESET) {
+			f.reset.Store(true)
+		}
+	case writeErr != nil || readErr != nil:
+		if readErr == nil {
+			readErr = writeErr
+		}
+		first.set(readErr)
+		abort(dst)
+		abort(src)
+	case f.reset.Load():
+	default:
+		if half, ok := dst.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite() // fails when dst is gone, which the other direction finds
+		} else {
+			_ = dst.Close()
+		}
+	}
+}
+
+// move copies until src ends or one of them fails; both nil is the end.
+func (f *Flow) move(dst, src net.Conn, way Direction) (readErr, writeErr error) {
+	buf := buffers.Get().(*[spliceBuffer]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := src.Read(buf[:])
+		if n > 0 {
+			f.moving.Add(1)
+			f.moved(way)
+			_, writeErr = dst.Write(buf[:n])
+			f.moved(way)
+			f.moving.Add(-1)
+			if writeErr != nil {
+				return nil, writeErr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil, nil
+		}
+		if err != nil {
+			return err, nil
+		}
+	}
+}
+
+// abort closes c so that its other end sees a reset, where c can do that.
+func abort(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Reset() }:
+		c.Reset()
+		return
+	case interface{ SetLinger(int) error }:
+		_ = c.SetLinger(0)
+	}
+	_ = c.Close()
+}

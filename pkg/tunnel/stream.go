@@ -1,0 +1,453 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Stream is one connection in a session: a net.Conn with half-close and reset.
+//
+// On the end that opened it, writing is possible at once; the first Read (or WaitStatus) consumes the
+// other end's answer, and its error wraps syscall.ECONNREFUSED and its like, or a *net.DNSError, when that
+// refused. The end that accepted it answers with Accept or Refuse; writing before either accepts.
+//
+// When the stream was reset, or its session is lost, reads (after what had arrived) and writes fail with an error that
+// wraps syscall.ECONNRESET; writes with syscall.EPIPE when the other end was closed. The end of the session is never an io.EOF.
+type Stream struct {
+	s      *session
+	id     uint32
+	opener bool
+	header Header          // set before anyone but the session has the stream
+	ctx    context.Context // accepting end: done when the stream or its session is
+	cancel context.CancelFunc
+
+	// peerDone: the other end's FIN has arrived, perhaps behind data that is not read yet. peerDoneAt
+	// (set before) is how much of the control stream had arrived by then: a reset is in there, if it was one.
+	peerDone   atomic.Bool
+	peerDoneAt uint64
+
+	writeMu sync.Mutex // one Write (or CloseWrite) at a time
+	done    bool       // our FIN is sent
+
+	statusMu  sync.Mutex // one reader or writer of the status at a time
+	status    []byte     // opener: as read so far
+	answered  bool       // the status is read or sent
+	statusErr error      // opener: the refusal
+
+	mu            sync.Mutex
+	mux           *yamux.Stream // nil until attached
+	closed        bool          // by Close
+	reset         bool          // by Reset
+	peerReset     bool          // by the other end
+	stopped       bool          // the other end reads no more
+	readDeadline  time.Time
+	writeDeadline time.Time
+}
+
+// past is a deadline that wakes whoever is blocked.
+var past = time.Unix(1, 0)
+
+func newStream(s *session, id uint32, opener bool) *Stream {
+	st := &Stream{s: s, id: id, opener: opener, ctx: s.ctx, cancel: func() {}}
+	if !opener {
+		st.ctx, st.cancel = context.WithCancel(s.ctx)
+	}
+	return st
+}
+
+// attach gives st its yamux stream. What arrived about it before holds.
+func (st *Stream) attach(y *yamux.Stream) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.mux = y
+	st.wake()
+}
+
+// wake makes blocked reads and writes return when the state says so. mu is held.
+func (st *Stream) wake() {
+	if st.mux == nil {
+		return
+	}
+	if st.reset || st.closed {
+		_ = st.mux.SetReadDeadline(past)
+	}
+	if st.reset || st.closed || st.peerReset || st.stopped {
+		_ = st.mux.SetWriteDeadline(past)
+	}
+}
+
+// Header is what the connection is.
+func (st *Stream) Header() Header { return st.header }
+
+// Accept tells the opener that it is connected.
+func (st *Stream) Accept() error { return st.answer(status{}) }
+
+// Refuse tells the opener why it is not connected, and closes the stream. A nil err is still a refusal.
+func (st *Stream) Refuse(err error) error {
+	if err == nil {
+		err = errors.New("refused")
+	}
+	return errors.Join(st.answer(statusOf(err)), st.Close())
+}
+
+// answer sends the status, once. writeMu is not held.
+func (st *Stream) answer(answer status) error {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	return st.answerLocked(answer)
+}
+
+func (st *Stream) answerLocked(answer status) error {
+	if st.opener || st.answered {
+		return nil
+	}
+	st.answered = true
+	_, err := st.write(appendStatus(nil, answer))
+	return err
+}
+
+// WaitStatus waits for the other end's answer: nil when it is connected. Opening end only. When ctx ends
+// first the stream stays as it is.
+func (st *Stream) WaitStatus(ctx context.Context) error {
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = st.mux.SetReadDeadline(past)
+		close(woken)
+	})
+	err := st.readStatus(ctx)
+	if !stop() {
+		<-woken
+		st.mu.Lock()
+		_ = st.mux.SetReadDeadline(st.readDeadline)
+		st.wake()
+		st.mu.Unlock()
+	}
+	return err
+}
+
+func (st *Stream) readStatus(ctx context.Context) error {
+	st.statusMu.Lock()
+	defer st.statusMu.Unlock()
+	for !st.answered {
+		need, err := statusNeeds(st.status)
+		if err != nil {
+			st.Reset()
+			return st.fail("read", err)
+		}
+		if need == 0 {
+			st.answered = true
+			st.statusErr = parseStatus(st.status).err(st.header.Network, st.header.Address)
+			break
+		}
+		n := len(st.status)
+		st.status = append(st.status, make([]byte, need)...)
+		got, err := st.readOnce(st.status[n:])
+		st.status = st.status[:n+got]
+		if err == io.EOF { //nolint:errorlint // readOnce returns it bare
+			return st.fail("read", fmt.Errorf("closed without an answer: %w", syscall.ECONNRESET))
+		}
+		if err == errAgain { //nolint:errorlint // likewise
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return st.statusErr
+}
+
+// Read reads what the other end wrote; io.EOF after its half-close.
+func (st *Stream) Read(p []byte) (int, error) {
+	if st.opener {
+		if err := st.readStatus(context.Background()); err != nil {
+			return 0, err
+		}
+	}
+	return st.read(p)
+}
+
+func (st *Stream) read(p []byte) (int, error) {
+	for {
+		n, err := st.readOnce(p)
+		if err == errAgain { //nolint:errorlint // readOnce returns it bare
+			continue
+		}
+		return n, err
+	}
+}
+
+// errAgain means that a deadline of yamux's passed which is none of ours, or no longer.
+var errAgain = errors.New("woken")
+
+// readOnce is one read of yamux's, with its errors made ours.
+func (st *Stream) readOnce(p []byte) (int, error) {
+	if err := st.readError(); err != nil {
+		return 0, err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := st.mux.Read(p)
+	switch {
+	case n > 0 || err == nil:
+		return n, nil // yamux may add the error of a window update: the next read meets it
+	case errors.Is(err, yamux.ErrTimeout):
+		if err := st.readError(); err != nil {
+			return 0, err
+		}
+		return 0, errAgain
+	case errors.Is(err, io.EOF) && st.peerDone.Load():
+		st.s.read.wait(st.peerDoneAt)
+		if st.wasReset() {
+			return 0, st.fail("read", syscall.ECONNRESET)
+		}
+		return 0, io.EOF
+	default: // RST, or the session is over, which yamux reports as io.EOF
+		if err := st.readError(); err != nil {
+			return 0, err
+		}
+		return 0, st.fail("read", syscall.ECONNRESET)
+	}
+}
+
+func (st *Stream) wasReset() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.peerReset
+}
+
+// readError is why reading is not possible now, nil when it is.
+func (st *Stream) readError() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case st.closed:
+		return st.fail("read", net.ErrClosed)
+	case st.reset:
+		return st.fail("read", syscall.ECONNRESET)
+	case passed(st.readDeadline):
+		return st.fail("read", os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
+// Write writes all of p, or fails.
+func (st *Stream) Write(p []byte) (int, error) {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	if err := st.answerLocked(status{}); err != nil {
+		return 0, err
+	}
+	return st.write(p)
+}
+
+// write needs writeMu.
+func (st *Stream) write(p []byte) (total int, err error) {
+	for {
+		if err := st.writeError(); err != nil {
+			return total, err
+		}
+		if len(p) == 0 {
+			return total, nil
+		}
+		n, err := st.mux.Write(p[:min(len(p), maxFrame)])
+		total += n
+		p = p[n:]
+		switch {
+		case err == nil:
+		case errors.Is(err, yamux.ErrTimeout): // ours, or no longer: writeError knows
+		default:
+			if errors.Is(err, yamux.ErrConnectionWriteTimeout) {
+				// yamux may still send it: the stream's state is not known, nor the carrier's worth.
+				st.s.lost(err)
+			}
+			if err := st.writeError(); err != nil {
+				return total, err
+			}
+			return total, st.fail("write", syscall.ECONNRESET)
+		}
+	}
+}
+
+// writeError is why writing is not possible now, nil when it is. writeMu is held.
+func (st *Stream) writeError() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case st.closed:
+		return st.fail("write", net.ErrClosed)
+	case st.reset || st.peerReset:
+		return st.fail("write", syscall.ECONNRESET)
+	case st.done || st.stopped:
+		return st.fail("write", syscall.EPIPE)
+	case passed(st.writeDeadline):
+		return st.fail("write", os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
+func passed(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
+
+func (st *Stream) fail(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tunnel", Addr: st.RemoteAddr(), Err: err}
+}
+
+// CloseWrite ends our direction: the other end reads io.EOF after what was written. It waits for a
+// Write in progress. Reading goes on.
+func (st *Stream) CloseWrite() error {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	if st.done {
+		return nil
+	}
+	if err := st.answerLocked(status{}); err != nil {
+		return err
+	}
+	if err := st.writeError(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	st.finishLocked()
+	return nil
+}
+
+// finish sends our FIN, once.
+func (st *Stream) finish() {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	st.finishLocked()
+}
+
+func (st *Stream) finishLocked() {
+	if !st.done {
+		st.done = true
+		_ = st.mux.Close() // always nil; a lost session is met elsewhere
+	}
+}
+
+// Close ends both directions. What was written still arrives; the other end's writes fail from now on.
+// Blocked reads and writes return net.ErrClosed.
+func (st *Stream) Close() error {
+	st.mu.Lock()
+	if st.closed {
+		st.mu.Unlock()
+		return nil
+	}
+	st.closed = true
+	if !st.reset && !st.peerDone.Load() {
+		st.s.out.put(message{typ: messageReset, stream: st.id, code: resetNotReading})
+	}
+	reset := st.reset
+	st.wake()
+	st.mu.Unlock()
+	st.cancel()
+	if !reset { // else the FIN goes out behind the message
+		st.finish()
+	}
+	st.s.forget(st)
+	return nil
+}
+
+// Reset ends both directions: the other end's writes fail with ECONNRESET at once, its reads after
+// what was written before; ours both at once.
+func (st *Stream) Reset() {
+	st.mu.Lock()
+	if st.closed || st.reset {
+		st.mu.Unlock()
+		return
+	}
+	st.reset = true
+	st.s.out.putThenFinish(message{typ: messageReset, stream: st.id, code: resetBoth}, st)
+	st.wake()
+	st.mu.Unlock()
+	st.cancel()
+	st.s.forget(st)
+}
+
+// resetByPeer is the other end's reset message. It never blocks: the control stream waits for it. Reads go
+// on until the FIN that follows the message. The yamux stream ends when whoever has this one closes it.
+func (st *Stream) resetByPeer(code resetCode) {
+	st.mu.Lock()
+	if code == resetNotReading {
+		st.stopped = true
+	} else {
+		st.peerReset = true
+	}
+	st.wake()
+	st.mu.Unlock()
+	if code != resetNotReading {
+		st.cancel()
+	}
+}
+
+// LocalAddr is the address that was dialled on the accepting end, and a name for this end otherwise.
+func (st *Stream) LocalAddr() net.Addr {
+	if st.opener {
+		return st.callerAddr()
+	}
+	return addr{st.header.Network, st.header.Address}
+}
+
+// RemoteAddr is the address that was dialled on the opening end, and the caller's on the accepting one.
+func (st *Stream) RemoteAddr() net.Addr {
+	if st.opener {
+		return addr{st.header.Network, st.header.Address}
+	}
+	return st.callerAddr()
+}
+
+func (st *Stream) callerAddr() net.Addr {
+	if st.header.Peer.IsValid() {
+		return net.TCPAddrFromAddrPort(st.header.Peer)
+	}
+	return addr{st.header.Network, "tunnel"}
+}
+
+// addr is a net.Addr that is only a text.
+type addr struct{ network, address string }
+
+func (a addr) Network() string { return a.network }
+func (a addr) String() string  { return a.address }
+
+// SetDeadline is SetReadDeadline and SetWriteDeadline.
+func (st *Stream) SetDeadline(t time.Time) error {
+	return errors.Join(st.SetReadDeadline(t), st.SetWriteDeadline(t))
+}
+
+// SetReadDeadline bounds reads, the one that is blocked too; zero means no bound.
+func (st *Stream) SetReadDeadline(t time.Time) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return st.fail("set", net.ErrClosed)
+	}
+	st.readDeadline = t
+	_ = st.mux.SetReadDeadline(t)
+	st.wake()
+	return nil
+}
+
+// SetWriteDeadline bounds writes, the one that is blocked too; zero means no bound.
+func (st *Stream) SetWriteDeadline(t time.Time) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return st.fail("set", net.ErrClosed)
+	}
+	st.writeDeadline = t
+	_ = st.mux.SetWriteDeadline(t)
+	st.wake()
+	return nil
+}
