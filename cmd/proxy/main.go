@@ -1,0 +1,103 @@
+// Command proxy is bridge's end in a pod: it stands where the target's program stood and passes its
+// callers to the laptop (--listen), and dials from inside the cluster for it. It is started by bridge, never
+// by hand; internal/proxypod writes its arguments. It links no Kubernetes client and stays small.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"bridge/pkg/tunnel"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main without the process: it returns the exit status, 2 for a wrong command line.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	c, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		_, _ = fmt.Fprintln(stderr, "proxy:", err)
+		return 2
+	case c.version:
+		_, _ = fmt.Fprintln(stdout, "proxy", version)
+		return 0
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := c.serve(ctx, log); err != nil {
+		log.Error("proxy ends", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// config is the command line.
+type config struct {
+	version    bool
+	client     tunnel.Fingerprint
+	tunnel     string // the tunnel's listener, on loopback
+	health     string // the readiness listener
+	listen     []int  // the target's ports; none for connect
+	serveDials bool
+	drainDelay time.Duration // new connections are still taken after SIGTERM
+	drain      time.Duration // open ones may take this long after that
+}
+
+// parse reads args. Usage errors of the flag package itself are printed to stderr by it, too.
+func parse(args []string, stderr io.Writer) (config, error) {
+	var c config
+	f := flag.NewFlagSet("proxy", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.BoolVar(&c.version, "version", false, "print the version and exit")
+	f.Func("client", "`fingerprint` of the laptop's key (hex)", func(s string) (err error) {
+		c.client, err = tunnel.ParseFingerprint(s)
+		return err
+	})
+	f.StringVar(&c.tunnel, "tunnel", "", "`address` for the tunnel, on loopback")
+	f.StringVar(&c.health, "health", "", "`address` that answers the readiness probe")
+	f.Func("listen", "`port` whose connections go to the laptop (repeatable)", func(s string) error {
+		port, err := strconv.ParseUint(s, 10, 16)
+		if err != nil || port == 0 {
+			return errors.New("want a port, 1 to 65535")
+		}
+		c.listen = append(c.listen, int(port))
+		return nil
+	})
+	f.BoolVar(&c.serveDials, "serve-dials", true, "dial from the pod for the laptop")
+	f.DurationVar(&c.drainDelay, "drain-delay", 3*time.Second, "how long new connections are taken after SIGTERM")
+	f.DurationVar(&c.drain, "drain", 10*time.Second, "how long open connections may take after that")
+	if err := f.Parse(args); err != nil {
+		return c, err
+	}
+	switch {
+	case c.version:
+		return c, nil
+	case f.NArg() > 0:
+		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	case c.client == tunnel.Fingerprint{}:
+		return c, errors.New("--client is needed")
+	case c.tunnel == "" || c.health == "":
+		return c, errors.New("--tunnel and --health are needed")
+	case c.drainDelay < 0 || c.drain < 0:
+		return c, errors.New("--drain-delay and --drain are not negative")
+	}
+	return c, nil
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/intercept"
+	"bridge/pkg/tunnel"
+)
+
+// resolvConf is where a container finds its resolver.
+const resolvConf = "/etc/resolv.conf"
+
+// proxy is what runs: the tunnel's server, the readiness answer and the ports.
+type proxy struct {
+	config
+	log    *slog.Logger
+	server *tunnel.Server
+	ports  *intercept.Interceptor
+	health *health
+
+	mu      sync.Mutex
+	ending  bool          // SIGTERM came: readiness does not come back
+	ready   bool          // the laptop's process is, as told last
+	useless chan struct{} // closed when ending and not ready: no new connection can be served
+}
+
+// serve runs the proxy until ctx is done (SIGTERM), drains, and returns nil.
+func (c config) serve(ctx context.Context, log *slog.Logger) error {
+	key, err := tunnel.NewKey()
+	if err != nil {
+		return err
+	}
+	resolver, err := readResolvConf(resolvConf)
+	if err != nil {
+		log.Warn("names will not resolve", "error", err)
+	}
+	p := &proxy{config: c, log: log, health: &health{log: log}, useless: make(chan struct{})}
+	p.server = &tunnel.Server{
+		Key: key, Client: c.client, Log: log, OnReady: p.onReady,
+		Info: func() tunnel.Info {
+			return tunnel.Info{Version: version, Nameservers: resolver.nameservers, Search: resolver.search, Ndots: resolver.ndots}
+		},
+	}
+	if c.serveDials {
+		p.server.Dial = (&intercept.Dialer{Resolvers: resolver.addrs()}).DialContext
+	}
+	p.ports = &intercept.Interceptor{Ports: c.listen, Open: p.server.Open, Log: log}
+	if err := p.ports.Check(); err != nil {
+		return err
+	}
+
+	tunnelListener, err := net.Listen("tcp", c.tunnel)
+	if err != nil {
+		return fmt.Errorf("tunnel: %w", err)
+	}
+	if a, err := netip.ParseAddrPort(tunnelListener.Addr().String()); err != nil || !a.Addr().IsLoopback() {
+		_ = tunnelListener.Close()
+		return fmt.Errorf("tunnel: %s is not on loopback", c.tunnel)
+	}
+	healthListener, err := net.Listen("tcp", c.health)
+	if err != nil {
+		_ = tunnelListener.Close()
+		return fmt.Errorf("health: %w", err)
+	}
+	log.Info("proxy", "version", version, "tunnel", tunnelListener.Addr(), "health", healthListener.Addr(), "ports", c.listen)
+	return p.run(ctx, tunnelListener, healthListener)
+}
+
+// run ends each part when ctx is done and draining over, or when another part has failed.
+func (p *proxy) run(ctx context.Context, tunnelListener, healthListener net.Listener) error {
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, parts := errgroup.WithContext(parts)
+	p.ports.Start(parts)
+	p.health.set(len(p.listen) == 0)
+	group.Go(func() error { p.ports.Wait(); return nil })
+	group.Go(func() error { return p.health.serve(parts, healthListener) })
+	group.Go(func() error { return p.server.Serve(parts, tunnelListener) })
+	group.Go(func() error {
+		defer stop()
+		select {
+		case <-ctx.Done():
+			p.end(parts)
+		case <-parts.Done():
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// onReady follows the laptop: ports first, then the answer that brings callers here; and the other way round.
+func (p *proxy) onReady(ready bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = ready
+	if len(p.listen) == 0 {
+		return
+	}
+	if p.ending {
+		if !ready {
+			p.giveUp()
+		}
+		return
+	}
+	if !ready {
+		p.health.set(false)
+	}
+	if err := p.ports.SetReady(ready); err != nil {
+		p.log.Error("ports stay closed", "error", err)
+		return
+	}
+	p.health.set(ready)
+	p.log.Info("readiness", "ready", ready)
+}
+
+// giveUp says that there is nothing to wait for any more. mu is held.
+func (p *proxy) giveUp() {
+	select {
+	case <-p.useless:
+	default:
+		close(p.useless)
+	}
+}
+
+// end is what SIGTERM sets off. Callers are sent elsewhere first, and served until they are; then
+// the connections end, each when it is quiet. Without a laptop there is nothing to serve.
+func (p *proxy) end(parts context.Context) {
+	p.mu.Lock()
+	p.ending = true
+	p.health.set(false)
+	if !p.ready {
+		p.giveUp()
+	}
+	p.mu.Unlock()
+	if len(p.listen) == 0 || !p.server.Connected() {
+		p.log.Info("ends at once")
+		return
+	}
+	p.log.Info("draining", "delay", p.drainDelay, "limit", p.drain)
+	delay := time.NewTimer(p.drainDelay)
+	defer delay.Stop()
+	select {
+	case <-delay.C:
+	case <-p.useless:
+	case <-parts.Done():
+	}
+	p.ports.Drain(parts, p.drain)
+	p.log.Info("drained")
+}

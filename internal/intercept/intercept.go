@@ -1,0 +1,292 @@
+// Package intercept is what the pod does with connections: those that callers in the cluster make to
+// the pod's ports go through the tunnel to the laptop (Interceptor), those that the laptop asks for
+// are dialled from here, if they may be (Dialer). cmd/proxy runs both.
+package intercept
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"bridge/pkg/tunnel"
+)
+
+const (
+	// maxConns is how many connections are carried at once, over all ports; further callers wait in the
+	// kernel's queue. Each takes up to 80 KB (two copy buffers, two goroutines), and the pod's memory
+	// limit is 256 MiB.
+	maxConns = 2048
+	// queueGrace is how long a listener that is to close without loss goes on accepting what the kernel
+	// has queued. The queue is in memory: a few milliseconds do.
+	queueGrace = 50 * time.Millisecond
+	// acceptPause is the wait after an accept that failed for want of descriptors or memory.
+	acceptPause = 20 * time.Millisecond
+)
+
+// Interceptor listens on the pod's ports while the laptop's process is ready, and passes each
+// connection on. Set the fields, call Start, then Wait; SetReady and Drain in between.
+type Interceptor struct {
+	Host  string // the address to listen on; empty means all
+	Ports []int
+	// Open opens a stream to the laptop; (*tunnel.Server).Open is one.
+	Open func(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
+	Log  *slog.Logger // nil: no log
+
+	wg sync.WaitGroup // accept loops and connections
+
+	mu        sync.Mutex
+	state     state
+	listeners []*listener
+	conns     map[*conn]struct{}
+	slots     chan struct{} // one for each connection, and for each accept under way
+	changed   chan struct{} // has an item after a connection has ended
+	ctx       context.Context
+}
+
+// state only goes forward.
+type state int
+
+const (
+	idle     state = iota // before Start
+	running               // SetReady opens and closes
+	draining              // no listener is opened any more
+	stopped               // no connection is taken any more
+)
+
+// errNotRunning says that SetReady came before Start, or after Drain.
+var errNotRunning = errors.New("not running")
+
+type listener struct {
+	*net.TCPListener
+	port int
+	stop chan struct{} // closed when no further connection is to be waited for
+}
+
+// conn is one caller's connection.
+type conn struct {
+	*net.TCPConn
+	since time.Time
+	flow  tunnel.Flow // a is the caller, b the laptop
+
+	half atomic.Bool // one direction is at its end, the other ends by itself
+	// Used by Drain alone: we have sent our end at this time, and wait a little for the caller's.
+	endedAt time.Time
+}
+
+// Read notes the caller's half-close.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if errors.Is(err, io.EOF) {
+		c.half.Store(true)
+	}
+	return n, err
+}
+
+// CloseWrite is the laptop's half-close, on its way to the caller.
+func (c *conn) CloseWrite() error {
+	c.half.Store(true)
+	return c.TCPConn.CloseWrite()
+}
+
+// reset ends c so that the caller sees it at once, as it would with a crashed program.
+func (c *conn) reset() {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func (i *Interceptor) log() *slog.Logger {
+	if i.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return i.Log
+}
+
+// Check opens each port and closes it again, so that one that cannot be opened is known at the start
+// and not when the first caller is expected.
+func (i *Interceptor) Check() error {
+	for _, port := range i.Ports {
+		l, err := i.listen(port)
+		if err != nil {
+			return err
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("port %d: %w", port, err)
+		}
+	}
+	return nil
+}
+
+func (i *Interceptor) listen(port int) (*listener, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(i.Host, strconv.Itoa(port)))
+	if errors.Is(err, syscall.EACCES) {
+		return nil, fmt.Errorf("%w: the pod needs the sysctl net.ipv4.ip_unprivileged_port_start=0", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &listener{l.(*net.TCPListener), port, make(chan struct{})}, nil
+}
+
+// Start makes SetReady work. When ctx is done the listeners are closed and the connections reset;
+// Wait then returns.
+func (i *Interceptor) Start(ctx context.Context) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.state = running
+	i.conns = map[*conn]struct{}{}
+	i.slots = make(chan struct{}, maxConns)
+	i.changed = make(chan struct{}, 1)
+	i.ctx = ctx
+}
+
+// Wait returns when Start's ctx is done and everything that was started has ended.
+func (i *Interceptor) Wait() {
+	<-i.ctx.Done()
+	i.mu.Lock()
+	i.state = stopped
+	i.closeListeners()
+	i.mu.Unlock()
+	i.resetAll()
+	i.wg.Wait()
+}
+
+// SetReady opens the ports or closes them; open connections stay. Callers meet a refusal while the
+// ports are closed. When it fails, all are closed.
+func (i *Interceptor) SetReady(ready bool) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.state != running {
+		if !ready && i.state == draining {
+			i.closeListeners()
+		}
+		return errNotRunning
+	}
+	if !ready {
+		i.closeListeners()
+		return nil
+	}
+	if len(i.listeners) > 0 {
+		return nil
+	}
+	for _, port := range i.Ports {
+		l, err := i.listen(port)
+		if err != nil {
+			i.closeListeners()
+			return err
+		}
+		i.listeners = append(i.listeners, l)
+		i.wg.Go(func() { i.accept(l) })
+	}
+	return nil
+}
+
+// closeListeners closes them at once. mu is held.
+func (i *Interceptor) closeListeners() {
+	for _, l := range i.listeners {
+		_ = l.Close()
+		close(l.stop)
+	}
+	i.listeners = nil
+}
+
+// accept takes l's connections until l is closed or its deadline has passed.
+func (i *Interceptor) accept(l *listener) {
+	defer func() { _ = l.Close() }()
+	for {
+		select {
+		case i.slots <- struct{}{}:
+		default:
+			i.log().Warn("too many connections: callers wait", "port", l.port, "limit", maxConns)
+			select {
+			case i.slots <- struct{}{}:
+			case <-l.stop:
+				return
+			}
+		}
+		c, err := l.AcceptTCP()
+		if err == nil {
+			i.wg.Go(func() { i.serve(c, l.port) })
+			continue
+		}
+		<-i.slots
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		i.log().Warn("accept", "port", l.port, "error", err)
+		select {
+		case <-time.After(acceptPause):
+		case <-l.stop:
+		}
+	}
+}
+
+// serve carries one connection to the laptop, and has a slot.
+func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
+	defer func() { <-i.slots }()
+	c := &conn{TCPConn: tcp, since: time.Now()}
+	if !i.add(c) {
+		c.reset()
+		return
+	}
+	defer i.remove(c)
+
+	h := tunnel.Header{Kind: tunnel.Inbound, Network: "tcp", Address: ":" + strconv.Itoa(port)}
+	if a, ok := tcp.RemoteAddr().(*net.TCPAddr); ok {
+		h.Peer = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), a.AddrPort().Port())
+	}
+	stream, err := i.Open(i.ctx, h)
+	if err != nil {
+		c.reset()
+		i.log().Debug("caller reset", "port", port, "from", h.Peer, "error", err)
+		return
+	}
+	if err := c.flow.Splice(c, stream); err != nil {
+		i.log().Debug("connection ended", "port", port, "from", h.Peer, "error", err)
+	}
+}
+
+func (i *Interceptor) add(c *conn) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.state == stopped {
+		return false
+	}
+	i.conns[c] = struct{}{}
+	return true
+}
+
+func (i *Interceptor) remove(c *conn) {
+	i.mu.Lock()
+	delete(i.conns, c)
+	i.mu.Unlock()
+	select {
+	case i.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (i *Interceptor) all() []*conn {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	all := make([]*conn, 0, len(i.conns))
+	for c := range i.conns {
+		all = append(all, c)
+	}
+	return all
+}
+
+func (i *Interceptor) resetAll() {
+	for _, c := range i.all() {
+		c.reset()
+	}
+}
