@@ -1,0 +1,181 @@
+// Package proxypod is a pod that runs bridge's proxy: it builds the objects (pure functions, no
+// API calls), waits until the pod runs and says why when it does not, and opens the tunnel to it.
+// pkg/swap puts such a pod in a workload's place, internal/connect starts one of its own. It shares
+// client-go with internal/kube and pkg/swap.
+package proxypod
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/carry"
+	"bridge/pkg/tunnel"
+)
+
+// Spec is what a proxy is made from.
+type Spec struct {
+	// Name is the Deployment's, Namespace where it goes.
+	Name, Namespace string
+	// Lease is the name of the claim that owns it. Its UID is filled in when the Lease exists (Own).
+	Lease string
+	// Template is the pod to stand in for; Container the one in it that becomes the proxy.
+	Template  corev1.PodTemplateSpec
+	Container string
+
+	Source Source
+	Ports  Ports
+	// Client is the laptop's key, the only one the proxy lets in.
+	Client tunnel.Fingerprint
+	// Listen are the pod's ports whose connections go to the laptop; none for connect.
+	Listen []int32
+}
+
+// controllerLabels are set by a controller on the pods it makes. On ours they would make that
+// controller count or adopt them.
+var controllerLabels = []string{
+	appsv1.DefaultDeploymentUniqueLabelKey, // pod-template-hash
+	appsv1.ControllerRevisionHashLabelKey,
+	appsv1.StatefulSetPodNameLabel,
+	appsv1.PodIndexLabel,
+	"pod-template-generation",
+	"batch.kubernetes.io/controller-uid",
+	"batch.kubernetes.io/job-name",
+	"controller-uid",
+	"job-name",
+}
+
+// Deployment is the proxy's, with the pod standing in for the template's. The notes say, one a
+// line, what of the template could not be kept.
+func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
+	template := s.Template.DeepCopy()
+	pod := &template.Spec
+	app := slices.IndexFunc(pod.Containers, func(c corev1.Container) bool { return c.Name == s.Container })
+	switch {
+	case app < 0:
+		return nil, nil, errNoContainer(s.Container, pod)
+	case pod.HostNetwork:
+		return nil, nil, errors.New("the pod uses the node's network (hostNetwork): a second pod cannot stand in for it on the same node")
+	case pod.OS != nil && pod.OS.Name == corev1.Windows:
+		return nil, nil, errors.New("the pod runs on Windows; the proxy is a Linux program")
+	}
+
+	before := pod.Containers[app]
+	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
+		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if !sidecar {
+			notes = append(notes, fmt.Sprintf("init container %q is not run in the proxy's pod", c.Name))
+		}
+		return !sidecar
+	})
+	pod.Containers[app] = container(before, pod, s.Source, s.Ports, s.Client, s.Listen)
+	notes = append(notes, dropVolumes(pod, &pod.Containers[app])...)
+	if s.Source.Image == "" {
+		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
+		keepToArch(pod, s.Source.Arch)
+	}
+	lowPorts(pod, s.Listen)
+
+	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
+	if pod.Affinity != nil {
+		pod.Affinity.PodAntiAffinity = nil
+	}
+	pod.TopologySpreadConstraints = nil
+	pod.NodeName, pod.Hostname, pod.Subdomain = "", "", ""
+	pod.ReadinessGates, pod.SchedulingGates, pod.ResourceClaims = nil, nil, nil
+	pod.Resources = nil
+	pod.RestartPolicy = corev1.RestartPolicyAlways
+	pod.ActiveDeadlineSeconds = nil
+	grace := drainSeconds
+	pod.TerminationGracePeriodSeconds = &grace
+
+	label := map[string]string{ProxyLabel: LabelValue(s.Lease)}
+	labels := maps.Clone(template.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	for _, k := range controllerLabels {
+		delete(labels, k)
+	}
+	maps.Copy(labels, label)
+	one, zero := int32(1), int32(0)
+	return &appsv1.Deployment{
+		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: s.Name, Namespace: s.Namespace,
+			Labels: map[string]string{ManagedByLabel: ManagedBy, ProxyLabel: LabelValue(s.Lease)},
+		},
+		Spec: appsv1.DeploymentSpec{
+			Replicas:             &one,
+			RevisionHistoryLimit: &zero,
+			Selector:             &metav1.LabelSelector{MatchLabels: label},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: template.Annotations},
+				Spec:       *pod,
+			},
+		},
+	}, notes, nil
+}
+
+// keptVolume tells whether a second pod may have the same volume beside the first.
+func keptVolume(v corev1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil || v.EmptyDir != nil
+}
+
+// dropVolumes takes the mounts of volumes that cannot be shared (claims, host paths, devices) off
+// the proxy, then every volume that nobody mounts any more. Other containers keep theirs.
+func dropVolumes(pod *corev1.PodSpec, proxy *corev1.Container) (notes []string) {
+	shareable := map[string]bool{volumeName: true}
+	for _, v := range pod.Volumes {
+		shareable[v.Name] = keptVolume(v)
+	}
+	proxy.VolumeMounts = slices.DeleteFunc(slices.Clone(proxy.VolumeMounts), func(m corev1.VolumeMount) bool {
+		if !shareable[m.Name] {
+			notes = append(notes, fmt.Sprintf("volume %q at %s is not mounted in the proxy's pod", m.Name, m.MountPath))
+		}
+		return !shareable[m.Name]
+	})
+	used := map[string]bool{}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		for _, m := range c.VolumeMounts {
+			used[m.Name] = true
+		}
+		for _, d := range c.VolumeDevices {
+			used[d.Name] = true
+		}
+	}
+	pod.Volumes = slices.DeleteFunc(pod.Volumes, func(v corev1.Volume) bool { return !used[v.Name] })
+	return notes
+}
+
+// ConfigMapNames are the names of the ConfigMaps that ConfigMaps makes, for a Source.
+func ConfigMapNames(lease string, parts []carry.Part) []string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, lease+"-"+p.Name)
+	}
+	return names
+}
+
+// ConfigMaps carry the proxy's parts to the node.
+func ConfigMaps(namespace, lease string, parts []carry.Part) []*corev1.ConfigMap {
+	var out []*corev1.ConfigMap
+	yes := true
+	for i, name := range ConfigMapNames(lease, parts) {
+		out = append(out, &corev1.ConfigMap{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+			ObjectMeta: metav1.ObjectMeta{
+				Name: name, Namespace: namespace,
+				Labels: map[string]string{ManagedByLabel: ManagedBy, ProxyLabel: LabelValue(lease)},
+			},
+			BinaryData: parts[i].Files,
+			Immutable:  &yes,
+		})
+	}
+	return out
+}

@@ -1,0 +1,187 @@
+package proxypod
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"bridge/internal/carry"
+	"bridge/pkg/tunnel"
+)
+
+const (
+	// firstPort is where the search for the tunnel's and the health port begins: above the ports
+	// programs like to use, below Linux' ephemeral range (32768).
+	firstPort = 27100
+	// nobody is the user of our container where neither the pod nor the container names one that
+	// is not root. It is the number that distroless images use for "nonroot".
+	nobody int64 = 65532
+	// drainSeconds is the pod's termination grace period: the proxy's drain delay (3 s) and drain
+	// (10 s) at their defaults, and room for a slow node.
+	drainSeconds int64 = 30
+
+	volumeName = "bridge-proxy"
+)
+
+// Source is where the proxy's executable comes from.
+type Source struct {
+	// Image is the proxy's own image. Empty means that the proxy is carried: mounted from
+	// ConfigMaps and started on the image the container already has.
+	Image string
+	// Arch is the architecture of a carried proxy, "amd64" or "arm64"; the pod is kept to nodes of it.
+	Arch string
+	// ConfigMaps are the names that hold a carried proxy's parts, in order.
+	ConfigMaps []string
+}
+
+// Ports are the proxy's own two ports, chosen beside those of the pod.
+type Ports struct {
+	Tunnel int32 // on the pod's loopback
+	Health int32 // on the pod's address
+}
+
+// FreePorts returns two ports that no container of the pod declares and that are not in taken.
+func FreePorts(pod *corev1.PodSpec, taken []int32) Ports {
+	used := slices.Clone(taken)
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		for _, p := range c.Ports {
+			used = append(used, p.ContainerPort)
+		}
+	}
+	next := int32(firstPort)
+	free := func() int32 {
+		for slices.Contains(used, next) {
+			next++
+		}
+		used = append(used, next)
+		return next
+	}
+	return Ports{Tunnel: free(), Health: free()}
+}
+
+// container turns c into the proxy: same name, ports, environment and mounts, another program.
+// What would act on the program that is no longer there (probes, hooks, devices) goes.
+func container(c corev1.Container, pod *corev1.PodSpec, src Source, ports Ports, client tunnel.Fingerprint, listen []int32) corev1.Container {
+	tunnelAddr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(ports.Tunnel))
+	args := []string{"--client", client.String(), "--tunnel", tunnelAddr.String(), "--health", ":" + strconv.Itoa(int(ports.Health))}
+	for _, p := range listen {
+		args = append(args, "--listen", strconv.Itoa(int(p)))
+	}
+	out := corev1.Container{
+		Name:            c.Name,
+		Image:           c.Image,
+		ImagePullPolicy: c.ImagePullPolicy,
+		Args:            args,
+		Env:             c.Env,
+		EnvFrom:         c.EnvFrom,
+		VolumeMounts:    c.VolumeMounts,
+		Resources: corev1.ResourceRequirements{
+			// No CPU limit: throttling shows as tenfold tail latency.
+			Requests: corev1.ResourceList{
+				corev1.ResourceCPU:    resource.MustParse("10m"),
+				corev1.ResourceMemory: resource.MustParse("32Mi"),
+			},
+			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
+		},
+		ReadinessProbe: &corev1.Probe{
+			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(ports.Health)}},
+			PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
+		},
+		SecurityContext:          securityContext(c.SecurityContext, pod.SecurityContext),
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	}
+	for _, p := range c.Ports {
+		p.HostPort, p.HostIP = 0, "" // the original still holds it
+		out.Ports = append(out.Ports, p)
+	}
+	if src.Image != "" {
+		out.Image, out.ImagePullPolicy = src.Image, corev1.PullIfNotPresent
+		return out
+	}
+	out.Command = carry.Command()
+	out.VolumeMounts = append(slices.Clone(out.VolumeMounts),
+		corev1.VolumeMount{Name: volumeName, MountPath: carry.MountPath, ReadOnly: true})
+	return out
+}
+
+// securityContext passes Pod Security "restricted" whatever the target's own does. A user that the
+// target names is kept if it is not root, since volumes may be readable by it alone.
+func securityContext(c *corev1.SecurityContext, pod *corev1.PodSecurityContext) *corev1.SecurityContext {
+	yes, no := true, false
+	out := &corev1.SecurityContext{
+		RunAsNonRoot:             &yes,
+		AllowPrivilegeEscalation: &no,
+		ReadOnlyRootFilesystem:   &yes,
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+	switch {
+	case c != nil && c.RunAsUser != nil && *c.RunAsUser != 0:
+		out.RunAsUser = c.RunAsUser
+	case c == nil || c.RunAsUser == nil:
+		if pod != nil && pod.RunAsUser != nil && *pod.RunAsUser != 0 {
+			break // inherited from the pod
+		}
+		fallthrough
+	default:
+		user := nobody
+		out.RunAsUser = &user
+	}
+	if c != nil {
+		out.RunAsGroup = c.RunAsGroup
+	}
+	return out
+}
+
+// carriedVolume holds the loader and the proxy's parts, one after the other, in one folder.
+func carriedVolume(configMaps []string) corev1.Volume {
+	mode := int32(0o555)
+	v := &corev1.ProjectedVolumeSource{DefaultMode: &mode}
+	for _, name := range configMaps {
+		v.Sources = append(v.Sources, corev1.VolumeProjection{
+			ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: name}},
+		})
+	}
+	return corev1.Volume{Name: volumeName, VolumeSource: corev1.VolumeSource{Projected: v}}
+}
+
+// keepToArch adds the requirement that the node has the architecture of the carried proxy.
+func keepToArch(pod *corev1.PodSpec, arch string) {
+	if pod.NodeSelector[corev1.LabelArchStable] != "" {
+		return
+	}
+	if pod.NodeSelector == nil {
+		pod.NodeSelector = map[string]string{}
+	}
+	pod.NodeSelector[corev1.LabelArchStable] = arch
+}
+
+// lowPorts lets a user who is not root listen on ports below 1024, by a sysctl that Kubernetes
+// counts as safe (since 1.22).
+func lowPorts(pod *corev1.PodSpec, listen []int32) {
+	const sysctl = "net.ipv4.ip_unprivileged_port_start"
+	if !slices.ContainsFunc(listen, func(p int32) bool { return p < 1024 }) {
+		return
+	}
+	if pod.SecurityContext == nil {
+		pod.SecurityContext = &corev1.PodSecurityContext{}
+	}
+	if slices.ContainsFunc(pod.SecurityContext.Sysctls, func(s corev1.Sysctl) bool { return s.Name == sysctl }) {
+		return
+	}
+	pod.SecurityContext.Sysctls = append(pod.SecurityContext.Sysctls, corev1.Sysctl{Name: sysctl, Value: "0"})
+}
+
+// errNoContainer says which containers there are.
+func errNoContainer(name string, pod *corev1.PodSpec) error {
+	var have []string
+	for _, c := range pod.Containers {
+		have = append(have, c.Name)
+	}
+	return fmt.Errorf("no container %q in the pod template, it has %q", name, have)
+}

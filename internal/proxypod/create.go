@@ -1,0 +1,117 @@
+package proxypod
+
+import (
+	"context"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"bridge/internal/kube"
+)
+
+// OwnedBy names the Lease as owner, so that deleting it removes what is ours. It is no controller
+// and blocks nothing.
+func OwnedBy(l *coordinationv1.Lease) []metav1.OwnerReference {
+	return []metav1.OwnerReference{{APIVersion: "coordination.k8s.io/v1", Kind: "Lease", Name: l.Name, UID: l.UID}}
+}
+
+// Create creates the proxy's ConfigMaps and its Deployment, owned by the Lease.
+func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, maps []*corev1.ConfigMap, d *appsv1.Deployment) error {
+	options := metav1.CreateOptions{FieldManager: FieldManager}
+	for _, m := range maps {
+		m = m.DeepCopy()
+		m.OwnerReferences = OwnedBy(lease)
+		if _, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, options); err != nil {
+			return kube.Explain(err, "create configmap "+m.Name+" in "+m.Namespace)
+		}
+	}
+	d = d.DeepCopy()
+	d.OwnerReferences = OwnedBy(lease)
+	_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, options)
+	return kube.Explain(err, "create deployment "+d.Name+" in "+d.Namespace)
+}
+
+// Delete deletes the proxy's Deployment, waits until its pods are gone (they drain), and deletes
+// its ConfigMaps. What is gone already is fine.
+func (p *Proxy) Delete(ctx context.Context) error {
+	policy := metav1.DeletePropagationBackground
+	err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Delete(ctx, p.Lease, metav1.DeleteOptions{PropagationPolicy: &policy})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return kube.Explain(err, "delete deployment "+p.Lease+" in "+p.Namespace)
+	}
+	if err := p.WaitGone(ctx); err != nil {
+		return err
+	}
+	maps := p.Kube.Clientset.CoreV1().ConfigMaps(p.Namespace)
+	list, err := maps.List(ctx, metav1.ListOptions{LabelSelector: ProxyLabel + "=" + LabelValue(p.Lease)})
+	if err != nil {
+		return kube.Explain(err, "list configmaps in "+p.Namespace)
+	}
+	for _, m := range list.Items {
+		if err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return kube.Explain(err, "delete configmap "+m.Name+" in "+p.Namespace)
+		}
+	}
+	return nil
+}
+
+// WaitGone waits until the proxy has no pod any more.
+func (p *Proxy) WaitGone(ctx context.Context) error {
+	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
+		pods, err := p.list(ctx)
+		return err == nil && len(pods) == 0, ignoreTransient(err)
+	})
+	return kube.Explain(err, "wait for the proxy's pods to end")
+}
+
+// Heartbeat renews the Lease every period until ctx ends (nil) or the Lease is no longer ours:
+// deleted, or held by somebody who gives it back (*TakenError).
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, period time.Duration) error {
+	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err), err == nil && now.UID != lease.UID:
+			return &TakenError{}
+		case err != nil:
+			continue // the next tick tries again; nothing lapses while the API is away
+		case now.Spec.HolderIdentity == nil || *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
+			return &TakenError{By: value(now.Spec.HolderIdentity)}
+		}
+		stamp := metav1.NowMicro()
+		now.Spec.RenewTime = &stamp
+		// A conflict or an API server that is away: the next tick looks again.
+		_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+	}
+}
+
+// TakenError says that the Lease is no longer ours.
+type TakenError struct {
+	By string // who holds it now; empty when it was deleted
+}
+
+func (e *TakenError) Error() string {
+	if e.By == "" {
+		return "the Lease was deleted"
+	}
+	return "the Lease was taken by " + e.By
+}
+
+func value(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

@@ -1,0 +1,54 @@
+package proxypod
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+)
+
+// Prefix starts every label and annotation key of ours. ".internal" is reserved for private use,
+// so it can never be somebody's domain.
+const Prefix = "bridge.internal/"
+
+// Keys of labels and annotations on objects in the cluster.
+const (
+	// ProxyLabel is on the pods of a proxy and is what its Deployment selects. Its value is the
+	// name of the Lease that owns it, shortened to a label's length.
+	ProxyLabel = Prefix + "proxy"
+	// UndoAnnotation holds the undo record, on the Lease and on the target.
+	UndoAnnotation = Prefix + "undo"
+	// TargetAnnotation on a Lease names what it is for: "deployment/orders" or "connect".
+	TargetAnnotation = Prefix + "target"
+	// KindLabel on a Lease is "swap" or "connect".
+	KindLabel = Prefix + "kind"
+
+	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).
+	ManagedByLabel = "app.kubernetes.io/managed-by"
+	ManagedBy      = "bridge"
+
+	// FieldManager is bridge's name in managedFields.
+	FieldManager = "bridge"
+)
+
+const (
+	maxLabelValue = 63
+	// maxName leaves room for what controllers append to a Deployment's name ("-7d4b9c8f6-x2x4z")
+	// within a pod's host name of 63 characters.
+	maxName = 46
+)
+
+// shorten returns s, or as much of its beginning as fits in max characters with a hash of the
+// whole, so that two long names that begin alike stay apart.
+func shorten(s string, max int) string {
+	if len(s) <= max {
+		return s
+	}
+	sum := sha256.Sum256([]byte(s))
+	tail := "-" + hex.EncodeToString(sum[:4])
+	return s[:max-len(tail)] + tail
+}
+
+// LeaseName is the name of the claim on a workload: one per kind ("deployment") and name.
+func LeaseName(kind, name string) string { return shorten("bridge-"+kind+"-"+name, maxName) }
+
+// LabelValue is s as the value of ProxyLabel.
+func LabelValue(s string) string { return shorten(s, maxLabelValue) }

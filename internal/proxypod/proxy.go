@@ -1,0 +1,228 @@
+package proxypod
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// Poll is how often a wait looks at the cluster. A wait ends within seconds, so a watch would cost
+// more than it saves.
+const Poll = 250 * time.Millisecond
+
+// Proxy is a proxy in the cluster, found by the label of its pods.
+type Proxy struct {
+	Kube      *kube.Client
+	Namespace string
+	Lease     string // the claim that owns it, also its Deployment's name
+	Port      int32  // the tunnel's, on the pod's loopback
+}
+
+// Pods are the proxy's that are not yet going, the newest first.
+func (p *Proxy) Pods(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := p.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pods := slices.DeleteFunc(list, func(pod corev1.Pod) bool { return pod.DeletionTimestamp != nil })
+	slices.SortFunc(pods, func(a, b corev1.Pod) int {
+		return cmp.Or(b.CreationTimestamp.Compare(a.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
+	return pods, nil
+}
+
+func (p *Proxy) list(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := p.Kube.Clientset.CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: ProxyLabel + "=" + LabelValue(p.Lease),
+	})
+	if err != nil {
+		return nil, kube.Explain(err, "list pods in "+p.Namespace)
+	}
+	return list.Items, nil
+}
+
+// Carrier dials the tunnel's port of the proxy's pod, for tunnel.Client. It waits for a pod to run as
+// long as ctx allows.
+func (p *Proxy) Carrier(ctx context.Context) (net.Conn, string, error) {
+	var pod corev1.Pod
+	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
+		pods, err := p.list(ctx)
+		if err != nil {
+			return false, err
+		}
+		pods = slices.DeleteFunc(pods, func(pod corev1.Pod) bool { return pod.Status.Phase != corev1.PodRunning })
+		if len(pods) == 0 {
+			return false, nil
+		}
+		pod = slices.MaxFunc(pods, inUse)
+		return true, nil
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, "", errors.New("no pod of the proxy is running")
+		}
+		return nil, "", err
+	}
+	conn, err := p.Kube.DialPod(ctx, p.Namespace, pod.Name, int(p.Port))
+	return conn, peer(pod), err
+}
+
+// inUse orders pods by how much they carry the traffic: a pod that is going carries the tunnel while
+// it drains, but any other comes before it, the newest first of all.
+func inUse(a, b corev1.Pod) int {
+	if going := a.DeletionTimestamp != nil; going != (b.DeletionTimestamp != nil) {
+		if going {
+			return -1
+		}
+		return 1
+	}
+	return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+}
+
+// peer names the process whose key is pinned: a restarted container has a new key, and is as much
+// the API server's word as a new pod.
+func peer(pod corev1.Pod) string {
+	restarts := int32(0)
+	for _, s := range pod.Status.ContainerStatuses {
+		restarts += s.RestartCount
+	}
+	return fmt.Sprintf("%s/%d", pod.UID, restarts)
+}
+
+// WaitReady returns when a pod of the proxy is Ready. It gives up when ctx ends, or at once when
+// the cluster's own word makes waiting pointless; the error (code ProxyNotReady) carries that word.
+func (p *Proxy) WaitReady(ctx context.Context) error {
+	last := "no pod yet"
+	var hopeless bool
+	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
+		pods, err := p.Pods(ctx)
+		if err != nil {
+			return false, ignoreTransient(err)
+		}
+		if slices.ContainsFunc(pods, Ready) {
+			return true, nil
+		}
+		if len(pods) > 0 {
+			last, hopeless = podTrouble(pods[0])
+		} else if last, hopeless, err = p.deploymentTrouble(ctx); err != nil {
+			return false, ignoreTransient(err)
+		}
+		if hopeless {
+			return false, errHopeless
+		}
+		return false, nil
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
+		return hint.Newf(hint.ProxyNotReady, troubleHint(last), "the proxy's pod is not Ready: %s", last)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+var errHopeless = errors.New("waiting is pointless")
+
+// ignoreTransient lets a wait go on over an API server that is away for a moment.
+func ignoreTransient(err error) error {
+	if hint.CodeOf(err) == hint.Unreachable {
+		return nil
+	}
+	return err
+}
+
+// Ready tells whether the pod's Ready condition is true and it is not going.
+func Ready(pod corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// podTrouble says in the kubelet's or the scheduler's own words why the pod is not Ready.
+func podTrouble(pod corev1.Pod) (why string, hopeless bool) {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return join(c.Reason, c.Message), false // a node may be on its way
+		}
+	}
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if w := s.State.Waiting; w != nil {
+			why := fmt.Sprintf("container %q: %s", s.Name, join(w.Reason, w.Message))
+			if t := s.LastTerminationState.Terminated; t != nil {
+				why += fmt.Sprintf(" (exit code %d: %s)", t.ExitCode, strings.TrimSpace(t.Message))
+			}
+			switch w.Reason {
+			case "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CrashLoopBackOff":
+				return why, true
+			case "", "ContainerCreating", "PodInitializing":
+				continue
+			}
+			return why, false
+		}
+		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
+			return fmt.Sprintf("container %q: exit code %d: %s", s.Name, t.ExitCode, strings.TrimSpace(t.Message)), false
+		}
+	}
+	if pod.Status.Phase == corev1.PodRunning {
+		for _, s := range pod.Status.ContainerStatuses {
+			if !s.Ready {
+				return fmt.Sprintf("container %q runs but is not Ready", s.Name), false
+			}
+		}
+	}
+	return "pod " + pod.Name + " is " + string(pod.Status.Phase), pod.Status.Phase == corev1.PodFailed
+}
+
+// deploymentTrouble says why there is no pod: a quota, an admission rule, Pod Security.
+func (p *Proxy) deploymentTrouble(ctx context.Context) (why string, hopeless bool, err error) {
+	d, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, p.Lease, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "its Deployment is gone", true, nil
+	}
+	if err != nil {
+		return "", false, kube.Explain(err, "get deployment "+p.Lease)
+	}
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
+			return join(c.Reason, c.Message), true, nil
+		}
+	}
+	return "no pod yet", false, nil
+}
+
+func join(reason, message string) string {
+	if message == "" {
+		return reason
+	}
+	return reason + ": " + message
+}
+
+func troubleHint(why string) string {
+	switch {
+	case strings.Contains(why, "Image") || strings.Contains(why, "image"):
+		return "check the image's name and that the nodes can pull it, or leave --proxy-image out: the proxy is then carried to the node on the workload's own image"
+	case strings.Contains(why, "quota"):
+		return "the namespace's quota leaves no room for one more pod (10m CPU, 32Mi memory): kubectl describe quota"
+	case strings.Contains(why, "PodSecurity"):
+		return "the workload's own template breaks the namespace's Pod Security level: see the message"
+	case strings.Contains(why, "Unschedulable"):
+		return "no node takes the pod: kubectl describe nodes; for another architecture use --arch"
+	}
+	return "kubectl get events shows more"
+}

@@ -1,0 +1,98 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+)
+
+// settle is how long callers may still be sent to an endpoint after it left the EndpointSlices:
+// kube-proxy syncs at most once a second (its minSyncPeriod), and a busy node takes its time. There
+// is nothing to wait for in the API.
+const settle = 3 * time.Second
+
+// endpoints of one Service, by the pods behind them.
+type endpoints struct {
+	ready []string // names of the pods that new connections go to
+}
+
+// awaitEndpoints returns when done holds for the ready endpoints of every Service.
+func (x changer) awaitEndpoints(ctx context.Context, namespace string, services []string, done func(endpoints) bool) error {
+	for _, name := range services {
+		err := wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+			e, err := x.endpoints(ctx, namespace, name)
+			if hint.CodeOf(err) == hint.Unreachable {
+				return false, nil
+			}
+			return err == nil && done(e), err
+		})
+		if err != nil {
+			return fmt.Errorf("wait for the endpoints of service/%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (x changer) endpoints(ctx context.Context, namespace, service string) (endpoints, error) {
+	list, err := x.kube.Clientset.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: discoveryv1.LabelServiceName + "=" + service,
+	})
+	if err != nil {
+		return endpoints{}, kube.Explain(err, "list endpointslices in "+namespace)
+	}
+	var e endpoints
+	for _, slice := range list.Items {
+		for _, ep := range slice.Endpoints {
+			// nil means ready (discovery/v1, EndpointConditions).
+			if (ep.Conditions.Ready == nil || *ep.Conditions.Ready) && ep.TargetRef != nil {
+				e.ready = append(e.ready, ep.TargetRef.Name)
+			}
+		}
+	}
+	return e, nil
+}
+
+// has tells whether one of pods is a ready endpoint.
+func (e endpoints) has(pods []string) bool {
+	return slices.ContainsFunc(e.ready, func(p string) bool { return slices.Contains(pods, p) })
+}
+
+// only tells whether there are ready endpoints, all of them among pods.
+func (e endpoints) only(pods []string) bool {
+	return len(e.ready) > 0 && !slices.ContainsFunc(e.ready, func(p string) bool { return !slices.Contains(pods, p) })
+}
+
+// beside tells whether there is a ready endpoint that is not among pods.
+func (e endpoints) beside(pods []string) bool {
+	return slices.ContainsFunc(e.ready, func(p string) bool { return !slices.Contains(pods, p) })
+}
+
+func names(pods []corev1.Pod) []string {
+	var out []string
+	for _, p := range pods {
+		out = append(out, p.Name)
+	}
+	return out
+}
+
+// sleep waits d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}

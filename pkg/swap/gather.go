@@ -1,0 +1,77 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+)
+
+// Gather checks the user's rights and reads what a plan is made from. It changes nothing.
+func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Source) (Facts, error) {
+	ns, target := k.Namespace, "deployment/"+name
+	lacking, err := missing(ctx, k, ns, needed(src.Image == ""))
+	if err != nil {
+		return Facts{}, err
+	}
+	if len(lacking) > 0 {
+		return Facts{}, errMissing(target, ns, lacking)
+	}
+	f := Facts{Source: src}
+	f.Deployment, err = k.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, ns))
+	}
+	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Facts{}, kube.Explain(err, "list services in "+ns)
+	}
+	f.Services = services.Items
+	if lacking, err = missing(ctx, k, ns, moving); err != nil {
+		return Facts{}, err
+	}
+	f.MayPatchServices = len(lacking) == 0
+	pods, err := k.Clientset.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Facts{}, kube.Explain(err, "list pods in "+ns)
+	}
+	f.Pods = pods.Items
+	if f.Source.Image == "" && f.Source.Arch == "" {
+		f.Source.Arch = proxypod.Arch(ctx, k, f.Deployment.Spec.Template.Spec, f.Pods)
+	}
+	return f, nil
+}
+
+// sharedWith are the pods that the Service selects beside the target's: moving its endpoints would
+// take their traffic too.
+func sharedWith(s corev1.Service, d *appsv1.Deployment, pods []corev1.Pod) ([]string, error) {
+	mine, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
+	if err != nil {
+		return nil, hint.Newf(hint.Other, "", "deployment/%s: %w", d.Name, err)
+	}
+	chosen := labels.SelectorFromSet(s.Spec.Selector)
+	var out []string
+	for _, p := range pods {
+		if l := labels.Set(p.Labels); p.DeletionTimestamp == nil && chosen.Matches(l) && !mine.Matches(l) {
+			out = append(out, p.Name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+func serviceList(names []string) string {
+	if len(names) == 1 {
+		return "service " + names[0]
+	}
+	return "services " + strings.Join(names, ", ")
+}

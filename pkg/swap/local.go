@@ -1,0 +1,92 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bridge/internal/hint"
+	"bridge/pkg/tunnel"
+)
+
+// localDialTimeout bounds the dial of a local process: on one's own machine it answers at once or
+// its backlog is full.
+const localDialTimeout = 5 * time.Second
+
+// dialLocal reaches the local process, which may listen on 127.0.0.1 or on ::1 alone.
+func dialLocal(ctx context.Context, port int32) (net.Conn, error) {
+	d := net.Dialer{Timeout: localDialTimeout}
+	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(port))))
+}
+
+// AwaitLocal waits until every local port answers a TCP dial, at most timeout. say is told once what
+// it waits for.
+func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say func(string)) error {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for _, p := range ports {
+		for said := false; ; said = true {
+			conn, err := dialLocal(bounded, p.Local)
+			if err == nil {
+				_ = conn.Close()
+				break
+			}
+			if !said && timeout > 0 {
+				say(fmt.Sprintf("waiting for a process on localhost:%d, for port %d of the pod", p.Local, p.Remote))
+			}
+			if sleep(bounded, localPoll) == nil {
+				continue
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return hint.Newf(hint.Other, fmt.Sprintf("start your process first, or map another port: --port LOCAL:%d", p.Remote),
+				"nothing listens on localhost:%d, where port %d of the pod would go", p.Local, p.Remote)
+		}
+	}
+	return nil
+}
+
+// localPoll is how often AwaitLocal tries.
+const localPoll = 200 * time.Millisecond
+
+// handle is one connection from the cluster: it dials the local process and joins the two.
+func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
+	h := st.Header()
+	remote, err := strconv.ParseUint(strings.TrimPrefix(h.Address, ":"), 10, 16)
+	i := slices.IndexFunc(s.Plan.Ports, func(p Port) bool { return p.Remote == int32(remote) })
+	if err != nil || i < 0 {
+		s.Log.Debug("connection to a port that is not mapped", "address", h.Address)
+		_ = st.Refuse(fmt.Errorf("port %q is not mapped", h.Address))
+		return
+	}
+	local, err := dialLocal(ctx, s.Plan.Ports[i].Local)
+	if err != nil {
+		s.Log.Debug("local process", "caller", h.Peer, "err", err)
+		_ = st.Refuse(err)
+		return
+	}
+	if err := st.Accept(); err != nil {
+		_ = local.Close()
+		return
+	}
+	if err := tunnel.Splice(st, local); err != nil {
+		s.Log.Debug("connection ended", "caller", h.Peer, "err", err)
+	}
+}
+
+// state says what became of the tunnel, once it was up.
+func (s *Swap) state(st tunnel.State) {
+	switch st.Phase {
+	case tunnel.Ready:
+		s.Say("tunnel: ready")
+	case tunnel.Reconnecting:
+		s.Say(fmt.Sprintf("tunnel: reconnecting (%v)", st.Err))
+	case tunnel.Connecting, tunnel.Lost:
+		s.Log.Debug("tunnel", "phase", st.Phase, "err", st.Err)
+	}
+}

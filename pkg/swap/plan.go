@@ -1,0 +1,225 @@
+package swap
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"bridge/internal/hint"
+	"bridge/internal/proxypod"
+	"bridge/pkg/tunnel"
+)
+
+// Facts is what is read from the cluster before a plan is made.
+type Facts struct {
+	Deployment *appsv1.Deployment
+	Services   []corev1.Service // all of the namespace
+	Pods       []corev1.Pod     // likewise
+	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
+	MayPatchServices bool
+	// Source is where the proxy comes from, settled: image, or ConfigMap names and architecture.
+	Source proxypod.Source
+}
+
+// Options is what the user asked for.
+type Options struct {
+	Container string   // empty: the default container
+	Ports     []string // --port flags
+	Owner     string   // "user@host"
+	Client    tunnel.Fingerprint
+	Now       time.Time
+}
+
+// Plan is everything a swap will create and change. Making it touches nothing.
+type Plan struct {
+	Lease *coordinationv1.Lease
+	Proxy *appsv1.Deployment
+	Undo  Undo
+	Ports []Port
+	Own   proxypod.Ports
+	// Services whose endpoints move, by name.
+	Services []string
+	// Replicas of the original before.
+	Replicas int32
+	// Notes are what the user should know, a sentence each.
+	Notes []string
+}
+
+// NewPlan works out a swap in mode replace.
+func NewPlan(f Facts, o Options) (*Plan, error) {
+	d := f.Deployment
+	template := d.Spec.Template
+	p := &Plan{Replicas: 1}
+	if d.Spec.Replicas != nil {
+		p.Replicas = *d.Spec.Replicas
+	}
+	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel] != "" {
+		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
+			"deployment/%s is a proxy of bridge's own", d.Name)
+	}
+
+	app, err := appContainer(template, o.Container)
+	if err != nil {
+		return nil, hint.New(hint.Usage, err, "")
+	}
+	services := selecting(f.Services, template.Labels)
+	have, notes := podPorts(app, services)
+	p.Notes = append(p.Notes, notes...)
+	if p.Ports, err = mapPorts(o.Ports, have); err != nil {
+		return nil, hint.New(hint.Usage, err, "")
+	}
+	for _, q := range have {
+		if !slices.ContainsFunc(p.Ports, func(r Port) bool { return r.Remote == q.Remote }) {
+			p.Notes = append(p.Notes, fmt.Sprintf("port %d is refused while swapped: no --port maps it", q.Remote))
+		}
+	}
+
+	lease := proxypod.LeaseName("deployment", d.Name)
+	listen := make([]int32, len(p.Ports))
+	for i, q := range p.Ports {
+		listen[i] = q.Remote
+	}
+	p.Own = proxypod.FreePorts(&template.Spec, listen)
+	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
+		Name: lease, Namespace: d.Namespace, Lease: lease,
+		Template: template, Container: app.Name,
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: listen,
+	})
+	if err != nil {
+		return nil, hint.Newf(hint.Usage, "", "deployment/%s: %w", d.Name, err)
+	}
+	p.Notes = append(p.Notes, notes...)
+
+	var moved []corev1.Service
+	for _, s := range services {
+		others, err := sharedWith(s, d, f.Pods)
+		if err != nil {
+			return nil, err
+		}
+		if len(others) > 0 {
+			p.Notes = append(p.Notes, fmt.Sprintf("service/%s also selects %s: the laptop gets a share of its callers beside them", s.Name, strings.Join(others, ", ")))
+			continue
+		}
+		moved = append(moved, s)
+	}
+	if p.Undo, err = newUndo(f, o, moved, lease, p.Replicas); err != nil {
+		return nil, err
+	}
+	for _, c := range p.Undo.Changes {
+		if c.Object.Kind == "Service" {
+			p.Services = append(p.Services, c.Object.Name)
+		}
+	}
+	if len(services) > 0 && !f.MayPatchServices {
+		p.Notes = append(p.Notes, "your account may not patch Services, so the original is stopped while some callers still reach it: "+
+			"requests it has not answered when it gets SIGTERM are lost")
+	}
+	if len(services) == 0 {
+		p.Notes = append(p.Notes, "no Service selects this workload: only callers of the pod's own address will reach the laptop")
+	}
+	record, err := p.Undo.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	p.Lease = newLease(d, lease, o, record)
+	return p, nil
+}
+
+// appContainer is the one named, else the default container (the annotation kubectl knows), else
+// the first that declares a port, else the first.
+func appContainer(t corev1.PodTemplateSpec, name string) (corev1.Container, error) {
+	var names []string
+	for _, c := range t.Spec.Containers {
+		names = append(names, c.Name)
+	}
+	if name == "" {
+		name = t.Annotations["kubectl.kubernetes.io/default-container"]
+	}
+	if name != "" {
+		if i := slices.Index(names, name); i >= 0 {
+			return t.Spec.Containers[i], nil
+		}
+		return corev1.Container{}, fmt.Errorf("no container %q in the pod template: it has %s", name, strings.Join(names, ", "))
+	}
+	if i := slices.IndexFunc(t.Spec.Containers, func(c corev1.Container) bool { return len(c.Ports) > 0 }); i >= 0 {
+		return t.Spec.Containers[i], nil
+	}
+	return t.Spec.Containers[0], nil
+}
+
+// selecting are the Services that select pods with these labels.
+func selecting(services []corev1.Service, podLabels map[string]string) []corev1.Service {
+	return slices.DeleteFunc(slices.Clone(services), func(s corev1.Service) bool {
+		return len(s.Spec.Selector) == 0 || s.Spec.Type == corev1.ServiceTypeExternalName ||
+			!labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(podLabels))
+	})
+}
+
+func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int32) (Undo, error) {
+	d := f.Deployment
+	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: d.UID}
+	u := Undo{Version: undoVersion, Target: target, Owner: o.Owner, Since: o.Now.UTC().Truncate(time.Second)}
+	if f.MayPatchServices {
+		for _, s := range services {
+			set := maps.Clone(s.Spec.Selector)
+			set[proxypod.ProxyLabel] = proxypod.LabelValue(lease)
+			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID},
+				"spec.selector", s.Spec.Selector, set, s.ManagedFields)
+			if err != nil {
+				return Undo{}, err
+			}
+			u.Changes = append(u.Changes, c)
+		}
+	}
+	c, err := newChange(target, "spec.replicas", n, 0, d.ManagedFields)
+	if err != nil {
+		return Undo{}, err
+	}
+	u.Changes = append(u.Changes, c)
+
+	for _, name := range f.Source.ConfigMaps {
+		u.Created = append(u.Created, Object{APIVersion: "v1", Kind: "ConfigMap", Namespace: d.Namespace, Name: name})
+	}
+	u.Created = append(u.Created, Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: lease})
+	return u, nil
+}
+
+func newChange(o Object, path string, before, set any, managed []metav1.ManagedFieldsEntry) (Change, error) {
+	owners, err := ownersOf(managed, path)
+	if err != nil {
+		return Change{}, fmt.Errorf("%s: %w", o, err)
+	}
+	c := Change{Object: o, Path: path, Owners: owners}
+	if c.Before, err = json.Marshal(before); err != nil {
+		return Change{}, err
+	}
+	c.Set, err = json.Marshal(set)
+	return c, err
+}
+
+func newLease(d *appsv1.Deployment, name string, o Options, record string) *coordinationv1.Lease {
+	seconds := int32(proxypod.LeaseSeconds)
+	now := metav1.NewMicroTime(o.Now)
+	return &coordinationv1.Lease{
+		TypeMeta: metav1.TypeMeta{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: d.Namespace,
+			Labels:      map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KindLabel: "swap"},
+			Annotations: map[string]string{proxypod.UndoAnnotation: record, proxypod.TargetAnnotation: "deployment/" + d.Name},
+		},
+		Spec: coordinationv1.LeaseSpec{
+			HolderIdentity: &o.Owner, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now,
+		},
+	}
+}
+
+func lower(kind string) string { return strings.ToLower(kind) }

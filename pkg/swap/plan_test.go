@@ -1,0 +1,169 @@
+package swap
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"bridge/internal/hint"
+	"bridge/internal/proxypod"
+	"bridge/pkg/tunnel"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares got with testdata/name.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update writes it anew):\n%s", path, got)
+	}
+}
+
+// facts reads a file of YAML documents: one Deployment, and Services and Pods.
+func facts(t *testing.T, name string) Facts {
+	t.Helper()
+	file, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := Facts{MayPatchServices: true}
+	for doc := range strings.SplitSeq(string(file), "\n---\n") {
+		var kind struct{ Kind string }
+		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
+			t.Fatal(err)
+		}
+		switch kind.Kind {
+		case "Deployment":
+			f.Deployment = decode[appsv1.Deployment](t, doc)
+		case "Service":
+			f.Services = append(f.Services, *decode[corev1.Service](t, doc))
+		case "Pod":
+			f.Pods = append(f.Pods, *decode[corev1.Pod](t, doc))
+		}
+	}
+	return f
+}
+
+func decode[T any](t *testing.T, doc string) *T {
+	t.Helper()
+	out := new(T)
+	if err := yaml.UnmarshalStrict([]byte(doc), out); err != nil {
+		t.Fatalf("%v in:\n%s", err, doc)
+	}
+	return out
+}
+
+var (
+	carried = proxypod.Source{Arch: "amd64", ConfigMaps: []string{"bridge-deployment-orders-0", "bridge-deployment-orders-1"}}
+	noon    = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+)
+
+func TestPlanGoldens(t *testing.T) {
+	for _, c := range []struct {
+		golden string
+		src    proxypod.Source
+		change func(*Facts, *Options)
+	}{
+		{golden: "carried.golden.yaml", src: carried, change: func(*Facts, *Options) {}},
+		{golden: "image.golden.yaml", src: proxypod.Source{Image: "bridge-proxy:1"}, change: func(f *Facts, o *Options) {
+			f.MayPatchServices = false
+			o.Ports = []string{"3000:http"}
+		}},
+	} {
+		t.Run(c.golden, func(t *testing.T) {
+			f := facts(t, "orders.yaml")
+			f.Source = c.src
+			o := Options{Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon}
+			c.change(&f, &o)
+			p, err := NewPlan(f, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := yaml.Marshal(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, c.golden, string(b))
+		})
+	}
+}
+
+func TestPlanRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, want string
+		change     func(*Facts, *Options)
+	}{
+		{"host network", "hostNetwork", func(f *Facts, _ *Options) { f.Deployment.Spec.Template.Spec.HostNetwork = true }},
+		{"a container that is not there", `no container "web" in the pod template: it has app, sidecar`, func(_ *Facts, o *Options) { o.Container = "web" }},
+		{"a proxy of our own", "is a proxy of bridge's own", func(f *Facts, _ *Options) {
+			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.ProxyLabel: "x"}
+		}},
+		{"a port nobody has", `no port "grpc": the pod has 8080 (http)`, func(_ *Facts, o *Options) { o.Ports = []string{"1:grpc"} }},
+		{"a port twice", "port 8080 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:8080", "2:http"} }},
+		{"no port", `"0" is not a port`, func(_ *Facts, o *Options) { o.Ports = []string{"0:8080"} }},
+		{"a port that fits several", "which port of the pod?", func(_ *Facts, o *Options) { o.Ports = []string{"3000"} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := facts(t, "orders.yaml")
+			f.Source = carried
+			var o Options
+			c.change(&f, &o)
+			_, err := NewPlan(f, o)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+			if hint.CodeOf(err) != hint.Usage {
+				t.Errorf("code %d, want usage", hint.CodeOf(err))
+			}
+		})
+	}
+}
+
+func TestPlanLeavesFactsAlone(t *testing.T) {
+	f, g := facts(t, "orders.yaml"), facts(t, "orders.yaml")
+	f.Source = carried
+	if _, err := NewPlan(f, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := yaml.Marshal(f.Deployment)
+	b, _ := yaml.Marshal(g.Deployment)
+	if string(a) != string(b) {
+		t.Errorf("the plan changed its input:\n%s", a)
+	}
+}
+
+func TestServiceSharedWithOthersIsNotMoved(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	canary := corev1.Pod{}
+	canary.Name, canary.Labels = "orders-canary-1", map[string]string{"app": "orders", "track": "canary"}
+	f.Pods = append(f.Pods, canary)
+	p, err := NewPlan(f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Services) != 0 {
+		t.Errorf("moved %q, whose callers belong to others too", p.Services)
+	}
+	if notes := strings.Join(p.Notes, "\n"); !strings.Contains(notes, "orders-canary-1") {
+		t.Errorf("the notes do not say so: %s", notes)
+	}
+}

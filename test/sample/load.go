@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// load sends requests at a steady rate until its standard input ends, then prints a Report. It says
+// "started" on the first answer.
+type load struct {
+	url    string
+	rate   int
+	pooled bool
+}
+
+// Report is what load counted.
+type Report struct {
+	Requests int            `json:"requests"`
+	Failed   int            `json:"failed"`
+	Errors   []string       `json:"errors,omitempty"` // the first few
+	By       map[string]int `json:"by"`               // who answered
+}
+
+const maxErrors = 10
+
+func (l *load) run(stdin io.Reader, stdout io.Writer) error {
+	stop := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, stdin)
+		close(stop)
+	}()
+	client := &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{DisableKeepAlives: !l.pooled, MaxIdleConnsPerHost: l.rate},
+	}
+	var (
+		mu      sync.Mutex
+		report  = Report{By: map[string]int{}}
+		wg      sync.WaitGroup
+		started sync.Once
+	)
+	tick := time.NewTicker(time.Second / time.Duration(l.rate))
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			wg.Wait()
+			return json.NewEncoder(stdout).Encode(report)
+		case <-tick.C:
+		}
+		wg.Go(func() {
+			who, err := get(client, l.url)
+			mu.Lock()
+			defer mu.Unlock()
+			report.Requests++
+			if err == nil {
+				report.By[who]++
+				started.Do(func() { fmt.Fprintln(stdout, "started") })
+				return
+			}
+			report.Failed++
+			if len(report.Errors) < maxErrors {
+				report.Errors = append(report.Errors, time.Now().Format("15:04:05.000 ")+err.Error())
+			}
+		})
+	}
+}
+
+func get(client *http.Client, url string) (who string, err error) {
+	resp, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %s", resp.Status)
+	}
+	return strings.TrimSpace(string(b)), nil
+}

@@ -1,0 +1,87 @@
+// Command sample is what the tests and the demo put in front of and behind a bridge: a server that
+// says who it is, a client that counts what failed, and checks of what a TCP connection must keep.
+// It runs as pods in the cluster and as the local process on the laptop. Standard library only.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "sample:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) == 0 {
+		return errors.New("usage: sample serve|load|get|check|wait [flags]")
+	}
+	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
+	switch args[0] {
+	case "serve":
+		var s server
+		flags.StringVar(&s.name, "name", hostname(), "who answers")
+		flags.StringVar(&s.http, "http", ":8080", "HTTP address")
+		flags.StringVar(&s.tcp, "tcp", "", "address of the TCP server that check talks to")
+		flags.DurationVar(&s.startup, "startup", 0, "how long to wait before listening")
+		_ = flags.Parse(args[1:])
+		exitOnSIGTERM()
+		return s.run()
+	case "load":
+		var l load
+		flags.StringVar(&l.url, "url", "", "what to GET")
+		flags.IntVar(&l.rate, "rate", 50, "requests a second")
+		flags.BoolVar(&l.pooled, "pooled", false, "keep connections between requests")
+		_ = flags.Parse(args[1:])
+		return l.run(os.Stdin, os.Stdout)
+	case "check":
+		var c check
+		flags.StringVar(&c.address, "address", "", "host:port of a serve -tcp")
+		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download or many")
+		flags.Int64Var(&c.bytes, "bytes", 100<<20, "for upload and download")
+		flags.IntVar(&c.connections, "connections", 500, "for many")
+		_ = flags.Parse(args[1:])
+		return c.run(os.Stdout)
+	case "get":
+		url := flags.String("url", "", "what to GET, once")
+		_ = flags.Parse(args[1:])
+		client := http.Client{Timeout: 10 * time.Second}
+		who, err := get(&client, *url)
+		if err == nil {
+			fmt.Println(who)
+		}
+		return err
+	case "wait": // a pod to run the others in
+		exitOnSIGTERM()
+		select {}
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}
+
+// exitOnSIGTERM ends the process at once, in the middle of whatever it does: the hardest original
+// there is for a swap.
+func exitOnSIGTERM() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	go func() {
+		<-c
+		os.Exit(0)
+	}()
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "sample"
+	}
+	return name
+}

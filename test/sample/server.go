@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// server answers HTTP with its name, and the orders of check over TCP.
+type server struct {
+	name, http, tcp string
+	startup         time.Duration
+}
+
+func (s *server) run() error {
+	time.Sleep(s.startup)
+	if s.tcp != "" {
+		ln, err := net.Listen("tcp", s.tcp)
+		if err != nil {
+			return err
+		}
+		go serveTCP(ln)
+	}
+	log.Printf("%s listens on %s", s.name, s.http)
+	return http.ListenAndServe(s.http, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		fmt.Fprintln(w, s.name)
+	}))
+}
+
+func serveTCP(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		go func() {
+			defer conn.Close()
+			if err := order(conn.(*net.TCPConn)); err != nil {
+				log.Printf("%s: %v", conn.RemoteAddr(), err)
+			}
+		}()
+	}
+}
+
+// order reads one line and does what it says:
+//
+//	half-close   read to the end, then answer with what came, and close
+//	reset        close with a reset
+
+// upload       read to the end, answer with the SHA-256 of what came
+// download N   send N bytes and their SHA-256
+// echo         send back each line at once
+func order(conn *net.TCPConn) error {
+	r := bufio.NewReaderSize(conn, 64<<10)
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	what, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
+	switch what {
+	case "half-close":
+		b, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		_, err = conn.Write(b)
+		return err
+	case "reset":
+		return conn.SetLinger(0)
+	case "upload":
+		h := sha256.New()
+		if _, err := io.Copy(h, r); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(conn, hex.EncodeToString(h.Sum(nil)))
+		return err
+	case "download":
+		n, err := strconv.ParseInt(arg, 10, 64)
+		if err != nil {
+			return err
+		}
+		return sendBytes(conn, n)
+	case "echo":
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				if err == io.EOF {
+					return nil
+				}
+				return err
+			}
+			if _, err := io.WriteString(conn, line); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("unknown order %q", line)
+}
