@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -28,6 +29,10 @@ func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) e
 		return kubectl(o.name, args)
 	case "load":
 		return loadImages(o.name, args, stdout)
+	case "netem":
+		return netem(o.name, args, stderr)
+	case netemVerb:
+		return netemRun(o.name, args)
 	case "build":
 		source, err := sourceFolder(o.source)
 		if err != nil {
@@ -53,7 +58,8 @@ func kubectl(name string, args []string) error {
 	return fmt.Errorf("kubectl: %w", syscall.Exec(nsenter, argv, append(os.Environ(), "KUBECONFIG="+c.kubeconfig())))
 }
 
-// loadImages imports archives into every node.
+// loadImages imports archives into every node. An argument "IMAGE=PROGRAM" makes an image of one
+// static program first.
 func loadImages(name string, archives []string, stdout io.Writer) error {
 	if len(archives) == 0 {
 		return usagef("load: name at least one archive")
@@ -63,6 +69,19 @@ func loadImages(name string, archives []string, stdout io.Writer) error {
 		return err
 	}
 	for _, archive := range archives {
+		named := archive
+		if reference, program, ok := strings.Cut(archive, "="); ok {
+			file, err := os.CreateTemp("", "bridge-image-*.tar")
+			if err != nil {
+				return fmt.Errorf("load: %w", err)
+			}
+			defer os.Remove(file.Name())
+			file.Close()
+			if err := writeImage(file.Name(), reference, filepath.Base(program), program); err != nil {
+				return fmt.Errorf("load %s: %w", archive, err)
+			}
+			archive = file.Name()
+		}
 		if _, err := os.Stat(archive); err != nil {
 			return fmt.Errorf("load: %w", err)
 		}
@@ -71,7 +90,7 @@ func loadImages(name string, archives []string, stdout io.Writer) error {
 				return fmt.Errorf("load %s into %s: %w", archive, nodeName(n), err)
 			}
 		}
-		fmt.Fprintf(stdout, "loaded %s\n", filepath.Base(archive))
+		fmt.Fprintf(stdout, "loaded %s\n", named)
 	}
 	return nil
 }

@@ -25,7 +25,8 @@ Usage:
   cluster down    [--name NAME]
   cluster status  [--name NAME]
   cluster kubectl [--name NAME] ARGUMENTS...   kubectl, run in the laptop's namespace
-  cluster load    [--name NAME] IMAGE.tar...   import OCI or docker archives into every node
+  cluster load    [--name NAME] IMAGE.tar...   import OCI or docker archives into every node; an argument
+                                               IMAGE=PROGRAM makes an image of one static program first
   cluster netem   [--name NAME] delay=20ms loss=1% rate=1gbit
                                                make the laptop far away; each setting applies to each
                                                direction, so a ping takes twice the delay longer
