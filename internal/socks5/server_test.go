@@ -272,6 +272,37 @@ func TestConnectKeepsHalfCloseAndEarlyBytes(t *testing.T) {
 	}
 }
 
+func TestResetsPass(t *testing.T) {
+	k := &cluster{addrs: map[string]string{"orders:80": listen(t, "tcp4", "127.0.0.1:0", func(c *net.TCPConn) {
+		c.Read(make([]byte, 1))
+		c.SetLinger(0)
+	})}}
+	addr := startProxy(t, k.dial)
+	for _, tt := range []struct {
+		name, hello string
+		reply       int // how many bytes
+	}{
+		{"SOCKS5", "\x05\x01\x00\x05\x01\x00\x03\x06orders\x00\x50", 2 + 10},
+		{"CONNECT", "CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\n\r\n", len("HTTP/1.1 200 Connection established\r\n\r\n")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			io.WriteString(c, tt.hello)
+			if _, err := io.ReadFull(c, make([]byte, tt.reply)); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(c, "x")
+			if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read %d bytes, %v; want a reset", n, err)
+			}
+		})
+	}
+}
+
 func TestConnectCarriesTLS(t *testing.T) {
 	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, "hello")

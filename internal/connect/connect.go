@@ -1,0 +1,158 @@
+// Package connect is the laptop's end of bridge connect: one proxy port (internal/socks5) and one DNS
+// server (internal/dns), both on loopback, both on the tunnel's dial. cmd/bridge opens it before it
+// starts a proxy pod, so that a port that is taken costs nothing, and runs it with the pod's tunnel.
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/dns"
+	"bridge/internal/hint"
+	"bridge/internal/socks5"
+	"bridge/pkg/tunnel"
+)
+
+// Where connect listens when nothing else is asked for: the usual port of SOCKS, and one for DNS that
+// needs no privilege and is not multicast DNS's. When it is taken, any free port.
+const (
+	DefaultListen    = "127.0.0.1:1080"
+	DefaultDNSListen = "127.0.0.1:5300"
+)
+
+// dnsPatience is how long after the tunnel was lost a query for a cluster name still waits for the
+// next session. A reconnect that works takes less; after that such names fail at once.
+const dnsPatience = 2 * time.Second
+
+// Options say where to listen. The zero value works.
+type Options struct {
+	// Listen and DNSListen are "HOST:PORT" on loopback; port 0 is any free one. Empty means
+	// DefaultListen and DefaultDNSListen, or any free port when those are taken.
+	Listen, DNSListen string
+
+	// System gives the system's resolvers, "host:port". Nil reads /etc/resolv.conf.
+	System func() ([]string, error)
+
+	// Log gets what failed, at level debug. Nil means none.
+	Log *slog.Logger
+}
+
+// Entrance is open: programs may connect already, and wait until Run.
+type Entrance struct {
+	o     Options
+	proxy *net.TCPListener
+	udp   *net.UDPConn
+	tcp   *net.TCPListener
+}
+
+// Open opens all ports. The error has a hint.
+func Open(o Options) (*Entrance, error) {
+	e := &Entrance{o: o}
+	err := listen(o.Listen, DefaultListen, "--listen", func(addr string) error {
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			e.proxy = ln.(*net.TCPListener)
+		}
+		return err
+	})
+	if err == nil {
+		err = listen(o.DNSListen, DefaultDNSListen, "--dns-listen", func(addr string) (err error) {
+			e.udp, e.tcp, err = dns.Listen(addr)
+			return err
+		})
+	}
+	if err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// listen calls open with the address that was asked for, or with the usual one and then any port.
+func listen(asked, usual, flag string, open func(addr string) error) error {
+	if asked == "" {
+		if open(usual) == nil {
+			return nil
+		}
+		return open("127.0.0.1:0")
+	}
+	addr, err := net.ResolveTCPAddr("tcp", asked)
+	if err != nil {
+		return hint.Newf(hint.Usage, "write it as 127.0.0.1:PORT", "%s %s: %w", flag, asked, err)
+	}
+	if !addr.IP.IsLoopback() {
+		return hint.Newf(hint.Usage, "use 127.0.0.1:PORT: anybody who reaches another address would be let into the cluster",
+			"%s %s: not a loopback address", flag, asked)
+	}
+	if err := open(addr.String()); err != nil {
+		return hint.Newf(hint.Other, fmt.Sprintf("choose another port, or leave out %s for a free one", flag), "%s: %w", flag, err)
+	}
+	return nil
+}
+
+// Proxy is where SOCKS5 and HTTP are spoken.
+func (e *Entrance) Proxy() netip.AddrPort { return e.proxy.Addr().(*net.TCPAddr).AddrPort() }
+
+// DNS is where queries are answered, over UDP and TCP.
+func (e *Entrance) DNS() netip.AddrPort { return e.tcp.Addr().(*net.TCPAddr).AddrPort() }
+
+// Close closes what is open. Run does it too.
+func (e *Entrance) Close() {
+	if e.proxy != nil {
+		_ = e.proxy.Close()
+	}
+	if e.udp != nil {
+		_ = e.udp.Close()
+		_ = e.tcp.Close()
+	}
+}
+
+// Run serves through t, once it has a session, until ctx is done, which is no error, or a port fails.
+// It returns when every connection has ended. Call it once.
+func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
+	defer e.Close()
+	if err := t.WaitReady(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	pod, ok := t.Info()
+	if !ok {
+		return errors.New("the pod told nothing of its resolver")
+	}
+	proxy := &socks5.Server{Dial: t.DialContext, Log: e.o.Log}
+	names := &dns.Server{
+		Dial:        dialSoon(t, dnsPatience),
+		Nameservers: pod.Nameservers,
+		Search:      pod.Search,
+		Ndots:       pod.Ndots,
+		System:      e.o.System,
+		Log:         e.o.Log,
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return proxy.Serve(ctx, e.proxy) })
+	g.Go(func() error { return names.Serve(ctx, e.udp, e.tcp) })
+	return g.Wait()
+}
+
+// dialSoon dials through t, and fails at once when t has been without a session for longer than patience.
+func dialSoon(t *tunnel.Client, patience time.Duration) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		s := t.State()
+		if s.Phase != tunnel.Ready && time.Since(s.Since) >= patience {
+			if s.Err != nil {
+				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
+			}
+			return nil, tunnel.ErrNoSession
+		}
+		return t.DialContext(ctx, network, address)
+	}
+}
