@@ -1,0 +1,95 @@
+// Command bridge connects a developer's machine and a Kubernetes cluster, both ways. Each command has
+// a file of its own: it reads flags, makes one call and prints. This package alone uses cobra, prints
+// errors and exits.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"bridge/internal/hint"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the whole of bridge but for the exit. It returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := newApp(stdin, stdout, stderr)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	signals := make(chan os.Signal, 2) // the first and the second
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.handleSignals(signals, cancel, done)
+	}()
+	err := newRootCommand(a, args).ExecuteContext(ctx)
+	signal.Stop(signals)
+	close(done)
+	<-ended
+	return a.exitCode(err, context.Cause(ctx))
+}
+
+// signalError is the cause of a context that a signal has ended.
+type signalError struct{ syscall.Signal }
+
+func (s signalError) Error() string { return "ended by a signal: " + s.Signal.String() }
+
+// code is what a shell reports for a program that the signal killed: 130, 143, 129.
+func (s signalError) code() int { return 128 + int(s.Signal) }
+
+// handleSignals cancels at the first signal, so that the command gives back what it took, and exits at
+// the second, for a person who will not wait.
+func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
+	for first := true; ; first = false {
+		select {
+		case <-done:
+			return
+		case s := <-signals:
+			sig, ok := s.(syscall.Signal)
+			if !ok {
+				sig = syscall.SIGINT
+			}
+			if first {
+				cancel(signalError{sig})
+				continue
+			}
+			if hook := a.secondSignal.Load(); hook != nil {
+				(*hook)()
+			}
+			os.Exit(signalError{sig}.code())
+		}
+	}
+}
+
+// exitCode prints err, in the one place where errors are printed. A signal's code wins unless the
+// command's own says more: that giving back is incomplete.
+func (a *app) exitCode(err, cause error) int {
+	var sig signalError
+	bySignal := errors.As(cause, &sig)
+	if bySignal && (err == nil || errors.Is(err, context.Canceled) || errors.As(err, &signalError{})) {
+		return sig.code()
+	}
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(a.stderr, "bridge: %s\n", err)
+	if next := hint.Of(err); next != "" {
+		fmt.Fprintf(a.stderr, "  hint: %s\n", strings.ReplaceAll(next, "\n", "\n        "))
+	}
+	code := hint.CodeOf(err)
+	if bySignal && code == hint.Other {
+		return sig.code()
+	}
+	return int(code)
+}

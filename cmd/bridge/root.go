@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+)
+
+// app is what every command is given.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer // results
+	stderr io.Writer // progress, hints and errors
+	flags  *genericclioptions.ConfigFlags
+	log    *slog.Logger // to stderr; debug with -v
+
+	level        *slog.LevelVar
+	secondSignal atomic.Pointer[func()]
+}
+
+func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
+	a := &app{
+		stdin: stdin, stdout: stdout, stderr: stderr,
+		flags: genericclioptions.NewConfigFlags(true),
+		level: new(slog.LevelVar),
+	}
+	a.level.Set(slog.LevelWarn)
+	a.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: a.level}))
+	a.flags.WrapConfigFn = func(c *rest.Config) *rest.Config {
+		c.UserAgent = "bridge/" + versionString()
+		return c
+	}
+	return a
+}
+
+// say prints a line of progress.
+func (a *app) say(line string) { fmt.Fprintln(a.stderr, line) }
+
+// kube is the cluster that the flags and the kubeconfig name.
+func (a *app) kube() (*kube.Client, error) { return kube.New(a.flags) }
+
+// onSecondSignal has hook called when a second signal is about to end bridge at once. nil takes it back.
+func (a *app) onSecondSignal(hook func()) {
+	if hook == nil {
+		a.secondSignal.Store(nil)
+		return
+	}
+	a.secondSignal.Store(&hook)
+}
+
+// newRootCommand makes the command tree. Add a command to the list, nowhere else.
+func newRootCommand(a *app, args []string) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bridge",
+		Short: "Connect this machine and a Kubernetes cluster, both ways",
+		Long: `bridge connects this machine and a Kubernetes cluster, both ways, with nothing installed beforehand.
+
+It reads the kubeconfig that kubectl reads.`,
+		Args: unknownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		// run prints errors.
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(
+		newSwapCommand(a),
+		newRestoreCommand(a),
+		newStatusCommand(a),
+		newForwardCommand(a),
+		newVersionCommand(a),
+	)
+
+	a.flags.AddFlags(root.PersistentFlags())
+	root.PersistentFlags().BoolFuncP("verbose", "v", "log what bridge does on stderr", func(s string) error {
+		on, err := strconv.ParseBool(s)
+		if err != nil {
+			return err
+		}
+		a.level.Set(slog.LevelWarn)
+		if on {
+			a.level.Set(slog.LevelDebug)
+		}
+		return nil
+	})
+	// client-go logs what is none of the user's business; it is there with -v.
+	klog.SetSlogLogger(slog.New(demoted{a.log.Handler()}))
+
+	root.SetArgs(args)
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(usageError)
+	usageForArgs(root)
+	return root
+}
+
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		return fmt.Errorf("unknown command %q, did you mean %s?", args[0], strings.Join(like, " or "))
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}
+
+// usageForArgs makes usage errors of what the commands' Args functions return.
+func usageForArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			return usageError(cmd, check(cmd, args))
+		}
+	}
+	for _, c := range cmd.Commands() {
+		usageForArgs(c)
+	}
+}
+
+// usageError gives err exit code 2 and points at the command's help.
+func usageError(cmd *cobra.Command, err error) error {
+	var has *hint.Error
+	if err == nil || errors.As(err, &has) {
+		return err
+	}
+	return hint.New(hint.Usage, err, "see: "+cmd.CommandPath()+" --help")
+}
+
+// demoted passes everything on as debug.
+type demoted struct{ slog.Handler }
+
+func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return d.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d demoted) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return demoted{d.Handler.WithAttrs(attrs)}
+}
+func (d demoted) WithGroup(name string) slog.Handler { return demoted{d.Handler.WithGroup(name)} }

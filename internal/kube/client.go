@@ -1,0 +1,151 @@
+// Package kube is bridge's way to the Kubernetes API: it reads the kubeconfig, turns API errors into
+// exit codes and plain words, resolves targets such as "svc/orders" to ready pods and keeps them
+// current, and dials a port of a pod as a net.Conn. The commands, pkg/swap and internal/proxypod use
+// it; client-go's transports are used here alone.
+package kube
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"bridge/internal/hint"
+
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// A swap reads a few dozen objects at once; client-go's 5 a second would make it wait for itself.
+	qps   = 50
+	burst = 100
+
+	// dialTimeout bounds reaching the API server's port, requestTimeout one whole request that is
+	// not a watch, a log or an upgrade: an API server that has not answered by then will not.
+	dialTimeout    = 10 * time.Second
+	requestTimeout = 30 * time.Second
+)
+
+// Client is the API server as one context of a kubeconfig describes it.
+type Client struct {
+	Config    *rest.Config
+	Clientset kubernetes.Interface
+	Namespace string // from -n or the context; "default" otherwise
+
+	// spdyOnly is set once the WebSocket upgrade has failed where SPDY worked, so that an old API
+	// server or a proxy that knows no WebSockets costs one extra round trip, not one per connection.
+	spdyOnly  atomic.Bool
+	requestID atomic.Int64
+}
+
+// New reads the configuration that flags describe. It does not talk to the cluster. Its errors carry
+// hint.Usage: nothing but the configuration can be wrong here.
+func New(flags *genericclioptions.ConfigFlags) (*Client, error) {
+	loader := flags.ToRawKubeConfigLoader()
+	raw, err := loader.RawConfig()
+	if err != nil {
+		return nil, configError(err)
+	}
+	cfg, err := flags.ToRESTConfig()
+	if err != nil {
+		return nil, configError(err)
+	}
+	// With nothing configured cli-runtime falls back to http://localhost:8080, which helps nobody.
+	named := flags.APIServer != nil && *flags.APIServer != "" || os.Getenv("KUBERNETES_MASTER") != ""
+	if len(raw.Clusters) == 0 && !named && strings.Contains(cfg.Host, "localhost:8080") {
+		return nil, configError(clientcmd.ErrEmptyConfig)
+	}
+	namespace, _, err := loader.Namespace()
+	if err != nil {
+		return nil, configError(err)
+	}
+	if namespace == "" {
+		namespace = "default"
+	}
+	return NewForConfig(cfg, namespace)
+}
+
+// NewForConfig makes a Client from a configuration that is there already. It copies cfg.
+func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.QPS, cfg.Burst = qps, burst
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "bridge"
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext
+	}
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return limitedTransport{rt} })
+	cs, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, configError(err)
+	}
+	return &Client{Config: cfg, Clientset: cs, Namespace: namespace}, nil
+}
+
+func configError(err error) error {
+	var pathErr *os.PathError
+	switch {
+	case clientcmd.IsEmptyConfig(err):
+		return hint.Newf(hint.Usage,
+			"set KUBECONFIG or use --kubeconfig FILE; bridge reads what kubectl reads",
+			"no cluster is configured")
+	case clientcmd.IsContextNotFound(err):
+		return hint.New(hint.Usage, err, "list the contexts there are: kubectl config get-contexts")
+	case errors.As(err, &pathErr):
+		return hint.New(hint.Usage, err, "check KUBECONFIG and --kubeconfig")
+	default:
+		return hint.New(hint.Usage, err, "check the kubeconfig: kubectl config view")
+	}
+}
+
+// limitedTransport gives each plain request an end, where rest.Config.Timeout would end watches too.
+type limitedTransport struct{ next http.RoundTripper }
+
+// WrappedRoundTripper lets client-go find the transport underneath.
+func (t limitedTransport) WrappedRoundTripper() http.RoundTripper { return t.next }
+
+func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if _, limited := req.Context().Deadline(); limited || isLong(req) {
+		return t.next.RoundTrip(req)
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), requestTimeout)
+	resp, err := t.next.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	resp.Body = cancelBody{resp.Body, cancel}
+	return resp, nil
+}
+
+func isLong(req *http.Request) bool {
+	q := req.URL.Query()
+	if q.Has("watch") || q.Has("follow") || req.Header.Get("Upgrade") != "" {
+		return true
+	}
+	switch path.Base(req.URL.Path) {
+	case "portforward", "exec", "attach", "proxy":
+		return true
+	}
+	return false
+}
+
+type cancelBody struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (b cancelBody) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
+}

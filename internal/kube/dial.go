@@ -1,0 +1,278 @@
+package kube
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
+	tunneling "k8s.io/apimachinery/pkg/util/portforward"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	wstransport "k8s.io/client-go/transport/websocket"
+	streamhttp "k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+)
+
+// maxRefusal bounds what is read of the answer to a refused upgrade.
+const maxRefusal = 64 << 10
+
+// DialPod opens a connection to port on the loopback of pod, by a port-forward through the API server
+// and the kubelet: in a WebSocket, or in plain SPDY where that does not pass. It does not learn whether
+// anything listens on the port: a refusal is the first Read's error, wrapping ECONNREFUSED. The
+// connection has CloseWrite and Reset; a deadline that passes ends its direction. Without a deadline
+// ctx is given 30 seconds. A lost path to the API server is noticed within 20 seconds while somebody
+// reads.
+func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+	}
+	remote := podAddr{namespace, pod, port}
+	car, err := c.dialCarrier(ctx, remote)
+	if err != nil {
+		return nil, Explain(err, fmt.Sprintf("connect to port %d of pod %s/%s", port, namespace, pod))
+	}
+	// From here on the carrier is ours: closing it is what ends a wait.
+	stop := context.AfterFunc(ctx, func() { _ = car.NetConn().Close() })
+	conn, err := newPodConn(car, remote, c.requestID.Add(1))
+	if !stop() && ctx.Err() != nil {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, Explain(err, fmt.Sprintf("connect to port %d of pod %s/%s", port, namespace, pod))
+	}
+	return conn, nil
+}
+
+func (c *Client) dialCarrier(ctx context.Context, a podAddr) (carrier, error) {
+	u := c.Clientset.CoreV1().RESTClient().Post().Namespace(a.namespace).Resource("pods").
+		Name(a.pod).SubResource("portforward").URL()
+	if c.spdyOnly.Load() {
+		return c.dialSPDY(ctx, u)
+	}
+	ws, err := c.dialWebSocket(ctx, u)
+	if err == nil || !tryOther(err) {
+		return ws, err
+	}
+	car, spdyErr := c.dialSPDY(ctx, u)
+	if spdyErr != nil {
+		// The API server's own words are better than a failed upgrade's.
+		if status := apierrors.APIStatus(nil); !errors.As(spdyErr, &status) && errors.As(err, &status) {
+			return nil, err
+		}
+		return nil, spdyErr
+	}
+	c.spdyOnly.Store(true)
+	return car, nil
+}
+
+// tryOther says whether err speaks against WebSockets and not against the request. A WebSocket is a
+// GET and needs the right to get (and create) pods/portforward, SPDY needs only create: so a refusal
+// counts too.
+func tryOther(err error) bool {
+	if apierrors.IsNotFound(err) || apierrors.IsUnauthorized(err) {
+		return false
+	}
+	return streamhttp.IsUpgradeFailure(err) || httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+}
+
+func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {
+	rt, holder, err := wstransport.RoundTripperFor(c.Config)
+	if err != nil {
+		return nil, err
+	}
+	// The library's dial heeds ctx only while it connects, so the wait is here.
+	return await(ctx, func() (carrier, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := wstransport.Negotiate(rt, holder, req, tunneling.WebsocketsSPDYTunnelingPrefix+portforward.PortForwardProtocolV1Name)
+		if err != nil {
+			return nil, err
+		}
+		return &wsCarrier{Conn: conn}, nil
+	})
+}
+
+// await runs dial, which ends soon after ctx does, and closes what comes too late.
+func await(ctx context.Context, dial func() (carrier, error)) (carrier, error) {
+	type result struct {
+		c   carrier
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := dial()
+		done <- result{c, err}
+	}()
+	select {
+	case r := <-done:
+		return r.c, r.err
+	case <-ctx.Done():
+	}
+	go func() {
+		if r := <-done; r.c != nil {
+			_ = r.c.Close()
+		}
+	}()
+	return nil, context.Cause(ctx)
+}
+
+func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
+	tlsConfig, err := rest.TLSConfigFor(c.Config)
+	if err != nil {
+		return nil, err
+	}
+	dialer, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{TLS: tlsConfig, Proxier: c.Config.Proxy})
+	if err != nil {
+		return nil, err
+	}
+	up := &spdyUpgrade{dial: dialer.Dial}
+	rt, err := rest.HTTPWrappersForConfig(c.Config, up)
+	if err != nil {
+		return nil, err
+	}
+	return await(ctx, func() (carrier, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set(streamhttp.HeaderConnection, streamhttp.HeaderUpgrade)
+		req.Header.Set(streamhttp.HeaderUpgrade, spdy.HeaderSpdy31)
+		req.Header.Set(streamhttp.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(resp.Header.Get(streamhttp.HeaderUpgrade), spdy.HeaderSpdy31) {
+			return &rawCarrier{Conn: up.conn, r: up.r}, nil
+		}
+		defer up.conn.Close()
+		return nil, refusal(resp)
+	})
+}
+
+// spdyUpgrade is the transport of one upgrade request; it keeps the connection.
+type spdyUpgrade struct {
+	dial func(*http.Request) (net.Conn, error) // also writes the request
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+func (u *spdyUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
+	conn, err := u.dial(req)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(req.Context(), func() { _ = conn.Close() })
+	defer stop()
+	r := bufio.NewReaderSize(conn, maxFrame)
+	resp, err := http.ReadResponse(r, req)
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	u.conn, u.r = conn, r
+	return resp, nil
+}
+
+// refusal makes an error of what the API server answered instead of upgrading.
+func refusal(resp *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	if err != nil {
+		return fmt.Errorf("upgrade refused: %s", resp.Status)
+	}
+	obj, _, err := scheme.Codecs.UniversalDecoder(corev1.SchemeGroupVersion).Decode(body, nil, nil)
+	if status, ok := obj.(*metav1.Status); err == nil && ok {
+		return &apierrors.StatusError{ErrStatus: *status}
+	}
+	text, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
+	return apierrors.NewGenericServerResponse(resp.StatusCode, "POST", corev1.Resource("pods/portforward"), "", resp.Status+": "+text, 0, true)
+}
+
+// wsCarrier is a WebSocket: each frame is one binary message.
+type wsCarrier struct {
+	*websocket.Conn
+	r io.Reader // the message being read, nil between two
+}
+
+func (w *wsCarrier) Read(b []byte) (int, error) {
+	for {
+		if w.r == nil {
+			kind, r, err := w.NextReader()
+			if err != nil {
+				if websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+					err = io.EOF
+				}
+				return 0, err
+			}
+			if kind != websocket.BinaryMessage {
+				return 0, errors.New("the API server sent a text message in a port-forward")
+			}
+			w.r = r
+		}
+		n, err := w.r.Read(b)
+		if errors.Is(err, io.EOF) {
+			w.r, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (w *wsCarrier) WriteFrame(head, payload []byte) error {
+	m, err := w.NextWriter(websocket.BinaryMessage)
+	if err != nil {
+		return err
+	}
+	if _, err := m.Write(head); err != nil {
+		return err
+	}
+	if _, err := m.Write(payload); err != nil {
+		return err
+	}
+	return m.Close()
+}
+
+func (w *wsCarrier) Close() error {
+	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+	_ = w.WriteControl(websocket.CloseMessage, bye, time.Now().Add(goodbyeTimeout))
+	return w.Conn.Close()
+}
+
+// rawCarrier is the upgraded connection itself.
+type rawCarrier struct {
+	net.Conn
+	r   *bufio.Reader // what came with the answer to the upgrade, then the connection
+	buf []byte        // head and payload joined: one TLS record and one packet less
+}
+
+func (r *rawCarrier) Read(b []byte) (int, error) { return r.r.Read(b) }
+func (r *rawCarrier) NetConn() net.Conn          { return r.Conn }
+
+func (r *rawCarrier) WriteFrame(head, payload []byte) error {
+	r.buf = slices.Grow(r.buf[:0], len(head)+len(payload))
+	r.buf = append(append(r.buf, head...), payload...)
+	_, err := r.Conn.Write(r.buf)
+	return err
+}

@@ -1,0 +1,173 @@
+package kube
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"bridge/internal/hint"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Explain wraps an error of an API call with what was being done ("list services in shop"), an exit
+// code and the next step. A nil err gives nil. An error that has a hint already keeps it; a cancelled
+// context is only prefixed, for then somebody else knows the reason.
+func Explain(err error, doing string) error {
+	if err == nil {
+		return nil
+	}
+	code, msg, next := explain(err)
+	if msg == "" {
+		err = fmt.Errorf("%s: %w", doing, err)
+	} else {
+		err = &worded{doing + ": " + msg, err}
+	}
+	if next == "" && code == 0 {
+		return err
+	}
+	return hint.New(code, err, next)
+}
+
+// worded says in other words what its cause says, so that an error reads well and errors.Is still works.
+type worded struct {
+	msg   string
+	cause error
+}
+
+func (w *worded) Error() string { return w.msg }
+func (w *worded) Unwrap() error { return w.cause }
+
+// explain returns the code, the words that replace err's own text ("" keeps them), and the next step.
+func explain(err error) (code hint.Code, msg, next string) {
+	var explained *hint.Error
+	if errors.As(err, &explained) || errors.Is(err, context.Canceled) {
+		return 0, "", ""
+	}
+	if status := apierrors.APIStatus(nil); errors.As(err, &status) {
+		return explainStatus(err, status.Status())
+	}
+	return explainNetwork(err)
+}
+
+// rbac reads the API server's refusal, e.g.
+//
+//	services is forbidden: User "jane" cannot list resource "services" in API group "" in the namespace "shop"
+var rbac = regexp.MustCompile(`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: (?:in the namespace "([^"]*)"|at the cluster scope))?`)
+
+func explainStatus(err error, status metav1.Status) (code hint.Code, msg, next string) {
+	switch {
+	case apierrors.IsUnauthorized(err):
+		return hint.Forbidden, "the API server does not accept your credentials",
+			"log in to the cluster again (they may have expired); kubectl auth whoami shows who you are"
+	case apierrors.IsForbidden(err):
+		m := rbac.FindStringSubmatch(status.Message)
+		if m == nil {
+			return hint.Forbidden, "", "an admission rule of the cluster refused it, see the message"
+		}
+		user, verb, resource, group, namespace := m[1], m[2], m[3], m[4], m[5]
+		if group != "" {
+			base, sub, isSub := strings.Cut(resource, "/")
+			resource = base + "." + group
+			if isSub {
+				resource += "/" + sub
+			}
+		}
+		where, flag := "in the cluster", ""
+		if namespace != "" {
+			where, flag = "in namespace "+namespace, " -n "+namespace
+		}
+		return hint.Forbidden, fmt.Sprintf("%s may not %s %s %s", user, verb, resource, where),
+			fmt.Sprintf("ask for a Role with verb %q on %q; test with: kubectl auth can-i %s %s%s", verb, resource, verb, resource, flag)
+	case apierrors.IsNotFound(err):
+		next = "check the name and the namespace (-n)"
+		if d := status.Details; d != nil && d.Kind != "" && d.Kind != "namespaces" {
+			next += "; list them with: kubectl get " + d.Kind
+		}
+		return hint.NotFound, "", next
+	case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err):
+		return hint.Conflict, "", "somebody else has changed it meanwhile; look at it and try again"
+	case apierrors.IsTooManyRequests(err):
+		return hint.Unreachable, "", "the API server is overloaded or limits you; try again in a moment"
+	case apierrors.IsTimeout(err), apierrors.IsServerTimeout(err), apierrors.IsServiceUnavailable(err),
+		status.Code == 502, status.Code == 504:
+		return hint.Unreachable, "", "the API server answers, but not in time; try again, and look at kubectl get --raw '/readyz?verbose'"
+	case apierrors.IsInternalError(err):
+		return hint.Other, "", "the API server or one of its webhooks failed; the message names it"
+	}
+	return 0, "", ""
+}
+
+func explainNetwork(err error) (code hint.Code, msg, next string) {
+	server := "the API server"
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		if u, perr := url.Parse(urlErr.URL); perr == nil && u.Host != "" {
+			server = "the API server " + u.Scheme + "://" + u.Host
+		}
+	}
+	var dnsErr *net.DNSError
+	var netErr net.Error
+	var opErr *net.OpError
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "getting credentials"):
+		return hint.Forbidden, "", "the login helper of your kubeconfig failed; log in to the cluster again"
+	case isTLS(err):
+		return hint.Unreachable, server + " cannot be trusted: " + reason(err),
+			"check certificate-authority and server in the kubeconfig, the clock of this machine, and proxies that open TLS"
+	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
+		return hint.Unreachable, server + " speaks HTTP, not HTTPS", "check the server's URL in the kubeconfig"
+	case errors.As(err, &dnsErr):
+		return hint.Unreachable, fmt.Sprintf("%s: the name %s does not resolve", server, dnsErr.Name),
+			"check the network or VPN, and the server in the kubeconfig: kubectl config view --minify"
+	case isErrno(err, errnoRefused...):
+		return hint.Unreachable, server + " refused the connection",
+			"is the cluster running, and is this the right context? kubectl config view --minify"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
+		return hint.Unreachable, server + " does not answer (timed out)",
+			"check the network, VPN or firewall between this machine and the server"
+	case errors.As(err, &opErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), urlErr != nil,
+		errors.Is(err, syscall.ECONNRESET):
+		return hint.Unreachable, "", "the connection to " + server + " failed; check the network, VPN and proxy settings (HTTPS_PROXY)"
+	}
+	return 0, "", ""
+}
+
+func isTLS(err error) bool {
+	var verify *tls.CertificateVerificationError
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var host x509.HostnameError
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &invalid) ||
+		errors.As(err, &host) || errors.As(err, &record) || errors.As(err, &alert)
+}
+
+func isErrno(err error, errnos ...syscall.Errno) bool {
+	for _, e := range errnos {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// reason is the innermost text, without the URL and the operation before it.
+func reason(err error) string {
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		return urlErr.Err.Error()
+	}
+	return err.Error()
+}

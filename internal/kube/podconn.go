@@ -1,0 +1,542 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/moby/spdystream/spdy"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// A port-forward is SPDY/3.1 over a WebSocket or over the upgraded connection itself. One connection
+// here carries one pair of streams, so this file speaks the few frames that takes, without the
+// goroutines, queues and copies of a full SPDY library: Read reads from the socket into the caller's
+// buffer, and Write sends header and payload as one. That also makes a slow reader slow its own
+// sender only, and lets deadlines reach the socket.
+
+const (
+	errorStreamID = 1
+	dataStreamID  = 3
+
+	// maxFrame is the payload of one data frame: the size that measures fastest through the API
+	// server and the kubelet; larger ones only add delay.
+	maxFrame = 32 << 10
+
+	// maxErrorText bounds what the kubelet may say about a failure.
+	maxErrorText = 4 << 10
+
+	// pingPeriod keeps load balancers from cutting a silent connection, and finds out that the path
+	// is dead: an answer missing for deadAfter ends the connection.
+	pingPeriod = 5 * time.Second
+	deadAfter  = 15 * time.Second
+
+	// goodbyeTimeout is what Close grants the last frame on a connection that takes no more bytes.
+	goodbyeTimeout = time.Second
+)
+
+// carrier is what the SPDY frames travel in. WriteFrame sends head and payload together; payload may
+// be empty. A read or write deadline that passes leaves the carrier unusable in that direction.
+type carrier interface {
+	io.ReadCloser
+	WriteFrame(head, payload []byte) error
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+	NetConn() net.Conn
+}
+
+// podAddr names a port of a pod: "pod/shop/orders-7d4b:8080".
+type podAddr struct {
+	namespace, pod string
+	port           int
+}
+
+func (a podAddr) Network() string { return "tcp" }
+func (a podAddr) String() string {
+	return "pod/" + a.namespace + "/" + a.pod + ":" + strconv.Itoa(a.port)
+}
+
+// podConn is one port-forwarded connection. It follows net.Conn, with two remarks: a deadline that has
+// passed ends that direction for good (frames would be torn), and the far end, the container runtime,
+// gives an answer about one second after CloseWrite before it cuts the connection.
+type podConn struct {
+	c      carrier
+	remote podAddr
+	closed chan struct{} // closed by Close
+	once   sync.Once
+	lost   atomic.Pointer[error] // why the watchdog cut the carrier
+
+	rmu      sync.Mutex // held by the reading goroutine
+	pending  int        // what remains of the current data frame
+	endAfter bool       // the current data frame is the last
+	errText  []byte     // what the error stream said
+	rerr     error      // sticky
+
+	wmu    chan struct{} // holds one token while nobody writes: a mutex with a try
+	wbuf   [8]byte       // under wmu: the head of a data frame
+	sent   bool          // under wmu: the last data frame is out
+	werr   error         // under wmu; sticky
+	answer atomic.Uint64 // a ping of the peer to answer: 1<<32|id, 0 for none
+
+	timer    *time.Timer
+	pinged   atomic.Int64  // when the ping that has no answer was sent, Unix ns; 0 if all are answered
+	pingID   atomic.Uint32 // the last ping sent
+	wrote    atomic.Uint64 // counts data frames written
+	wroteOld atomic.Uint64 // wrote as it was at the last answered ping
+}
+
+// newPodConn opens the pair of streams for port on c and waits for the other side to accept them.
+// It owns c from here on. The caller bounds it by closing c.
+func newPodConn(c carrier, remote podAddr, requestID int64) (*podConn, error) {
+	p := &podConn{c: c, remote: remote, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+	if err := p.open(requestID); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	p.wmu <- struct{}{}
+	// The timer is set under a lock of its own making: the first run comes after pingPeriod.
+	p.timer = time.AfterFunc(pingPeriod, p.watch)
+	return p, nil
+}
+
+// open sends both requests in one flight. Data may follow only after the reply: until then the other
+// side would drop it.
+func (p *podConn) open(requestID int64) error {
+	h := http.Header{}
+	h.Set(corev1.PortHeader, strconv.Itoa(p.remote.port))
+	h.Set(corev1.PortForwardRequestIDHeader, strconv.FormatInt(requestID, 10))
+	var buf bytes.Buffer
+	framer, err := spdy.NewFramer(&buf, &buf)
+	if err != nil {
+		return err
+	}
+	h.Set(corev1.StreamType, corev1.StreamTypeError)
+	// Nothing is ever written to the error stream, so it ends where it starts.
+	err = framer.WriteFrame(&spdy.SynStreamFrame{StreamId: errorStreamID, Headers: h,
+		CFHeader: spdy.ControlFrameHeader{Flags: spdy.ControlFlagFin}})
+	if err != nil {
+		return err
+	}
+	h.Set(corev1.StreamType, corev1.StreamTypeData)
+	if err := framer.WriteFrame(&spdy.SynStreamFrame{StreamId: dataStreamID, Headers: h}); err != nil {
+		return err
+	}
+	if err := p.c.WriteFrame(buf.Bytes(), nil); err != nil {
+		return err
+	}
+	for {
+		kind, stream, err := p.readFrame()
+		if err != nil {
+			return err
+		}
+		if kind == spdy.TypeSynReply && stream == dataStreamID {
+			return nil
+		}
+	}
+}
+
+// readFrame reads the next frame and acts on it. For a data frame on the data stream it leaves the
+// payload to be read and returns kind 0.
+func (p *podConn) readFrame() (kind spdy.ControlFrameType, stream uint32, err error) {
+	var head [8]byte
+	if _, err := io.ReadFull(p.c, head[:]); err != nil {
+		return 0, 0, p.lostError(err)
+	}
+	flags, size := head[4], int(binary.BigEndian.Uint32(head[4:])&0xffffff)
+	if head[0]&0x80 == 0 {
+		return p.readDataHead(binary.BigEndian.Uint32(head[:]), flags, size)
+	}
+	kind = spdy.ControlFrameType(binary.BigEndian.Uint16(head[2:]))
+	// Of control frames only the first eight bytes matter here; header blocks are not decoded.
+	var body [8]byte
+	n := min(size, len(body))
+	if _, err := io.ReadFull(p.c, body[:n]); err != nil {
+		return 0, 0, p.lostError(err)
+	}
+	if _, err := io.CopyN(io.Discard, p.c, int64(size-n)); err != nil {
+		return 0, 0, p.lostError(err)
+	}
+	id := binary.BigEndian.Uint32(body[:])
+	switch kind {
+	case spdy.TypePing:
+		p.handlePing(id)
+		return kind, 0, nil
+	case spdy.TypeRstStream:
+		return kind, id, p.resetError(id)
+	case spdy.TypeGoAway:
+		// The peer opens nothing new; our streams go on until it closes.
+		return kind, 0, nil
+	}
+	id &^= 1 << 31
+	if flags&uint8(spdy.ControlFlagFin) != 0 && id == dataStreamID {
+		return kind, id, p.endError()
+	}
+	return kind, id, nil
+}
+
+func (p *podConn) readDataHead(stream uint32, flags uint8, size int) (spdy.ControlFrameType, uint32, error) {
+	last := flags&uint8(spdy.DataFlagFin) != 0
+	if stream == dataStreamID {
+		p.pending, p.endAfter = size, last
+		if size == 0 && last {
+			return 0, stream, p.endError()
+		}
+		return 0, stream, nil
+	}
+	keep := 0
+	if stream == errorStreamID {
+		keep = min(size, maxErrorText-len(p.errText))
+	}
+	old := len(p.errText)
+	p.errText = append(p.errText, make([]byte, keep)...)
+	if _, err := io.ReadFull(p.c, p.errText[old:]); err != nil {
+		return 0, 0, p.lostError(err)
+	}
+	if _, err := io.CopyN(io.Discard, p.c, int64(size-keep)); err != nil {
+		return 0, 0, p.lostError(err)
+	}
+	if len(p.errText) > 0 && (last || len(p.errText) == maxErrorText) {
+		return 0, stream, p.endError()
+	}
+	return 1, stream, nil // not data to be read: anything but 0
+}
+
+// Read reads what the pod's port sent. When the pod did not take the connection, or reset it, that is
+// the error: it wraps ECONNREFUSED or ECONNRESET where the container runtime says so.
+func (p *podConn) Read(b []byte) (int, error) {
+	p.rmu.Lock()
+	defer p.rmu.Unlock()
+	if len(b) == 0 {
+		return 0, p.rerr
+	}
+	for p.rerr == nil && p.pending == 0 {
+		if _, _, err := p.readFrame(); err != nil {
+			p.rerr = p.closedError(err)
+		}
+	}
+	if p.rerr != nil {
+		return 0, p.rerr
+	}
+	n, err := p.c.Read(b[:min(len(b), p.pending)])
+	p.pending -= n
+	switch {
+	case err != nil:
+		p.rerr = p.closedError(p.lostError(err))
+	case p.pending == 0 && p.endAfter:
+		p.rerr = p.endError()
+	}
+	if n > 0 {
+		return n, nil
+	}
+	return 0, p.rerr
+}
+
+// Write sends b to the pod's port, in frames of at most 32 KiB.
+func (p *podConn) Write(b []byte) (n int, err error) {
+	if !p.lockWrite() {
+		return 0, p.opError("write", net.ErrClosed)
+	}
+	defer p.unlockWrite()
+	for len(b) > 0 {
+		if p.werr != nil {
+			return n, p.werr
+		}
+		if p.sent {
+			return n, p.opError("write", syscall.EPIPE)
+		}
+		chunk := b[:min(len(b), maxFrame)]
+		p.wrote.Add(1)
+		if err := p.writeData(chunk, 0); err != nil {
+			p.werr = p.closedError(p.lostError(err))
+			return n, p.werr
+		}
+		n += len(chunk)
+		b = b[len(chunk):]
+	}
+	return n, nil
+}
+
+// writeData needs wmu.
+func (p *podConn) writeData(b []byte, flags spdy.DataFlags) error {
+	binary.BigEndian.PutUint32(p.wbuf[:], dataStreamID)
+	binary.BigEndian.PutUint32(p.wbuf[4:], uint32(len(b)))
+	p.wbuf[4] = uint8(flags)
+	return p.c.WriteFrame(p.wbuf[:], b)
+}
+
+// CloseWrite tells the pod's port that nothing follows. The container runtime cuts the other
+// direction about a second later.
+func (p *podConn) CloseWrite() error {
+	if !p.lockWrite() {
+		return p.opError("close write", net.ErrClosed)
+	}
+	defer p.unlockWrite()
+	if p.werr != nil || p.sent {
+		return p.werr
+	}
+	p.sent = true
+	p.werr = p.lostError(p.writeData(nil, spdy.DataFlagFin))
+	return p.werr
+}
+
+// Close ends both directions. What was written before still reaches the pod.
+func (p *podConn) Close() error { return p.end(false) }
+
+// Reset ends both directions and has the far end forget what it has not passed on.
+func (p *podConn) Reset() error { return p.end(true) }
+
+func (p *podConn) end(reset bool) error {
+	p.once.Do(func() {
+		close(p.closed)
+		p.timer.Stop()
+		select {
+		case <-p.wmu:
+			_ = p.c.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
+			if p.werr == nil {
+				_ = p.c.WriteFrame(goodbye(reset, p.sent), nil)
+			}
+		default: // somebody is inside Write: closing the carrier ends that
+		}
+		_ = p.c.Close()
+	})
+	return nil
+}
+
+// goodbye is the end of the data stream and GOAWAY.
+func goodbye(reset, sent bool) []byte {
+	var b []byte
+	switch {
+	case reset:
+		b = binary.BigEndian.AppendUint32(b, 0x80030000|uint32(spdy.TypeRstStream))
+		b = binary.BigEndian.AppendUint32(b, 8)
+		b = binary.BigEndian.AppendUint32(b, dataStreamID)
+		b = binary.BigEndian.AppendUint32(b, uint32(spdy.Cancel))
+	case !sent:
+		b = binary.BigEndian.AppendUint32(b, dataStreamID)
+		b = binary.BigEndian.AppendUint32(b, uint32(spdy.DataFlagFin)<<24)
+	}
+	b = binary.BigEndian.AppendUint32(b, 0x80030000|uint32(spdy.TypeGoAway))
+	b = binary.BigEndian.AppendUint32(b, 8)
+	b = binary.BigEndian.AppendUint32(b, 0)
+	return binary.BigEndian.AppendUint32(b, uint32(spdy.GoAwayOK))
+}
+
+// lockWrite is false when the connection was closed here.
+func (p *podConn) lockWrite() bool {
+	select {
+	case <-p.closed:
+		return false
+	default:
+	}
+	select {
+	case <-p.wmu:
+		return true
+	case <-p.closed:
+		return false
+	}
+}
+
+// unlockWrite first sends the answer to a ping that came in while the lock was held.
+func (p *podConn) unlockWrite() {
+	for {
+		p.sendAnswer()
+		p.wmu <- struct{}{}
+		if p.answer.Load() == 0 {
+			return
+		}
+		select {
+		case <-p.wmu:
+		default:
+			return // whoever has it now will send it
+		}
+	}
+}
+
+// sendAnswer needs wmu.
+func (p *podConn) sendAnswer() {
+	if a := p.answer.Swap(0); a != 0 && p.werr == nil {
+		p.werr = p.lostError(p.c.WriteFrame(pingFrame(uint32(a)), nil))
+	}
+}
+
+func pingFrame(id uint32) []byte {
+	b := binary.BigEndian.AppendUint32(nil, 0x80030000|uint32(spdy.TypePing))
+	b = binary.BigEndian.AppendUint32(b, 4)
+	return binary.BigEndian.AppendUint32(b, id)
+}
+
+// handlePing takes note of the answer to our ping (odd) or answers the peer's (even), but never waits
+// for a writer: a pod that does not read must not keep us from reading.
+func (p *podConn) handlePing(id uint32) {
+	if id%2 == 1 {
+		if id == p.pingID.Load() {
+			p.pinged.Store(0)
+			p.wroteOld.Store(p.wrote.Load())
+		}
+		return
+	}
+	p.answer.Store(1<<32 | uint64(id))
+	select {
+	case <-p.wmu:
+		p.unlockWrite()
+	default:
+	}
+}
+
+// watch runs every pingPeriod. It pings when the last ping was answered, and cuts the carrier when an
+// answer is missing for too long. An answer can also be missing because the pod does not read: the
+// ping waits behind our data. Then only what TCP knows tells dead from slow.
+func (p *podConn) watch() {
+	select {
+	case <-p.closed:
+		return
+	default:
+	}
+	defer p.timer.Reset(pingPeriod)
+	if at := p.pinged.Load(); at != 0 {
+		if waited := time.Since(time.Unix(0, at)); waited > deadAfter && p.isDead() {
+			err := error(&lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
+			p.lost.CompareAndSwap(nil, &err)
+			_ = p.c.NetConn().Close() // ends Read and Write, which report p.lost
+		}
+		return
+	}
+	select {
+	case <-p.wmu:
+	default:
+		return // a write is under way: that is traffic enough
+	}
+	id := p.pingID.Add(1)
+	if id%2 == 0 {
+		id = p.pingID.Add(1)
+	}
+	p.pinged.Store(time.Now().UnixNano())
+	p.werr = p.lostError(p.c.WriteFrame(pingFrame(id), nil))
+	p.unlockWrite()
+}
+
+func (p *podConn) isDead() bool {
+	if !p.rmu.TryLock() {
+		// Somebody is in Read and has waited for a frame all the time.
+	} else {
+		p.rmu.Unlock()
+		return false // nobody reads, so nobody has seen the answer
+	}
+	if p.wrote.Load() == p.wroteOld.Load() {
+		return true // nothing of ours can be in the ping's way
+	}
+	silent, ok := unacknowledged(p.c.NetConn())
+	return ok && silent > deadAfter
+}
+
+// LocalAddr is this end of the connection to the API server.
+func (p *podConn) LocalAddr() net.Addr { return p.c.NetConn().LocalAddr() }
+
+// RemoteAddr names the pod's port.
+func (p *podConn) RemoteAddr() net.Addr { return p.remote }
+
+// SetDeadline sets both deadlines. See podConn: a deadline that passes is the end.
+func (p *podConn) SetDeadline(t time.Time) error {
+	return errors.Join(p.SetReadDeadline(t), p.SetWriteDeadline(t))
+}
+
+// SetReadDeadline bounds Read.
+func (p *podConn) SetReadDeadline(t time.Time) error { return p.c.SetReadDeadline(t) }
+
+// SetWriteDeadline bounds Write.
+func (p *podConn) SetWriteDeadline(t time.Time) error { return p.c.SetWriteDeadline(t) }
+
+func (p *podConn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Addr: p.remote, Err: err}
+}
+
+// endError is what the end of the data stream means: io.EOF, unless the error stream has said more.
+func (p *podConn) endError() error {
+	text := strings.TrimSpace(string(p.errText))
+	if text == "" {
+		return io.EOF
+	}
+	return p.opError("port-forward", portError(text))
+}
+
+func (p *podConn) resetError(stream uint32) error {
+	if stream != dataStreamID && stream != errorStreamID {
+		return nil
+	}
+	if len(p.errText) > 0 {
+		return p.endError()
+	}
+	return p.opError("port-forward", fmt.Errorf("the cluster gave up the connection: %w", syscall.ECONNRESET))
+}
+
+// portError gives the kubelet's text its errno. The text is like "error forwarding port 81 to pod
+// 2f6c..., uid : failed to execute portforward in network namespace "/var/run/netns/...": failed to
+// connect to localhost:81 inside namespace "2f6c...", IPv4: dial tcp4 127.0.0.1:81: connect:
+// connection refused IPv6 dial tcp6 [::1]:81: connect: connection refused".
+func portError(text string) error {
+	for _, e := range []struct {
+		text  string
+		errno syscall.Errno
+	}{
+		{"connection refused", syscall.ECONNREFUSED},
+		{"connection reset", syscall.ECONNRESET},
+		{"broken pipe", syscall.EPIPE},
+		{"no route to host", syscall.EHOSTUNREACH},
+		{"timed out", syscall.ETIMEDOUT},
+	} {
+		if strings.Contains(text, e.text) {
+			return &worded{text, e.errno}
+		}
+	}
+	return errors.New(text)
+}
+
+// lostError is a connection to the API server that ended before its streams did. It says so and
+// counts as a reset, whatever the socket said.
+type lostError struct{ cause error }
+
+func (e *lostError) Error() string {
+	return "the connection through the API server was lost: " + e.cause.Error()
+}
+func (e *lostError) Unwrap() error { return e.cause }
+
+// Is makes a lost connection a reset for those who copy.
+func (e *lostError) Is(target error) bool { return target == syscall.ECONNRESET }
+
+func (p *podConn) lostError(err error) error {
+	var lost *lostError
+	switch {
+	case err == nil:
+		return nil
+	case p.lost.Load() != nil:
+		return *p.lost.Load()
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &lost):
+		return err
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	return &lostError{err}
+}
+
+// closedError says that it was this side that closed, when it was.
+func (p *podConn) closedError(err error) error {
+	select {
+	case <-p.closed:
+		if !errors.Is(err, io.EOF) {
+			return p.opError("read", net.ErrClosed)
+		}
+	default:
+	}
+	return err
+}
