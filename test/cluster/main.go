@@ -29,7 +29,8 @@ Usage:
                                                IMAGE=PROGRAM makes an image of one static program first
   cluster netem   [--name NAME] delay=20ms loss=1% rate=1gbit
                                                make the laptop far away; each setting applies to each
-                                               direction, so a ping takes twice the delay longer
+                                               direction, so a round trip takes twice the delay
+                                               longer (ping -U shows it; ping alone, half of it)
   cluster netem   [--name NAME] off
   cluster build   [--kubernetes VERSION]       build what up would build, and start nothing
 

@@ -44,7 +44,7 @@ func (p process) alive() bool { return p.Born != "" && born(p.PID) == p.Born }
 
 // alive says whether every recorded process of the cluster runs.
 func (c *cluster) alive() bool {
-	return !slices.ContainsFunc(c.Processes, func(p process) bool { return !p.alive() })
+	return !slices.ContainsFunc(c.Processes, func(p process) bool { return p.Name != netemProcess && !p.alive() })
 }
 
 // start runs a component in the background, in the cluster's cgroup, its output in a file of the log
@@ -92,7 +92,7 @@ func (c *cluster) dead() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.Processes {
-		if !p.alive() {
+		if p.Name != netemProcess && !p.alive() {
 			return fmt.Errorf("%s ended; the last lines of %s:\n%s", p.Name, c.dir("log", p.Name+".log"), c.logTail(p.Name))
 		}
 	}
@@ -189,38 +189,28 @@ func members(dir string) (pids []int) {
 	return pids
 }
 
-// stopTimeout is how long components may take to end by themselves; nothing they write matters later.
-const stopTimeout = 2 * time.Second
+// stopTimeout is how long killed processes may take to be gone, on a busy machine.
+const stopTimeout = 30 * time.Second
 
-// stop ends every process of the cluster: those recorded, and all in its control group.
+// stop kills every process of the cluster: those recorded, and all in its control group, which are
+// containerd's shims and the containers. Nothing they would still write matters to anybody.
 func (c *cluster) stop() error {
-	for _, p := range c.Processes {
-		if p.alive() {
-			syscall.Kill(p.PID, syscall.SIGTERM) //nolint:errcheck // it may have ended just now
-		}
-	}
-	hard := time.Now().Add(stopTimeout)
-	give := hard.Add(20 * time.Second)
-	for {
+	for deadline := time.Now().Add(stopTimeout); ; time.Sleep(10 * time.Millisecond) {
 		left := members(c.trackedCgroup())
 		for _, p := range c.Processes {
-			if p.alive() && !slices.Contains(left, p.PID) {
+			if p.alive() {
 				left = append(left, p.PID)
 			}
 		}
 		if len(left) == 0 {
 			return nil
 		}
-		now := time.Now()
-		if now.After(give) {
+		if time.Now().After(deadline) {
 			return fmt.Errorf("processes %v do not end; see /proc/PID/stack", left)
 		}
-		if now.After(hard) || !slices.ContainsFunc(c.Processes, process.alive) {
-			for _, pid := range left {
-				syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it may have ended just now
-			}
+		for _, pid := range left {
+			syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it may have ended just now
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 
