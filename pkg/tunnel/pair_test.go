@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -144,7 +145,10 @@ func newEnds(t testing.TB, n network) *ends {
 		},
 		Handle: func(ctx context.Context, s *Stream) {
 			e.inbound <- s
-			<-s.closedForTest(ctx)
+			<-ctx.Done()
+			for !s.over() { // a reset is not enough: the test closes it
+				time.Sleep(time.Millisecond)
+			}
 		},
 	}
 	e.server = &Server{
@@ -157,8 +161,12 @@ func newEnds(t testing.TB, n network) *ends {
 	return e
 }
 
-// closedForTest is done when somebody has closed or reset the stream, or its session is over.
-func (st *Stream) closedForTest(ctx context.Context) <-chan struct{} { return ctx.Done() }
+// over is whether somebody here has closed st, or its session is over.
+func (st *Stream) over() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.closed || !st.s.alive()
+}
 
 func (e *ends) start() *ends {
 	e.t.Helper()
@@ -254,3 +262,5 @@ func wantErr(t testing.TB, what string, err, want error) {
 		t.Errorf("%s: %v, want %v", what, err, want)
 	}
 }
+
+func netipAddr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

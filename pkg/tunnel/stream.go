@@ -260,13 +260,12 @@ func (st *Stream) write(p []byte) (total int, err error) {
 		if err := st.writeError(); err != nil {
 			return total, err
 		}
-		if len(p) == 0 {
-			return total, nil
-		}
 		n, err := st.mux.Write(p[:min(len(p), maxFrame)])
 		total += n
 		p = p[n:]
 		switch {
+		case len(p) == 0: // all is sent, whatever has become of the stream meanwhile
+			return total, nil
 		case err == nil:
 		case errors.Is(err, yamux.ErrTimeout): // ours, or no longer: writeError knows
 		default:
