@@ -1,0 +1,654 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"bridge/internal/hint"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+const (
+	// distrustFor is how long a pod that could not be dialled is left out, if there are others: the
+	// API server learns within it that a node or a pod is gone.
+	distrustFor = 5 * time.Second
+	// attemptTimeout bounds one dial of one pod, maxAttempts how many pods a connection tries.
+	attemptTimeout = 10 * time.Second
+	maxAttempts    = 3
+)
+
+// Endpoint is a port of a pod.
+type Endpoint struct {
+	Namespace, Pod string
+	UID            types.UID
+	Port           int
+}
+
+// Endpoints keeps the ready pods of a target current. Fill the fields, start Run, then Pick or Dial.
+type Endpoints struct {
+	Client    *Client
+	Namespace string
+	Target    Target
+	// Wait is how long Pick waits for a pod to become ready. Zero means 1 minute, as for kubectl.
+	Wait time.Duration
+	Log  *slog.Logger // nil logs nothing
+
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced at each change
+	parts      map[string]*part
+	service    *corev1.Service
+	slices     []discoveryv1.EndpointSlice
+	pods       []corev1.Pod
+	byPods     bool // a Service whose EndpointSlices may not be read
+	seen       bool // the pod was there once: it is waited for when it goes
+	next       uint64
+	distrusted map[types.UID]time.Time // until when
+}
+
+// part is one list that is followed.
+type part struct {
+	synced bool
+	err    error // of the last list, nil after a good one
+}
+
+// Run follows the cluster until ctx is done, through API server restarts and expired watches. What it
+// last knew stays in use meanwhile. It returns ctx's cause.
+func (e *Endpoints) Run(ctx context.Context) error {
+	e.mu.Lock()
+	e.init()
+	e.mu.Unlock()
+	var wg sync.WaitGroup
+	cs, ns := e.Client.Clientset, e.Namespace
+	byName := fields.OneTermEqualSelector("metadata.name", e.Target.Name).String()
+	switch e.Target.Kind {
+	case Service:
+		wg.Go(func() {
+			follow(ctx, e, "services", list{FieldSelector: byName, list: func(ctx context.Context, o metav1.ListOptions) (runtimeList, error) {
+				return cs.CoreV1().Services(ns).List(ctx, o)
+			}, watch: cs.CoreV1().Services(ns).Watch, get: func(ctx context.Context) (any, error) {
+				return cs.CoreV1().Services(ns).Get(ctx, e.Target.Name, metav1.GetOptions{})
+			}}, func(items []corev1.Service) {
+				e.service = nil
+				if len(items) > 0 {
+					e.service = &items[0]
+				}
+			})
+		})
+		wg.Go(func() { e.followBackends(ctx) })
+	case Pod:
+		wg.Go(func() {
+			follow(ctx, e, "pods", list{FieldSelector: byName, list: func(ctx context.Context, o metav1.ListOptions) (runtimeList, error) {
+				return cs.CoreV1().Pods(ns).List(ctx, o)
+			}, watch: cs.CoreV1().Pods(ns).Watch, get: func(ctx context.Context) (any, error) {
+				return cs.CoreV1().Pods(ns).Get(ctx, e.Target.Name, metav1.GetOptions{})
+			}}, e.setPods)
+		})
+	default:
+		wg.Go(func() { e.followWorkload(ctx) })
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+func (e *Endpoints) init() {
+	if e.changed == nil {
+		e.changed = make(chan struct{})
+		e.parts = make(map[string]*part)
+		e.distrusted = make(map[types.UID]time.Time)
+		for _, name := range e.needs() {
+			e.parts[name] = &part{}
+		}
+	}
+}
+
+func (e *Endpoints) needs() []string {
+	switch e.Target.Kind {
+	case Service:
+		return []string{"services", "endpointslices"}
+	case Pod:
+		return []string{"pods"}
+	}
+	return []string{"workload", "pods"}
+}
+
+func (e *Endpoints) setPods(items []corev1.Pod) {
+	e.pods = items
+	e.seen = e.seen || len(items) > 0
+}
+
+// followBackends follows a Service's EndpointSlices; whoever may not read those gets the pods that
+// the selector names.
+func (e *Endpoints) followBackends(ctx context.Context) {
+	cs, ns := e.Client.Clientset, e.Namespace
+	forbidden := follow(ctx, e, "endpointslices", list{
+		LabelSelector: labels.Set{discoveryv1.LabelServiceName: e.Target.Name}.String(), stopForbidden: true,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtimeList, error) {
+			return cs.DiscoveryV1().EndpointSlices(ns).List(ctx, o)
+		}, watch: cs.DiscoveryV1().EndpointSlices(ns).Watch,
+	}, func(items []discoveryv1.EndpointSlice) { e.slices = items })
+	if !forbidden {
+		return
+	}
+	e.log("endpointslices may not be read, following pods instead")
+	e.update(func() {
+		e.byPods = true
+		delete(e.parts, "endpointslices")
+		e.parts["pods"] = &part{}
+	})
+	var selector map[string]string
+	for selector == nil {
+		e.mu.Lock()
+		svc, changed := e.service, e.changed
+		e.mu.Unlock()
+		if svc != nil {
+			if len(svc.Spec.Selector) == 0 {
+				return
+			}
+			selector = svc.Spec.Selector
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+	e.followPods(ctx, labels.SelectorFromSet(selector).String())
+}
+
+func (e *Endpoints) followPods(ctx context.Context, selector string) {
+	pods := e.Client.Clientset.CoreV1().Pods(e.Namespace)
+	follow(ctx, e, "pods", list{LabelSelector: selector, list: func(ctx context.Context, o metav1.ListOptions) (runtimeList, error) {
+		return pods.List(ctx, o)
+	}, watch: pods.Watch}, e.setPods)
+}
+
+// followWorkload reads the workload's selector, which never changes while it lives, and follows the
+// pods. The selector alone counts, not the owner: a swapped workload's pods are the proxy's.
+func (e *Endpoints) followWorkload(ctx context.Context) {
+	var selector string
+	for wait := backoff(0); ; wait.sleep(ctx) {
+		ls, err := e.Client.PodSelector(ctx, e.Namespace, e.Target)
+		if ctx.Err() != nil {
+			return
+		}
+		e.update(func() { e.parts["workload"].synced, e.parts["workload"].err = err == nil, err })
+		if err == nil {
+			selector = ls.String()
+			break
+		}
+	}
+	e.followPods(ctx, selector)
+}
+
+// PodSelector is the selector of the pods of a workload or a Service. A Service without one is an error.
+func (c *Client) PodSelector(ctx context.Context, namespace string, t Target) (labels.Selector, error) {
+	var ls *metav1.LabelSelector
+	opt := metav1.GetOptions{}
+	apps := c.Clientset.AppsV1()
+	switch t.Kind {
+	case Deployment:
+		o, err := apps.Deployments(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Spec.Selector
+	case StatefulSet:
+		o, err := apps.StatefulSets(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Spec.Selector
+	case ReplicaSet:
+		o, err := apps.ReplicaSets(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Spec.Selector
+	case DaemonSet:
+		o, err := apps.DaemonSets(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Spec.Selector
+	case Service:
+		o, err := c.Clientset.CoreV1().Services(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		if len(o.Spec.Selector) == 0 {
+			return nil, fmt.Errorf("%s has no selector", t)
+		}
+		return labels.SelectorFromSet(o.Spec.Selector), nil
+	default:
+		return nil, fmt.Errorf("%s has no selector", t)
+	}
+	return metav1.LabelSelectorAsSelector(ls)
+}
+
+// update changes e under its lock and wakes whoever waits.
+func (e *Endpoints) update(change func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change()
+	clear(e.distrusted)
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func (e *Endpoints) log(msg string, args ...any) {
+	if e.Log != nil {
+		e.Log.Debug(msg, append([]any{"target", e.Target.String()}, args...)...)
+	}
+}
+
+// WaitSynced waits until the target has been read once. Its error is why it cannot be: not found,
+// forbidden, unreachable.
+func (e *Endpoints) WaitSynced(ctx context.Context) error {
+	for {
+		e.mu.Lock()
+		e.init()
+		synced, err := e.state()
+		changed := e.changed
+		e.mu.Unlock()
+		if err != nil || synced {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// state needs mu. Once everything has been read, errors of later lists do not count: what was known
+// then is better than nothing.
+func (e *Endpoints) state() (synced bool, err error) {
+	synced = true
+	for _, name := range e.needs() {
+		p := e.parts[name]
+		if p == nil {
+			p = e.parts["pods"] // in place of endpointslices
+		}
+		if !p.synced && p.err != nil && err == nil {
+			err = Explain(p.err, fmt.Sprintf("look up %s in %s", e.Target, e.Namespace))
+		}
+		synced = synced && p.synced
+	}
+	if err != nil {
+		return false, err
+	}
+	if synced && e.Target.Kind == Service && e.service == nil {
+		return true, e.notFound("services")
+	}
+	return synced, nil
+}
+
+func (e *Endpoints) notFound(resource string) error {
+	err := apierrors.NewNotFound(corev1.Resource(resource), e.Target.Name)
+	return Explain(err, fmt.Sprintf("look up %s in %s", e.Target, e.Namespace))
+}
+
+// Pick returns the next ready endpoint for port: for a Service its number or name, otherwise a number
+// or the name of a container's port. When there is none it waits for Wait; its error then says why.
+func (e *Endpoints) Pick(ctx context.Context, port string) (Endpoint, error) {
+	wait := e.Wait
+	if wait == 0 {
+		wait = time.Minute
+	}
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	for {
+		e.mu.Lock()
+		e.init()
+		synced, err := e.state()
+		changed := e.changed
+		var ready []Endpoint
+		if synced && err == nil {
+			ready, err = e.resolve(port)
+		}
+		ep, retry := e.choose(ready)
+		e.mu.Unlock()
+		if err != nil {
+			return Endpoint{}, err
+		}
+		if ep.Pod != "" {
+			return ep, nil
+		}
+		var again <-chan time.Time
+		if retry > 0 {
+			again = time.After(retry)
+		}
+		select {
+		case <-changed:
+		case <-again:
+		case <-timeout.C:
+			return Endpoint{}, e.whyNone(ctx, wait)
+		case <-ctx.Done():
+			return Endpoint{}, context.Cause(ctx)
+		}
+	}
+}
+
+// choose needs mu. It takes the next of ready that is trusted; if none is, it says how long to wait.
+func (e *Endpoints) choose(ready []Endpoint) (ep Endpoint, retry time.Duration) {
+	if len(ready) == 0 {
+		return Endpoint{}, 0
+	}
+	e.next++
+	now := time.Now()
+	for i := range ready {
+		ep := ready[(e.next+uint64(i))%uint64(len(ready))]
+		left := e.distrusted[ep.UID].Sub(now)
+		if left <= 0 {
+			return ep, 0
+		}
+		if retry == 0 || left < retry {
+			retry = left
+		}
+	}
+	return Endpoint{}, retry
+}
+
+// Dial connects to a ready endpoint for port. A pod that cannot be reached any more is passed over.
+func (e *Endpoints) Dial(ctx context.Context, port string) (net.Conn, error) {
+	var last error
+	for range maxAttempts {
+		ep, err := e.Pick(ctx, port)
+		if err != nil {
+			if last != nil && ctx.Err() == nil {
+				return nil, last
+			}
+			return nil, err
+		}
+		dctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		conn, err := e.Client.DialPod(dctx, ep.Namespace, ep.Pod, ep.Port)
+		cancel()
+		if err == nil {
+			e.log("connected", "pod", ep.Pod, "port", ep.Port)
+			return conn, nil
+		}
+		if ctx.Err() != nil || hint.CodeOf(err) == hint.Forbidden {
+			return nil, err
+		}
+		e.log("pod cannot be dialled", "pod", ep.Pod, "error", err)
+		last = err
+		e.mu.Lock()
+		e.distrusted[ep.UID] = time.Now().Add(distrustFor)
+		e.mu.Unlock()
+	}
+	return nil, last
+}
+
+// resolve needs mu. It returns the ready endpoints for port, sorted by name, or an error that waiting
+// does not mend.
+func (e *Endpoints) resolve(port string) ([]Endpoint, error) {
+	var eps []Endpoint
+	var err error
+	switch {
+	case e.Target.Kind != Service:
+		eps, err = e.resolvePods(port)
+	default:
+		sp := e.servicePort(port)
+		if sp == nil {
+			return nil, hint.Newf(hint.Usage, "it has: "+portList(e.service), "%s in %s has no port %s", e.Target, e.Namespace, port)
+		}
+		if sp.Protocol == corev1.ProtocolUDP {
+			return nil, hint.Newf(hint.Usage, "bridge connect brings UDP to this machine", "port %s of %s is UDP", port, e.Target)
+		}
+		if e.service.Spec.Type == corev1.ServiceTypeExternalName {
+			return nil, hint.Newf(hint.Usage, "bridge connect reaches what is not a pod", "%s in %s is the name %s outside the cluster", e.Target, e.Namespace, e.service.Spec.ExternalName)
+		}
+		if e.byPods {
+			eps, err = e.resolveServicePods(sp)
+		} else {
+			eps, err = e.resolveSlices(sp)
+		}
+	}
+	slices.SortFunc(eps, func(a, b Endpoint) int { return strings.Compare(a.Pod, b.Pod) })
+	eps = slices.CompactFunc(eps, func(a, b Endpoint) bool { return a == b })
+	return eps, err
+}
+
+func portList(svc *corev1.Service) string {
+	var ports []string
+	for _, p := range svc.Spec.Ports {
+		s := strconv.Itoa(int(p.Port))
+		if p.Name != "" {
+			s += " (" + p.Name + ")"
+		}
+		ports = append(ports, s)
+	}
+	if len(ports) == 0 {
+		return "no ports"
+	}
+	return strings.Join(ports, ", ")
+}
+
+// servicePort needs mu.
+func (e *Endpoints) servicePort(port string) *corev1.ServicePort {
+	var udp *corev1.ServicePort
+	for i := range e.service.Spec.Ports {
+		p := &e.service.Spec.Ports[i]
+		if p.Name != port && strconv.Itoa(int(p.Port)) != port {
+			continue
+		}
+		if p.Protocol != corev1.ProtocolUDP {
+			return p
+		}
+		udp = p
+	}
+	return udp
+}
+
+// resolveSlices takes the ready ones; if there are none, those that still serve while they terminate,
+// as kube-proxy does.
+func (e *Endpoints) resolveSlices(sp *corev1.ServicePort) (ready []Endpoint, err error) {
+	var leaving []Endpoint
+	foreign := 0
+	for _, s := range e.slices {
+		for _, p := range s.Ports {
+			if p.Port == nil || p.Name == nil && sp.Name != "" || p.Name != nil && *p.Name != sp.Name ||
+				p.Protocol != nil && *p.Protocol == corev1.ProtocolUDP {
+				continue
+			}
+			for _, x := range s.Endpoints {
+				if x.TargetRef == nil || x.TargetRef.Kind != "Pod" {
+					foreign++
+					continue
+				}
+				ep := Endpoint{e.Namespace, x.TargetRef.Name, x.TargetRef.UID, int(*p.Port)}
+				if x.TargetRef.Namespace != "" {
+					ep.Namespace = x.TargetRef.Namespace
+				}
+				switch c := x.Conditions; {
+				case c.Ready == nil || *c.Ready:
+					ready = append(ready, ep)
+				case c.Serving != nil && *c.Serving:
+					leaving = append(leaving, ep)
+				}
+			}
+		}
+	}
+	if len(ready) == 0 && len(leaving) == 0 && foreign > 0 {
+		return nil, hint.Newf(hint.Other, "bridge connect reaches what is not a pod", "the endpoints of %s in %s are addresses, not pods", e.Target, e.Namespace)
+	}
+	if len(ready) == 0 {
+		return leaving, nil
+	}
+	return ready, nil
+}
+
+func (e *Endpoints) resolveServicePods(sp *corev1.ServicePort) (ready []Endpoint, err error) {
+	target := sp.TargetPort
+	if target == (intstr.IntOrString{}) {
+		target = intstr.FromInt32(sp.Port)
+	}
+	for i := range e.pods {
+		p := &e.pods[i]
+		if port, ok := containerPort(p, target.String()); ok && isReady(p) {
+			ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, port})
+		}
+	}
+	return ready, nil
+}
+
+// resolvePods takes ready pods. A pod that was asked for by name need only run: one may well want to
+// look into a pod because it is not ready.
+func (e *Endpoints) resolvePods(port string) (ready []Endpoint, err error) {
+	unnamed := 0
+	for i := range e.pods {
+		p := &e.pods[i]
+		if !isReady(p) && (e.Target.Kind != Pod || p.Status.Phase != corev1.PodRunning) {
+			continue
+		}
+		number, ok := containerPort(p, port)
+		if !ok {
+			unnamed++
+			continue
+		}
+		ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, number})
+	}
+	if len(ready) == 0 && unnamed > 0 {
+		return nil, hint.Newf(hint.Usage, "use the number", "no container of %s in %s has a TCP port named %q", e.Target, e.Namespace, port)
+	}
+	if e.Target.Kind == Pod && !e.seen {
+		return nil, e.notFound("pods")
+	}
+	return ready, nil
+}
+
+func containerPort(p *corev1.Pod, port string) (int, bool) {
+	if n, err := strconv.Atoi(port); err == nil {
+		return n, true
+	}
+	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
+		for _, cp := range c.Ports {
+			if cp.Name == port && cp.Protocol != corev1.ProtocolUDP {
+				return int(cp.ContainerPort), true
+			}
+		}
+	}
+	return 0, false
+}
+
+func isReady(p *corev1.Pod) bool {
+	if p.DeletionTimestamp != nil || p.Status.Phase != corev1.PodRunning {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// whyNone says why there is no endpoint: no pods, or pods that are not ready and what they say.
+func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
+	e.mu.Lock()
+	pods := slices.Clone(e.pods)
+	var lastErr error
+	for _, p := range e.parts {
+		if p.err != nil {
+			lastErr = p.err
+		}
+	}
+	fromSlices := e.Target.Kind == Service && !e.byPods
+	e.mu.Unlock()
+	base := fmt.Sprintf("%s in %s has no ready pod after %s", e.Target, e.Namespace, waited)
+	if fromSlices {
+		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
+		sel, err := e.Client.PodSelector(ctx, e.Namespace, e.Target)
+		if err == nil {
+			var l *corev1.PodList
+			if l, err = e.Client.Clientset.CoreV1().Pods(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: sel.String()}); err == nil {
+				pods = l.Items
+			}
+		}
+		if err != nil {
+			lastErr = err
+		}
+	}
+	show := fmt.Sprintf("kubectl get pods -n %s", e.Namespace)
+	if lastErr != nil {
+		return hint.New(0, &worded{base + ": " + lastErr.Error(), Explain(lastErr, "look up pods")}, "")
+	}
+	if len(pods) == 0 && e.Target.Kind == Pod {
+		return e.notFound("pods")
+	}
+	if len(pods) == 0 {
+		return hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? "+show, "%s: no pod matches its selector", base)
+	}
+	var why []string
+	for i := range pods {
+		if len(why) == 3 {
+			why = append(why, fmt.Sprintf("and %d more", len(pods)-i))
+			break
+		}
+		why = append(why, pods[i].Name+": "+podReason(&pods[i]))
+	}
+	return hint.Newf(hint.Other, fmt.Sprintf("kubectl describe pod -n %s %s", e.Namespace, pods[0].Name), "%s: %s", base, strings.Join(why, "; "))
+}
+
+// podReason is what a person would find first in the pod's status.
+func podReason(p *corev1.Pod) string {
+	if p.DeletionTimestamp != nil {
+		return "terminating"
+	}
+	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" {
+			return w.Reason
+		}
+		if t := c.State.Terminated; t != nil && t.ExitCode != 0 {
+			return fmt.Sprintf("container %s exited with %d", c.Name, t.ExitCode)
+		}
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return "not scheduled: " + c.Message
+		}
+	}
+	if p.Status.Phase == corev1.PodRunning {
+		return "running but not ready"
+	}
+	return strings.ToLower(string(p.Status.Phase))
+}
+
+// PortNumber is the number of a port as the target knows it: a Service's own port for its name, for
+// pods the container's. Call it when Pick has succeeded.
+func (e *Endpoints) PortNumber(port string) (int, error) {
+	if n, err := strconv.Atoi(port); err == nil {
+		return n, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.Target.Kind == Service && e.service != nil {
+		if sp := e.servicePort(port); sp != nil {
+			return int(sp.Port), nil
+		}
+	}
+	for i := range e.pods {
+		if n, ok := containerPort(&e.pods[i], port); ok {
+			return n, nil
+		}
+	}
+	return 0, hint.Newf(hint.Usage, "use the number", "%s in %s has no port named %q", e.Target, e.Namespace, port)
+}
