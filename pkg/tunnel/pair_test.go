@@ -127,6 +127,7 @@ type ends struct {
 	inbound chan *Stream // what Handle was given; the test closes them
 	dialled chan *Stream // likewise on the pod, when the server has no Dial
 
+	running  context.Context
 	stop     context.CancelFunc
 	stopOnce sync.Once
 	wg       sync.WaitGroup
@@ -146,7 +147,7 @@ func newEnds(t testing.TB, n network) *ends {
 		Handle: func(ctx context.Context, s *Stream) {
 			e.inbound <- s
 			<-ctx.Done()
-			for !s.over() { // a reset is not enough: the test closes it
+			for !s.over() && e.running.Err() == nil { // a reset is not enough: the test closes it
 				time.Sleep(time.Millisecond)
 			}
 		},
@@ -161,17 +162,17 @@ func newEnds(t testing.TB, n network) *ends {
 	return e
 }
 
-// over is whether somebody here has closed st, or its session is over.
+// over is whether somebody here has closed st.
 func (st *Stream) over() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.closed || !st.s.alive()
+	return st.closed
 }
 
 func (e *ends) start() *ends {
 	e.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	e.stop = cancel
+	e.running, e.stop = ctx, cancel
 	e.wg.Go(func() {
 		if err := e.server.Serve(ctx, e.network.ln); err != nil {
 			e.t.Errorf("Serve: %v", err)

@@ -167,18 +167,17 @@ func (s *session) watch(ctx context.Context) {
 			return
 		case <-ping.C:
 			s.ping()
-			continue
 		case <-due.C:
+			dead, woke := s.live.check(planned, time.Now())
+			if dead {
+				s.kill(fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second)))
+				return
+			}
+			if woke {
+				s.ping()
+			}
 		}
-		dead, woke := s.live.check(planned, time.Now())
-		if dead {
-			s.kill(fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second)))
-			return
-		}
-		if woke {
-			s.ping()
-		}
-		planned = s.live.due()
+		planned = s.live.due() // earlier than before, after the first answer
 		due.Reset(time.Until(planned))
 	}
 }
