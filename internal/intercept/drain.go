@@ -99,7 +99,7 @@ func (c *conn) endIfQuiet(wait time.Duration) {
 	switch {
 	case !c.endedAt.IsZero():
 		if time.Since(c.endedAt) > endGrace {
-			_ = c.Close()
+			c.end()
 		}
 		return
 	case moving || c.half.Load():

@@ -75,8 +75,9 @@ type listener struct {
 // conn is one caller's connection.
 type conn struct {
 	*net.TCPConn
-	since time.Time
-	flow  tunnel.Flow // a is the caller, b the laptop
+	since  time.Time
+	stream atomic.Pointer[tunnel.Stream] // nil while it is being opened
+	flow   tunnel.Flow                   // a is the caller, b the laptop
 
 	half atomic.Bool // one direction is at its end, the other ends by itself
 	// Used by Drain alone: we have sent our end at this time, and wait a little for the caller's.
@@ -98,10 +99,21 @@ func (c *conn) CloseWrite() error {
 	return c.TCPConn.CloseWrite()
 }
 
-// reset ends c so that the caller sees it at once, as it would with a crashed program.
+// reset ends c so that both ends see it at once, as they would with a crashed program.
 func (c *conn) reset() {
 	_ = c.SetLinger(0)
-	_ = c.Close()
+	_ = c.TCPConn.Close()
+	if s := c.stream.Load(); s != nil {
+		s.Reset()
+	}
+}
+
+// end closes c and its stream; what was written still arrives.
+func (c *conn) end() {
+	_ = c.TCPConn.Close()
+	if s := c.stream.Load(); s != nil {
+		_ = s.Close()
+	}
 }
 
 func (i *Interceptor) log() *slog.Logger {
@@ -250,6 +262,7 @@ func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 		i.log().Debug("caller reset", "port", port, "from", h.Peer, "error", err)
 		return
 	}
+	c.stream.Store(stream) // before Splice looks at c, which may be closed by now
 	if err := c.flow.Splice(c, stream); err != nil {
 		i.log().Debug("connection ended", "port", port, "from", h.Peer, "error", err)
 	}

@@ -1,0 +1,81 @@
+package intercept
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+)
+
+func TestForbiddenAddresses(t *testing.T) {
+	for address, why := range map[string]string{
+		"127.0.0.1": "loopback", "127.9.9.9": "loopback", "::1": "loopback", "::ffff:127.0.0.1": "loopback",
+		"0.0.0.0": "unspecified", "::": "unspecified",
+		"169.254.169.254": "link-local", "169.254.0.1": "link-local", "fe80::1": "link-local", "fe80::1%eth0": "link-local",
+		"::ffff:169.254.169.254": "link-local", "64:ff9b::a9fe:a9fe": "link-local", "64:ff9b::7f00:1": "loopback",
+		"fd00:ec2::254": "metadata", "100.100.100.200": "metadata", "168.63.129.16": "metadata",
+		"224.0.0.1": "multicast", "ff02::1": "multicast",
+		"10.96.0.10": "", "192.168.1.1": "", "172.20.0.1": "", "8.8.8.8": "", "fd00::1": "", "2001:db8::1": "", "64:ff9b::808:808": "",
+	} {
+		if got := forbidden(netip.MustParseAddr(address).Unmap().WithZone("")); got != why {
+			t.Errorf("%s: %q, want %q", address, got, why)
+		}
+	}
+}
+
+func TestDialerRefusesTheAddressAfterResolution(t *testing.T) {
+	l := listen(t, "127.0.0.1:0")
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	d := &Dialer{Resolvers: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	for _, address := range []string{
+		"127.0.0.1:" + port, "localhost:" + port, "[::1]:" + port, "0.0.0.0:" + port, "[::]:" + port,
+		"169.254.169.254:80", "[fe80::1%lo]:80", "127.0.0.2:53",
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			c, err := d.DialContext(t.Context(), network, address)
+			if !errors.Is(err, syscall.EACCES) {
+				t.Errorf("%s %s: %v, %v; want a refusal", network, address, c, err)
+			}
+		}
+	}
+}
+
+func TestDialerAsksTheResolverWhereverItIs(t *testing.T) {
+	d := &Dialer{Resolvers: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	c, err := d.DialContext(t.Context(), "udp", "127.0.0.1:53") // nothing is sent
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+}
+
+func TestDialerConnects(t *testing.T) {
+	// An address of this machine that is neither loopback nor link-local.
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil || forbidden(prefix.Addr()) != "" {
+			continue
+		}
+		l := listen(t, netip.AddrPortFrom(prefix.Addr(), 0).String())
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_, _ = io.WriteString(c, "hello")
+				_ = c.Close()
+			}
+		}()
+		c, err := (&Dialer{}).DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		read(t, c, "hello")
+		_ = c.Close()
+		return
+	}
+	t.Skip("this machine has no address but loopback")
+}
