@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -142,6 +143,9 @@ func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
 	g.Go(func() error { return names.Serve(ctx, e.udp, e.tcp) })
 	return g.Wait()
 }
+
+// Domain is the cluster's domain ("cluster.local") as pod tells.
+func Domain(pod tunnel.Info) string { return strings.TrimSuffix(dns.Zone(pod.Search), ".") }
 
 // dialSoon dials through t, and fails at once when t has been without a session for longer than patience.
 func dialSoon(t *tunnel.Client, patience time.Duration) func(ctx context.Context, network, address string) (net.Conn, error) {

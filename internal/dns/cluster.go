@@ -85,7 +85,7 @@ func (p *pool) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 			p.put(c)
 			return m, nil
 		}
-		c.Close()
+		_ = c.Close()
 		if ctx.Err() != nil {
 			return nil, err
 		}
@@ -97,7 +97,7 @@ func (p *pool) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	}
 	m, err := roundTrip(ctx, c, q)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, err
 	}
 	p.put(c)
@@ -122,7 +122,7 @@ func (p *pool) put(c net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		c.Close()
+		_ = c.Close()
 		return
 	}
 	p.idle = append(p.idle, idleConn{c, time.Now()})
@@ -148,7 +148,7 @@ func (p *pool) closeIdle(t time.Time) {
 	defer p.mu.Unlock()
 	n := 0
 	for n < len(p.idle) && !p.idle[n].since.After(t) {
-		p.idle[n].Close()
+		_ = p.idle[n].Close()
 		n++
 	}
 	p.idle = append(p.idle[:0], p.idle[n:]...)
@@ -171,7 +171,7 @@ func roundTrip(ctx context.Context, c net.Conn, q *dns.Msg) (*dns.Msg, error) {
 	if err := c.SetDeadline(d); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	dc := &dns.Conn{Conn: c}
 	if err := dc.WriteMsg(q); err != nil {

@@ -26,16 +26,21 @@ type rules struct {
 	ndots  int
 }
 
-func newRules(search []string, ndots int) rules {
-	r := rules{zone: defaultZone, ndots: ndots}
-	if ndots == 0 {
-		r.ndots = defaultNdots
-	}
+// Zone is the cluster's domain, with the final dot, as a pod's search list tells: what follows "svc.",
+// else cluster.local.
+func Zone(search []string) string {
 	for _, d := range search {
 		if zone, ok := strings.CutPrefix(strings.ToLower(dns.Fqdn(d)), "svc."); ok && zone != "" {
-			r.zone = zone
-			break
+			return zone
 		}
+	}
+	return defaultZone
+}
+
+func newRules(search []string, ndots int) rules {
+	r := rules{zone: Zone(search), ndots: ndots}
+	if ndots == 0 {
+		r.ndots = defaultNdots
 	}
 	for _, d := range search {
 		if d := strings.ToLower(dns.Fqdn(d)); dns.IsSubDomain(r.zone, d) {

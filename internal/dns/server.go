@@ -89,7 +89,7 @@ func Listen(address string) (*net.UDPConn, *net.TCPListener, error) {
 		if err == nil {
 			return pc, ln, nil
 		}
-		ln.Close()
+		_ = ln.Close()
 		if want.Port != 0 || try == listenTries {
 			return nil, nil, err
 		}
@@ -133,8 +133,8 @@ func (s *Server) Serve(ctx context.Context, pc *net.UDPConn, ln *net.TCPListener
 		})
 	}
 	err := g.Wait()
-	pc.Close()
-	ln.Close()
+	_ = pc.Close()
+	_ = ln.Close()
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -96,7 +96,7 @@ func askUDP(ctx context.Context, addr string, q *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	m, err := datagrams(ctx, c, q)
 	if err != nil || !m.Truncated {
 		return m, err
@@ -105,7 +105,7 @@ func askUDP(ctx context.Context, addr string, q *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer t.Close()
+	defer func() { _ = t.Close() }()
 	return roundTrip(ctx, t, q)
 }
 
@@ -115,7 +115,7 @@ func datagrams(ctx context.Context, c net.Conn, q *dns.Msg) (*dns.Msg, error) {
 	if err := c.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	dc := &dns.Conn{Conn: c, UDPSize: maxUDPQuery}
 	if err := dc.WriteMsg(q); err != nil {

@@ -112,13 +112,13 @@ func (s *session) serveConnect(w http.ResponseWriter, r *http.Request) {
 		s.refuseHTTP(w, r, fmt.Errorf("dial %s: %w", r.Host, err))
 		return
 	}
-	defer target.Close()
+	defer func() { _ = target.Close() }()
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		s.refuseHTTP(w, r, err)
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	err = s.answerConnect(conn, buf, target)
 	if err != nil {
 		s.log.Debug("connect", "client", r.RemoteAddr, "target", r.Host, "error", err)

@@ -63,14 +63,14 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 	}
 	var g errgroup.Group
 	g.Go(func() error { return web.Serve(n.web) })
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 
 	err := n.accept(ctx, ln)
 	if ctx.Err() != nil {
 		err = nil
 	}
-	ln.Close()
+	_ = ln.Close()
 	cancel()
 	n.closeAll()
 	n.socks.Wait()
@@ -147,7 +147,7 @@ func (s *session) accept(ctx context.Context, ln *net.TCPListener) error {
 		pause = 0
 		c := &localConn{TCPConn: tc, s: s}
 		if !s.track(c) {
-			c.Close()
+			_ = c.Close()
 			return nil
 		}
 		s.socks.Go(func() { s.serve(ctx, c) })
@@ -163,17 +163,17 @@ func (s *session) serve(ctx context.Context, c *localConn) {
 		_, err = io.ReadFull(c.TCPConn, first[:])
 	}
 	if err != nil {
-		c.Close() // a port scan, a browser's connection kept in reserve
+		_ = c.Close() // a port scan, a browser's connection kept in reserve
 		return
 	}
 	if first[0] != version5 {
 		c.first = first[:]
 		if err := c.SetDeadline(time.Time{}); err != nil || !s.web.offer(c) {
-			c.Close()
+			_ = c.Close()
 		}
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := s.serveSOCKS(ctx, c.TCPConn); err != nil {
 		s.log.Debug("socks5", "client", c.RemoteAddr(), "error", err)
 	}
@@ -205,7 +205,7 @@ func (s *session) closeAll() {
 	s.open = nil
 	s.mu.Unlock()
 	for c := range open {
-		c.Close()
+		_ = c.Close()
 	}
 }
 

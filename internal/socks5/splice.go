@@ -10,8 +10,8 @@ import (
 // splice carries bytes both ways until both directions are done; when ctx ends first, both are cut.
 func splice(ctx context.Context, a, b net.Conn) error {
 	stop := context.AfterFunc(ctx, func() {
-		a.Close()
-		b.Close()
+		_ = a.Close()
+		_ = b.Close()
 	})
 	defer stop()
 	return tunnel.Splice(a, b)

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/connect"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/pkg/tunnel"
+)
+
+type connectOptions struct {
+	listen, dnsListen string
+	image, arch       string
+	proxyTimeout      time.Duration
+}
+
+func newConnectCommand(a *app) *cobra.Command {
+	var o connectOptions
+	cmd := &cobra.Command{
+		Use:   "connect",
+		Short: "Reach the cluster's names and addresses from this machine",
+		Long: `connect starts a pod of its own in the namespace and opens two ports on this machine's loopback: a
+proxy (SOCKS5, HTTP CONNECT and plain HTTP) and a DNS server that knows the cluster's names and leaves
+all others to this machine's resolvers. Nothing else on this machine changes.
+
+It prints what to paste into a shell, and ends with Ctrl-C.`,
+		Example: `  bridge connect -n shop
+  curl --proxy socks5h://127.0.0.1:1080 http://orders/`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.connect(cmd.Context(), o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", "", "loopback address of the proxy (default "+connect.DefaultListen+", or a free port)")
+	f.StringVar(&o.dnsListen, "dns-listen", "", "loopback address of the DNS server (default "+connect.DefaultDNSListen+", or a free port)")
+	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
+	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
+	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
+	return cmd
+}
+
+func (a *app) connect(ctx context.Context, o connectOptions) error {
+	k, err := a.kube()
+	if err != nil {
+		return err
+	}
+	e, err := connect.Open(connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	own := &proxypod.Own{
+		Kube: k, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
+		ReadyTimeout: o.proxyTimeout, OnState: a.sayTunnel(), Say: a.progress(), Log: a.log,
+	}
+	return own.Run(ctx, func(ctx context.Context, t *tunnel.Client) error {
+		info, _ := t.Info()
+		printConnect(a.stdout, connectLines{
+			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
+			example: exampleURL(ctx, k), domain: connect.Domain(info),
+		})
+		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
+		return e.Run(ctx, t)
+	})
+}
+
+// sayTunnel says when the tunnel is lost and when it is back.
+func (a *app) sayTunnel() func(tunnel.State) {
+	lost := false
+	return func(s tunnel.State) {
+		switch {
+		case s.Phase == tunnel.Reconnecting && !lost:
+			lost = true
+			a.say(fmt.Sprintf("the tunnel is lost (%v); trying again", s.Err))
+		case s.Phase == tunnel.Ready && lost:
+			lost = false
+			a.say("the tunnel is back")
+		}
+	}
+}
+
+type connectLines struct {
+	proxy   string // host:port
+	dns     netip.AddrPort
+	direct  string // the API server: kubectl in the same shell goes there as before
+	example string // a URL that answers
+	domain  string // of the cluster
+}
+
+// printConnect prints a text for a shell. Programs differ in which names they read, and curl reads
+// http_proxy in lower case only.
+func printConnect(w io.Writer, l connectLines) {
+	no := []string{"localhost", "127.0.0.1", "::1"}
+	if l.direct != "" && !slices.Contains(no, l.direct) {
+		no = append(no, l.direct)
+	}
+	insecure := ""
+	if strings.HasPrefix(l.example, "https:") {
+		insecure = "-k " // the certificate is the cluster's
+	}
+	fmt.Fprintf(w, `# For programs started from this shell:
+export ALL_PROXY=socks5h://%[1]s HTTP_PROXY=http://%[1]s HTTPS_PROXY=http://%[1]s NO_PROXY=%[2]s
+export http_proxy=$HTTP_PROXY https_proxy=$HTTPS_PROXY no_proxy=$NO_PROXY
+# Without them:
+curl %[3]s--proxy socks5h://%[1]s %[4]s
+dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
+`, l.proxy, strings.Join(no, ","), insecure, l.example, l.dns.Addr(), l.dns.Port(), l.domain)
+}
+
+// hostOf is the host name or address in a kubeconfig's server, which may be a URL or "host:port".
+func hostOf(server string) string {
+	if !strings.Contains(server, "://") {
+		server = "https://" + server
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// exampleURL names a Service of the namespace that looks like a web server, else the API server's own:
+// without the right to list Services the example is less interesting, no more.
+func exampleURL(ctx context.Context, k *kube.Client) string {
+	const enough = 100
+	list, err := k.Clientset.CoreV1().Services(k.Namespace).List(ctx, metav1.ListOptions{Limit: enough})
+	if err != nil {
+		return defaultExample
+	}
+	return chooseExample(list.Items)
+}
+
+const defaultExample = "https://kubernetes.default/version"
+
+func chooseExample(services []corev1.Service) string {
+	best, bestRank := defaultExample, 0
+	slices.SortFunc(services, func(a, b corev1.Service) int { return cmp.Compare(a.Name, b.Name) })
+	for _, s := range services {
+		if s.Spec.Type == corev1.ServiceTypeExternalName || len(s.Spec.Selector) == 0 {
+			continue
+		}
+		for _, p := range s.Spec.Ports {
+			if rank := webRank(p); rank > bestRank {
+				best, bestRank = serviceURL(s, p), rank
+			}
+		}
+	}
+	return best
+}
+
+// webRank says how much a port looks like a web server's; 0 is not at all.
+func webRank(p corev1.ServicePort) int {
+	switch {
+	case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
+		return 0
+	case p.Port == 80:
+		return 3
+	case strings.HasPrefix(p.Name, "http"):
+		return 2
+	case p.Port == 443, p.Port == 8080, p.Port == 8000, p.Port == 3000:
+		return 1
+	}
+	return 0
+}
+
+func serviceURL(s corev1.Service, p corev1.ServicePort) string {
+	host := s.Name + "." + s.Namespace
+	switch {
+	case p.Port == 80:
+		return "http://" + host + "/"
+	case p.Port == 443:
+		return "https://" + host + "/"
+	case strings.HasPrefix(p.Name, "https"):
+		return "https://" + net.JoinHostPort(host, strconv.Itoa(int(p.Port))) + "/"
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(int(p.Port))) + "/"
+}
