@@ -471,6 +471,38 @@ func TestConcurrentQuestionsAreAskedOnce(t *testing.T) {
 	}
 }
 
+func TestManyQuestionsShareAFewConnections(t *testing.T) {
+	const many = 300
+	var lines []string
+	for i := range many {
+		lines = append(lines, fmt.Sprintf("s%d.shop.svc.cluster.local. 30 IN A 10.0.%d.%d", i, i/256, i%256))
+	}
+	cluster := (&resolver{records: records(t, lines...)}).start(t)
+	var dials atomic.Int64
+	addr := startServer(t, &Server{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			return dial(ctx, network, address)
+		},
+		Nameservers: []string{cluster.addr}, Search: podSearch,
+		System: func() ([]string, error) { return nil, nil },
+	})
+	var wg sync.WaitGroup
+	for i := range many {
+		wg.Go(func() {
+			c := &dns.Client{Timeout: 20 * time.Second}
+			m, _, err := c.Exchange(new(dns.Msg).SetQuestion(fmt.Sprintf("s%d.", i), dns.TypeA), addr)
+			if err != nil || len(m.Answer) != 2 || m.Answer[1].(*dns.A).A.String() != fmt.Sprintf("10.0.%d.%d", i/256, i%256) {
+				t.Errorf("s%d: %v, %v", i, m, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := dials.Load(); n > maxPoolConns {
+		t.Errorf("%d connections", n)
+	}
+}
+
 func TestCacheFollowsLifetimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0

@@ -107,7 +107,8 @@ func (s *session) serveConnect(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "bridge: CONNECT needs HOST:PORT", http.StatusBadRequest)
 		return
 	}
-	target, err := s.dial(r.Context(), "tcp", r.Host)
+	// Not r's context: it ends when the client half-closes, which is no reason to give up.
+	target, err := s.dial(s.ctx, "tcp", r.Host)
 	if err != nil {
 		s.refuseHTTP(w, r, fmt.Errorf("dial %s: %w", r.Host, err))
 		return

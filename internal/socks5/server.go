@@ -1,6 +1,7 @@
 package socks5
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,10 @@ type Server struct {
 
 	// Log gets one line per connection that failed, at level debug. Nil means none.
 	Log *slog.Logger
+
+	// For tests; zero means maxConns and handshakeTime.
+	conns     int
+	handshake time.Duration
 }
 
 // Serve accepts on ln until ctx is done or ln fails, then closes ln and every connection and returns
@@ -55,7 +60,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 	n := newSession(ctx, s)
 	web := &http.Server{
 		Handler:           n,
-		ReadHeaderTimeout: handshakeTime,
+		ReadHeaderTimeout: n.handshake,
 		IdleTimeout:       webIdleTime,
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -88,6 +93,7 @@ type session struct {
 	ctx         context.Context // of Serve, for dials that net/http starts on its own
 	dialFunc    func(ctx context.Context, network, address string) (net.Conn, error)
 	dialTimeout time.Duration
+	handshake   time.Duration
 	log         *slog.Logger
 	slots       chan struct{} // one token per open connection
 	web         *handOver
@@ -104,14 +110,12 @@ func newSession(ctx context.Context, s *Server) *session {
 	n := &session{
 		ctx:         ctx,
 		dialFunc:    s.Dial,
-		dialTimeout: s.DialTimeout,
+		dialTimeout: cmp.Or(s.DialTimeout, defaultDialTimeout),
+		handshake:   cmp.Or(s.handshake, handshakeTime),
 		log:         s.Log,
-		slots:       make(chan struct{}, maxConns),
+		slots:       make(chan struct{}, cmp.Or(s.conns, maxConns)),
 		web:         &handOver{conns: make(chan net.Conn), done: make(chan struct{})},
 		open:        make(map[*localConn]struct{}),
-	}
-	if n.dialTimeout == 0 {
-		n.dialTimeout = defaultDialTimeout
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -157,7 +161,7 @@ func (s *session) accept(ctx context.Context, ln *net.TCPListener) error {
 // serve reads the first byte, which tells the protocols apart: SOCKS5 begins with its version, HTTP
 // with a letter.
 func (s *session) serve(ctx context.Context, c *localConn) {
-	err := c.SetDeadline(time.Now().Add(handshakeTime))
+	err := c.SetDeadline(time.Now().Add(s.handshake))
 	var first [1]byte
 	if err == nil {
 		_, err = io.ReadFull(c.TCPConn, first[:])

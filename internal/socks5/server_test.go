@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/proxy"
@@ -46,13 +47,18 @@ func (c *cluster) dial(ctx context.Context, network, address string) (net.Conn, 
 // startProxy serves until the test ends and checks that Serve then returns nil.
 func startProxy(t *testing.T, dial func(context.Context, string, string) (net.Conn, error)) string {
 	t.Helper()
+	return start(t, &Server{Dial: dial})
+}
+
+func start(t *testing.T, s *Server) string {
+	t.Helper()
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- (&Server{Dial: dial}).Serve(ctx, ln) }()
+	go func() { done <- s.Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -517,6 +523,96 @@ func TestServeEndsOpenConnections(t *testing.T) {
 	for i, c := range conns {
 		if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+}
+
+// exchange sends a request that ends its connection and returns all that comes back.
+func exchange(t *testing.T, addr, send string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, send)
+	if !strings.HasPrefix(send, "GET") { // to net/http a plain request's half-close is the client's farewell
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
+			t.Fatal(err)
+		}
+	}
+	b, err := io.ReadAll(c)
+	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestEveryConnectionGivesItsSlotBack(t *testing.T) {
+	k := &cluster{
+		addrs: map[string]string{"orders:80": listen(t, "tcp4", "127.0.0.1:0", answerAtEOF)},
+		errs:  map[string]error{"refused:80": syscall.ECONNREFUSED},
+	}
+	addr := start(t, &Server{Dial: k.dial, conns: 1})
+	for range 20 { // the second round would hang
+		for send, want := range map[string]string{
+			"":         "",
+			"\x05":     "",
+			"\x05\x01": "",
+			"\x05\x01\x00\x05\x01\x00\x03\x06orders\x00\x50x":                            "got 1 bytes",
+			"\x05\x01\x00\x05\x01\x00\x03\x07refused\x00\x50":                            "\x05\x05",
+			"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\n\r\nxx":                    "got 2 bytes",
+			"CONNECT refused:80 HTTP/1.0\r\nHost: refused:80\r\n\r\n":                    "502",
+			"GET http://refused/ HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n": "502",
+			"GET / HTTP/1.0\r\n\r\n":                                                     "400",
+			"nonsense\r\n\r\n":                                                           "400",
+		} {
+			if got := exchange(t, addr, send); !strings.Contains(got, want) {
+				t.Fatalf("%q: %q", send, got)
+			}
+		}
+	}
+}
+
+func TestSlowHandshakesAreCut(t *testing.T) {
+	addr := start(t, &Server{Dial: (&cluster{}).dial, handshake: time.Millisecond})
+	for _, send := range []string{"", "\x05", "\x05\x01\x00\x05\x01", "GET http://a/ HTTP/1.1\r\nHost:"} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, send)
+		if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, syscall.ECONNRESET) { // or it would hang
+			t.Errorf("%q: %v", send, err)
+		}
+		c.Close()
+	}
+}
+
+func TestManyConnectionsAtOnce(t *testing.T) {
+	k := &cluster{addrs: map[string]string{"orders:80": listen(t, "tcp4", "127.0.0.1:0", answerAtEOF)}}
+	addr := startProxy(t, k.dial)
+	d, err := proxy.SOCKS5("tcp", addr, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const many = 500
+	var conns []net.Conn
+	for range many {
+		c, err := d.Dial("tcp", "orders:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	for _, c := range conns { // all are open
+		io.WriteString(c, "hello")
+		if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(c); err != nil || string(b) != "got 5 bytes" {
+			t.Fatalf("%q, %v", b, err)
 		}
 	}
 }
