@@ -74,12 +74,6 @@ func build(source, kubernetes string, progress io.Writer) (programs, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return programs{}, err
 	}
-	// Two builds at once would compile everything twice.
-	unlock, err := lock(cache, progress)
-	if err != nil {
-		return programs{}, err
-	}
-	defer unlock()
 	var built [3]string
 	for i, t := range targets(kubernetes) {
 		if built[i], err = t.build(source, cache, progress); err != nil {
@@ -102,6 +96,15 @@ func (t target) build(source, cache string, progress io.Writer) (string, error) 
 		hash.Write(content)
 	}
 	file := filepath.Join(cache, hex.EncodeToString(hash.Sum(nil))[:16], t.folder)
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	// Two builds at once would compile everything twice. What is built already does not wait for them.
+	unlock, err := lock(cache, progress)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	if _, err := os.Stat(file); err == nil {
 		return file, nil
 	}
