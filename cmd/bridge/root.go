@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -46,8 +47,15 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	return a
 }
 
-// say prints a line of progress.
+// say prints a line for the person at the terminal.
 func (a *app) say(line string) { fmt.Fprintln(a.stderr, line) }
+
+// progress returns a function that prints a step with the seconds since progress was called, for
+// commands whose steps take time.
+func (a *app) progress() func(line string) {
+	start := time.Now()
+	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), line) }
+}
 
 // kube is the cluster that the flags and the kubeconfig name.
 func (a *app) kube() (*kube.Client, error) { return kube.New(a.flags) }
@@ -80,6 +88,7 @@ It reads the kubeconfig that kubectl reads.`,
 		newRestoreCommand(a),
 		newStatusCommand(a),
 		newForwardCommand(a),
+		newConnectCommand(a),
 		newVersionCommand(a),
 	)
 
@@ -138,11 +147,12 @@ func usageError(cmd *cobra.Command, err error) error {
 	return hint.New(hint.Usage, err, "see: "+cmd.CommandPath()+" --help")
 }
 
-// demoted passes everything on as debug.
+// demoted passes everything on as debug, but for klog's details (V(1) and up, below slog.LevelInfo):
+// they have whole bodies of requests and answers in them, Secrets too.
 type demoted struct{ slog.Handler }
 
-func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
-	return d.Handler.Enabled(ctx, slog.LevelDebug)
+func (d demoted) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo && d.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
 func (d demoted) Handle(ctx context.Context, r slog.Record) error {

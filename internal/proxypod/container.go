@@ -41,8 +41,8 @@ type Source struct {
 
 // Ports are the proxy's own two ports, chosen beside those of the pod.
 type Ports struct {
-	Tunnel int32 // on the pod's loopback
-	Health int32 // on the pod's address
+	Tunnel int32 `json:"tunnel"` // on the pod's loopback
+	Health int32 `json:"health"` // on the pod's address
 }
 
 // FreePorts returns two ports that no container of the pod declares and that are not in taken.

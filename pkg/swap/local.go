@@ -85,6 +85,9 @@ func (s *Swap) state(st tunnel.State) {
 	case tunnel.Ready:
 		s.Say("tunnel: ready")
 	case tunnel.Reconnecting:
+		if s.ending.Load() {
+			return // the proxy goes, and its tunnel with it
+		}
 		s.Say(fmt.Sprintf("tunnel: reconnecting (%v)", st.Err))
 	case tunnel.Connecting, tunnel.Lost:
 		s.Log.Debug("tunnel", "phase", st.Phase, "err", st.Err)

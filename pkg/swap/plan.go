@@ -41,17 +41,18 @@ type Options struct {
 
 // Plan is everything a swap will create and change. Making it touches nothing.
 type Plan struct {
-	Lease *coordinationv1.Lease
-	Proxy *appsv1.Deployment
-	Undo  Undo
-	Ports []Port
-	Own   proxypod.Ports
-	// Services whose endpoints move, by name.
-	Services []string
-	// Replicas of the original before.
-	Replicas int32
 	// Notes are what the user should know, a sentence each.
-	Notes []string
+	Notes []string `json:"notes"`
+	// Undo has every change, in order, with what was there before.
+	Undo  Undo                  `json:"changes"`
+	Lease *coordinationv1.Lease `json:"lease"`
+	Proxy *appsv1.Deployment    `json:"proxy"`
+	Ports []Port                `json:"ports"`
+	Own   proxypod.Ports        `json:"proxyPorts"`
+	// Services whose endpoints move, by name.
+	Services []string `json:"services"`
+	// Replicas of the original before.
+	Replicas int32 `json:"replicas"`
 }
 
 // NewPlan works out a swap in mode replace.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -49,6 +50,7 @@ type Swap struct {
 	lease  *coordinationv1.Lease
 	proxy  *proxypod.Proxy
 	tunnel *tunnel.Client
+	ending atomic.Bool // giving back has begun
 }
 
 // Run swaps, holds the swap until ctx ends, and gives it back. It returns nil after a swap that ctx
@@ -113,6 +115,7 @@ func (s *Swap) hold(ctx context.Context) error {
 
 // end gives back, or stands by while somebody else does; cause is why the swap ends.
 func (s *Swap) end(ctx context.Context, cause error) error {
+	s.ending.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	var taken *proxypod.TakenError

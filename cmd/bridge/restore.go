@@ -1,0 +1,44 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"bridge/internal/hint"
+	"bridge/internal/proxypod"
+	"bridge/pkg/swap"
+)
+
+func newRestoreCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "restore deployment NAME | connect NAME",
+		Short: "Give back what a swap changed, from any machine",
+		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
+undo is in the cluster. It also removes the pod of a connect that was killed; bridge status names both.`,
+		Example: `  bridge restore deployment orders -n shop
+  bridge restore connect bridge-connect-7k2m4x9q -n shop`,
+		Args: targetArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			k, err := a.kube()
+			if err != nil {
+				return err
+			}
+			if args[0] == "connect" {
+				if len(args) != 2 {
+					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
+				}
+				return proxypod.Remove(ctx, k, k.Namespace, args[1])
+			}
+			name, err := parseWorkload(args)
+			if err != nil {
+				return err
+			}
+			r := &swap.Restorer{Kube: k, Say: a.progress()}
+			if err := r.Restore(ctx, "deployment", name, identity()); err != nil {
+				return err
+			}
+			a.say("deployment/" + name + " is as it was")
+			return nil
+		},
+	}
+}

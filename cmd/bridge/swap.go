@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"bridge/internal/carry"
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/pkg/swap"
+	"bridge/pkg/tunnel"
+)
+
+func newSwapCommand(a *app) *cobra.Command {
+	var o swapOptions
+	cmd := &cobra.Command{
+		Use:   "swap deployment NAME",
+		Short: "Let a process on this machine answer for a deployment",
+		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
+this machine until you press Ctrl-C; then everything is given back.
+
+The process has to listen on the container's ports, or on those that --port maps.`,
+		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
+  bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
+  bridge swap deployment orders --dry-run         # every object and change, nothing done`,
+		Args: targetArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := parseWorkload(args)
+			if err != nil {
+				return err
+			}
+			return a.swap(cmd.Context(), t, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVarP(&o.ports, "port", "p", nil, "LOCAL[:REMOTE], REMOTE a number or a container port's name (repeatable; default: every port of the container to the same port here)")
+	f.StringVar(&o.container, "container", "", "the container to stand in for (default: kubectl's default container, else the first with a port)")
+	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the container's own image)")
+	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
+	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	f.BoolVar(&o.dryRun, "dry-run", false, "print every object and change, and do nothing")
+	return cmd
+}
+
+type swapOptions struct {
+	ports                      []string
+	container, image, arch     string
+	proxyTimeout, localTimeout time.Duration
+	dryRun                     bool
+}
+
+func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+	k, err := a.kube()
+	if err != nil {
+		return err
+	}
+	step := a.progress()
+	key, err := tunnel.NewKey()
+	if err != nil {
+		return err
+	}
+	facts, err := swap.Gather(ctx, k, name, proxypod.Source{Image: o.image, Arch: o.arch})
+	if err != nil {
+		return err
+	}
+	var parts []carry.Part
+	if o.image == "" {
+		if parts, err = carry.Parts(facts.Source.Arch); err != nil {
+			return err
+		}
+		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
+	}
+	plan, err := swap.NewPlan(facts, swap.Options{
+		Container: o.container, Ports: o.ports, Owner: identity(), Client: key.Fingerprint(), Now: time.Now(),
+	})
+	if err != nil {
+		return err
+	}
+	if o.dryRun {
+		b, err := yaml.Marshal(plan)
+		if err != nil {
+			return err
+		}
+		_, err = a.stdout.Write(b)
+		return err
+	}
+
+	a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge nobody but `" + swap.Command(&plan.Undo) + "` gives it back")
+	for _, n := range plan.Notes {
+		a.say("note: " + n)
+	}
+	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+		return err
+	}
+	for _, p := range plan.Ports {
+		a.say("port " + p.String())
+	}
+	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(&plan.Undo)) })
+	defer a.onSecondSignal(nil)
+	s := &swap.Swap{
+		Kube: k, Plan: plan, Parts: parts, Key: key,
+		ReadyTimeout: o.proxyTimeout, Version: versionString(), Say: step, Log: a.log,
+	}
+	return s.Run(ctx)
+}
+
+// targetArgs accepts "deployment NAME" and "deployment/NAME".
+func targetArgs(cmd *cobra.Command, args []string) error {
+	if len(args) < 1 || len(args) > 2 {
+		return fmt.Errorf("name one workload: %s", cmd.Use)
+	}
+	return nil
+}
+
+// parseWorkload is the deployment's name in "deployment NAME" or "deployment/NAME".
+func parseWorkload(args []string) (name string, err error) {
+	t, err := kube.ParseTarget(args...)
+	if err != nil {
+		return "", err
+	}
+	if t.Kind != kube.Deployment {
+		return "", hint.Newf(hint.Usage, "name the deployment: bridge swap deployment NAME", "%s: only deployments can be swapped", t)
+	}
+	return t.Name, nil
+}
+
+// identity is who swaps, for others to read: user@host.
+func identity() string {
+	name := "somebody"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "somewhere"
+	}
+	return fmt.Sprintf("%s@%s", name, host)
+}

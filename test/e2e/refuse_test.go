@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/yaml"
+
+	"bridge/internal/hint"
+)
+
+// What cannot be done has its exit code, its message with the next step, and leaves nothing.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	local := localOrders(t)
+	for _, c := range []struct {
+		name  string
+		args  []string
+		code  hint.Code
+		words []string
+	}{
+		{"a missing deployment", append([]string{"swap", "deployment", "payments"}, local...), hint.NotFound, []string{`deployments.apps "payments" not found`, "hint:"}},
+		{"nothing to restore", []string{"restore", "deployment", "orders"}, hint.NotFound, []string{"is not swapped", "bridge status"}},
+		{"a kind that cannot be swapped", []string{"swap", "svc/orders"}, hint.Usage, []string{"only deployments can be swapped"}},
+		{"no local process", []string{"swap", "deployment", "orders", "--port", freePort(t) + ":http", "--local-timeout", "1s"}, hint.Other, []string{"nothing listens on localhost:", "--port LOCAL:8080"}},
+		{"an image that cannot be pulled", append([]string{"swap", "deployment", "orders", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, local...), hint.ProxyNotReady, []string{"the proxy's pod is not Ready", "localhost:1/nowhere/bridge-proxy:1", "hint:"}},
+		{"forward to a missing service", []string{"forward", "svc/payments", "0:80"}, hint.NotFound, []string{"payments"}},
+		{"forward to a port the service does not have", []string{"forward", "svc/orders", "0:81"}, hint.Usage, []string{"81"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := w.snapshot()
+			v := &world{t: t, ns: w.ns}
+			b := v.bridge(c.args...)
+			b.exits(int(c.code))
+			for _, words := range c.words {
+				b.says(words)
+			}
+			v.assertSnapshot(before)
+		})
+	}
+}
+
+// as is a kubeconfig of a real ServiceAccount that has what roles grant.
+func (w *world) as(name string, roles ...rbacv1.Role) (kubeconfig string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	must := func(err error) {
+		w.t.Helper()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	_, err := s.client.CoreV1().ServiceAccounts(w.ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	must(err)
+	for _, role := range roles {
+		_, err = s.client.RbacV1().Roles(w.ns).Create(ctx, &role, metav1.CreateOptions{})
+		must(err)
+		_, err = s.client.RbacV1().RoleBindings(w.ns).Create(ctx, &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: role.Name + "-" + name},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
+			Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Name: name, Namespace: w.ns}},
+		}, metav1.CreateOptions{})
+		must(err)
+	}
+	token, err := s.client.CoreV1().ServiceAccounts(w.ns).CreateToken(ctx, name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	must(err)
+	config := clientcmdapi.NewConfig()
+	ca := s.config.CAData
+	if len(ca) == 0 {
+		ca, err = os.ReadFile(s.config.CAFile)
+		must(err)
+	}
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: s.config.Host, CertificateAuthorityData: ca}
+	config.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	config.CurrentContext = "x"
+	path := filepath.Join(w.t.TempDir(), name)
+	must(clientcmd.WriteToFile(*config, path))
+	return path
+}
+
+// deployed reads a Role of deploy/.
+func deployed(t *testing.T, name string) rbacv1.Role {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(s.root, "deploy", name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r rbacv1.Role
+	if err := yaml.UnmarshalStrict(b, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestWithoutRights(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	guest := w.as("guest")
+	local := localOrders(t)
+	before := w.snapshot()
+	for _, args := range [][]string{
+		append([]string{"swap", "deployment", "orders"}, local...),
+		{"restore", "deployment", "orders"},
+		{"status"},
+		{"forward", "svc/orders", "0:80"},
+		{"connect"},
+	} {
+		b := start(t, s.bridge, []string{"KUBECONFIG=" + guest}, append(args, "-n", w.ns)...)
+		b.exits(int(hint.Forbidden))
+		b.says("may not ")
+		b.says("hint:")
+	}
+	w.assertSnapshot(before)
+}
+
+// The Roles in deploy/ are enough for their commands, from beginning to end.
+func TestDeployedRolesSuffice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	kubeconfig := map[string]string{}
+	for _, name := range []string{"swap", "forward", "connect"} {
+		kubeconfig[name] = w.as(name, deployed(t, name))
+	}
+	before := w.snapshot()
+	run := func(as string, args ...string) *process {
+		return start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig[as]}, append(args, "-n", w.ns)...)
+	}
+	b := run("swap", append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	st := run("swap", "status")
+	st.exits(0)
+	st.prints("deployment/orders")
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+
+	f := run("forward", "forward", "svc/orders", "0:80")
+	f.assertAnswers(forwarded(f.prints("Forwarding from 127.0.0.1:")), "original")
+	f.signal(syscall.SIGTERM)
+	f.exits(143)
+
+	c := run("connect", "connect", "--listen", "127.0.0.1:0", "--dns-listen", "127.0.0.1:0")
+	c.prints("export ALL_PROXY=")
+	c.signal(syscall.SIGTERM)
+	c.exits(143)
+	w.assertSnapshot(before)
+}
+
+// Without the right to patch Services a swap still works, and says what that costs.
+func TestSwapWithoutMovingEndpoints(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	role := deployed(t, "swap")
+	for i, r := range role.Rules {
+		if r.Resources[0] == "services" {
+			role.Rules[i].Verbs = []string{"list"}
+		}
+	}
+	who := w.as("ada", role)
+	before := w.snapshot()
+	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns}, localOrders(t)...)...)
+	b.says("may not patch Services")
+	b.says(swapped)
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	w.assertGivenBack(before)
+}
+
+// A quota that has no room for one more pod ends the swap with the cluster's own words.
+func TestQuotaLeavesNoRoom(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	pods := len(w.pods(""))
+	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "pods"}}
+	if err := yaml.Unmarshal(fmt.Appendf(nil, "spec: {hard: {pods: %d}}", pods), quota); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.CoreV1().ResourceQuotas(w.ns).Create(t.Context(), quota, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.await("the quota to be counted", func() bool {
+		q, err := s.client.CoreV1().ResourceQuotas(w.ns).Get(t.Context(), "pods", metav1.GetOptions{})
+		used := q.Status.Used[corev1.ResourcePods]
+		return err == nil && used.Value() == int64(pods)
+	})
+	before := w.snapshot()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.exits(int(hint.ProxyNotReady))
+	b.says("exceeded quota")
+	w.assertSnapshot(before)
+}
+
+func TestUnreachableServer(t *testing.T) {
+	t.Parallel()
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: "https://127.0.0.1:" + freePort(t)}
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c"}
+	config.CurrentContext = "x"
+	path := filepath.Join(t.TempDir(), "config")
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"swap deployment orders", "restore deployment orders", "status", "forward svc/orders 0:80", "connect"} {
+		b := start(t, s.bridge, []string{"KUBECONFIG=" + path}, strings.Fields(args)...)
+		b.exits(int(hint.Unreachable))
+		b.says("refused the connection")
+	}
+}

@@ -1,0 +1,338 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/hint"
+)
+
+// swapped is the line a swap says when the laptop has all the traffic.
+const swapped = "swapped: "
+
+// A steady load loses nothing: neither new connections nor kept ones, neither by swapping nor by
+// giving back, with an original that ends at once on SIGTERM.
+func TestSwapLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	fresh := w.load("--url", "http://orders", "--rate", "50")
+	pooled := w.load("--url", "http://orders", "--rate", "50", "--pooled")
+
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	w.await("the original's pods to be gone", func() bool { return len(w.pods("app=orders,!bridge.internal/proxy")) == 0 })
+	while := w.load("--url", "http://orders", "--rate", "50")
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	r := while.end(t)
+	if r.Failed > 0 || r.By["laptop"] != r.Requests {
+		t.Errorf("while swapped: %+v, want all by the laptop", r)
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+
+	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+		r := l.end(t)
+		t.Logf("%s: %+v", name, r)
+		if r.Failed > 0 || len(r.Errors) > 0 {
+			t.Errorf("%s: %d of %d requests failed: %q", name, r.Failed, r.Requests, r.Errors)
+		}
+		if r.By["laptop"] == 0 || r.By["original"] == 0 || r.By["laptop"]+r.By["original"] != r.Requests {
+			t.Errorf("%s: answered by %v of %d, want original and laptop, and no other", name, r.By, r.Requests)
+		}
+	}
+	w.assertGivenBack(before)
+}
+
+// assertGivenBack: the objects are as before, the previous manager's apply with other replicas works
+// without force, and the service answers.
+func (w *world) assertGivenBack(before string) {
+	w.t.Helper()
+	w.assertSnapshot(before)
+	changed := strings.Replace(fmt.Sprintf(ordersYAML, s.image), "replicas: 2", "replicas: 1", 1)
+	for doc := range strings.SplitSeq(changed, "\n---\n") {
+		if err := w.tryApply(doc); err != nil {
+			w.t.Errorf("the manager that had applied it can do so no more: %v", err)
+		}
+	}
+}
+
+// phases are moments of a swap, by the line it says when it gets there.
+var phases = []string{"creating the proxy", "tunnel: ready", "moving callers to it", "scaling ", swapped}
+
+func TestSignalInEachPhaseGivesAllBack(t *testing.T) {
+	t.Parallel()
+	signals := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
+	for i, phase := range phases {
+		sig := signals[i%len(signals)]
+		t.Run(fmt.Sprintf("%v after %s", sig, phase), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+			b.says(phase)
+			b.signal(sig)
+			b.exits(128 + int(sig))
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+func TestKillInEachPhaseThenRestore(t *testing.T) {
+	t.Parallel()
+	for _, phase := range append(phases, "giving deployment/orders back", "moving callers back", "ending the proxy") {
+		t.Run("after "+phase, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+			if b.says(phases[0]); !contains(phases, phase) {
+				b.says(swapped)
+				b.signal(syscall.SIGTERM)
+			}
+			b.says(phase)
+			b.signal(syscall.SIGKILL)
+			<-b.ended
+
+			// From somewhere else: another home, nothing but the kubeconfig.
+			r := start(t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "HOME=" + t.TempDir()}, "restore", "deployment", "orders", "-n", w.ns)
+			r.exits(0)
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, l := range list {
+		if l == s {
+			return true
+		}
+	}
+	return false
+}
+
+// The undo record survives its Lease.
+func TestRestoreWithoutTheLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	b.signal(syscall.SIGKILL)
+	<-b.ended
+	if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.bridge("restore", "deployment", "orders").exits(0)
+	w.await("what the Lease owned to be gone", func() bool { return w.snapshot() == before })
+	w.assertGivenBack(before)
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	b.signal(syscall.SIGINT)
+	b.says("giving deployment/orders back")
+	b.signal(syscall.SIGINT)
+	b.exits(130)
+	b.says("bridge restore deployment orders -n " + w.ns)
+	w.bridge("restore", "deployment", "orders").exits(0)
+	w.assertGivenBack(before)
+}
+
+// Of two that swap at once, one wins; the other learns who did.
+func TestTwoSwapsRace(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	args := append([]string{"swap", "deployment", "orders"}, localOrders(t)...)
+	a, b := w.bridge(args...), w.bridge(args...)
+	winner, loser := a, b
+	select {
+	case <-a.ended:
+		winner, loser = b, a
+	case <-b.ended:
+	}
+	loser.exits(int(hint.Conflict))
+	loser.says("already swapped by ")
+	loser.says("bridge restore deployment orders")
+	winner.says(swapped)
+	winner.signal(syscall.SIGTERM)
+	winner.exits(143)
+	w.assertGivenBack(before)
+}
+
+// Somebody else gives back while the swap is alive: the holder stands back and ends.
+func TestRestoreByAnotherWhileHeld(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	l := w.load("--url", "http://orders")
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	w.bridge("restore", "deployment", "orders").exits(0)
+	b.exits(0)
+	b.says("taken by restore by ")
+	if r := l.end(t); r.Failed > 0 {
+		t.Errorf("%d of %d requests failed: %q", r.Failed, r.Requests, r.Errors)
+	}
+	w.assertGivenBack(before)
+}
+
+// What others changed during the swap is theirs.
+func TestEditDuringSwapSurvives(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	doc, _, _ := strings.Cut(strings.Replace(fmt.Sprintf(ordersYAML, s.image), "containers:", "terminationGracePeriodSeconds: 7\n      containers:", 1), "\n---\n")
+	doc = strings.Replace(doc, "  replicas: 2\n", "", 1)
+	if err := w.tryApply(doc); err != nil {
+		t.Fatal(err)
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := d.Spec.Template.Spec.TerminationGracePeriodSeconds; g == nil || *g != 7 {
+		t.Errorf("the edit made during the swap is gone: grace period %v", g)
+	}
+	if d.Annotations["bridge.internal/undo"] != "" {
+		t.Error("the undo record is still on the target")
+	}
+}
+
+func TestTargetDeletedWhileSwapped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	if err := s.client.AppsV1().Deployments(w.ns).Delete(t.Context(), "orders", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.exits(0)
+	b.says("was deleted")
+	after := w.snapshot()
+	if strings.Contains(after, "bridge") && strings.Contains(after, "bridge.internal") {
+		t.Errorf("something of ours is left:\n%s", after)
+	}
+}
+
+// A connection through a swap keeps what TCP promises.
+func TestSwapCarriesTCPExactly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	for _, what := range []string{"half-close", "reset", "send-reset", "upload", "download", "many"} {
+		w.check("--what", what, "--address", "orders:7000")
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+}
+
+// A local process that is gone looks to callers like a crashed pod: refused or reset at once, and
+// it comes back without the swap being made anew.
+func TestLocalProcessRestarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	port := freePort(t)
+	serve := []string{"serve", "--name", "laptop", "--http", "127.0.0.1:" + port}
+	local := start(t, s.sample, nil, serve...)
+	local.says("listens on")
+	b := w.bridge("swap", "deployment", "orders", "--port", port+":http")
+	b.says(swapped)
+	local.signal(syscall.SIGKILL)
+	<-local.ended
+	var out lines
+	out.changed = make(chan struct{})
+	if err := w.exec(t.Context(), nil, &out, "get", "--url", "http://orders"); err == nil {
+		t.Errorf("a request was answered by %q, with nobody there", out.all())
+	}
+	start(t, s.sample, nil, serve...).says("listens on")
+	w.await("an answer by the laptop", func() bool {
+		out := newLines()
+		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
+	})
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.bridge("status")
+	b.exits(0)
+	b.says("nothing is swapped")
+	sw := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	sw.says(swapped)
+	st := w.bridge("status", "-o", "json")
+	st.exits(0)
+	var entries []struct {
+		Namespace, Target, Owner, Restore, LastHeartbeat string
+		Alive                                            bool
+	}
+	if err := json.Unmarshal([]byte(strings.Join(st.stdout.all(), "\n")), &entries); err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 1 || entries[0].Target != "deployment/orders" || entries[0].Namespace != w.ns || !entries[0].Alive || !strings.Contains(entries[0].Owner, "@") {
+		t.Errorf("status: %+v", entries)
+	}
+	for _, format := range []string{"wide", "yaml"} {
+		st := w.bridge("status", "-o", format)
+		st.exits(0)
+		st.prints("bridge restore deployment orders -n " + w.ns)
+	}
+	sw.signal(syscall.SIGTERM)
+	sw.exits(143)
+}
+
+// The proxy's own image works as the carried one does.
+func TestSwapWithAnImage(t *testing.T) {
+	if !s.embedded {
+		t.Skip("a registry of your own is needed: bridge image push")
+	}
+	t.Parallel()
+	archive := filepath.Join(t.TempDir(), "proxy.tar")
+	const name = "bridge-proxy:e2e"
+	p := start(t, s.bridge, nil, "image", "save", "-o", archive, "--name", name)
+	p.exits(0)
+	if out, err := exec.Command(filepath.Join(s.root, "bin", "cluster"), "load", "--name", clusterName, archive).CombinedOutput(); err != nil {
+		t.Fatalf("load: %v\n%s", err, out)
+	}
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.bridge(append([]string{"swap", "deployment", "orders", "--proxy-image", name}, localOrders(t)...)...)
+	b.says(swapped)
+	for _, p := range w.pods("bridge.internal/proxy") {
+		if p.Spec.Containers[0].Image != name || hasVolume(p, "bridge-proxy") {
+			t.Errorf("the proxy runs %s", p.Spec.Containers[0].Image)
+		}
+	}
+	w.check("--what", "half-close", "--address", "orders:7000")
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	w.assertGivenBack(before)
+}
+
+func hasVolume(p corev1.Pod, name string) bool {
+	for _, v := range p.Spec.Volumes {
+		if v.Name == name {
+			return true
+		}
+	}
+	return false
+}

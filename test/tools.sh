@@ -1,0 +1,16 @@
+#!/bin/sh
+# Installs the Debian packages that are missing of those named, or of those the tests need.
+set -eu
+[ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 util-linux
+missing=
+for package; do
+	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	echo "tools: please install:$missing" >&2
+	exit 1
+fi
+echo "tools: installing$missing"
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
