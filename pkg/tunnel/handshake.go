@@ -86,11 +86,16 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 		if err := t.HandshakeContext(ctx); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
-		if err := sendHello(t, ours); err != nil {
-			return err
-		}
+		// Read while writing: when the pod refuses our key it says so, and takes nothing any more.
+		sent := make(chan error, 1)
+		go func() { sent <- sendHello(t, ours) }()
 		var err error
 		if l.peer, err = readHello(t); err != nil {
+			_ = carrier.Close() // ends the write
+			<-sent
+			return err
+		}
+		if err := <-sent; err != nil {
 			return err
 		}
 		return checkVersion(ours, l.peer)

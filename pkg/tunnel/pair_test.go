@@ -120,24 +120,25 @@ func newKey(t testing.TB) Key {
 type ends struct {
 	t       testing.TB
 	network network
-	client  *Client
+	client  *Client // nil: not started
 	server  *Server
+	laptop  Key
 
 	ready   chan bool    // what OnReady was told
 	inbound chan *Stream // what Handle was given; the test closes them
-	dialled chan *Stream // likewise on the pod, when the server has no Dial
 
 	running  context.Context
 	stop     context.CancelFunc
 	stopOnce sync.Once
 	wg       sync.WaitGroup
-	clientEr error
+	ended    chan error // what Run returned
 }
 
 func newEnds(t testing.TB, n network) *ends {
 	t.Helper()
-	e := &ends{t: t, network: n, ready: make(chan bool, 100), inbound: make(chan *Stream, 10000), dialled: make(chan *Stream, 10000)}
+	e := &ends{t: t, network: n, ready: make(chan bool, 100), inbound: make(chan *Stream, 10000), ended: make(chan error, 1)}
 	laptop, pod := newKey(t), newKey(t)
+	e.laptop = laptop
 	e.client = &Client{
 		Key: laptop, Version: "v1-laptop", Log: testLog(t, "laptop"),
 		Carrier: func(ctx context.Context) (net.Conn, string, error) {
@@ -178,7 +179,9 @@ func (e *ends) start() *ends {
 			e.t.Errorf("Serve: %v", err)
 		}
 	})
-	e.wg.Go(func() { e.clientEr = e.client.Run(ctx) })
+	if e.client != nil {
+		e.wg.Go(func() { e.ended <- e.client.Run(ctx) })
+	}
 	e.t.Cleanup(e.close)
 	return e
 }

@@ -85,7 +85,7 @@ func (e *firstError) set(err error) { e.once.Do(func() { e.err = err }) }
 func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 	readErr, writeErr := f.move(dst, src, way)
 	switch {
-	case errors.Is(readErr, net.ErrClosed) || errors.Is(writeErr, net.ErrClosed):
+	case errors.Is(readErr, net.ErrClosed), errors.Is(readErr, io.ErrClosedPipe), errors.Is(writeErr, net.ErrClosed):
 		// Closed by the other direction, or by somebody who wants the connection to end.
 		_ = dst.Close()
 		_ = src.Close()

@@ -1,0 +1,143 @@
+package tunnel
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// The benchmarks compare what a tunnel over loopback TCP carries with the loopback itself, in the same run.
+// go test -run '^$' -bench . -count 5 ./pkg/tunnel
+
+// benchPaths runs f with an opener that connects to a server served by serve: raw, and through the tunnel.
+func benchPaths(b *testing.B, serve func(*net.TCPConn), f func(b *testing.B, dial func() (net.Conn, error))) {
+	address := tcpServer(b, serve)
+	b.Run("raw", func(b *testing.B) {
+		f(b, func() (net.Conn, error) { return net.Dial("tcp", address) })
+	})
+	b.Run("tunnel", func(b *testing.B) {
+		e := newEnds(b, tcpNetwork(b))
+		e.server.Dial = dialTo(address)
+		e.start().waitReady()
+		defer e.close()
+		f(b, func() (net.Conn, error) { return e.client.DialContext(context.Background(), "tcp", address) })
+	})
+}
+
+func mustDial(b *testing.B, dial func() (net.Conn, error)) net.Conn {
+	b.Helper()
+	c, err := dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// BenchmarkUp is bulk from the laptop, until the server has all of it.
+func BenchmarkUp(b *testing.B) {
+	benchPaths(b, func(c *net.TCPConn) {
+		_, _ = io.Copy(io.Discard, onlyReader{c})
+		_, _ = c.Write([]byte("!"))
+	}, func(b *testing.B, dial func() (net.Conn, error)) {
+		c := mustDial(b, dial)
+		buf := make([]byte, maxFrame)
+		b.SetBytes(maxFrame)
+		for b.Loop() {
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		_ = c.(interface{ CloseWrite() error }).CloseWrite()
+		_, _ = io.ReadFull(c, buf[:1])
+		_ = c.Close()
+	})
+}
+
+// BenchmarkDown is bulk to the laptop.
+func BenchmarkDown(b *testing.B) {
+	benchPaths(b, func(c *net.TCPConn) {
+		_, _ = io.Copy(c, onlyReader{endless{}})
+	}, func(b *testing.B, dial func() (net.Conn, error)) {
+		c := mustDial(b, dial)
+		buf := make([]byte, maxFrame)
+		b.SetBytes(maxFrame)
+		for b.Loop() {
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		_ = c.Close()
+	})
+}
+
+func echoServe(c *net.TCPConn) { _, _ = io.Copy(c, onlyReader{c}) }
+
+// BenchmarkRequests is 128 bytes there and back, on 32 connections at once.
+func BenchmarkRequests(b *testing.B) {
+	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
+		const conns = 32
+		work := make(chan struct{}, conns)
+		var wg sync.WaitGroup
+		for range conns {
+			c := mustDial(b, dial)
+			wg.Go(func() {
+				defer func() { _ = c.Close() }()
+				buf := make([]byte, 128)
+				for range work {
+					if _, err := c.Write(buf); err != nil {
+						b.Error(err)
+					}
+					if _, err := io.ReadFull(c, buf); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		for b.Loop() {
+			work <- struct{}{}
+		}
+		close(work)
+		wg.Wait()
+	})
+}
+
+// BenchmarkEcho is one byte there and back on one idle connection.
+func BenchmarkEcho(b *testing.B) {
+	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
+		c := mustDial(b, dial)
+		buf := make([]byte, 1)
+		for b.Loop() {
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		_ = c.Close()
+	})
+}
+
+// BenchmarkOpen is connect, one byte there and back, close; eight at a time.
+func BenchmarkOpen(b *testing.B) {
+	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
+		b.SetParallelism(4)
+		b.RunParallel(func(pb *testing.PB) {
+			buf := make([]byte, 1)
+			for pb.Next() {
+				c, err := dial()
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				_, _ = c.Write(buf)
+				if _, err := io.ReadFull(c, buf); err != nil {
+					b.Error(err)
+				}
+				_ = c.Close()
+			}
+		})
+	})
+}
