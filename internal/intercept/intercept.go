@@ -75,27 +75,36 @@ type listener struct {
 // conn is one caller's connection.
 type conn struct {
 	*net.TCPConn
-	since  time.Time
 	stream atomic.Pointer[tunnel.Stream] // nil while it is being opened
-	flow   tunnel.Flow                   // a is the caller, b the laptop
+	rhythm rhythm
 
-	half atomic.Bool // one direction is at its end, the other ends by itself
 	// Used by Drain alone: we have sent our end at this time, and wait a little for the caller's.
 	endedAt time.Time
 }
 
-// Read notes the caller's half-close.
+// Read notes what the caller says, and its half-close.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
-	if errors.Is(err, io.EOF) {
-		c.half.Store(true)
+	if n > 0 {
+		c.rhythm.fromCaller(time.Now())
 	}
+	if errors.Is(err, io.EOF) {
+		c.rhythm.halfClosed()
+	}
+	return n, err
+}
+
+// Write notes what the caller is told.
+func (c *conn) Write(p []byte) (int, error) {
+	c.rhythm.toCaller(time.Now())
+	n, err := c.TCPConn.Write(p)
+	c.rhythm.told(time.Now())
 	return n, err
 }
 
 // CloseWrite is the laptop's half-close, on its way to the caller.
 func (c *conn) CloseWrite() error {
-	c.half.Store(true)
+	c.rhythm.halfClosed()
 	return c.TCPConn.CloseWrite()
 }
 
@@ -245,7 +254,7 @@ func (i *Interceptor) accept(l *listener) {
 // serve carries one connection to the laptop, and has a slot.
 func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 	defer func() { <-i.slots }()
-	c := &conn{TCPConn: tcp, since: time.Now()}
+	c := &conn{TCPConn: tcp, rhythm: rhythm{at: time.Now()}}
 	if !i.add(c) {
 		c.reset()
 		return
@@ -263,7 +272,7 @@ func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 		return
 	}
 	c.stream.Store(stream) // before Splice looks at c, which may be closed by now
-	if err := c.flow.Splice(c, stream); err != nil {
+	if err := tunnel.Splice(c, stream); err != nil {
 		i.log().Debug("connection ended", "port", port, "from", h.Peer, "error", err)
 	}
 }

@@ -205,8 +205,12 @@ func TestRefusalByTheLaptopIsAReset(t *testing.T) {
 	r := newRig(t)
 	r.open()
 	_ = r.app.Close() // nobody listens on the laptop any more
-	caller := r.call()
-	if err := ends(caller); !errors.Is(err, syscall.ECONNRESET) {
+	caller, err := net.Dial("tcp", r.address)
+	if err == nil { // else it came before the dial was over
+		err = ends(caller)
+		_ = caller.Close()
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the caller sees %v, want a reset", err)
 	}
 }
@@ -436,23 +440,66 @@ func TestDrainReturnsWhenItsContextEnds(t *testing.T) {
 	}
 }
 
-func TestQuietTimeShrinks(t *testing.T) {
-	const limit = 10 * time.Second
-	before := quiet(0, limit)
-	if before != quietFirst {
-		t.Errorf("first %v", before)
-	}
-	for at := time.Duration(0); at <= limit; at += 10 * time.Millisecond {
-		now := quiet(at, limit)
-		if now > before || now < quietLast {
-			t.Fatalf("at %v: %v after %v", at, now, before)
+func TestRhythmFindsTheGap(t *testing.T) {
+	const ms = time.Millisecond
+	start := time.Now()
+	after := func(exchanges int, gap, answer, pause time.Duration) (*rhythm, time.Time) {
+		now := start
+		r := &rhythm{at: now}
+		for range exchanges {
+			r.fromCaller(now)
+			now = now.Add(answer)
+			r.toCaller(now)
+			r.told(now)
+			now = now.Add(pause)
+			r.toCaller(now)
+			r.told(now)
+			now = now.Add(gap)
 		}
-		before = now
+		return r, now.Add(-gap)
 	}
-	if at := time.Duration(drainShrink * float64(limit)); quiet(at, limit) != quietLast {
-		t.Errorf("at %v: %v", at, quiet(at, limit))
+	for _, c := range []struct {
+		name               string
+		exchanges          int
+		gap, answer, pause time.Duration
+		silent             time.Duration
+		elapsed            float64
+		quiet              bool
+	}{
+		{"just answered", 10, 20 * ms, ms, 0, ms, 0, false},
+		{"early in the gap", 10, 20 * ms, ms, 0, 3 * ms, 0, true},
+		{"the next request is near", 10, 20 * ms, ms, 0, 15 * ms, 0, false},
+		{"still near later on", 10, 20 * ms, ms, 0, 15 * ms, 0.7, false},
+		{"near, and the drain is nearly over", 10, 20 * ms, ms, 0, 15 * ms, 0.8, true},
+		{"a longer silence than ever", 10, 20 * ms, ms, 0, 600 * ms, 0, true},
+		{"answers have pauses", 10, 20 * ms, ms, 4 * ms, 3 * ms, 0, false},
+		{"after such a pause", 10, 20 * ms, ms, 4 * ms, 9 * ms, 0, true},
+		{"one exchange tells nothing", 1, 20 * ms, ms, 0, 3 * ms, 0, false},
+		{"one exchange, long ago", 1, 20 * ms, ms, 0, 600 * ms, 0, true},
+		{"after such a pause, later on", 10, 20 * ms, ms, 4 * ms, 3 * ms, 0.7, false},
+		{"no gaps at all", 10, 0, ms, 0, 3 * ms, 0.7, false},
+		{"no gaps at all, nearly over", 10, 0, ms, 0, 3 * ms, 0.8, true},
+	} {
+		r, answered := after(c.exchanges, c.gap, c.answer, c.pause)
+		if got := r.quiet(answered.Add(c.silent), c.elapsed); got != c.quiet {
+			t.Errorf("%s: quiet %v", c.name, got)
+		}
 	}
-	if quiet(0, 0) != quietLast {
-		t.Error("without a limit there is no time to be patient")
+	r := &rhythm{at: start}
+	if r.quiet(start.Add(quietFresh-1), 0) || !r.quiet(start.Add(quietFresh), 0) {
+		t.Error("a fresh connection has its own quiet time")
+	}
+	r.fromCaller(start)
+	if r.quiet(start.Add(never), 0.9) {
+		t.Error("quiet while the caller waits for an answer")
+	}
+	r.toCaller(start)
+	if r.quiet(start.Add(never), 0.9) {
+		t.Error("quiet while an answer is being written")
+	}
+	r.told(start)
+	r.halfClosed()
+	if r.quiet(start.Add(never), 0.9) {
+		t.Error("quiet while the other direction ends by itself")
 	}
 }
