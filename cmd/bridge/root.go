@@ -88,6 +88,7 @@ It reads the kubeconfig that kubectl reads.`,
 		newRestoreCommand(a),
 		newStatusCommand(a),
 		newForwardCommand(a),
+		newImageCommand(a),
 		newConnectCommand(a),
 		newVersionCommand(a),
 	)
