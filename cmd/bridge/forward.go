@@ -83,7 +83,7 @@ func (a *app) forward(ctx context.Context, o forwardOptions) error {
 
 	forwarders, lines, err := a.listen(ctx, eps, o)
 	if err != nil {
-		return fmt.Errorf("forward %s/%s: %w", k.Namespace, o.target.Name, err)
+		return err
 	}
 	for _, line := range lines {
 		fmt.Fprintln(a.stdout, line)
@@ -133,7 +133,7 @@ func (a *app) listen(ctx context.Context, eps *kube.Endpoints, o forwardOptions)
 			OnConn: func(c net.Conn) {
 				a.log.Debug("handling connection", "port", localPort(c), "from", c.RemoteAddr().String())
 			},
-			OnError: func(c net.Conn, err error) { a.connectionFailed(c, o.target, p.Remote, err) },
+			OnError: func(c net.Conn, err error) { a.connectionFailed(c, err) },
 		}
 		fs = append(fs, f)
 		for _, ln := range lns {
@@ -152,20 +152,24 @@ func localPort(c net.Conn) string {
 	return port
 }
 
-// connectionFailed says on stderr why the caller of one connection sees a reset. A caller that went
-// away itself is not worth a line.
-func (a *app) connectionFailed(c net.Conn, t kube.Target, port string, err error) {
-	if errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) {
-		a.log.Debug("connection ended", "port", localPort(c), "error", err)
+// connectionFailed says on stderr why the caller of one connection sees a reset. That a caller reset
+// its connection, or is gone, is not worth a line.
+func (a *app) connectionFailed(c net.Conn, err error) {
+	a.log.Debug("connection failed", "port", localPort(c), "error", err)
+	var op *net.OpError
+	far := errors.As(err, &op) && op.Addr != nil && op.Addr.String() != c.RemoteAddr().String()
+	line := fmt.Sprintf("connection to port %s: ", localPort(c))
+	switch {
+	case errors.Is(err, net.ErrClosed), op != nil && !far:
 		return
+	case far && errors.Is(err, syscall.ECONNREFUSED):
+		a.say(line + "nothing listens on " + op.Addr.String())
+	case far && errors.Is(err, syscall.ECONNRESET):
+		a.say(line + op.Addr.String() + ": " + op.Err.Error())
+	default:
+		a.say(line + err.Error())
 	}
-	line := fmt.Sprintf("connection to port %s: %s", localPort(c), err)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		line = fmt.Sprintf("connection to port %s: refused: nothing listens on port %s in the pod of %s", localPort(c), port, t)
-	}
-	a.say(line)
 	if next := hint.Of(err); next != "" {
 		a.say("  hint: " + next)
 	}
-	a.log.Debug("connection failed", "port", localPort(c), "error", err)
 }

@@ -99,7 +99,7 @@ func configError(err error) error {
 		return hint.Newf(hint.Usage,
 			"set KUBECONFIG or use --kubeconfig FILE; bridge reads what kubectl reads",
 			"no cluster is configured")
-	case clientcmd.IsContextNotFound(err):
+	case clientcmd.IsContextNotFound(err), strings.Contains(err.Error(), "context") && strings.Contains(err.Error(), "does not exist"):
 		return hint.New(hint.Usage, err, "list the contexts there are: kubectl config get-contexts")
 	case errors.As(err, &pathErr):
 		return hint.New(hint.Usage, err, "check KUBECONFIG and --kubeconfig")

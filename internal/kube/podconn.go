@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -44,6 +45,10 @@ const (
 
 	// goodbyeTimeout is what Close grants the last frame on a connection that takes no more bytes.
 	goodbyeTimeout = time.Second
+
+	// errorGrace is how long the end of one stream waits for the other's: the kubelet ends both at
+	// once, in no order, and what the error stream says decides what the end of the data means.
+	errorGrace = time.Second
 )
 
 // carrier is what the SPDY frames travel in. WriteFrame sends head and payload together; payload may
@@ -79,7 +84,8 @@ type podConn struct {
 
 	rmu      sync.Mutex // held by the reading goroutine
 	pending  int        // what remains of the current data frame
-	endAfter bool       // the current data frame is the last
+	dataDone bool       // no data frame follows the current one
+	errDone  bool       // the error stream has ended
 	errText  []byte     // what the error stream said
 	rerr     error      // sticky
 
@@ -90,23 +96,29 @@ type podConn struct {
 	answer atomic.Uint64 // a ping of the peer to answer: 1<<32|id, 0 for none
 
 	timer    *time.Timer
+	reads    atomic.Uint64 // counts what came from the carrier
+	readsOld uint64        // of watch alone: reads at its last run
+	silent   int           // of watch alone: runs in a row in which Read waited and nothing came
 	pinged   atomic.Int64  // when the ping that has no answer was sent, Unix ns; 0 if all are answered
-	pingID   atomic.Uint32 // the last ping sent
+	pingID   atomic.Uint32 // the last ping sent; ours are odd
 	wrote    atomic.Uint64 // counts data frames written
-	wroteOld atomic.Uint64 // wrote as it was at the last answered ping
+	wroteAt  atomic.Uint64 // wrote when the last ping was sent
+	answered atomic.Uint64 // wrote when the last answered ping was sent: so much has been taken
 }
 
 // newPodConn opens the pair of streams for port on c and waits for the other side to accept them.
 // It owns c from here on. The caller bounds it by closing c.
 func newPodConn(c carrier, remote podAddr, requestID int64) (*podConn, error) {
 	p := &podConn{c: c, remote: remote, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+	p.pingID.Store(math.MaxUint32) // so that the first is 1
 	if err := p.open(requestID); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
 	p.wmu <- struct{}{}
-	// The timer is set under a lock of its own making: the first run comes after pingPeriod.
-	p.timer = time.AfterFunc(pingPeriod, p.watch)
+	// Set before it runs: watch uses it.
+	p.timer = time.AfterFunc(math.MaxInt64, p.watch)
+	p.timer.Reset(pingPeriod)
 	return p, nil
 }
 
@@ -146,53 +158,64 @@ func (p *podConn) open(requestID int64) error {
 	}
 }
 
-// readFrame reads the next frame and acts on it. For a data frame on the data stream it leaves the
-// payload to be read and returns kind 0.
+// readFrame reads the next frame and acts on it. The payload of a data frame on the data stream
+// remains to be read.
 func (p *podConn) readFrame() (kind spdy.ControlFrameType, stream uint32, err error) {
 	var head [8]byte
 	if _, err := io.ReadFull(p.c, head[:]); err != nil {
-		return 0, 0, p.lostError(err)
+		return 0, 0, err
 	}
+	p.reads.Add(1)
 	flags, size := head[4], int(binary.BigEndian.Uint32(head[4:])&0xffffff)
 	if head[0]&0x80 == 0 {
-		return p.readDataHead(binary.BigEndian.Uint32(head[:]), flags, size)
+		stream = binary.BigEndian.Uint32(head[:])
+		return 0, stream, p.readData(stream, flags, size)
 	}
 	kind = spdy.ControlFrameType(binary.BigEndian.Uint16(head[2:]))
 	// Of control frames only the first eight bytes matter here; header blocks are not decoded.
 	var body [8]byte
 	n := min(size, len(body))
 	if _, err := io.ReadFull(p.c, body[:n]); err != nil {
-		return 0, 0, p.lostError(err)
+		return 0, 0, err
 	}
 	if _, err := io.CopyN(io.Discard, p.c, int64(size-n)); err != nil {
-		return 0, 0, p.lostError(err)
+		return 0, 0, err
 	}
 	id := binary.BigEndian.Uint32(body[:])
 	switch kind {
 	case spdy.TypePing:
 		p.handlePing(id)
-		return kind, 0, nil
 	case spdy.TypeRstStream:
-		return kind, id, p.resetError(id)
-	case spdy.TypeGoAway:
-		// The peer opens nothing new; our streams go on until it closes.
-		return kind, 0, nil
+		if id == dataStreamID && !p.dataDone {
+			return kind, id, p.resetError()
+		}
+		p.ended(id)
+	case spdy.TypeSynReply, spdy.TypeHeaders:
+		id &^= 1 << 31
+		if flags&uint8(spdy.ControlFlagFin) != 0 {
+			p.ended(id)
+		}
 	}
-	id &^= 1 << 31
-	if flags&uint8(spdy.ControlFlagFin) != 0 && id == dataStreamID {
-		return kind, id, p.endError()
-	}
+	// GOAWAY only says that the peer takes no new streams; ours go on until it closes.
 	return kind, id, nil
 }
 
-func (p *podConn) readDataHead(stream uint32, flags uint8, size int) (spdy.ControlFrameType, uint32, error) {
-	last := flags&uint8(spdy.DataFlagFin) != 0
+func (p *podConn) ended(stream uint32) {
+	switch stream {
+	case dataStreamID:
+		p.dataDone = true
+	case errorStreamID:
+		p.errDone = true
+	}
+}
+
+func (p *podConn) readData(stream uint32, flags uint8, size int) error {
+	if flags&uint8(spdy.DataFlagFin) != 0 {
+		p.ended(stream)
+	}
 	if stream == dataStreamID {
-		p.pending, p.endAfter = size, last
-		if size == 0 && last {
-			return 0, stream, p.endError()
-		}
-		return 0, stream, nil
+		p.pending = size
+		return nil
 	}
 	keep := 0
 	if stream == errorStreamID {
@@ -201,15 +224,10 @@ func (p *podConn) readDataHead(stream uint32, flags uint8, size int) (spdy.Contr
 	old := len(p.errText)
 	p.errText = append(p.errText, make([]byte, keep)...)
 	if _, err := io.ReadFull(p.c, p.errText[old:]); err != nil {
-		return 0, 0, p.lostError(err)
+		return err
 	}
-	if _, err := io.CopyN(io.Discard, p.c, int64(size-keep)); err != nil {
-		return 0, 0, p.lostError(err)
-	}
-	if len(p.errText) > 0 && (last || len(p.errText) == maxErrorText) {
-		return 0, stream, p.endError()
-	}
-	return 1, stream, nil // not data to be read: anything but 0
+	_, err := io.CopyN(io.Discard, p.c, int64(size-keep))
+	return err
 }
 
 // Read reads what the pod's port sent. When the pod did not take the connection, or reset it, that is
@@ -221,8 +239,16 @@ func (p *podConn) Read(b []byte) (int, error) {
 		return 0, p.rerr
 	}
 	for p.rerr == nil && p.pending == 0 {
+		if p.dataDone && p.errDone {
+			p.rerr = p.endError()
+			break
+		}
+		ending := p.dataDone || p.errDone && len(p.errText) > 0
+		if ending {
+			_ = p.c.SetReadDeadline(time.Now().Add(errorGrace))
+		}
 		if _, _, err := p.readFrame(); err != nil {
-			p.rerr = p.closedError(err)
+			p.rerr = p.readError(err, ending)
 		}
 	}
 	if p.rerr != nil {
@@ -230,16 +256,23 @@ func (p *podConn) Read(b []byte) (int, error) {
 	}
 	n, err := p.c.Read(b[:min(len(b), p.pending)])
 	p.pending -= n
-	switch {
-	case err != nil:
-		p.rerr = p.closedError(p.lostError(err))
-	case p.pending == 0 && p.endAfter:
-		p.rerr = p.endError()
+	p.reads.Add(1)
+	if err != nil {
+		p.rerr = p.readError(err, false)
 	}
 	if n > 0 {
 		return n, nil
 	}
 	return 0, p.rerr
+}
+
+// readError is what Read returns for an error of the carrier. ending says that the stream had ended
+// and only the reason was awaited.
+func (p *podConn) readError(err error, ending bool) error {
+	if ending {
+		return p.endError()
+	}
+	return p.carrierError("read", err)
 }
 
 // Write sends b to the pod's port, in frames of at most 32 KiB.
@@ -258,7 +291,7 @@ func (p *podConn) Write(b []byte) (n int, err error) {
 		chunk := b[:min(len(b), maxFrame)]
 		p.wrote.Add(1)
 		if err := p.writeData(chunk, 0); err != nil {
-			p.werr = p.closedError(p.lostError(err))
+			p.werr = p.carrierError("write", err)
 			return n, p.werr
 		}
 		n += len(chunk)
@@ -286,7 +319,7 @@ func (p *podConn) CloseWrite() error {
 		return p.werr
 	}
 	p.sent = true
-	p.werr = p.lostError(p.writeData(nil, spdy.DataFlagFin))
+	p.werr = p.carrierError("close write", p.writeData(nil, spdy.DataFlagFin))
 	return p.werr
 }
 
@@ -366,7 +399,7 @@ func (p *podConn) unlockWrite() {
 // sendAnswer needs wmu.
 func (p *podConn) sendAnswer() {
 	if a := p.answer.Swap(0); a != 0 && p.werr == nil {
-		p.werr = p.lostError(p.c.WriteFrame(pingFrame(uint32(a)), nil))
+		p.werr = p.carrierError("write", p.c.WriteFrame(pingFrame(uint32(a)), nil))
 	}
 }
 
@@ -382,7 +415,7 @@ func (p *podConn) handlePing(id uint32) {
 	if id%2 == 1 {
 		if id == p.pingID.Load() {
 			p.pinged.Store(0)
-			p.wroteOld.Store(p.wrote.Load())
+			p.answered.Store(p.wroteAt.Load())
 		}
 		return
 	}
@@ -404,9 +437,18 @@ func (p *podConn) watch() {
 	default:
 	}
 	defer p.timer.Reset(pingPeriod)
+	waiting := !p.rmu.TryLock()
+	if !waiting {
+		p.rmu.Unlock()
+	}
+	if reads := p.reads.Load(); waiting && reads == p.readsOld {
+		p.silent++
+	} else {
+		p.silent, p.readsOld = 0, reads
+	}
 	if at := p.pinged.Load(); at != 0 {
-		if waited := time.Since(time.Unix(0, at)); waited > deadAfter && p.isDead() {
-			err := error(&lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
+		if waited := time.Since(time.Unix(0, at)); waited > deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter && p.isDead() {
+			err := p.opError("read", &lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
 			p.lost.CompareAndSwap(nil, &err)
 			_ = p.c.NetConn().Close() // ends Read and Write, which report p.lost
 		}
@@ -417,24 +459,17 @@ func (p *podConn) watch() {
 	default:
 		return // a write is under way: that is traffic enough
 	}
-	id := p.pingID.Add(1)
-	if id%2 == 0 {
-		id = p.pingID.Add(1)
-	}
+	id := p.pingID.Add(2)
+	p.wroteAt.Store(p.wrote.Load())
 	p.pinged.Store(time.Now().UnixNano())
-	p.werr = p.lostError(p.c.WriteFrame(pingFrame(id), nil))
+	p.werr = p.carrierError("write", p.c.WriteFrame(pingFrame(id), nil))
 	p.unlockWrite()
 }
 
+// isDead is asked when an answer is overdue and nothing has come.
 func (p *podConn) isDead() bool {
-	if !p.rmu.TryLock() {
-		// Somebody is in Read and has waited for a frame all the time.
-	} else {
-		p.rmu.Unlock()
-		return false // nobody reads, so nobody has seen the answer
-	}
-	if p.wrote.Load() == p.wroteOld.Load() {
-		return true // nothing of ours can be in the ping's way
+	if p.wroteAt.Load() == p.answered.Load() {
+		return true // no data was on the way when the ping was sent, so nothing is in its way
 	}
 	silent, ok := unacknowledged(p.c.NetConn())
 	return ok && silent > deadAfter
@@ -470,21 +505,22 @@ func (p *podConn) endError() error {
 	return p.opError("port-forward", portError(text))
 }
 
-func (p *podConn) resetError(stream uint32) error {
-	if stream != dataStreamID && stream != errorStreamID {
-		return nil
-	}
-	if len(p.errText) > 0 {
-		return p.endError()
-	}
-	return p.opError("port-forward", fmt.Errorf("the cluster gave up the connection: %w", syscall.ECONNRESET))
+func (p *podConn) resetError() error {
+	return p.opError("port-forward", &worded{"the cluster gave up the connection", syscall.ECONNRESET})
 }
 
-// portError gives the kubelet's text its errno. The text is like "error forwarding port 81 to pod
-// 2f6c..., uid : failed to execute portforward in network namespace "/var/run/netns/...": failed to
-// connect to localhost:81 inside namespace "2f6c...", IPv4: dial tcp4 127.0.0.1:81: connect:
-// connection refused IPv6 dial tcp6 [::1]:81: connect: connection refused".
+// portError gives the kubelet's text its errno, and leaves out the ids nobody knows. The text is like
+//
+//	error forwarding port 81 to pod 3b8c3d14..., uid : failed to execute portforward in network
+//	namespace "/var/run/netns/cni-7688d083": failed to connect to localhost:81 inside namespace
+//	"3b8c3d14...", IPv4: dial tcp4 127.0.0.1:81: connect: connection refused IPv6 dial tcp6 ...
 func portError(text string) error {
+	short := text
+	if _, after, ok := strings.Cut(text, `in network namespace "`); ok {
+		if _, after, ok = strings.Cut(after, `": `); ok {
+			short = after
+		}
+	}
 	for _, e := range []struct {
 		text  string
 		errno syscall.Errno
@@ -496,10 +532,10 @@ func portError(text string) error {
 		{"timed out", syscall.ETIMEDOUT},
 	} {
 		if strings.Contains(text, e.text) {
-			return &worded{text, e.errno}
+			return &worded{short, e.errno}
 		}
 	}
-	return errors.New(text)
+	return errors.New(short)
 }
 
 // lostError is a connection to the API server that ended before its streams did. It says so and
@@ -514,29 +550,25 @@ func (e *lostError) Unwrap() error { return e.cause }
 // Is makes a lost connection a reset for those who copy.
 func (e *lostError) Is(target error) bool { return target == syscall.ECONNRESET }
 
-func (p *podConn) lostError(err error) error {
-	var lost *lostError
-	switch {
-	case err == nil:
+// carrierError says what an error of the carrier means for op: closed here, a deadline, or lost.
+func (p *podConn) carrierError(op string, err error) error {
+	if err == nil {
 		return nil
-	case p.lost.Load() != nil:
-		return *p.lost.Load()
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &lost):
-		return err
-	case errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF
 	}
-	return &lostError{err}
-}
-
-// closedError says that it was this side that closed, when it was.
-func (p *podConn) closedError(err error) error {
+	if lost := p.lost.Load(); lost != nil {
+		return *lost
+	}
 	select {
 	case <-p.closed:
-		if !errors.Is(err, io.EOF) {
-			return p.opError("read", net.ErrClosed)
-		}
+		return p.opError(op, net.ErrClosed)
 	default:
 	}
-	return err
+	var netErr net.Error
+	if errors.As(err, &netErr) && netErr.Timeout() && !errors.Is(err, syscall.ETIMEDOUT) {
+		return p.opError(op, os.ErrDeadlineExceeded)
+	}
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return p.opError(op, &lostError{err})
 }
