@@ -82,6 +82,8 @@ It reads the kubeconfig that kubectl reads.`,
 		// run prints errors.
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		// For unknownCommand: as many letters may differ.
+		SuggestionsMinimumDistance: 2,
 	}
 	root.AddCommand(
 		newSwapCommand(a),

@@ -129,8 +129,6 @@ type Forwarder struct {
 func (f *Forwarder) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() { closeAll(f.Listeners) })
-	defer stop()
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, maxConns)
 	for _, ln := range f.Listeners {
@@ -141,6 +139,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 		})
 	}
 	<-ctx.Done()
+	closeAll(f.Listeners)
 	wg.Wait()
 	if err := context.Cause(ctx); errors.As(err, new(*acceptError)) {
 		return err

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"bridge/internal/hint"
+)
+
+func exitStatus(err error) string {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return strconv.Itoa(exit.ExitCode())
+	}
+	return err.Error()
+}
+
+func TestExitCodeIsTheSignalsUnlessCleaningUpFailed(t *testing.T) {
+	interrupted := signalError{syscall.SIGINT}
+	for _, c := range []struct {
+		err, cause error
+		code       int
+		stderr     string
+	}{
+		{nil, nil, 0, ""},
+		{errors.New("no"), nil, 1, "bridge: no\n"},
+		{hint.Newf(hint.Conflict, "ask jane", "held"), nil, 6, "bridge: held\n  hint: ask jane\n"},
+		{nil, interrupted, 130, ""},
+		{fmt.Errorf("wait: %w", context.Canceled), interrupted, 130, ""},
+		{interrupted, interrupted, 130, ""},
+		{nil, signalError{syscall.SIGTERM}, 143, ""},
+		{nil, signalError{syscall.SIGHUP}, 129, ""},
+		{errors.New("no"), interrupted, 130, "bridge: no\n"},
+		{hint.Newf(hint.RestoreIncomplete, "", "left"), interrupted, 9, "bridge: left\n"},
+	} {
+		var out bytes.Buffer
+		a := newApp(strings.NewReader(""), &out, &out)
+		if got := a.exitCode(c.err, c.cause); got != c.code || out.String() != c.stderr {
+			t.Errorf("%v, %v: exit %d, stderr %q; want %d, %q", c.err, c.cause, got, out.String(), c.code, c.stderr)
+		}
+	}
+}
