@@ -79,7 +79,7 @@ type Client struct {
 	Pins map[string]Fingerprint
 
 	// Handle is called for each Inbound stream, in a goroutine of its own; it calls Accept or Refuse. ctx is done when
-	// the stream or its session is. The stream is closed when Handle returns. Nil refuses all.
+	// the stream or its session is; Run waits for its return. The stream is closed then. Nil refuses all.
 	Handle func(ctx context.Context, s *Stream)
 	// OnState is called at each change, one call at a time. It must not block.
 	OnState func(State)

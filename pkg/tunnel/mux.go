@@ -25,6 +25,9 @@ const (
 	acceptBacklog = 1024
 	// maxStreams is how many streams the other end may have open: 10,000 idle connections must fit.
 	maxStreams = 16384
+	// acceptors take new streams from yamux. Taking one waits for its acknowledgement's turn on the
+	// carrier, so on a slow and busy one they would be taken one queue's length after the other.
+	acceptors = 16
 	// maxFrame is the most that is handed to yamux in one write, and so the most that a small frame
 	// waits for: yamux itself has no limit.
 	maxFrame = 32 << 10

@@ -98,7 +98,9 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 func (s *session) run(ctx context.Context) error {
 	s.wg.Go(s.readControl)
 	s.wg.Go(s.writeControl)
-	s.wg.Go(s.acceptStreams)
+	for range acceptors {
+		s.wg.Go(s.acceptStreams)
+	}
 	s.wg.Go(func() { s.watch(ctx) })
 	s.wg.Done() // newSession's
 	s.wg.Wait()
@@ -297,7 +299,7 @@ func (s *session) writeControl() {
 }
 
 // acceptStreams takes streams from yamux and never waits for what becomes of them: a stream left in
-// yamux's backlog would hold up the ones behind it.
+// yamux's backlog would hold up the ones behind it. Several of it run.
 func (s *session) acceptStreams() {
 	for {
 		y, err := s.mux.AcceptStream()

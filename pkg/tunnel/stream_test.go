@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -201,7 +202,8 @@ func TestClosedPeerTakesNoMore(t *testing.T) {
 	})
 }
 
-// waitFull waits until a Write has filled the window: nothing has been sent for a moment.
+// waitFull waits until a Write is under way, and long enough for it to fill the window. When it has not, the
+// tests that use this still hold, only for a write that is not blocked yet.
 func waitFull(st *Stream) {
 	for {
 		locked := st.writeMu.TryLock()
@@ -359,7 +361,7 @@ func TestDeadlines(t *testing.T) {
 	e.wantNoStreams()
 }
 
-// Test100MB sends 100 MB each way at the same time and compares.
+// Test100MB sends 100 MB (10 MB over the simpler carriers) each way at the same time and compares.
 func Test100MB(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short")
@@ -367,7 +369,10 @@ func Test100MB(t *testing.T) {
 	onAll(t, func(t *testing.T, e *ends) {
 		e.start().waitReady()
 		pod, laptop := e.streams()
-		const size = 100 << 20
+		size := int64(10 << 20)
+		if strings.HasSuffix(t.Name(), "/tls") {
+			size *= 10
+		}
 		var wg sync.WaitGroup
 		for i, pair := range [][2]*Stream{{pod, laptop}, {laptop, pod}} {
 			sent, got := sha256.New(), sha256.New()
