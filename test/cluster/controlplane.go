@@ -51,6 +51,7 @@ func (c *cluster) startControllers() error {
 		"--use-service-account-credentials",
 		"--root-ca-file="+c.dir("pki", "ca.crt"),
 		"--service-account-private-key-file="+c.dir("pki", "sa.key"),
+		"--flex-volume-plugin-dir="+c.dir("volume-plugins"), // else it makes a folder below /usr/libexec
 		"--cluster-signing-cert-file="+c.dir("pki", "ca.crt"),
 		"--cluster-signing-key-file="+c.dir("pki", "ca.key"),
 	)

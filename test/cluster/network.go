@@ -93,10 +93,13 @@ func (c *cluster) makeNetwork(progress io.Writer) error {
 	}
 	return errors.Join(
 		prepareNodeNS(node),
+		// There is no default route, so that what is outside is unreachable at once. The node itself, and pods
+		// in its namespace, need a route before kube-proxy's rules can turn a Service address into a pod's.
 		commandWith(c.expand(`
 link add {laptop} type veth peer name {cluster} netns {ns-laptop}
 addr add {api}/30 dev {laptop}
 link set {laptop} up
+route add {services} dev lo src {api}
 `), "ip", "-n", node, "-batch", "-"),
 		commandWith(c.expand(`
 link set lo up
