@@ -19,6 +19,7 @@ const (
 // returns when there is no connection any more. New ones should go elsewhere before it is called.
 func (i *Interceptor) Drain(ctx context.Context, limit time.Duration) {
 	i.stopAccepting(ctx)
+	i.draining.Store(true)
 	begin := time.Now()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -54,7 +55,7 @@ func (i *Interceptor) stopAccepting(ctx context.Context) {
 		i.mu.Unlock()
 		return
 	}
-	i.state = draining
+	i.state = closing
 	until := time.Now().Add(queueGrace)
 	for _, l := range i.listeners {
 		_ = l.SetDeadline(until)
@@ -76,15 +77,20 @@ func (i *Interceptor) stopAccepting(ctx context.Context) {
 // endIfQuiet sends the caller our end if this is a quiet moment, and closes c some time after that. elapsed is
 // the part of the drain that is over.
 func (c *conn) endIfQuiet(now time.Time, elapsed float64) {
-	if !c.endedAt.IsZero() {
-		if now.Sub(c.endedAt) > endGrace {
+	if at := c.endedAt.Load(); at != 0 {
+		if now.Sub(time.Unix(0, at)) > endGrace {
 			c.end()
 		}
 		return
 	}
-	if !c.rhythm.quiet(now, elapsed) || c.unread() {
-		return
+	if c.rhythm.quiet(now, elapsed) {
+		c.sendEnd(now)
 	}
-	c.endedAt = now
-	_ = c.TCPConn.CloseWrite() // fails when the caller is gone, which Splice meets
+}
+
+// sendEnd sends the caller our end, once, unless it has just spoken.
+func (c *conn) sendEnd(now time.Time) {
+	if !c.unread() && c.endedAt.CompareAndSwap(0, now.UnixNano()) {
+		_ = c.TCPConn.CloseWrite() // fails when the caller is gone, which Splice meets
+	}
 }

@@ -42,7 +42,8 @@ type Interceptor struct {
 	Open func(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
 	Log  *slog.Logger // nil: no log
 
-	wg sync.WaitGroup // accept loops and connections
+	wg       sync.WaitGroup // accept loops and connections
+	draining atomic.Bool
 
 	mu        sync.Mutex
 	state     state
@@ -57,10 +58,10 @@ type Interceptor struct {
 type state int
 
 const (
-	idle     state = iota // before Start
-	running               // SetReady opens and closes
-	draining              // no listener is opened any more
-	stopped               // no connection is taken any more
+	idle    state = iota // before Start
+	running              // SetReady opens and closes
+	closing              // Drain was called: no listener is opened any more
+	stopped              // no connection is taken any more
 )
 
 // errNotRunning says that SetReady came before Start, or after Drain.
@@ -75,18 +76,17 @@ type listener struct {
 // conn is one caller's connection.
 type conn struct {
 	*net.TCPConn
-	stream atomic.Pointer[tunnel.Stream] // nil while it is being opened
-	rhythm rhythm
-
-	// Used by Drain alone: we have sent our end at this time, and wait a little for the caller's.
-	endedAt time.Time
+	stream   atomic.Pointer[tunnel.Stream] // nil while it is being opened
+	rhythm   rhythm
+	draining *atomic.Bool // of the Interceptor
+	endedAt  atomic.Int64 // nanoseconds since 1970; not 0: the caller was sent our end
 }
 
 // Read notes what the caller says, and its half-close.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
 	if n > 0 {
-		c.rhythm.fromCaller(time.Now())
+		c.rhythm.fromCaller(time.Now(), p[:n])
 	}
 	if errors.Is(err, io.EOF) {
 		c.rhythm.halfClosed()
@@ -94,11 +94,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write notes what the caller is told.
+// Write notes what the caller is told. While draining, our end follows an HTTP/1 answer's last byte at once.
 func (c *conn) Write(p []byte) (int, error) {
 	c.rhythm.toCaller(time.Now())
 	n, err := c.TCPConn.Write(p)
-	c.rhythm.told(time.Now())
+	if answered := c.rhythm.told(time.Now(), p[:n]); answered && c.draining.Load() {
+		c.sendEnd(time.Now())
+	}
 	return n, err
 }
 
@@ -187,7 +189,7 @@ func (i *Interceptor) SetReady(ready bool) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.state != running {
-		if !ready && i.state == draining {
+		if !ready && i.state == closing {
 			i.closeListeners()
 		}
 		return errNotRunning
@@ -254,7 +256,7 @@ func (i *Interceptor) accept(l *listener) {
 // serve carries one connection to the laptop, and has a slot.
 func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 	defer func() { <-i.slots }()
-	c := &conn{TCPConn: tcp, rhythm: rhythm{at: time.Now()}}
+	c := &conn{TCPConn: tcp, draining: &i.draining, rhythm: rhythm{at: time.Now()}}
 	if !i.add(c) {
 		c.reset()
 		return

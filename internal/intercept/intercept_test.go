@@ -447,13 +447,13 @@ func TestRhythmFindsTheGap(t *testing.T) {
 		now := start
 		r := &rhythm{at: now}
 		for range exchanges {
-			r.fromCaller(now)
+			r.fromCaller(now, nil)
 			now = now.Add(answer)
 			r.toCaller(now)
-			r.told(now)
+			r.told(now, nil)
 			now = now.Add(pause)
 			r.toCaller(now)
-			r.told(now)
+			r.told(now, nil)
 			now = now.Add(gap)
 		}
 		return r, now.Add(-gap)
@@ -489,7 +489,7 @@ func TestRhythmFindsTheGap(t *testing.T) {
 	if r.quiet(start.Add(quietFresh-1), 0) || !r.quiet(start.Add(quietFresh), 0) {
 		t.Error("a fresh connection has its own quiet time")
 	}
-	r.fromCaller(start)
+	r.fromCaller(start, nil)
 	if r.quiet(start.Add(never), 0.9) {
 		t.Error("quiet while the caller waits for an answer")
 	}
@@ -497,7 +497,7 @@ func TestRhythmFindsTheGap(t *testing.T) {
 	if r.quiet(start.Add(never), 0.9) {
 		t.Error("quiet while an answer is being written")
 	}
-	r.told(start)
+	r.told(start, nil)
 	r.halfClosed()
 	if r.quiet(start.Add(never), 0.9) {
 		t.Error("quiet while the other direction ends by itself")

@@ -8,14 +8,15 @@ import (
 )
 
 // rhythm is when bytes moved on a connection and which way: enough to find a moment at which it can be
-// ended and no request is lost, without reading a byte of what is said. That is a moment when the last
-// bytes went to the caller and its next are not due for a while. Set at to the connection's start.
+// ended and no request is lost. That is a moment when the last bytes went to the caller and its next
+// are not due for a while. Set at to the connection's start.
 type rhythm struct {
 	mu      sync.Mutex
 	at      time.Time // bytes moved last
 	way     way
 	writing bool // bytes are on their way to the caller
 	half    bool // one direction is at its end: the other ends by itself
+	http    exchange
 
 	gaps   [gapsKept]time.Duration // the last silences before the caller spoke again
 	pauses [gapsKept]time.Duration // the longest silence within what it was told before each of them
@@ -47,7 +48,7 @@ const (
 	quietFresh = time.Second
 )
 
-func (r *rhythm) fromCaller(now time.Time) {
+func (r *rhythm) fromCaller(now time.Time, p []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.way == to {
@@ -56,6 +57,7 @@ func (r *rhythm) fromCaller(now time.Time) {
 		r.pause = 0
 	}
 	r.at, r.way = now, from
+	r.http.fromCaller(p)
 }
 
 func (r *rhythm) toCaller(now time.Time) {
@@ -67,10 +69,13 @@ func (r *rhythm) toCaller(now time.Time) {
 	r.at, r.way, r.writing = now, to, true
 }
 
-func (r *rhythm) told(now time.Time) {
+// told returns whether the caller has had all answers that it is to have.
+func (r *rhythm) told(now time.Time, p []byte) (answered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.at, r.writing = now, false
+	r.http.toCaller(p)
+	return r.http.answered()
 }
 
 func (r *rhythm) halfClosed() {
@@ -90,6 +95,8 @@ func (r *rhythm) quiet(now time.Time, elapsed float64) bool {
 		return false
 	case r.way == neither:
 		return silent >= quietFresh
+	case r.http.known() && !r.http.answered():
+		return false
 	case silent >= quietLong:
 		return true
 	case r.gapsN == 0 && elapsed < 0.8:
@@ -99,6 +106,9 @@ func (r *rhythm) quiet(now time.Time, elapsed float64) bool {
 	slices.Sort(gaps)
 	pause := max(r.pause, slices.Max(r.pauses[:]))
 	least := max(quietShort, 2*pause)
+	if r.http.answered() {
+		pause, least = 0, 0
+	}
 	usual := time.Duration(math.MaxInt64)
 	switch {
 	case elapsed < 0.25:
@@ -108,7 +118,7 @@ func (r *rhythm) quiet(now time.Time, elapsed float64) bool {
 	case elapsed < 0.8:
 		usual = gaps[len(gaps)-1]
 	default:
-		least = max(quietShort, pause)
+		least = min(least, max(quietShort, pause))
 	}
 	return least <= silent && silent < time.Duration(gapShare*float64(usual))
 }
