@@ -5,6 +5,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -181,7 +182,7 @@ func lock(folder string, progress io.Writer) (unlock func(), err error) {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == unix.EWOULDBLOCK {
+		if errors.Is(err, unix.EWOULDBLOCK) {
 			fmt.Fprintf(progress, "waiting for another cluster command to finish (it holds %s)\n", folder)
 			err = flockWait(int(f.Fd()))
 		}
@@ -205,7 +206,7 @@ func lock(folder string, progress io.Writer) (unlock func(), err error) {
 // flockWait blocks until the lock is free. A signal the Go runtime sends itself may interrupt it.
 func flockWait(fd int) error {
 	for {
-		if err := unix.Flock(fd, unix.LOCK_EX); err != unix.EINTR {
+		if err := unix.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

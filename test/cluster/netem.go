@@ -333,7 +333,7 @@ func (q *queue) receive() error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := unix.Read(q.fd, buf)
-		if err == unix.EINTR || err == unix.ENOBUFS {
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
 			continue
 		}
 		if err != nil {
@@ -415,7 +415,7 @@ func (q *queue) release() error {
 				next = held{}
 			}
 		}
-		if err := q.verdict(nfqMsgVerdictBatch, nfAccept, due.id); err != nil && err != unix.ENOENT {
+		if err := q.verdict(nfqMsgVerdictBatch, nfAccept, due.id); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("packet queue: %w", err)
 		}
 		if next == (held{}) {

@@ -175,13 +175,12 @@ func (c *cluster) makeCgroups() error {
 // members lists the processes in a control group and below it.
 func members(dir string) (pids []int) {
 	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // groups vanish while we look
-		if err != nil || d.IsDir() || d.Name() != "cgroup.procs" {
-			return nil
-		}
-		content, _ := os.ReadFile(path) //nolint:errcheck // as above
-		for _, f := range strings.Fields(string(content)) {
-			if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
-				pids = append(pids, pid)
+		if err == nil && d.Name() == "cgroup.procs" {
+			content, _ := os.ReadFile(path) //nolint:errcheck // as above
+			for _, f := range strings.Fields(string(content)) {
+				if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+					pids = append(pids, pid)
+				}
 			}
 		}
 		return nil
@@ -241,10 +240,10 @@ func (c *cluster) removeCgroups() error {
 func removeBusy(dir string) error {
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		err := syscall.Rmdir(dir)
-		if err == nil || err == syscall.ENOENT {
+		if err == nil || errors.Is(err, syscall.ENOENT) {
 			return nil
 		}
-		if err != syscall.EBUSY || time.Now().After(deadline) {
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
 			return fmt.Errorf("control group %s: %w", dir, err)
 		}
 	}

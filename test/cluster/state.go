@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // stateRoot has one folder per cluster. It is not below /run, which may be too small for images.
@@ -138,11 +139,8 @@ func (c *cluster) forget() error {
 		return err
 	}
 	err := os.Remove(stateRoot)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		if rest, readErr := os.ReadDir(stateRoot); readErr == nil && len(rest) > 0 {
-			return nil // other clusters
-		}
-		return err
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrNotExist) {
+		return nil // there are other clusters, or another went at the same time
 	}
-	return nil
+	return err
 }
