@@ -150,10 +150,9 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) error {
 	phase := Connecting
 	failures := 0
 	for {
-		began := time.Now()
 		s, err := c.connect(ctx, handlers)
 		if err == nil {
-			began = time.Now()
+			began := time.Now()
 			c.setState(Ready, nil, s)
 			err = s.run(ctx)
 			phase = Reconnecting

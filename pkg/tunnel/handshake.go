@@ -92,7 +92,7 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 		var err error
 		if l.peer, err = readHello(t); err != nil {
 			_ = carrier.Close() // ends the write
-			<-sent
+			_ = <-sent          // the read's error says more
 			return err
 		}
 		if err := <-sent; err != nil {

@@ -111,7 +111,7 @@ func TestDeadPathIsNoticed(t *testing.T) {
 					wg.Go(func() {
 						_, err := st.Read(make([]byte, 1))
 						wantErr(t, "read", err, syscall.ECONNRESET)
-						if took := time.Since(start); took > deadAfter {
+						if took := time.Since(start); took > 15*time.Second {
 							t.Errorf("laptop %v: reset after %v", st.s.laptop, took)
 						}
 						_, err = st.Write(make([]byte, 1))
@@ -120,7 +120,7 @@ func TestDeadPathIsNoticed(t *testing.T) {
 					})
 				}
 				s := <-lost
-				if took := time.Since(start); took > deadAfter {
+				if took := time.Since(start); took > 15*time.Second {
 					t.Errorf("noticed after %v", took)
 				}
 				wg.Wait()

@@ -163,6 +163,34 @@ func TestSpliceResetWhileWriting(t *testing.T) {
 	})
 }
 
+// TestSpliceKeepsAResetMetByAWrite: the stream's other end is told of a reset, whether a read or a write of the local
+// conn met it.
+func TestSpliceKeepsAResetMetByAWrite(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t)).start().waitReady()
+	for range 50 {
+		pod, laptop := e.streams()
+		b, right := tcpPair(t)
+		done := make(chan error, 1)
+		go func() { done <- Splice(laptop, b) }()
+		go func() {
+			_, _ = io.CopyN(io.Discard, right, 1<<16)
+			_ = right.SetLinger(0)
+			_ = right.Close()
+		}()
+		_, err := io.Copy(onlyWriter{pod}, endless{})
+		wantErr(t, "write", err, syscall.ECONNRESET)
+		_, err = pod.Read(make([]byte, 1))
+		wantErr(t, "read", err, syscall.ECONNRESET)
+		if err := <-done; err == nil { // reset, or broken pipe: whichever direction was first
+			t.Error("splice: no error")
+		}
+		_ = pod.Close()
+	}
+	e.wantNoStreams()
+}
+
+type onlyWriter struct{ io.Writer }
+
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
@@ -279,6 +307,8 @@ func TestFlowSaysWhatMovedLast(t *testing.T) {
 		}
 	}
 	_ = right.Close()
-	<-done
+	if err := <-done; err == nil {
+		t.Error("splice: no error for bytes that could not be delivered")
+	}
 	_ = left.Close()
 }
