@@ -21,6 +21,9 @@ const (
 	// half at random, so that the laptops of an office do not come back in step.
 	backoffFirst = 250 * time.Millisecond
 	backoffMax   = 5 * time.Second
+	// serverKeyPatience is how long a peer may show another key than the pinned one, which is never accepted,
+	// before that is final: after a restart the pod's new name may reach us later than its new key.
+	serverKeyPatience = 10 * time.Second
 	// settled is how long a session must have lived for its end to be followed by a try at once.
 	settled = 5 * time.Second
 )
@@ -120,7 +123,7 @@ func (c *Client) log() *slog.Logger {
 }
 
 // Run keeps a session until ctx is done, and then returns nil. It returns an error when there can be
-// no session any more: another key than at first contact (ErrServerKey), our key refused
+// no session any more: another key than at first contact, for 10 s (ErrServerKey), our key refused
 // (ErrKeyRefused), another protocol version (*VersionError). Call it once.
 func (c *Client) Run(ctx context.Context) error {
 	c.init()
@@ -149,6 +152,7 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) error {
 	c.setState(Connecting, nil, nil)
 	phase := Connecting
 	failures := 0
+	var otherKey time.Time // since when the pod shows another key; zero when it does not
 	for {
 		s, err := c.connect(ctx, handlers)
 		if err == nil {
@@ -163,7 +167,13 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if final := finalError(err); final != nil {
+		if !errors.Is(err, ErrServerKey) {
+			otherKey = time.Time{}
+		} else if otherKey.IsZero() {
+			otherKey = time.Now()
+		}
+		patient := !otherKey.IsZero() && time.Since(otherKey) < serverKeyPatience
+		if final := finalError(err); final != nil && !patient {
 			return final
 		}
 		wait := backoff(failures)

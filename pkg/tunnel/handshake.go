@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -87,15 +89,15 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 			return fmt.Errorf("tls: %w", err)
 		}
 		// Read while writing: when the pod refuses our key it says so, and takes nothing any more.
-		sent := make(chan error, 1)
-		go func() { sent <- sendHello(t, ours) }()
+		var sendErr error
+		var sending sync.WaitGroup
+		sending.Go(func() { sendErr = sendHello(t, ours) })
 		var err error
 		if l.peer, err = readHello(t); err != nil {
-			_ = carrier.Close() // ends the write
-			_ = <-sent          // the read's error says more
-			return err
+			_ = carrier.Close() // ends the write; its error would say less
 		}
-		if err := <-sent; err != nil {
+		sending.Wait()
+		if err := cmp.Or(err, sendErr); err != nil {
 			return err
 		}
 		return checkVersion(ours, l.peer)

@@ -59,61 +59,84 @@ func TestAnotherLaptopIsRefused(t *testing.T) {
 }
 
 func TestAnotherPodIsRefused(t *testing.T) {
-	onAll(t, func(t *testing.T, e *ends) {
-		e.client.Pins = map[string]Fingerprint{"pod-1": newKey(t).Fingerprint()}
-		e.start()
+	for _, kind := range networkKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			n := kind.make(t)
+			e := newEnds(t, n)
+			e.client = nil
+			e.start()
+			conn, err := n.dial(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = dialHandshake(context.Background(), conn, e.laptop, newKey(t).Fingerprint(), hello{protocol: protocolVersion})
+			wantErr(t, "handshake", err, ErrServerKey)
+			e.waitRefused(1)
+		})
+	}
+}
+
+// twoPods is a client whose first carrier goes to one pod, and every later one to another that has another key.
+// names are the peers' names, the last one again and again.
+func twoPods(t *testing.T, names ...string) (e, other *ends, carriers chan net.Conn) {
+	e, other = newEnds(t, pipeNetwork(t)), newEnds(t, pipeNetwork(t))
+	other.server.Client = e.client.Key.Fingerprint()
+	other.client = nil
+	other.start()
+	carriers = make(chan net.Conn, 100)
+	dial := e.network.dial
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		c, err := dial(ctx)
+		dial = other.network.dial
+		name := names[0]
+		if len(names) > 1 {
+			names = names[1:]
+		}
+		carriers <- c
+		return c, name, err
+	}
+	e.client.SetReady(true)
+	return e, other, carriers
+}
+
+// TestPodIsPinnedOnFirstContact: the same peer with another key gets no session, and after a while that is final.
+func TestPodIsPinnedOnFirstContact(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e, other, carriers := twoPods(t, "pod-1")
+		e.start().waitReady()
+		defer e.close()
+		defer other.close()
+		if got := e.client.Pinned()["pod-1"]; got != e.server.Key.Fingerprint() {
+			t.Errorf("pinned %v", got)
+		}
+		start := time.Now()
+		_ = (<-carriers).Close()
 		wantFinal(t, e, ErrServerKey)
+		if took := time.Since(start); took < serverKeyPatience || took > serverKeyPatience+backoffMax {
+			t.Errorf("final after %v", took)
+		}
+		if other.server.Connected() || len(other.ready) > 0 {
+			t.Error("a session with the other key")
+		}
 	})
 }
 
-// TestPodIsPinnedOnFirstContact: the second carrier to the same peer meets another key.
-func TestPodIsPinnedOnFirstContact(t *testing.T) {
-	e := newEnds(t, tcpNetwork(t))
-	other := newEnds(t, tcpNetwork(t))
-	other.server.Client = e.client.Key.Fingerprint()
-	other.client = nil
-	other.start()
-	carriers := make(chan net.Conn, 2)
-	dials := []func(context.Context) (net.Conn, error){e.network.dial, other.network.dial}
-	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
-		c, err := dials[0](ctx)
-		dials = dials[1:]
-		carriers <- c
-		return c, "pod-1", err
-	}
-	e.start().waitReady()
-	if got := e.client.Pinned()["pod-1"]; got != e.server.Key.Fingerprint() {
-		t.Errorf("pinned %v", got)
-	}
-	_ = (<-carriers).Close()
-	wantFinal(t, e, ErrServerKey)
-}
-
-// TestNewPodIsPinnedAnew: another peer may have another key.
+// TestNewPodIsPinnedAnew: another peer may have another key, also when its name comes later than its key.
 func TestNewPodIsPinnedAnew(t *testing.T) {
-	e := newEnds(t, tcpNetwork(t))
-	other := newEnds(t, tcpNetwork(t))
-	other.server.Client = e.client.Key.Fingerprint()
-	other.client = nil
-	other.start()
-	carriers := make(chan net.Conn, 2)
-	dials := []func(context.Context) (net.Conn, error){e.network.dial, other.network.dial}
-	peers := []string{"pod-1", "pod-2"}
-	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
-		c, err := dials[0](ctx)
-		peer := peers[0]
-		dials, peers = dials[1:], peers[1:]
-		carriers <- c
-		return c, peer, err
-	}
-	e.start().waitReady()
-	e.client.SetReady(true)
-	_ = (<-carriers).Close()
-	if !<-other.ready {
-		t.Error("the second pod was told not ready")
-	}
-	if len(e.client.Pinned()) != 2 {
-		t.Errorf("pinned %v", e.client.Pinned())
+	for _, names := range [][]string{{"pod-1", "pod-2"}, {"pod-1", "pod-1", "pod-1", "pod-1", "pod-2"}} {
+		bubble(t, func(t *testing.T) {
+			e, other, carriers := twoPods(t, names...)
+			e.start().waitReady()
+			defer e.close()
+			defer other.close()
+			_ = (<-carriers).Close()
+			if !<-other.ready {
+				t.Error("the second pod was told not ready")
+			}
+			if len(e.client.Pinned()) != 2 {
+				t.Errorf("pinned %v", e.client.Pinned())
+			}
+		})
 	}
 }
 
