@@ -2,13 +2,14 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
-	"text/tabwriter"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/cli-runtime/pkg/printers"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/hint"
@@ -68,28 +69,32 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 		_, err = w.Write(b)
 		return err
 	case "", "wide":
-	default:
-		return hint.Newf(hint.Usage, "bridge status --help", "-o %s: not a format; there are json, yaml and wide", output)
+		return printers.NewTablePrinter(printers.PrintOptions{Wide: output == "wide"}).PrintObj(statusTable(entries), w)
 	}
-	wide := output == "wide"
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprint(tw, "NAMESPACE\tTARGET\tOWNER\tSINCE\tLAST HEARTBEAT\tSTATE")
-	if wide {
-		fmt.Fprint(tw, "\tREPLICAS\tSERVICES\tGIVE BACK WITH")
+	return hint.Newf(hint.Usage, "bridge status --help", "-o %s: not a format; there are json, yaml and wide", output)
+}
+
+// statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
+func statusTable(entries []swap.Entry) *metav1.Table {
+	t := &metav1.Table{}
+	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "Replicas", "Services", "Give Back With"} {
+		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
+		if i > 5 {
+			c.Priority = 1
+		}
+		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
 	}
-	fmt.Fprintln(tw)
 	for _, e := range entries {
 		state := "held"
 		if !e.Alive {
 			state = "left behind"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s", e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state)
-		if wide {
-			fmt.Fprintf(tw, "\t%d\t%v\t%s", e.Replicas, e.Services, e.Restore)
-		}
-		fmt.Fprintln(tw)
+		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
+			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state,
+			e.Replicas, strings.Join(e.Services, ","), e.Restore,
+		}})
 	}
-	return tw.Flush()
+	return t
 }
 
 func age(t time.Time) string {

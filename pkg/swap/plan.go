@@ -53,13 +53,15 @@ type Plan struct {
 	Services []string `json:"services"`
 	// Replicas of the original before.
 	Replicas int32 `json:"replicas"`
+
+	selector *metav1.LabelSelector // of the original's pods
 }
 
 // NewPlan works out a swap in mode replace.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1}
+	p := &Plan{Replicas: 1, selector: d.Spec.Selector}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}

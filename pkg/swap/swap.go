@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/carry"
 	"bridge/internal/hint"
@@ -30,6 +33,8 @@ const (
 	restoreTimeout = readyTimeout + goneTimeout + 2*time.Minute
 	// targetPeriod is how often the target is looked for while swapped.
 	targetPeriod = 5 * time.Second
+	// stopTimeout is how long the end of the original's pods is waited for.
+	stopTimeout = 10 * time.Second
 	// endpointsTimeout is how long the endpoint controller may take to follow.
 	endpointsTimeout = time.Minute
 )
@@ -194,7 +199,32 @@ func (s *Swap) apply(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return s.awaitStopped(ctx, pods)
+}
+
+// awaitStopped waits until the original's pods have ended, so that "swapped" means that the laptop
+// alone answers. Pods that take their time are named, and not waited for.
+func (s *Swap) awaitStopped(ctx context.Context, proxies []corev1.Pod) error {
+	selector, err := metav1.LabelSelectorAsSelector(s.Plan.selector)
+	if err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	var left []string
+	err = wait.PollUntilContextCancel(bounded, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+		list, err := s.Kube.Clientset.CoreV1().Pods(s.lease.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+		if err != nil {
+			return false, nil // stopping is under way; nothing depends on seeing it
+		}
+		left = slices.DeleteFunc(names(list.Items), func(name string) bool { return slices.Contains(names(proxies), name) })
+		return len(left) == 0, nil
+	})
+	if err != nil && ctx.Err() == nil {
+		s.Say("still ending, and answering those who are connected to them: " + strings.Join(left, ", "))
+		return nil
+	}
+	return err
 }
 
 // moveEndpoints sends all callers to the proxy while the original still runs.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,4 +217,57 @@ func TestUnreachableServer(t *testing.T) {
 		b.exits(int(hint.Unreachable))
 		b.says("refused the connection")
 	}
+}
+
+// A tunnel that can never come back ends the swap, after everything was given back.
+func TestTunnelLostForGood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.says(swapped)
+	// Somebody gives the proxy another client's key.
+	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := d.Spec.Template.Spec.Containers[0].Args
+	args[slices.Index(args, "--client")+1] = strings.Repeat("0", 64)
+	if _, err := s.client.AppsV1().Deployments(w.ns).Update(t.Context(), d, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.exits(int(hint.TunnelLost))
+	b.says("the tunnel is lost")
+	w.assertGivenBack(before)
+}
+
+// Rights that vanish during a swap leave it half given back: bridge says what is left and how to go
+// on, and that works once the rights are there.
+func TestRestoreIncomplete(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	who := w.as("ada", deployed(t, "swap"))
+	before := w.snapshot()
+	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns}, localOrders(t)...)...)
+	b.says(swapped)
+	role, err := s.client.RbacV1().Roles(w.ns).Get(t.Context(), "bridge-swap", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	less := role.DeepCopy()
+	less.Rules = slices.DeleteFunc(less.Rules, func(r rbacv1.PolicyRule) bool { return r.Resources[0] == "services" })
+	if less, err = s.client.RbacV1().Roles(w.ns).Update(t.Context(), less, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(int(hint.RestoreIncomplete))
+	b.says("service/orders: ")
+	b.says("bridge restore deployment orders -n " + w.ns)
+
+	less.Rules = role.Rules
+	if _, err := s.client.RbacV1().Roles(w.ns).Update(t.Context(), less, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, s.bridge, []string{"KUBECONFIG=" + who}, "restore", "deployment", "orders", "-n", w.ns).exits(0)
+	w.assertSnapshot(before)
 }
