@@ -69,8 +69,12 @@ func (c *Client) dialCarrier(ctx context.Context, a podAddr) (carrier, error) {
 		return c.dialSPDY(ctx, u)
 	}
 	ws, err := c.dialWebSocket(ctx, u)
-	if err == nil || !tryOther(err) {
-		return ws, err
+	if err == nil {
+		return ws, nil
+	}
+	err, other := refused(err)
+	if !other {
+		return nil, err
 	}
 	car, spdyErr := c.dialSPDY(ctx, u)
 	if spdyErr != nil {
@@ -84,14 +88,16 @@ func (c *Client) dialCarrier(ctx context.Context, a podAddr) (carrier, error) {
 	return car, nil
 }
 
-// tryOther says whether err speaks against WebSockets and not against the request. A WebSocket is a
-// GET and needs the right to get (and create) pods/portforward, SPDY needs only create: so a refusal
-// counts too.
-func tryOther(err error) bool {
-	if apierrors.IsNotFound(err) || apierrors.IsUnauthorized(err) {
-		return false
+// refused returns the reason in a failed WebSocket upgrade, and whether it speaks against WebSockets
+// and not against the request. A WebSocket is a GET and needs the right to get (and create)
+// pods/portforward, SPDY needs only create: so a missing right counts too.
+func refused(err error) (cause error, other bool) {
+	var upgrade *streamhttp.UpgradeFailureError // it has no Unwrap
+	if errors.As(err, &upgrade) {
+		cause = upgrade.Cause
+		return cause, !apierrors.IsNotFound(cause) && !apierrors.IsUnauthorized(cause)
 	}
-	return streamhttp.IsUpgradeFailure(err) || httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	return err, httpstream.IsHTTPSProxyError(err)
 }
 
 func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {

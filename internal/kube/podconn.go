@@ -323,7 +323,8 @@ func (p *podConn) CloseWrite() error {
 	return p.werr
 }
 
-// Close ends both directions. What was written before still reaches the pod.
+// Close ends both directions at once. It may cut off what was written just before: to have all of it
+// arrive, CloseWrite and Read until the end.
 func (p *podConn) Close() error { return p.end(false) }
 
 // Reset ends both directions and has the far end forget what it has not passed on.

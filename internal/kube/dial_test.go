@@ -1,0 +1,339 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"bridge/internal/hint"
+
+	"github.com/gorilla/websocket"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// The library of the test's server lingers for a second; DialPod does not use it.
+		goleak.IgnoreAnyFunction("github.com/moby/spdystream.(*Connection).shutdown"),
+		// client-go's rate limiters and HTTP/2 transports end with the process.
+		goleak.IgnoreAnyFunction("net/http.(*http2ClientConn).readLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"))
+}
+
+// forwardServer answers port-forward requests as the kubelet does, with Kubernetes' own SPDY server.
+type forwardServer struct {
+	*httptest.Server
+	webSockets bool
+	requests   atomic.Int32
+	ended      sync.WaitGroup // one for each connection
+	// handle is the pod's port. What it returns goes on the error stream.
+	handle func(data io.ReadWriteCloser, port string) error
+}
+
+func newForwardServer(t *testing.T, webSockets bool, handle func(io.ReadWriteCloser, string) error) (*forwardServer, *Client) {
+	t.Helper()
+	s := &forwardServer{webSockets: webSockets, handle: handle}
+	s.Server = httptest.NewTLSServer(s)
+	t.Cleanup(func() {
+		s.CloseClientConnections()
+		s.Close()
+		s.ended.Wait()
+	})
+	cfg := &rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+	c, err := NewForConfig(cfg, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, c
+}
+
+func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.ended.Add(1)
+	defer s.ended.Done()
+	s.requests.Add(1)
+	if !strings.HasSuffix(r.URL.Path, "/api/v1/namespaces/shop/pods/orders-0/portforward") {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"pods \"gone\" not found","reason":"NotFound","details":{"name":"gone","kind":"pods"},"code":404}`)
+		return
+	}
+	streams := make(chan httpstream.Stream, 2)
+	accept := func(st httpstream.Stream, replied <-chan struct{}) error {
+		go func() { <-replied; streams <- st }()
+		return nil
+	}
+	var conn httpstream.Connection
+	if websocket.IsWebSocketUpgrade(r) {
+		if !s.webSockets {
+			http.Error(w, "no such thing here", http.StatusBadRequest)
+			return
+		}
+		up := websocket.Upgrader{Subprotocols: websocket.Subprotocols(r), ReadBufferSize: 32 << 10, WriteBufferSize: 32 << 10}
+		ws, err := up.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		if conn, err = spdy.NewServerConnection(portforward.NewTunnelingConnection("server", ws), accept); err != nil {
+			return
+		}
+	} else {
+		w.Header().Set(httpstream.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
+		if conn = spdy.NewResponseUpgrader().UpgradeResponse(w, r, accept); conn == nil {
+			return
+		}
+	}
+	defer conn.Close()
+	var data, errs httpstream.Stream
+	for range 2 {
+		select {
+		case st := <-streams:
+			if st.Headers().Get(corev1.StreamType) == corev1.StreamTypeError {
+				errs = st
+			} else {
+				data = st
+			}
+		case <-conn.CloseChan():
+			return
+		}
+	}
+	if err := s.handle(data, data.Headers().Get(corev1.PortHeader)); err != nil {
+		_ = data.Close() // the kubelet's order: the data ends first
+		_, _ = io.WriteString(errs, err.Error())
+	}
+	_ = data.Close()
+	_ = errs.Close()
+	<-conn.CloseChan()
+}
+
+func echoPort(data io.ReadWriteCloser, _ string) error {
+	_, err := io.Copy(data, data)
+	return err
+}
+
+func dial(t *testing.T, c *Client, port int) net.Conn {
+	t.Helper()
+	conn, err := c.DialPod(t.Context(), "shop", "orders-0", port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// both runs test over a WebSocket and over SPDY.
+func both(t *testing.T, test func(t *testing.T, webSockets bool)) {
+	t.Run("websocket", func(t *testing.T) { test(t, true) })
+	t.Run("spdy", func(t *testing.T) { test(t, false) })
+}
+
+func TestDialPodCarriesBytesExactlyBothWays(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		_, c := newForwardServer(t, ws, echoPort)
+		conn := dial(t, c, 8080)
+		if got := conn.RemoteAddr().String(); got != "pod/shop/orders-0:8080" {
+			t.Errorf("RemoteAddr %q", got)
+		}
+		const size = 8 << 20
+		sent, done := sha256.New(), make(chan error, 1)
+		go func() {
+			rnd := rand.New(rand.NewPCG(1, 2))
+			b := make([]byte, 100_000)
+			var err error
+			for left := size; left > 0 && err == nil; {
+				n := min(left, 1+rnd.IntN(len(b)))
+				for i := range n {
+					b[i] = byte(rnd.Uint32())
+				}
+				sent.Write(b[:n])
+				_, err = conn.Write(b[:n])
+				left -= n
+			}
+			done <- errors.Join(err, conn.(interface{ CloseWrite() error }).CloseWrite())
+		}()
+		got := sha256.New()
+		n, err := io.Copy(got, conn)
+		if werr := <-done; werr != nil {
+			t.Error(werr)
+		}
+		if err != nil || n != size || !bytes.Equal(got.Sum(nil), sent.Sum(nil)) {
+			t.Errorf("%d bytes back, %v; want the same %d", n, err, size)
+		}
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("write after CloseWrite: %v", err)
+		}
+	})
+}
+
+func TestSPDYIsTriedOnceAndRemembered(t *testing.T) {
+	s, c := newForwardServer(t, false, echoPort)
+	for range 3 {
+		dial(t, c, 80)
+	}
+	if got := s.requests.Load(); got != 4 {
+		t.Errorf("%d requests for 3 connections, want 4: one WebSocket was tried", got)
+	}
+}
+
+func TestTheErrorStreamDecidesWhatTheEndMeans(t *testing.T) {
+	for text, errno := range map[string]syscall.Errno{
+		`error forwarding port 9 to pod 3b8c, uid : failed to execute portforward in network namespace "/var/run/netns/cni-1": failed to connect to localhost:9 inside namespace "3b8c", IPv4: dial tcp4 127.0.0.1:9: connect: connection refused`: syscall.ECONNREFUSED,
+		`read tcp4 127.0.0.1:52220->127.0.0.1:7000: read: connection reset by peer`: syscall.ECONNRESET,
+	} {
+		both(t, func(t *testing.T, ws bool) {
+			_, c := newForwardServer(t, ws, func(d io.ReadWriteCloser, _ string) error {
+				_, _ = io.WriteString(d, "before")
+				return errors.New(text)
+			})
+			got, err := io.ReadAll(dial(t, c, 9))
+			if string(got) != "before" || !errors.Is(err, errno) || strings.Contains(err.Error(), "netns") {
+				t.Errorf("read %q, %v; want %q and %v", got, err, "before", errno)
+			}
+		})
+	}
+}
+
+func TestCloseIsIdempotentAndEndsAReadThatWaits(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		_, c := newForwardServer(t, ws, echoPort)
+		conn := dial(t, c, 80)
+		done := make(chan error, 1)
+		go func() {
+			_, err := conn.Read(make([]byte, 1))
+			done <- err
+		}()
+		if err := errors.Join(conn.Close(), conn.Close()); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write: %v", err)
+		}
+	})
+}
+
+func TestWhatWasWrittenBeforeCloseWriteArrives(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		arrived := make(chan int, 1)
+		_, c := newForwardServer(t, ws, func(d io.ReadWriteCloser, _ string) error {
+			b, _ := io.ReadAll(d)
+			arrived <- len(b)
+			return nil
+		})
+		conn := dial(t, c, 80)
+		if _, err := conn.Write(make([]byte, 300_000)); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.(*podConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, conn); n != 0 || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		if n := <-arrived; n != 300_000 {
+			t.Errorf("%d bytes arrived", n)
+		}
+	})
+}
+
+func TestALostConnectionIsAnErrorAndNotTheEnd(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		_, c := newForwardServer(t, ws, echoPort)
+		conn := dial(t, c, 80)
+		// The kernel's end of the connection: no goodbye of any layer.
+		tcp := conn.(*podConn).c.NetConn().(interface{ NetConn() net.Conn }).NetConn().(*net.TCPConn)
+		if err := tcp.CloseRead(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := conn.Read(make([]byte, 1))
+		if err == nil || errors.Is(err, io.EOF) || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v; want a reset that is not EOF", err)
+		}
+	})
+}
+
+func TestDeadlinesEndAReadAndAWrite(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		stop := make(chan struct{})
+		_, c := newForwardServer(t, ws, func(io.ReadWriteCloser, string) error { <-stop; return nil })
+		t.Cleanup(func() { close(stop) })
+		past := time.Now().Add(-time.Second)
+		conn := dial(t, c, 80)
+		_ = conn.SetReadDeadline(past)
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("read: %v", err)
+		}
+		_ = conn.SetWriteDeadline(past)
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write: %v", err)
+		}
+	})
+}
+
+func TestAPodThatIsGoneIsNotFoundAtOnce(t *testing.T) {
+	s, c := newForwardServer(t, true, echoPort)
+	_, err := c.DialPod(t.Context(), "shop", "gone", 80)
+	if hint.CodeOf(err) != hint.NotFound || s.requests.Load() != 1 {
+		t.Errorf("%v (code %d) after %d requests", err, hint.CodeOf(err), s.requests.Load())
+	}
+}
+
+func TestTheContextBoundsTheDial(t *testing.T) {
+	// A server that accepts and says nothing, before TLS.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	accepted := make(chan net.Conn, 4)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	c, err := NewForConfig(&rest.Config{Host: "https://" + ln.Addr().String()}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, spdyOnly := range []bool{false, true} {
+		c.spdyOnly.Store(spdyOnly)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.DialPod(ctx, "shop", "orders-0", 80)
+			done <- err
+		}()
+		conn := <-accepted
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("spdy %v: %v", spdyOnly, err)
+		}
+		_ = conn.Close()
+	}
+}
