@@ -181,6 +181,9 @@ func TestLoaderUnpacksWhatGzipPacks(t *testing.T) {
 		path := m.install(t)
 		for name, data := range samples(t) {
 			for level := gzip.HuffmanOnly; level <= gzip.BestCompression; level++ {
+				if m.qemu != "" && level > gzip.BestSpeed && level < gzip.BestCompression {
+					continue // emulation is slow, and the kinds of block are the same
+				}
 				t.Run(fmt.Sprintf("%s/%s/%d", m.arch, name, level), func(t *testing.T) {
 					pieces(t, path, packLevel(t, data, level))
 					m.accepts(t, path, len(data))

@@ -110,13 +110,14 @@ func build(executables Executables) (v1.ImageIndex, error) {
 }
 
 func buildOne(executable []byte, arch string) (v1.Image, error) {
-	files, err := layerTar(executable)
+	packed, err := packLayer(executable)
 	if err != nil {
 		return nil, err
 	}
+	// Compressed here, once: it would be done again for each question about the layer.
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(files)), nil
-	}, tarball.WithMediaType(types.OCILayer), tarball.WithCompressionLevel(gzip.BestCompression))
+		return io.NopCloser(bytes.NewReader(packed)), nil
+	}, tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		return nil, err
 	}
@@ -142,13 +143,18 @@ func buildOne(executable []byte, arch string) (v1.Image, error) {
 // epoch is the date of everything in the image, so that the same proxy gives the same digest.
 func epoch() time.Time { return time.Unix(0, 0).UTC() }
 
-func layerTar(executable []byte) ([]byte, error) {
+// packLayer makes the image's only layer, a compressed tar.
+func packLayer(executable []byte) ([]byte, error) {
 	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	if err != nil {
+		return nil, err
+	}
+	w := tar.NewWriter(z)
 	if err := writeFile(w, "proxy", 0o755, executable); err != nil {
 		return nil, err
 	}
-	if err := w.Close(); err != nil {
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
 		return nil, err
 	}
 	return b.Bytes(), nil
