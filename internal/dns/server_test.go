@@ -525,7 +525,7 @@ func TestCacheFollowsLifetimes(t *testing.T) {
 		check := func(name, want string, wantAsked int) {
 			t.Helper()
 			m, err := c.ask(t.Context(), new(dns.Msg).SetQuestion(name, dns.TypeA))
-			got := ""
+			var got string
 			if err != nil {
 				got = err.Error()
 			} else {

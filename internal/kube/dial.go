@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	tunneling "k8s.io/apimachinery/pkg/util/portforward"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -97,7 +96,7 @@ func refused(err error) (cause error, other bool) {
 		cause = upgrade.Cause
 		return cause, !apierrors.IsNotFound(cause) && !apierrors.IsUnauthorized(cause)
 	}
-	return err, httpstream.IsHTTPSProxyError(err)
+	return err, streamhttp.IsHTTPSProxyError(err)
 }
 
 func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {
@@ -165,7 +164,7 @@ func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
 		req.Header.Set(streamhttp.HeaderConnection, streamhttp.HeaderUpgrade)
 		req.Header.Set(streamhttp.HeaderUpgrade, spdy.HeaderSpdy31)
 		req.Header.Set(streamhttp.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
-		resp, err := rt.RoundTrip(req)
+		resp, err := rt.RoundTrip(req) //nolint:bodyclose // the upgraded connection is the body
 		if err != nil {
 			return nil, err
 		}

@@ -72,7 +72,7 @@ func readRequest(r io.Reader) (request, error) {
 		return request{}, errVersion
 	}
 	req := request{command: head[1]}
-	size := 0
+	var size int
 	switch head[3] {
 	case addressIPv4:
 		size = net.IPv4len

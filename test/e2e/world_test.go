@@ -414,7 +414,6 @@ func (l *lines) awaitOr(text string, ended <-chan struct{}) (string, error) {
 		select {
 		case <-changed:
 		case <-ended:
-			ended = nil
 			// The last lines may have come with the end: look once more.
 			l.mu.Lock()
 			for _, line := range l.list {

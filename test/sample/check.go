@@ -82,7 +82,7 @@ func (c *check) reset() error {
 	}
 	defer conn.Close()
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("read: %v, want a reset", err)
+		return fmt.Errorf("read: %w, want a reset", err)
 	}
 	return nil
 }
@@ -145,7 +145,7 @@ func (c *check) download() error {
 		return fmt.Errorf("got %s, the server sent %s", got, line)
 	}
 	if _, err := r.ReadByte(); err != io.EOF {
-		return fmt.Errorf("after the last byte: %v, want the end", err)
+		return fmt.Errorf("after the last byte: %w, want the end", err)
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func (c *check) many() error {
 	for i, conn := range conns {
 		line, err := bufio.NewReader(conn).ReadString('\n')
 		if want := fmt.Sprintf("connection %d\n", i); err != nil || line != want {
-			return fmt.Errorf("connection %d: got %q, %v", i, line, err)
+			return fmt.Errorf("connection %d: got %q, %w", i, line, err)
 		}
 	}
 	return nil
