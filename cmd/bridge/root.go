@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
-	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 )
 
@@ -40,10 +39,6 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	}
 	a.level.Set(slog.LevelWarn)
 	a.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: a.level}))
-	a.flags.WrapConfigFn = func(c *rest.Config) *rest.Config {
-		c.UserAgent = "bridge/" + versionString()
-		return c
-	}
 	return a
 }
 
@@ -58,7 +53,7 @@ func (a *app) progress() func(line string) {
 }
 
 // kube is the cluster that the flags and the kubeconfig name.
-func (a *app) kube() (*kube.Client, error) { return kube.New(a.flags) }
+func (a *app) kube() (*kube.Client, error) { return kube.New(a.flags, "bridge/"+versionString()) }
 
 // onSecondSignal has hook called when a second signal is about to end bridge at once. nil takes it back.
 func (a *app) onSecondSignal(hook func()) {

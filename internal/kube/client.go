@@ -47,9 +47,9 @@ type Client struct {
 	requestID atomic.Int64
 }
 
-// New reads the configuration that flags describe. It does not talk to the cluster. Its errors carry
+// New reads the configuration that flags describe. userAgent is what the API server logs and audits. It does not talk to the cluster. Its errors carry
 // hint.Usage: nothing but the configuration can be wrong here.
-func New(flags *genericclioptions.ConfigFlags) (*Client, error) {
+func New(flags *genericclioptions.ConfigFlags, userAgent string) (*Client, error) {
 	loader := flags.ToRawKubeConfigLoader()
 	raw, err := loader.RawConfig()
 	if err != nil {
@@ -71,6 +71,7 @@ func New(flags *genericclioptions.ConfigFlags) (*Client, error) {
 	if namespace == "" {
 		namespace = "default"
 	}
+	cfg.UserAgent = userAgent
 	return NewForConfig(cfg, namespace)
 }
 
