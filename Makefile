@@ -11,7 +11,7 @@ VERSION ?=
 
 LINT_VERSION = v2.15.0
 
-.PHONY: build proxies demo test unit e2e e2e-programs test-programs down test-cluster test-matrix lint cross tools loader check-loader clean
+.PHONY: build proxies demo test unit e2e e2e-programs test-programs down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
 
 build: proxies
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(if $(VERSION),-X main.version=$(VERSION))" -o bin/bridge ./cmd/bridge
@@ -47,6 +47,10 @@ e2e-programs: proxies test-programs
 test-programs:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/sample ./test/sample
 	cd test/cluster && CGO_ENABLED=0 go build -o ../../bin/cluster .
+
+# Pushes the image that demo and test need on a cluster of your own: make sample-image IMAGE=...
+sample-image:
+	go run ./test/sample/push $(IMAGE)
 
 # With a cluster of your own there is no embedded one to test.
 test-cluster:

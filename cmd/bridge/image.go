@@ -41,9 +41,9 @@ func newImageSaveCommand(a *app) *cobra.Command {
 				return usageError(cmd, fmt.Errorf("--output is needed: the archive's file, or - for standard output"))
 			}
 			if file == "-" {
-				return image.Save(a.stdout, carry.Proxy, name)
+				return image.Save(a.stdout, proxyProgram(), name)
 			}
-			if err := writeFile(file, func(w io.Writer) error { return image.Save(w, carry.Proxy, name) }); err != nil {
+			if err := writeFile(file, func(w io.Writer) error { return image.Save(w, proxyProgram(), name) }); err != nil {
 				return err
 			}
 			a.say("saved " + name + " to " + file)
@@ -64,7 +64,7 @@ func newImagePushCommand(a *app) *cobra.Command {
 		Example: "  bridge image push registry.example.com/team/bridge-proxy:1.0",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pushed, err := image.Push(cmd.Context(), carry.Proxy, args[0], insecure)
+			pushed, err := image.Push(cmd.Context(), proxyProgram(), args[0], insecure)
 			if err != nil {
 				return err
 			}
@@ -104,3 +104,6 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 	}
 	return os.Rename(f.Name(), path)
 }
+
+// proxyProgram is what bridge carries.
+func proxyProgram() image.Program { return image.Program{Name: "proxy", Executable: carry.Proxy} }

@@ -1,5 +1,5 @@
 // Package image makes the proxy's container image, without Docker: one index for linux/amd64 and
-// linux/arm64, each from scratch with the one file /proxy. cmd/bridge's image commands save it as an
+// linux/arm64, each from scratch with the one file /proxy. The tests' own program gets one the same way. cmd/bridge's image commands save it as an
 // OCI archive or push it; it alone imports go-containerregistry.
 package image
 
@@ -32,17 +32,22 @@ import (
 // user is the image's user and group: not root, and a number, so that runAsNonRoot can be verified.
 const user = "65532:65532"
 
-// Executables returns the proxy for an architecture; carry.Proxy is one.
-type Executables func(arch string) ([]byte, error)
+// Program is what an image is made of: one static executable for each architecture.
+type Program struct {
+	// Name is the file's, in the image's root, and the entrypoint.
+	Name string
+	// Executable returns it for "amd64" or "arm64"; carry.Proxy is one.
+	Executable func(arch string) ([]byte, error)
+}
 
 // Save writes the image as an OCI archive (a tar of an OCI image layout) to w. reference is the name it
-// gets where it is imported, "bridge-proxy:1.0" or with a registry. The same proxies give the same bytes.
-func Save(w io.Writer, executables Executables, reference string) error {
+// gets where it is imported, "bridge-proxy:1.0" or with a registry. The same executables give the same bytes.
+func Save(w io.Writer, p Program, reference string) error {
 	tag, err := name.NewTag(reference)
 	if err != nil {
 		return hint.New(hint.Usage, fmt.Errorf("image name %q: %w", reference, err), "names look like bridge-proxy:1.0 or registry.example.com/team/bridge-proxy:1.0")
 	}
-	index, err := build(executables)
+	index, err := build(p)
 	if err != nil {
 		return err
 	}
@@ -51,7 +56,7 @@ func Save(w io.Writer, executables Executables, reference string) error {
 
 // Push uploads the image to reference and returns it with its digest. Credentials are those of
 // docker login; insecure allows plain HTTP. An error has a hint and, for refused credentials, hint.Forbidden.
-func Push(ctx context.Context, executables Executables, reference string, insecure bool) (string, error) {
+func Push(ctx context.Context, p Program, reference string, insecure bool) (string, error) {
 	var options []name.Option
 	if insecure {
 		options = append(options, name.Insecure)
@@ -60,7 +65,7 @@ func Push(ctx context.Context, executables Executables, reference string, insecu
 	if err != nil {
 		return "", hint.New(hint.Usage, fmt.Errorf("image name %q: %w", reference, err), "names look like registry.example.com/team/bridge-proxy:1.0")
 	}
-	index, err := build(executables)
+	index, err := build(p)
 	if err != nil {
 		return "", err
 	}
@@ -90,14 +95,14 @@ func explain(err error, tag name.Tag) error {
 }
 
 // build makes the index of one image for each architecture.
-func build(executables Executables) (v1.ImageIndex, error) {
+func build(p Program) (v1.ImageIndex, error) {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, arch := range []string{"amd64", "arm64"} {
-		executable, err := executables(arch)
+		executable, err := p.Executable(arch)
 		if err != nil {
 			return nil, err
 		}
-		image, err := buildOne(executable, arch)
+		image, err := buildOne(p.Name, executable, arch)
 		if err != nil {
 			return nil, fmt.Errorf("image for linux/%s: %w", arch, err)
 		}
@@ -109,8 +114,8 @@ func build(executables Executables) (v1.ImageIndex, error) {
 	return index, nil
 }
 
-func buildOne(executable []byte, arch string) (v1.Image, error) {
-	packed, err := packLayer(executable)
+func buildOne(name string, executable []byte, arch string) (v1.Image, error) {
+	packed, err := packLayer(name, executable)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +141,7 @@ func buildOne(executable []byte, arch string) (v1.Image, error) {
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", arch
 	config.Created = v1.Time{Time: epoch()}
-	config.Config = v1.Config{User: user, Entrypoint: []string{"/proxy"}, WorkingDir: "/"}
+	config.Config = v1.Config{User: user, Entrypoint: []string{"/" + name}, WorkingDir: "/"}
 	return mutate.ConfigFile(image, config)
 }
 
@@ -144,14 +149,14 @@ func buildOne(executable []byte, arch string) (v1.Image, error) {
 func epoch() time.Time { return time.Unix(0, 0).UTC() }
 
 // packLayer makes the image's only layer, a compressed tar.
-func packLayer(executable []byte) ([]byte, error) {
+func packLayer(name string, executable []byte) ([]byte, error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
 	if err != nil {
 		return nil, err
 	}
 	w := tar.NewWriter(z)
-	if err := writeFile(w, "proxy", 0o755, executable); err != nil {
+	if err := writeFile(w, name, 0o755, executable); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(w.Close(), z.Close()); err != nil {

@@ -28,10 +28,10 @@ import (
 // sample stands for the proxies: which bytes they are does not matter here.
 func sample(arch string) ([]byte, error) { return []byte("the proxy for " + arch), nil }
 
-func save(t *testing.T, executables Executables, reference string) []byte {
+func save(t *testing.T, executables func(arch string) ([]byte, error), reference string) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := Save(&b, executables, reference); err != nil {
+	if err := Save(&b, Program{"proxy", executables}, reference); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -64,7 +64,7 @@ func unpack(t *testing.T, archive []byte) string {
 }
 
 // checkIndex looks at what a node would get from index: both platforms, the user, the one file.
-func checkIndex(t *testing.T, index v1.ImageIndex, executables Executables) {
+func checkIndex(t *testing.T, index v1.ImageIndex, executables func(arch string) ([]byte, error)) {
 	t.Helper()
 	if err := validate.Index(index); err != nil {
 		t.Error(err)
@@ -169,7 +169,7 @@ func TestSaveIsReproducible(t *testing.T) {
 
 func TestSaveRefusesABadName(t *testing.T) {
 	for _, reference := range []string{"", "UPPER:1", "a b", "p:1@sha256:00"} {
-		if err := Save(io.Discard, sample, reference); hint.CodeOf(err) != hint.Usage || hint.Of(err) == "" {
+		if err := Save(io.Discard, Program{"proxy", sample}, reference); hint.CodeOf(err) != hint.Usage || hint.Of(err) == "" {
 			t.Errorf("%q: %v", reference, err)
 		}
 	}
@@ -180,12 +180,12 @@ func TestPushBothPlatformsToARegistry(t *testing.T) {
 	defer server.Close()
 	reference := strings.TrimPrefix(server.URL, "http://") + "/team/bridge-proxy:1.0"
 
-	executables := Executables(carry.Proxy)
+	executables := carry.Proxy
 	if _, err := carry.Proxy("amd64"); err != nil {
 		t.Logf("with made-up proxies: %v", err)
 		executables = sample
 	}
-	pushed, err := Push(t.Context(), executables, reference, true)
+	pushed, err := Push(t.Context(), Program{"proxy", executables}, reference, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func TestPushExplainsRefusals(t *testing.T) {
 		{missing, hint.Other, "refused"},
 		{gone, hint.Other, "reachable"},
 	} {
-		_, err := Push(t.Context(), sample, strings.TrimPrefix(c.server.URL, "http://")+"/p:1", true)
+		_, err := Push(t.Context(), Program{"proxy", sample}, strings.TrimPrefix(c.server.URL, "http://")+"/p:1", true)
 		if hint.CodeOf(err) != c.code || !strings.Contains(hint.Of(err), c.words) {
 			t.Errorf("%v: code %d, hint %q; want code %d, %q", err, hint.CodeOf(err), hint.Of(err), c.code, c.words)
 		}
@@ -232,7 +232,7 @@ func TestPushExplainsRefusals(t *testing.T) {
 
 func TestErrorsOfTheExecutablesPass(t *testing.T) {
 	none := errors.New("no proxy")
-	err := Save(io.Discard, func(string) ([]byte, error) { return nil, none }, "p:1")
+	err := Save(io.Discard, Program{"proxy", func(string) ([]byte, error) { return nil, none }}, "p:1")
 	if !errors.Is(err, none) {
 		t.Error(err)
 	}
