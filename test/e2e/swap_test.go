@@ -16,7 +16,7 @@ import (
 )
 
 // swapped is the line a swap says when the laptop has all the traffic.
-const swapped = "swapped: "
+const swapped = "swapped: deployment/"
 
 // A steady load loses nothing: neither new connections nor kept ones, neither by swapping nor by
 // giving back, with an original that ends at once on SIGTERM.
@@ -257,9 +257,8 @@ func TestLocalProcessRestarts(t *testing.T) {
 	b.says(swapped)
 	local.signal(syscall.SIGKILL)
 	<-local.ended
-	var out lines
-	out.changed = make(chan struct{})
-	if err := w.exec(t.Context(), nil, &out, "get", "--url", "http://orders"); err == nil {
+	out := newLines()
+	if err := w.exec(t.Context(), nil, out, "get", "--url", "http://orders"); err == nil {
 		t.Errorf("a request was answered by %q, with nobody there", out.all())
 	}
 	start(t, s.sample, nil, serve...).says("listens on")
