@@ -64,9 +64,10 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		return err
 	}
 	defer e.Close()
+	step := a.progress()
 	own := &proxypod.Own{
 		Kube: k, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, OnState: a.sayTunnel(), Say: a.progress(), Log: a.log,
+		ReadyTimeout: o.proxyTimeout, OnState: proxypod.SayTunnel(step), Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, t *tunnel.Client) error {
 		info, _ := t.Info()
@@ -77,21 +78,6 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, t)
 	})
-}
-
-// sayTunnel says when the tunnel is lost and when it is back.
-func (a *app) sayTunnel() func(tunnel.State) {
-	lost := false
-	return func(s tunnel.State) {
-		switch {
-		case s.Phase == tunnel.Reconnecting && !lost:
-			lost = true
-			a.say(fmt.Sprintf("the tunnel is lost (%v); trying again", s.Err))
-		case s.Phase == tunnel.Ready && lost:
-			lost = false
-			a.say("the tunnel is back")
-		}
-	}
 }
 
 type connectLines struct {

@@ -77,7 +77,7 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 func (a *app) exitCode(err, cause error) int {
 	var sig signalError
 	bySignal := errors.As(cause, &sig)
-	if bySignal && (err == nil || errors.Is(err, context.Canceled) || errors.As(err, &signalError{})) {
+	if bySignal && hint.CodeOf(err) != hint.RestoreIncomplete && (err == nil || errors.Is(err, context.Canceled) || errors.As(err, &signalError{})) {
 		return sig.code()
 	}
 	if err == nil {

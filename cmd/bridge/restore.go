@@ -27,17 +27,21 @@ undo is in the cluster. It also removes the pod of a connect that was killed; br
 				if len(args) != 2 {
 					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
 				}
-				return proxypod.Remove(ctx, k, k.Namespace, args[1])
+				if err := proxypod.Remove(ctx, k, k.Namespace, args[1]); err != nil {
+					return err
+				}
+				a.say("connect " + args[1] + " is removed")
+				return nil
 			}
 			name, err := parseWorkload(args)
 			if err != nil {
 				return err
 			}
 			r := &swap.Restorer{Kube: k, Say: a.progress()}
-			if err := r.Restore(ctx, "deployment", name, identity()); err != nil {
+			if err := r.Restore(ctx, name, identity()); err != nil {
 				return err
 			}
-			a.say("deployment/" + name + " is as it was")
+			a.say("deployment/" + name + " is given back")
 			return nil
 		},
 	}

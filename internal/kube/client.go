@@ -40,6 +40,9 @@ type Client struct {
 	Config    *rest.Config
 	Clientset kubernetes.Interface
 	Namespace string // from -n or the context; "default" otherwise
+	// Flags are those by which the user chose this cluster, " --context staging", for commands that a
+	// message proposes; "" for the usual one.
+	Flags string
 
 	// spdyOnly is set once the WebSocket upgrade has failed where SPDY worked, so that an old API
 	// server or a proxy that knows no WebSockets costs one extra round trip, not one per connection.
@@ -72,7 +75,19 @@ func New(flags *genericclioptions.ConfigFlags, userAgent string) (*Client, error
 		namespace = "default"
 	}
 	cfg.UserAgent = userAgent
-	return NewForConfig(cfg, namespace)
+	c, err := NewForConfig(cfg, namespace)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range []struct {
+		name  string
+		value *string
+	}{{"kubeconfig", flags.KubeConfig}, {"context", flags.Context}, {"cluster", flags.ClusterName}, {"server", flags.APIServer}} {
+		if f.value != nil && *f.value != "" {
+			c.Flags += " --" + f.name + " " + *f.value
+		}
+	}
+	return c, nil
 }
 
 // NewForConfig makes a Client from a configuration that is there already. It copies cfg.

@@ -171,3 +171,24 @@ func reason(err error) string {
 	}
 	return err.Error()
 }
+
+// Transient tells whether trying again may help: the API server is away, busy, or failed inside
+// ("etcdserver: leader changed"). A nil err is not.
+func Transient(err error) bool {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return false
+	}
+	if apierrors.IsInternalError(err) {
+		return true
+	}
+	code, _, _ := explain(err)
+	return code == hint.Unreachable || hint.CodeOf(err) == hint.Unreachable
+}
+
+// IgnoreTransient is err, or nil where trying again may help: for polls.
+func IgnoreTransient(err error) error {
+	if Transient(err) {
+		return nil
+	}
+	return err
+}

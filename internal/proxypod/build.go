@@ -1,6 +1,6 @@
 // Package proxypod is a pod that runs bridge's proxy: it builds the objects (pure functions, no
 // API calls), waits until the pod runs and says why when it does not, and opens the tunnel to it.
-// pkg/swap puts such a pod in a workload's place, internal/connect starts one of its own. It shares
+// pkg/swap puts such a pod in a workload's place, bridge connect starts one of its own (Own). It shares
 // client-go with internal/kube and pkg/swap.
 package proxypod
 
@@ -34,6 +34,9 @@ type Spec struct {
 	Client tunnel.Fingerprint
 	// Listen are the pod's ports whose connections go to the laptop; none for connect.
 	Listen []int32
+	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
+	// throttling shows as tenfold tail latency.
+	LimitCPU bool
 }
 
 // controllerLabels are set by a controller on the pods it makes. On ours they would make that
@@ -73,7 +76,15 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		}
 		return !sidecar
 	})
-	pod.Containers[app] = container(before, pod, s.Source, s.Ports, s.Client, s.Listen)
+	pod.Containers[app] = container(before, pod, s)
+	// The originals still hold these on their nodes.
+	for _, list := range [][]corev1.Container{pod.InitContainers, pod.Containers} {
+		for i := range list {
+			for j := range list[i].Ports {
+				list[i].Ports[j].HostPort, list[i].Ports[j].HostIP = 0, ""
+			}
+		}
+	}
 	notes = append(notes, dropVolumes(pod, &pod.Containers[app])...)
 	if s.Source.Image == "" {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
@@ -113,7 +124,9 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		Spec: appsv1.DeploymentSpec{
 			Replicas:             &one,
 			RevisionHistoryLimit: &zero,
-			Selector:             &metav1.LabelSelector{MatchLabels: label},
+			// One laptop, one session: two pods at once would share the callers, and one of them reset them.
+			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Selector: &metav1.LabelSelector{MatchLabels: label},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: template.Annotations},
 				Spec:       *pod,

@@ -2,7 +2,6 @@ package proxypod
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 
@@ -11,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"bridge/internal/carry"
-	"bridge/pkg/tunnel"
 )
 
 const (
@@ -66,10 +64,13 @@ func FreePorts(pod *corev1.PodSpec, taken []int32) Ports {
 
 // container turns c into the proxy: same name, ports, environment and mounts, another program.
 // What would act on the program that is no longer there (probes, hooks, devices) goes.
-func container(c corev1.Container, pod *corev1.PodSpec, src Source, ports Ports, client tunnel.Fingerprint, listen []int32) corev1.Container {
-	tunnelAddr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(ports.Tunnel))
-	args := []string{"--client", client.String(), "--tunnel", tunnelAddr.String(), "--health", ":" + strconv.Itoa(int(ports.Health))}
-	for _, p := range listen {
+func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container {
+	args := []string{
+		"--client", s.Client.String(),
+		"--tunnel", fmt.Sprintf("127.0.0.1:%d", s.Ports.Tunnel),
+		"--health", fmt.Sprintf(":%d", s.Ports.Health),
+	}
+	for _, p := range s.Listen {
 		args = append(args, "--listen", strconv.Itoa(int(p)))
 	}
 	out := corev1.Container{
@@ -81,26 +82,25 @@ func container(c corev1.Container, pod *corev1.PodSpec, src Source, ports Ports,
 		EnvFrom:         c.EnvFrom,
 		VolumeMounts:    c.VolumeMounts,
 		Resources: corev1.ResourceRequirements{
-			// No CPU limit: throttling shows as tenfold tail latency.
 			Requests: corev1.ResourceList{
 				corev1.ResourceCPU:    resource.MustParse("10m"),
 				corev1.ResourceMemory: resource.MustParse("32Mi"),
 			},
 			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
 		},
+		Ports: c.Ports,
 		ReadinessProbe: &corev1.Probe{
-			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(ports.Health)}},
+			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(s.Ports.Health)}},
 			PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
 		},
 		SecurityContext:          securityContext(c.SecurityContext, pod.SecurityContext),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
-	for _, p := range c.Ports {
-		p.HostPort, p.HostIP = 0, "" // the original still holds it
-		out.Ports = append(out.Ports, p)
+	if s.LimitCPU {
+		out.Resources.Limits[corev1.ResourceCPU] = resource.MustParse("1")
 	}
-	if src.Image != "" {
-		out.Image, out.ImagePullPolicy = src.Image, corev1.PullIfNotPresent
+	if s.Source.Image != "" {
+		out.Image, out.ImagePullPolicy = s.Source.Image, corev1.PullIfNotPresent
 		return out
 	}
 	out.Command = carry.Command()

@@ -2,6 +2,10 @@ package proxypod
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -9,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/kube"
@@ -37,10 +42,17 @@ func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, ma
 }
 
 // Delete deletes the proxy's Deployment, waits until its pods are gone (they drain), and deletes
-// its ConfigMaps. What is gone already is fine.
-func (p *Proxy) Delete(ctx context.Context) error {
-	policy := metav1.DeletePropagationBackground
-	err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Delete(ctx, p.Lease, metav1.DeleteOptions{PropagationPolicy: &policy})
+// its ConfigMaps: those that the Lease with this UID owns. What is gone already is fine, and what an
+// earlier Lease of the name owned goes by garbage collection.
+func (p *Proxy) Delete(ctx context.Context, lease types.UID) error {
+	deployments := p.Kube.Clientset.AppsV1().Deployments(p.Namespace)
+	d, err := deployments.Get(ctx, p.Lease, metav1.GetOptions{})
+	if err == nil && ownedBy(d, lease) {
+		policy := metav1.DeletePropagationBackground
+		err = deployments.Delete(ctx, p.Lease, metav1.DeleteOptions{
+			PropagationPolicy: &policy, Preconditions: &metav1.Preconditions{UID: &d.UID},
+		})
+	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return kube.Explain(err, "delete deployment "+p.Lease+" in "+p.Namespace)
 	}
@@ -53,6 +65,9 @@ func (p *Proxy) Delete(ctx context.Context) error {
 		return kube.Explain(err, "list configmaps in "+p.Namespace)
 	}
 	for _, m := range list.Items {
+		if !ownedBy(&m, lease) {
+			continue
+		}
 		if err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return kube.Explain(err, "delete configmap "+m.Name+" in "+p.Namespace)
 		}
@@ -60,13 +75,28 @@ func (p *Proxy) Delete(ctx context.Context) error {
 	return nil
 }
 
+func ownedBy(o metav1.Object, lease types.UID) bool {
+	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == lease })
+}
+
 // WaitGone waits until the proxy has no pod any more.
 func (p *Proxy) WaitGone(ctx context.Context) error {
+	var left []string
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.list(ctx)
-		return err == nil && len(pods) == 0, ignoreTransient(err)
+		if err != nil {
+			return false, kube.IgnoreTransient(err)
+		}
+		left = nil
+		for _, pod := range pods {
+			left = append(left, pod.Name)
+		}
+		return len(left) == 0, nil
 	})
-	return kube.Explain(err, "wait for the proxy's pods to end")
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the proxy's pods have not ended: %s in %s", strings.Join(left, ", "), p.Namespace)
+	}
+	return err
 }
 
 // Heartbeat renews the Lease every period until ctx ends (nil) or the Lease is no longer ours:
@@ -83,11 +113,11 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 		}
 		now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
 		switch {
-		case apierrors.IsNotFound(err), err == nil && now.UID != lease.UID:
+		case apierrors.IsNotFound(err):
 			return &TakenError{}
 		case err != nil:
 			continue // the next tick tries again; nothing lapses while the API is away
-		case now.Spec.HolderIdentity == nil || *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
+		case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
 			return &TakenError{By: value(now.Spec.HolderIdentity)}
 		}
 		stamp := metav1.NowMicro()

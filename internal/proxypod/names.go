@@ -18,8 +18,12 @@ const (
 	UndoAnnotation = Prefix + "undo"
 	// TargetAnnotation on a Lease names what it is for: "deployment/orders" or "connect".
 	TargetAnnotation = Prefix + "target"
+	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
+	ClientAnnotation = Prefix + "client"
 	// KindLabel on a Lease is "swap" or "connect".
-	KindLabel = Prefix + "kind"
+	KindLabel   = Prefix + "kind"
+	KindSwap    = "swap"
+	KindConnect = "connect"
 
 	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).
 	ManagedByLabel = "app.kubernetes.io/managed-by"

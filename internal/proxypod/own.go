@@ -8,9 +8,9 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -55,7 +55,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	if err != nil {
 		return err
 	}
-	template, err := o.template(ctx)
+	template, donors, err := o.template(ctx)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	var parts []carry.Part
 	if src.Image == "" {
 		if src.Arch == "" {
-			src.Arch = Arch(ctx, o.Kube, template.Spec, nil)
+			src.Arch = Arch(ctx, o.Kube, template.Spec, donors)
 		}
 		if parts, err = carry.Parts(src.Arch); err != nil {
 			return err
@@ -76,13 +76,14 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 		Name: lease.Name, Namespace: lease.Namespace, Lease: lease.Name,
 		Template: template, Container: template.Spec.Containers[0].Name,
 		Source: src, Ports: ports, Client: key.Fingerprint(),
+		LimitCPU: WantsCPULimit(ctx, o.Kube, lease.Namespace),
 	})
 	if err != nil {
 		return err
 	}
-	created, err := o.Kube.Clientset.CoordinationV1().Leases(lease.Namespace).Create(ctx, lease, metav1.CreateOptions{FieldManager: FieldManager})
+	created, err := o.createLease(ctx, lease)
 	if err != nil {
-		return kube.Explain(err, "create a Lease in "+lease.Namespace)
+		return err
 	}
 	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: ports.Tunnel}
 	o.Say("starting a proxy pod in " + lease.Namespace)
@@ -95,30 +96,45 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	o.Say("removing the proxy pod")
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
-	if e := Remove(bounded, o.Kube, lease.Namespace, lease.Name); e != nil {
-		err = errors.Join(err, hint.Newf(hint.RestoreIncomplete,
-			fmt.Sprintf("finish with: bridge restore connect %s -n %s", lease.Name, lease.Namespace), "the proxy is not removed: %w", e))
+	if e := Remove(bounded, o.Kube, lease.Namespace, lease.Name); e != nil && hint.CodeOf(e) != hint.NotFound {
+		return hint.New(hint.RestoreIncomplete, errors.Join(err, fmt.Errorf("the proxy is not removed: %w", e)),
+			fmt.Sprintf("finish with: bridge restore connect %s -n %s%s", lease.Name, lease.Namespace, o.Kube.Flags))
 	}
 	return err
 }
 
-// hold runs the tunnel and the heartbeat beside use.
-func (o *Own) hold(ctx context.Context, p *Proxy, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+// createLease creates the Lease whatever becomes of ctx, and tries again when the answer was lost:
+// its name is known nowhere else.
+func (o *Own) createLease(ctx context.Context, lease *coordinationv1.Lease) (created *coordinationv1.Lease, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+	defer cancel()
+	leases := o.Kube.Clientset.CoordinationV1().Leases(lease.Namespace)
+	for try := 0; ; try++ {
+		created, err = leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: FieldManager})
+		if try > 0 && apierrors.IsAlreadyExists(err) {
+			created, err = leases.Get(ctx, lease.Name, metav1.GetOptions{})
+		}
+		if err == nil || try == 1 || !kube.Transient(err) {
+			return created, kube.Explain(err, "create a Lease in "+lease.Namespace)
+		}
+	}
+}
+
+// hold runs the tunnel and the heartbeat beside use. It returns nil when outer ends.
+func (o *Own) hold(outer context.Context, p *Proxy, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
+	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
 	t := &tunnel.Client{Carrier: p.Carrier, Key: key, Version: o.Version, OnState: o.OnState, Log: o.Log}
-	var group errgroup.Group
-	group.Go(func() error {
+	var running sync.WaitGroup
+	running.Go(func() {
 		if err := t.Run(ctx); ctx.Err() == nil {
 			cancel(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
 		}
-		return nil
 	})
-	group.Go(func() error {
+	running.Go(func() {
 		if err := Heartbeat(ctx, o.Kube, lease, HeartbeatPeriod); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
-		return nil
 	})
 	ready, stop := context.WithTimeout(ctx, o.ReadyTimeout)
 	err := p.WaitReady(ready)
@@ -129,11 +145,15 @@ func (o *Own) hold(ctx context.Context, p *Proxy, lease *coordinationv1.Lease, k
 	if err == nil {
 		err = use(ctx, t)
 	}
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
+	if outer.Err() != nil {
+		err = nil // the user's own wish
+	}
 	cancel(nil)
-	return errors.Join(err, group.Wait())
+	running.Wait()
+	return err
 }
 
 // OwnLease is a new claim of kind connect.
@@ -143,31 +163,40 @@ func OwnLease(namespace, owner string) *coordinationv1.Lease {
 	return &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: "bridge-connect-" + strings.ToLower(rand.Text()[:8]), Namespace: namespace,
-			Labels:      map[string]string{ManagedByLabel: ManagedBy, KindLabel: "connect"},
-			Annotations: map[string]string{TargetAnnotation: "connect"},
+			Labels:      map[string]string{ManagedByLabel: ManagedBy, KindLabel: KindConnect},
+			Annotations: map[string]string{TargetAnnotation: KindConnect},
 		},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &owner, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now},
 	}
 }
 
-// Remove removes a proxy of kind connect, and its Lease last.
-func Remove(ctx context.Context, k *kube.Client, namespace, lease string) error {
-	p := &Proxy{Kube: k, Namespace: namespace, Lease: lease}
-	if err := p.Delete(ctx); err != nil {
+// Remove removes a proxy of kind connect, and its Lease last. The error has the code NotFound when
+// no such Lease is there, or it is of another kind.
+func Remove(ctx context.Context, k *kube.Client, namespace, name string) error {
+	leases := k.Clientset.CoordinationV1().Leases(namespace)
+	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
+	if err == nil && lease.Labels[KindLabel] != KindConnect || apierrors.IsNotFound(err) {
+		return hint.Newf(hint.NotFound, "bridge status lists what there is", "there is no connect %q in %s", name, namespace)
+	}
+	if err != nil {
+		return kube.Explain(err, "get lease "+name+" in "+namespace)
+	}
+	p := &Proxy{Kube: k, Namespace: namespace, Lease: name}
+	if err := p.Delete(ctx, lease.UID); err != nil {
 		return err
 	}
-	err := k.Clientset.CoordinationV1().Leases(namespace).Delete(ctx, lease, metav1.DeleteOptions{})
+	err = leases.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &lease.UID}})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	return kube.Explain(err, "delete lease "+lease+" in "+namespace)
+	return kube.Explain(err, "delete lease "+name+" in "+namespace)
 }
 
 // template is a pod of one container. A carried proxy borrows the image, and what is needed to pull
-// it, from a pod that runs already: the nodes have it.
-func (o *Own) template(ctx context.Context) (corev1.PodTemplateSpec, error) {
+// it, from a pod that runs already: the nodes have it. donors is that pod, if any.
+func (o *Own) template(ctx context.Context) (t corev1.PodTemplateSpec, donors []corev1.Pod, err error) {
 	no, yes := false, true
-	t := corev1.PodTemplateSpec{Spec: corev1.PodSpec{
+	t = corev1.PodTemplateSpec{Spec: corev1.PodSpec{
 		AutomountServiceAccountToken: &no,
 		EnableServiceLinks:           &no,
 		SecurityContext: &corev1.PodSecurityContext{
@@ -177,23 +206,23 @@ func (o *Own) template(ctx context.Context) (corev1.PodTemplateSpec, error) {
 		Containers: []corev1.Container{{Name: "proxy"}},
 	}}
 	if o.Image != "" {
-		return t, nil
+		return t, nil, nil
 	}
 	ns := o.Kube.Namespace
 	list, err := o.Kube.Clientset.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return t, kube.Explain(err, "list pods in "+ns)
+		return t, nil, kube.Explain(err, "list pods in "+ns)
 	}
 	i := slices.IndexFunc(list.Items, func(p corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == ""
 	})
 	if i < 0 {
-		return t, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",
+		return t, nil, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",
 			"no pod runs in %s whose image the proxy could be carried on", ns)
 	}
 	donor := list.Items[i].Spec
 	t.Spec.Containers[0].Image = donor.Containers[0].Image
 	t.Spec.ImagePullSecrets = donor.ImagePullSecrets
 	t.Spec.Tolerations = donor.Tolerations
-	return t, nil
+	return t, list.Items[i : i+1], nil
 }

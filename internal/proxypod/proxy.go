@@ -18,6 +18,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/pkg/tunnel"
 )
 
 // Poll is how often a wait looks at the cluster. A wait ends within seconds, so a watch would cost
@@ -111,7 +112,7 @@ func (p *Proxy) WaitReady(ctx context.Context) error {
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.Pods(ctx)
 		if err != nil {
-			return false, ignoreTransient(err)
+			return false, kube.IgnoreTransient(err)
 		}
 		if slices.ContainsFunc(pods, Ready) {
 			return true, nil
@@ -119,7 +120,7 @@ func (p *Proxy) WaitReady(ctx context.Context) error {
 		if len(pods) > 0 {
 			last, hopeless = podTrouble(pods[0])
 		} else if last, hopeless, err = p.deploymentTrouble(ctx); err != nil {
-			return false, ignoreTransient(err)
+			return false, kube.IgnoreTransient(err)
 		}
 		if hopeless {
 			return false, errHopeless
@@ -138,14 +139,6 @@ func (p *Proxy) WaitReady(ctx context.Context) error {
 }
 
 var errHopeless = errors.New("waiting is pointless")
-
-// ignoreTransient lets a wait go on over an API server that is away for a moment.
-func ignoreTransient(err error) error {
-	if hint.CodeOf(err) == hint.Unreachable {
-		return nil
-	}
-	return err
-}
 
 // Ready tells whether the pod's Ready condition is true and it is not going.
 func Ready(pod corev1.Pod) bool {
@@ -215,14 +208,31 @@ func join(reason, message string) string {
 
 func troubleHint(why string) string {
 	switch {
-	case strings.Contains(why, "Image") || strings.Contains(why, "image"):
-		return "check the image's name and that the nodes can pull it, or leave --proxy-image out: the proxy is then carried to the node on the workload's own image"
+	case strings.Contains(why, "ImagePull"), strings.Contains(why, "ImageName"), strings.Contains(why, "ErrImage"):
+		return "check the image's name, and that the nodes may pull it; without --proxy-image and BRIDGE_PROXY_IMAGE the proxy needs no image of its own"
+	case strings.Contains(why, "must specify"):
+		return "a quota of the namespace wants requests or limits that the pod does not have: kubectl describe quota"
 	case strings.Contains(why, "quota"):
-		return "the namespace's quota leaves no room for one more pod (10m CPU, 32Mi memory): kubectl describe quota"
+		return "the namespace's quota leaves no room for one more pod: kubectl describe quota"
 	case strings.Contains(why, "PodSecurity"):
 		return "the workload's own template breaks the namespace's Pod Security level: see the message"
 	case strings.Contains(why, "Unschedulable"):
 		return "no node takes the pod: kubectl describe nodes; for another architecture use --arch"
 	}
 	return "kubectl get events shows more"
+}
+
+// SayTunnel says when the tunnel is ready, lost, and back; not each try in between.
+func SayTunnel(say func(string)) func(tunnel.State) {
+	lost := false
+	return func(s tunnel.State) {
+		switch {
+		case s.Phase == tunnel.Reconnecting && !lost:
+			lost = true
+			say(fmt.Sprintf("tunnel: reconnecting (%v)", s.Err))
+		case s.Phase == tunnel.Ready:
+			lost = false
+			say("tunnel: ready")
+		}
+	}
 }

@@ -28,7 +28,7 @@ func (a access) String() string {
 	return a.verb + " " + r
 }
 
-// needed are the rights without which a swap cannot be made or given back. deploy/swap-role.yaml
+// needed are the rights without which a swap cannot be made or given back. deploy/swap.yaml
 // is the same list, and a test keeps it so.
 func needed(carried bool) []access {
 	list := []access{
@@ -58,10 +58,17 @@ func needed(carried bool) []access {
 }
 
 // moving are the rights with which callers are moved before the original is stopped.
-var moving = []access{
-	{"", "services", "", "get"},
-	{"", "services", "", "patch"},
-	{"discovery.k8s.io", "endpointslices", "", "list"},
+func moving() []access {
+	return []access{
+		{"", "services", "", "get"},
+		{"", "services", "", "patch"},
+		{"discovery.k8s.io", "endpointslices", "", "list"},
+	}
+}
+
+// everything is what deploy/swap.yaml grants: swap, restore and status.
+func everything() []access {
+	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}})
 }
 
 // missing asks the API server which of the rights the user lacks in the namespace.
@@ -95,13 +102,15 @@ func missing(ctx context.Context, k *kube.Client, namespace string, rights []acc
 	return out, nil
 }
 
-// errMissing names the missing rights, with a Role ready to apply as the hint.
+// errMissing names the missing rights, with a Role ready to apply as the hint: all of it, since
+// applying a part over the Role in deploy/ would take the rest away.
 func errMissing(target, namespace string, lacking []access) error {
 	var names []string
 	for _, a := range lacking {
 		names = append(names, a.String())
 	}
-	return hint.Newf(hint.Forbidden, "the built-in role edit has all of them; or ask for this:\n"+role(namespace, lacking),
+	return hint.Newf(hint.Forbidden, "the built-in role edit has all of them; or ask for this:\n"+role(namespace, everything())+
+		"and to be bound to it: kubectl create rolebinding NAME -n "+namespace+" --role bridge-swap --user YOU",
 		"swap %s in %s: your account may not %s", target, namespace, strings.Join(names, ", "))
 }
 

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"maps"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -19,14 +17,18 @@ import (
 	"bridge/internal/proxypod"
 )
 
-// changer makes and unmakes the changes of an undo record, each with a precondition: the object's
+// changer makes and unmakes the changes of an undo record, each with preconditions: the object's
 // UID, and the value that is expected there.
 type changer struct {
 	kube *kube.Client
 }
 
-// errMoved says that somebody else changed what was about to be changed.
-var errMoved = errors.New("changed by somebody else meanwhile")
+var (
+	// errMoved says that somebody else changed what was about to be changed.
+	errMoved = errors.New("changed by somebody else meanwhile")
+	// errGone says that the object is not there any more, or that another one has its name.
+	errGone = errors.New("deleted meanwhile")
+)
 
 // apply makes c's change. A field that no longer has the value the plan saw is a conflict.
 func (x changer) apply(ctx context.Context, c Change) error {
@@ -40,13 +42,22 @@ func (x changer) apply(ctx context.Context, c Change) error {
 	case selector:
 		_, err = x.reselect(ctx, c.Object, c.Before, c.Set)
 	}
-	if errors.Is(err, errMoved) {
-		return hint.New(hint.Conflict, fmt.Errorf("%s %s: %w", c.Object, c.Path, err), "run the swap again: it starts from what is there now")
+	return explainMoved(err, c.Object)
+}
+
+// explainMoved gives errMoved and errGone their subject, code and next step.
+func explainMoved(err error, o Object) error {
+	switch {
+	case errors.Is(err, errMoved):
+		return hint.New(hint.Conflict, fmt.Errorf("%s in %s: %w", o, o.Namespace, err), "run the swap again: it starts from what is there now")
+	case errors.Is(err, errGone):
+		return hint.New(hint.NotFound, fmt.Errorf("%s in %s: %w", o, o.Namespace, err), "")
 	}
 	return err
 }
 
-// undo takes c's change back. It reports what it left alone, in words; "" when it did it.
+// undo takes c's change back, or finds that there is nothing to take back. left says in words what
+// it left alone, since it is gone or somebody else's by now; "" when the field is as it was before.
 func (x changer) undo(ctx context.Context, c Change) (left string, err error) {
 	f, err := changedField(c)
 	if err != nil {
@@ -65,16 +76,13 @@ func (x changer) undo(ctx context.Context, c Change) (left string, err error) {
 	case errors.Is(err, errMoved) && now == string(c.Before):
 		return "", nil // it was never changed, or is back already
 	case errors.Is(err, errMoved):
-		return fmt.Sprintf("%s %s is %s, set by somebody else", c.Object, c.Path, now), nil
+		return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is", c.Path, c.Object, now), nil
 	}
 	return "", err
 }
 
-// errGone says that the object is not there any more, or that another one has its name.
-var errGone = errors.New("gone")
-
-// get fetches an object into out, and checks that it is still the same one.
-func gone(err error, o Object, uid types.UID) error {
+// same checks what a Get of o returned: errGone when it is not there or has another UID.
+func same(err error, o Object, uid types.UID) error {
 	if apierrors.IsNotFound(err) || err == nil && uid != o.UID {
 		return errGone
 	}
@@ -91,7 +99,7 @@ func (x changer) scale(ctx context.Context, o Object, from, to json.RawMessage) 
 	deployments := x.kube.Clientset.AppsV1().Deployments(o.Namespace)
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		scale, err := deployments.GetScale(ctx, o.Name, metav1.GetOptions{})
-		if err := gone(err, o, uidOf(scale)); err != nil {
+		if err := same(err, o, scale.GetUID()); err != nil {
 			return err
 		}
 		now = fmt.Sprint(scale.Spec.Replicas)
@@ -118,7 +126,7 @@ func (x changer) reselect(ctx context.Context, o Object, from, to json.RawMessag
 	services := x.kube.Clientset.CoreV1().Services(o.Namespace)
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		s, err := services.Get(ctx, o.Name, metav1.GetOptions{})
-		if err := gone(err, o, uidOf(s)); err != nil {
+		if err := same(err, o, s.UID); err != nil {
 			return err
 		}
 		b, err := json.Marshal(s.Spec.Selector)
@@ -135,10 +143,7 @@ func (x changer) reselect(ctx context.Context, o Object, from, to json.RawMessag
 			target = maps.Clone(s.Spec.Selector)
 			delete(target, proxypod.ProxyLabel)
 		}
-		return x.patch(ctx, o, map[string]any{
-			"metadata": map[string]any{"resourceVersion": s.ResourceVersion},
-			"spec":     map[string]any{"selector": mergePatch(s.Spec.Selector, target)},
-		})
+		return x.patch(ctx, o, s.ResourceVersion, map[string]any{"spec": map[string]any{"selector": mergePatch(s.Spec.Selector, target)}})
 	})
 	return now, explainUnlessOurs(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
@@ -157,25 +162,32 @@ func mergePatch(from, to map[string]string) map[string]any {
 	return patch
 }
 
-// annotate writes the undo record's copy on the target; "" removes it. A target that is gone is errGone.
-func (x changer) annotate(ctx context.Context, o Object, record string) error {
-	d, err := x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
-	if err := gone(err, o, uidOf(d)); err != nil {
-		return err
-	}
-	if d.Annotations[proxypod.UndoAnnotation] == record {
-		return nil
-	}
-	return explainUnlessOurs(x.patch(ctx, o, annotationPatch(record, o.UID)), fmt.Sprintf("annotate %s in %s", o, o.Namespace))
+// annotate changes the copy of the undo record on the target from one value to another; "" is none.
+// A copy that is neither is another swap's, and errMoved.
+func (x changer) annotate(ctx context.Context, o Object, from, to string) error {
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		d, err := x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		if err := same(err, o, d.UID); err != nil {
+			return err
+		}
+		switch d.Annotations[proxypod.UndoAnnotation] {
+		case to:
+			return nil
+		case from:
+			return x.patch(ctx, o, d.ResourceVersion, annotation(to))
+		}
+		return errMoved
+	})
+	return explainUnlessOurs(err, fmt.Sprintf("annotate %s in %s", o, o.Namespace))
 }
 
-// annotationPatch has the UID as a precondition: another object of the name is a conflict.
-func annotationPatch(record string, uid types.UID) map[string]any {
+// annotation is the patch that sets the record's copy, or removes it with "".
+func annotation(record string) map[string]any {
 	var v any
 	if record != "" {
 		v = record
 	}
-	return map[string]any{"metadata": map[string]any{"uid": uid, "annotations": map[string]any{proxypod.UndoAnnotation: v}}}
+	return map[string]any{"metadata": map[string]any{"annotations": map[string]any{proxypod.UndoAnnotation: v}}}
 }
 
 // cleanReplicaSets removes the record's copies that the deployment controller made: it copies a
@@ -192,7 +204,8 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 			continue
 		}
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: rs.UID}
-		if err := x.patch(ctx, o, annotationPatch("", rs.UID)); err != nil && !apierrors.IsNotFound(err) {
+		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
+		if err := x.patch(ctx, o, "", annotation("")); err != nil && !apierrors.IsNotFound(err) {
 			return kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 	}
@@ -204,7 +217,7 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		meta, err := x.meta(ctx, o)
-		if err := gone(err, o, uidOf(meta)); err != nil {
+		if err := same(err, o, meta.GetUID()); err != nil {
 			return err
 		}
 		owners := map[string][]FieldOwner{}
@@ -219,9 +232,7 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if len(entries) == 0 {
 			list = []any{map[string]any{}} // an empty list would mean "leave it" to the API server
 		}
-		return x.patch(ctx, o, map[string]any{"metadata": map[string]any{
-			"resourceVersion": meta.GetResourceVersion(), "managedFields": list,
-		}})
+		return x.patch(ctx, o, meta.GetResourceVersion(), map[string]any{"metadata": map[string]any{"managedFields": list}})
 	})
 	if errors.Is(err, errGone) {
 		return nil
@@ -229,19 +240,25 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 	return explainUnlessOurs(err, fmt.Sprintf("give back the field ownership of %s in %s", o, o.Namespace))
 }
 
-// meta is the metadata of a Deployment or a Service.
+// meta is the metadata of a Deployment or a Service; never nil, as the clients have it.
 func (x changer) meta(ctx context.Context, o Object) (metav1.Object, error) {
-	switch o.Kind {
-	case "Deployment":
-		return x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
-	case "Service":
+	if o.Kind == "Service" {
 		return x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
 	}
-	return nil, fmt.Errorf("%s: not a kind that bridge changes", o)
+	return x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
 }
 
-// patch sends a JSON merge patch in bridge's name.
-func (x changer) patch(ctx context.Context, o Object, body map[string]any) error {
+// patch sends a JSON merge patch in bridge's name. With a resourceVersion an object that has changed
+// since is a conflict.
+func (x changer) patch(ctx context.Context, o Object, resourceVersion string, body map[string]any) error {
+	if resourceVersion != "" {
+		meta, _ := body["metadata"].(map[string]any)
+		if meta == nil {
+			meta = map[string]any{}
+			body["metadata"] = meta
+		}
+		meta["resourceVersion"] = resourceVersion
+	}
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -261,23 +278,7 @@ func (x changer) patch(ctx context.Context, o Object, body map[string]any) error
 	return err
 }
 
-// uidOf is o's UID, "" for nil (what a failed Get returns).
-func uidOf(o metav1.Object) types.UID {
-	switch v := o.(type) {
-	case *appsv1.Deployment:
-		if v == nil {
-			return ""
-		}
-	case *corev1.Service:
-		if v == nil {
-			return ""
-		}
-	case nil:
-		return ""
-	}
-	return o.GetUID()
-}
-
+// explainUnlessOurs leaves the errors of this package as they are.
 func explainUnlessOurs(err error, doing string) error {
 	if errors.Is(err, errGone) || errors.Is(err, errMoved) {
 		return err

@@ -2,6 +2,7 @@ package swap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -29,13 +30,19 @@ type endpoints struct {
 // awaitEndpoints returns when done holds for the ready endpoints of every Service.
 func (x changer) awaitEndpoints(ctx context.Context, namespace string, services []string, done func(endpoints) bool) error {
 	for _, name := range services {
+		var last endpoints
 		err := wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
 			e, err := x.endpoints(ctx, namespace, name)
-			if hint.CodeOf(err) == hint.Unreachable {
-				return false, nil
+			if err != nil {
+				return false, kube.IgnoreTransient(err)
 			}
-			return err == nil && done(e), err
+			last = e
+			return done(e), nil
 		})
+		if errors.Is(err, context.DeadlineExceeded) {
+			return hint.Newf(hint.Other, "look at it: kubectl describe endpointslices -n "+namespace,
+				"the endpoints of service/%s did not follow in time: those that are ready are %q", name, last.ready)
+		}
 		if err != nil {
 			return fmt.Errorf("wait for the endpoints of service/%s: %w", name, err)
 		}

@@ -36,7 +36,7 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		return Facts{}, kube.Explain(err, "list services in "+ns)
 	}
 	f.Services = services.Items
-	if lacking, err = missing(ctx, k, ns, moving); err != nil {
+	if lacking, err = missing(ctx, k, ns, moving()); err != nil {
 		return Facts{}, err
 	}
 	f.MayPatchServices = len(lacking) == 0
@@ -44,10 +44,19 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 	if err != nil {
 		return Facts{}, kube.Explain(err, "list pods in "+ns)
 	}
-	f.Pods = pods.Items
+	f.Pods = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+	})
 	if f.Source.Image == "" && f.Source.Arch == "" {
-		f.Source.Arch = proxypod.Arch(ctx, k, f.Deployment.Spec.Template.Spec, f.Pods)
+		mine, err := metav1.LabelSelectorAsSelector(f.Deployment.Spec.Selector)
+		if err != nil {
+			return Facts{}, err
+		}
+		f.Source.Arch = proxypod.Arch(ctx, k, f.Deployment.Spec.Template.Spec, slices.DeleteFunc(slices.Clone(f.Pods), func(p corev1.Pod) bool {
+			return !mine.Matches(labels.Set(p.Labels))
+		}))
 	}
+	f.LimitCPU = proxypod.WantsCPULimit(ctx, k, ns)
 	return f, nil
 }
 

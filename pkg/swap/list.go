@@ -2,6 +2,8 @@ package swap
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,11 +54,12 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Heartbeat = l.Spec.RenewTime.Time
 			e.Alive = time.Since(e.Heartbeat) < proxypod.LeaseSeconds*time.Second
 		}
+		e.Restore = fmt.Sprintf("bridge restore %s -n %s%s", strings.Replace(e.Target, "/", " ", 1), l.Namespace, k.Flags)
+		if e.Kind == proxypod.KindConnect {
+			e.Restore = fmt.Sprintf("bridge restore connect %s -n %s%s", l.Name, l.Namespace, k.Flags)
+		}
 		if u, err := ParseUndo(l.Annotations[proxypod.UndoAnnotation]); err == nil {
-			e.Restore = Command(u)
 			e.Replicas, e.Services = u.summary()
-		} else {
-			e.Restore = "bridge restore connect " + l.Name + " -n " + l.Namespace
 		}
 		entries = append(entries, e)
 	}

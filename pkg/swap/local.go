@@ -78,18 +78,3 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 		s.Log.Debug("connection ended", "caller", h.Peer, "err", err)
 	}
 }
-
-// state says what became of the tunnel, once it was up.
-func (s *Swap) state(st tunnel.State) {
-	switch st.Phase {
-	case tunnel.Ready:
-		s.Say("tunnel: ready")
-	case tunnel.Reconnecting:
-		if s.ending.Load() {
-			return // the proxy goes, and its tunnel with it
-		}
-		s.Say(fmt.Sprintf("tunnel: reconnecting (%v)", st.Err))
-	case tunnel.Connecting, tunnel.Lost:
-		s.Log.Debug("tunnel", "phase", st.Phase, "err", st.Err)
-	}
-}

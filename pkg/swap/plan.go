@@ -26,6 +26,8 @@ type Facts struct {
 	Pods       []corev1.Pod     // likewise
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
+	// LimitCPU is whether a quota of the namespace wants a CPU limit of every container.
+	LimitCPU bool
 	// Source is where the proxy comes from, settled: image, or ConfigMap names and architecture.
 	Source proxypod.Source
 }
@@ -44,7 +46,7 @@ type Plan struct {
 	// Notes are what the user should know, a sentence each.
 	Notes []string `json:"notes"`
 	// Undo has every change, in order, with what was there before.
-	Undo  Undo                  `json:"changes"`
+	Undo  Undo                  `json:"undo"`
 	Lease *coordinationv1.Lease `json:"lease"`
 	Proxy *appsv1.Deployment    `json:"proxy"`
 	Ports []Port                `json:"ports"`
@@ -70,15 +72,28 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			"deployment/%s is a proxy of bridge's own", d.Name)
 	}
 
+	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
+		if u, err := ParseUndo(record); err != nil || u.Target.UID == d.UID {
+			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore deployment %s -n %s", d.Name, d.Namespace),
+				"deployment/%s in %s has the record of an earlier swap, which was not given back", d.Name, d.Namespace)
+		}
+	}
+
 	app, err := appContainer(template, o.Container)
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
 	services := selecting(f.Services, template.Labels)
-	have, notes := podPorts(app, services)
+	have, notes := podPorts(app, services, others(template.Spec, app.Name))
 	p.Notes = append(p.Notes, notes...)
 	if p.Ports, err = mapPorts(o.Ports, have); err != nil {
 		return nil, hint.New(hint.Usage, err, "")
+	}
+	for _, q := range p.Ports {
+		if c, taken := others(template.Spec, app.Name)[q.Remote]; taken {
+			return nil, hint.Newf(hint.Usage, "to stand in for that container: --container "+c,
+				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
+		}
 	}
 	for _, q := range have {
 		if !slices.ContainsFunc(p.Ports, func(r Port) bool { return r.Remote == q.Remote }) {
@@ -95,7 +110,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: listen,
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: listen, LimitCPU: f.LimitCPU,
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "deployment/%s: %w", d.Name, err)
@@ -104,12 +119,12 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 
 	var moved []corev1.Service
 	for _, s := range services {
-		others, err := sharedWith(s, d, f.Pods)
+		shared, err := sharedWith(s, d, f.Pods)
 		if err != nil {
 			return nil, err
 		}
-		if len(others) > 0 {
-			p.Notes = append(p.Notes, fmt.Sprintf("service/%s also selects %s: the laptop gets a share of its callers beside them", s.Name, strings.Join(others, ", ")))
+		if len(shared) > 0 {
+			p.Notes = append(p.Notes, fmt.Sprintf("service/%s also selects %s: the laptop gets a share of its callers beside them, and requests that the original has not answered when it is stopped are lost", s.Name, strings.Join(shared, ", ")))
 			continue
 		}
 		moved = append(moved, s)
@@ -133,7 +148,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Lease = newLease(d, lease, o, record)
+	p.Lease = newLease(&p.Undo, record, o.Owner, o.Client.String(), o.Now)
 	return p, nil
 }
 
@@ -209,20 +224,21 @@ func newChange(o Object, path string, before, set any, managed []metav1.ManagedF
 	return c, err
 }
 
-func newLease(d *appsv1.Deployment, name string, o Options, record string) *coordinationv1.Lease {
+// newLease is the claim on u's target, held by holder; client is the fingerprint of its key, if it has one.
+func newLease(u *Undo, record, holder, client string, now time.Time) *coordinationv1.Lease {
 	seconds := int32(proxypod.LeaseSeconds)
-	now := metav1.NewMicroTime(o.Now)
+	stamp := metav1.NewMicroTime(now)
 	return &coordinationv1.Lease{
 		TypeMeta: metav1.TypeMeta{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"},
 		ObjectMeta: metav1.ObjectMeta{
-			Name: name, Namespace: d.Namespace,
-			Labels:      map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KindLabel: "swap"},
-			Annotations: map[string]string{proxypod.UndoAnnotation: record, proxypod.TargetAnnotation: "deployment/" + d.Name},
+			Name: proxypod.LeaseName(strings.ToLower(u.Target.Kind), u.Target.Name), Namespace: u.Target.Namespace,
+			Labels: map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KindLabel: proxypod.KindSwap},
+			Annotations: map[string]string{
+				proxypod.UndoAnnotation: record, proxypod.TargetAnnotation: u.Target.String(), proxypod.ClientAnnotation: client,
+			},
 		},
 		Spec: coordinationv1.LeaseSpec{
-			HolderIdentity: &o.Owner, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now,
+			HolderIdentity: &holder, LeaseDurationSeconds: &seconds, AcquireTime: &stamp, RenewTime: &stamp,
 		},
 	}
 }
-
-func lower(kind string) string { return strings.ToLower(kind) }

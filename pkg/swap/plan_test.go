@@ -119,6 +119,10 @@ func TestPlanRefuses(t *testing.T) {
 		{"a port nobody has", `no port "grpc": the pod has 8080 (http)`, func(_ *Facts, o *Options) { o.Ports = []string{"1:grpc"} }},
 		{"a port twice", "port 8080 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:8080", "2:http"} }},
 		{"no port", `"0" is not a port`, func(_ *Facts, o *Options) { o.Ports = []string{"0:8080"} }},
+		{"another container's port", `port 9102 of the pod is container "sidecar"'s`, func(f *Facts, o *Options) {
+			f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9102}}
+			o.Ports = []string{"1:9102"}
+		}},
 		{"a port that fits several", "which port of the pod?", func(_ *Facts, o *Options) { o.Ports = []string{"3000"} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -134,6 +138,40 @@ func TestPlanRefuses(t *testing.T) {
 				t.Errorf("code %d, want usage", hint.CodeOf(err))
 			}
 		})
+	}
+}
+
+// A record that is still on the target is the only one that knows how it was.
+func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	p, err := NewPlan(f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := p.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Deployment.Annotations = map[string]string{proxypod.UndoAnnotation: record}
+	if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
+		t.Errorf("got %v, hint %q", err, hint.Of(err))
+	}
+}
+
+// The sidecar goes on beside the proxy: its port stays its own, also where a Service names it.
+func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9090}}
+	p, err := NewPlan(f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range p.Ports {
+		if q.Remote == 9090 {
+			t.Errorf("port 9090 comes to the laptop: %v", p.Ports)
+		}
 	}
 }
 

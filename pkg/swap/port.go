@@ -25,10 +25,11 @@ func (p Port) String() string {
 }
 
 // podPorts are the TCP ports at which callers may expect the container: those it declares, and
-// those that a Service names by number without the container declaring them. UDP is left out, and noted.
-func podPorts(c corev1.Container, services []corev1.Service) (ports []Port, notes []string) {
+// those that a Service names by number without any container declaring them; others are the other
+// containers' ports. UDP is left out, and noted.
+func podPorts(c corev1.Container, services []corev1.Service, others map[int32]string) (ports []Port, notes []string) {
 	add := func(p Port) {
-		if !slices.ContainsFunc(ports, func(q Port) bool { return q.Remote == p.Remote }) {
+		if _, taken := others[p.Remote]; !taken && !slices.ContainsFunc(ports, func(q Port) bool { return q.Remote == p.Remote }) {
 			ports = append(ports, p)
 		}
 	}
@@ -52,6 +53,19 @@ func podPorts(c corev1.Container, services []corev1.Service) (ports []Port, note
 		}
 	}
 	return ports, notes
+}
+
+// others are the ports that the pod's other containers declare, which go on beside the proxy.
+func others(pod corev1.PodSpec, app string) map[int32]string {
+	out := map[int32]string{}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		for _, p := range c.Ports {
+			if c.Name != app {
+				out[p.ContainerPort] = c.Name
+			}
+		}
+	}
+	return out
 }
 
 // mapPorts applies the --port flags, "LOCAL" or "LOCAL:REMOTE" with REMOTE a number or a container

@@ -23,6 +23,12 @@ const (
 	readyTimeout = 2 * time.Minute
 	// goneTimeout is how long it waits for the proxy's pods to end: their grace period and a slow node.
 	goneTimeout = time.Minute
+	// restoreTimeout bounds giving back as a whole: the original's start, its endpoints, the proxy's
+	// end, and an API server that is away for a while in between.
+	restoreTimeout = readyTimeout + endpointsTimeout + goneTimeout + 4*time.Minute
+
+	// restoring begins the Lease's holder while somebody gives back.
+	restoring = "restore by "
 )
 
 // Restorer gives a swap back: from the process that made it, or from anywhere else.
@@ -32,157 +38,240 @@ type Restorer struct {
 	Say func(string)
 }
 
-// Restore gives back what the Lease of kind ("deployment") and name records, or the copy of the
-// record on the target when the Lease is gone. by ("user@host") takes the Lease, so that the bridge
-// that holds it stands back. The error has the code NotFound when there is nothing to give back and
+// Restore gives back what the Lease of the deployment records, or the copy of the record on the
+// deployment when the Lease is gone. by ("user@host") takes the Lease, so that the bridge that holds
+// it stands back. The error has the code NotFound when there is nothing to give back and
 // RestoreIncomplete when something is left.
-func (r *Restorer) Restore(ctx context.Context, kind, name, by string) error {
-	u, lease, err := r.find(ctx, kind, name)
+func (r *Restorer) Restore(ctx context.Context, name, by string) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	u, c, err := r.take(ctx, name, restoring+by)
 	if err != nil {
 		return err
 	}
-	if lease != nil {
-		if lease, err = r.take(ctx, lease, by); err != nil {
-			return err
-		}
-	}
-	return r.giveBack(ctx, u, lease)
+	return r.giveBack(ctx, u, c)
 }
 
-// find reads the undo record. lease is nil when only the target's copy is left.
-func (r *Restorer) find(ctx context.Context, kind, name string) (*Undo, *coordinationv1.Lease, error) {
+// take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
+// it anew when only the copy on the target is left.
+func (r *Restorer) take(ctx context.Context, name, by string) (*Undo, *claim, error) {
 	ns := r.Kube.Namespace
-	if kind != "deployment" {
-		return nil, nil, hint.Newf(hint.Usage, "", "%s/%s: only deployments can be swapped", kind, name)
-	}
-	lease, err := r.Kube.Clientset.CoordinationV1().Leases(ns).Get(ctx, proxypod.LeaseName(kind, name), metav1.GetOptions{})
-	switch {
-	case err == nil:
-		u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
-		if err == nil {
-			return u, lease, nil
+	leases := r.Kube.Clientset.CoordinationV1().Leases(ns)
+	for {
+		lease, err := leases.Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			u, record, err := r.copyOnTarget(ctx, name)
+			if err != nil {
+				return nil, nil, err
+			}
+			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+			if apierrors.IsAlreadyExists(err) {
+				continue
+			}
+			return u, &claim{r.Kube, lease}, kube.Explain(err, "create a Lease in "+ns)
 		}
-		if u, copyErr := r.copyOnTarget(ctx, ns, name); copyErr == nil {
-			return u, lease, nil
+		if err != nil {
+			return nil, nil, kube.Explain(err, "get the swap's Lease in "+ns)
 		}
-		return nil, nil, hint.Newf(hint.RestoreIncomplete, "its annotation "+proxypod.UndoAnnotation+" says by hand what to give back: kubectl get lease "+lease.Name+" -n "+ns+" -o yaml",
-			"lease/%s in %s: %w", lease.Name, ns, err)
-	case !apierrors.IsNotFound(err):
-		return nil, nil, kube.Explain(err, "get the swap's Lease in "+ns)
+		u, err := r.read(ctx, lease, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !strings.HasPrefix(holder(lease), restoring) {
+			r.Say(fmt.Sprintf("taking it from %s (last heartbeat %s)", holder(lease), ago(lease.Spec.RenewTime)))
+		}
+		now := metav1.NowMicro()
+		lease.Spec.HolderIdentity, lease.Spec.RenewTime = &by, &now
+		lease, err = leases.Update(ctx, lease, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			continue // a heartbeat came between, or somebody has just given it back
+		}
+		return u, &claim{r.Kube, lease}, kube.Explain(err, "take the swap's Lease in "+ns)
 	}
-	u, err := r.copyOnTarget(ctx, ns, name)
-	return u, nil, err
 }
 
-func (r *Restorer) copyOnTarget(ctx context.Context, ns, name string) (*Undo, error) {
+// read is the Lease's record, or its copy when the Lease's cannot be read.
+func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
+	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
+	if err == nil && u.Target.Name != name {
+		err = fmt.Errorf("undo record: is about %s", u.Target)
+	}
+	if err == nil {
+		return u, nil
+	}
+	if u, _, copyErr := r.copyOnTarget(ctx, name); copyErr == nil {
+		return u, nil
+	}
+	return nil, hint.Newf(hint.RestoreIncomplete,
+		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace),
+		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
+}
+
+// copyOnTarget is the record's copy on the target.
+func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, record string, err error) {
+	ns := r.Kube.Namespace
 	d, err := r.Kube.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return nil, kube.Explain(err, fmt.Sprintf("get deployment/%s in %s", name, ns))
+		return nil, "", kube.Explain(err, fmt.Sprintf("get deployment/%s in %s", name, ns))
 	}
 	record, ok := d.Annotations[proxypod.UndoAnnotation]
 	if !ok {
-		return nil, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
+		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
 	}
-	u, err := ParseUndo(record)
+	u, err = ParseUndo(record)
 	if err != nil {
-		return nil, hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
+		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
 	}
 	if u.Target.UID != d.UID {
-		return nil, hint.Newf(hint.NotFound, "the annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
+		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
 			"deployment/%s in %s is not swapped", name, ns)
 	}
-	return u, nil
-}
-
-// take makes the Lease the restorer's, by resourceVersion: of two restorers that begin at once both
-// may go on, since every step asks what is there first.
-func (r *Restorer) take(ctx context.Context, lease *coordinationv1.Lease, by string) (*coordinationv1.Lease, error) {
-	holder := "restore by " + by
-	now := metav1.NowMicro()
-	lease = lease.DeepCopy()
-	if lease.Spec.HolderIdentity != nil && !strings.HasPrefix(*lease.Spec.HolderIdentity, "restore by ") {
-		r.Say(fmt.Sprintf("taking it from %s (last heartbeat %s)", *lease.Spec.HolderIdentity, ago(lease.Spec.RenewTime)))
-	}
-	lease.Spec.HolderIdentity, lease.Spec.RenewTime = &holder, &now
-	updated, err := r.Kube.Clientset.CoordinationV1().Leases(lease.Namespace).Update(ctx, lease, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
-	if apierrors.IsConflict(err) { // a heartbeat came between
-		fresh, err := r.Kube.Clientset.CoordinationV1().Leases(lease.Namespace).Get(ctx, lease.Name, metav1.GetOptions{})
-		if err != nil {
-			return nil, kube.Explain(err, "get the swap's Lease in "+lease.Namespace)
-		}
-		return r.take(ctx, fresh, by)
-	}
-	return updated, kube.Explain(err, "take the swap's Lease in "+lease.Namespace)
+	return u, record, nil
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
-// callers are sent to it, the proxy drains and goes, the record goes last. Each step is done as far
-// as it can be, whatever became of the one before; what could not be done is the error.
-func (r *Restorer) giveBack(ctx context.Context, u *Undo, lease *coordinationv1.Lease) error {
-	x := changer{kube: r.Kube}
-	var left []string // what is left, a reason each
-	failed := func(step string, err error) {
-		if err != nil {
-			left = append(left, fmt.Sprintf("%s: %v", step, err))
+// callers are sent to it, the proxy drains and goes, the record goes last. Before each step it makes
+// sure that the claim is still its own; whoever took it goes on in its place. While a change cannot be
+// undone the proxy and the record stay.
+func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
+	err := r.giveBackHeld(ctx, u, c)
+	var taken *proxypod.TakenError
+	switch {
+	case errors.As(err, &taken) && taken.By != "":
+		r.Say(taken.By + " goes on with it")
+		err = c.awaitEnd(ctx)
+	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
+		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease))
+		if hint.CodeOf(takeErr) == hint.NotFound {
+			return nil // given back entirely
+		}
+		if err = takeErr; err == nil {
+			err = r.giveBackHeld(ctx, copied, again)
 		}
 	}
-	undo := func(f field) {
-		for _, c := range u.Changes {
-			if g, err := changedField(c); err != nil || g != f {
-				continue
-			}
-			note, err := x.undo(ctx, c)
-			if note != "" {
-				r.Say(note + ": left as it is")
-			}
-			failed(c.Object.String(), err)
-		}
+	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
+		return err
 	}
-	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: proxypod.LeaseName(lower(u.Target.Kind), u.Target.Name)}
+	return hint.Newf(hint.RestoreIncomplete, "the record is kept; finish with: "+Command(r.Kube, u),
+		"%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
+}
+
+func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
+	x := changer{r.Kube}
+	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
+	record, err := u.Marshal()
+	if err != nil {
+		return err
+	}
 
 	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
-	undo(replicas)
+	if _, err := r.undo(ctx, x, c, u, replicas); err != nil {
+		return err
+	}
 	ready, notReady := r.awaitOriginal(ctx, u)
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	undo(selector)
-	if ready {
-		failed("endpoints", r.moveBack(ctx, x, u, proxy))
+	back, err := r.undo(ctx, x, c, u, selector)
+	if err != nil {
+		return err
 	}
-	r.Say("ending the proxy")
-	gone, cancel := context.WithTimeout(ctx, goneTimeout)
-	failed("proxy", proxy.Delete(gone))
-	cancel()
+	if ready {
+		if err := r.moveBack(ctx, x, u, proxy, back); err != nil {
+			return err
+		}
+	}
 
-	err := x.annotate(ctx, u.Target, "")
-	if errors.Is(err, errGone) {
-		r.Say(u.Target.String() + " is gone: nothing to give back to it")
-	} else {
-		failed(u.Target.String(), err)
-		failed("replicasets", x.cleanReplicaSets(ctx, u.Target))
+	r.Say("ending the proxy")
+	err = r.patiently(ctx, c, func() error {
+		ctx, cancel := context.WithTimeout(ctx, goneTimeout)
+		defer cancel()
+		return proxy.Delete(ctx, c.lease.UID)
+	})
+	if err != nil {
+		return err
+	}
+	// A bridge that was still swapping when the claim was taken may have made one more change.
+	for _, f := range []field{replicas, selector} {
+		if _, err := r.undo(ctx, x, c, u, f); err != nil {
+			return err
+		}
+	}
+	err = r.patiently(ctx, c, func() error {
+		switch err := x.annotate(ctx, u.Target, record, ""); {
+		case errors.Is(err, errGone):
+			r.Say(u.Target.String() + " is gone: nothing to give back to it")
+		case errors.Is(err, errMoved):
+			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
+		case err != nil:
+			return err
+		}
+		return x.cleanReplicaSets(ctx, u.Target)
+	})
+	if err != nil {
+		return err
 	}
 	for _, changes := range byObject(u) {
-		failed(changes[0].Object.String(), x.giveBackFields(ctx, changes[0].Object, changes))
+		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) }); err != nil {
+			return err
+		}
 	}
-
-	if len(left) > 0 {
-		return hint.Newf(hint.RestoreIncomplete, fmt.Sprintf("the record is kept; finish with: %s", Command(u)),
-			"%s in %s is not given back entirely: %s", u.Target, u.Target.Namespace, strings.Join(left, "; "))
-	}
-	if err := r.release(ctx, lease); err != nil {
-		return hint.Newf(hint.RestoreIncomplete, "finish with: "+Command(u), "the swap's Lease is left: %w", err)
+	if err := r.patiently(ctx, c, func() error { return c.release(ctx) }); err != nil {
+		return err
 	}
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
-			fmt.Sprintf("every object is back as it was; see why its pods are not Ready: kubectl describe pods -n %s", u.Target.Namespace))
+			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace)
 	}
 	return nil
 }
 
-// Command is the command line that gives u back.
-func Command(u *Undo) string {
-	return fmt.Sprintf("bridge restore %s %s -n %s", lower(u.Target.Kind), u.Target.Name, u.Target.Namespace)
+// undo takes back the changes of one field, and returns the objects that are as they were.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f field) (back []Object, err error) {
+	for _, change := range u.Changes {
+		if g, err := changedField(change); err != nil || g != f {
+			continue
+		}
+		var left string
+		err := r.patiently(ctx, c, func() (err error) {
+			left, err = x.undo(ctx, change)
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", change.Object, err)
+		case left != "":
+			r.Say(left)
+		default:
+			back = append(back, change.Object)
+		}
+	}
+	return back, nil
+}
+
+// patiently takes one step if the claim is still ours, and again while the API server is away or
+// fails for a moment, which it says once.
+func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) error {
+	said := false
+	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+		err := c.check(ctx)
+		if err == nil {
+			err = step()
+		}
+		if !kube.Transient(err) {
+			return true, err
+		}
+		if !said {
+			said = true
+			r.Say(fmt.Sprintf("%v; trying again", err))
+		}
+		return false, nil
+	})
+}
+
+// Command is the command line that gives u back on this cluster.
+func Command(k *kube.Client, u *Undo) string {
+	return fmt.Sprintf("bridge restore %s %s -n %s%s", strings.ToLower(u.Target.Kind), u.Target.Name, u.Target.Namespace, k.Flags)
 }
 
 // awaitOriginal waits until the target has as many Ready pods as it wants. ready is false when it
@@ -190,14 +279,12 @@ func Command(u *Undo) string {
 func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	start := time.Now()
 	var have, want int32
 	err = wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
 		d, err := r.Kube.Clientset.AppsV1().Deployments(u.Target.Namespace).Get(ctx, u.Target.Name, metav1.GetOptions{})
-		if err := gone(err, u.Target, uidOf(d)); err != nil {
-			if hint.CodeOf(err) == hint.Unreachable {
-				return false, nil
-			}
-			return false, err
+		if err := same(err, u.Target, d.UID); err != nil {
+			return false, kube.IgnoreTransient(err)
 		}
 		have, want = d.Status.ReadyReplicas, 1
 		if d.Spec.Replicas != nil {
@@ -209,50 +296,35 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 	case errors.Is(err, errGone):
 		return false, nil
 	case err != nil && ctx.Err() != nil:
-		return false, fmt.Errorf("%s in %s: %d of %d pods are Ready after %s", u.Target, u.Target.Namespace, have, want, readyTimeout)
+		return false, fmt.Errorf("%s in %s: %d of %d pods are Ready after %s", u.Target, u.Target.Namespace, have, want, time.Since(start).Round(time.Second))
 	case err != nil:
 		return false, err
 	}
 	return want > 0, nil
 }
 
-// moveBack waits until every Service of the swap has an endpoint that is not the proxy's, and
-// callers know it.
-func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *proxypod.Proxy) error {
+// moveBack waits until every Service whose selector is back has a ready endpoint that is not the
+// proxy's, and callers know it.
+func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *proxypod.Proxy, back []Object) error {
 	pods, err := proxy.Pods(ctx)
-	if err != nil || len(pods) == 0 {
-		return err // no proxy: nothing to move from
+	if err != nil || len(pods) == 0 || len(back) == 0 {
+		return kube.IgnoreTransient(err) // no proxy: nothing to move from
 	}
 	var services []string
-	for _, c := range u.Changes {
-		if c.Object.Kind == "Service" {
-			services = append(services, c.Object.Name)
-		}
-	}
-	if len(services) == 0 {
-		return nil
+	for _, o := range back {
+		services = append(services, o.Name)
 	}
 	r.Say("moving callers back to it")
-	bounded, cancel := context.WithTimeout(ctx, readyTimeout)
+	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
 	if err := x.awaitEndpoints(bounded, u.Target.Namespace, services, func(e endpoints) bool { return e.beside(names(pods)) }); err != nil {
-		return err
+		if ctx.Err() != nil {
+			return err
+		}
+		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
+		return nil
 	}
 	return sleep(ctx, settle)
-}
-
-// release deletes the Lease, and with it, by garbage collection, anything of ours that is left.
-func (r *Restorer) release(ctx context.Context, lease *coordinationv1.Lease) error {
-	if lease == nil {
-		return nil
-	}
-	err := r.Kube.Clientset.CoordinationV1().Leases(lease.Namespace).Delete(ctx, lease.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &lease.UID},
-	})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // another restorer was faster
-		return nil
-	}
-	return kube.Explain(err, "delete the swap's Lease in "+lease.Namespace)
 }
 
 // byObject groups the changes by the object they are about, in the record's order.
@@ -269,12 +341,4 @@ func byObject(u *Undo) [][]Change {
 		out[i] = append(out[i], c)
 	}
 	return out
-}
-
-// ago is a time stamp as its age.
-func ago(t *metav1.MicroTime) string {
-	if t == nil {
-		return "never"
-	}
-	return time.Since(t.Time).Round(time.Second).String() + " ago"
 }

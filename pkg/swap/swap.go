@@ -11,11 +11,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,8 +28,6 @@ import (
 )
 
 const (
-	// restoreTimeout bounds giving back as a whole: the original's start, the proxy's drain, room.
-	restoreTimeout = readyTimeout + goneTimeout + 2*time.Minute
 	// targetPeriod is how often the target is looked for while swapped.
 	targetPeriod = 5 * time.Second
 	// stopTimeout is how long the end of the original's pods is waited for.
@@ -48,11 +45,11 @@ type Swap struct {
 	// ReadyTimeout is how long the proxy's pod may take to be Ready.
 	ReadyTimeout time.Duration
 	Version      string
-	// Say gets each step as it begins, a line in plain words.
+	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
 	Log *slog.Logger
 
-	lease  *coordinationv1.Lease
+	claim  *claim
 	proxy  *proxypod.Proxy
 	tunnel *tunnel.Client
 	ending atomic.Bool // giving back has begun
@@ -62,34 +59,40 @@ type Swap struct {
 // ended, that somebody else gave back, or whose target was deleted. Any other end is an error, after
 // everything was given back as far as it could be.
 func (s *Swap) Run(ctx context.Context) error {
-	if err := s.claim(ctx); err != nil {
+	var err error
+	if s.claim, err = newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo); err != nil {
 		return err
 	}
-	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: s.lease.Namespace, Lease: s.lease.Name, Port: s.Plan.Own.Tunnel}
+	lease := s.claim.lease
+	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: s.Plan.Own.Tunnel}
+	tunnelSays := proxypod.SayTunnel(func(line string) {
+		if !s.ending.Load() { // the proxy goes, and its tunnel with it
+			s.Say(line)
+		}
+	})
 	s.tunnel = &tunnel.Client{
 		Carrier: s.proxy.Carrier, Key: s.Key, Version: s.Version,
-		Handle: s.handle, OnState: s.state, Log: s.Log,
+		Handle: s.handle, OnState: tunnelSays, Log: s.Log,
 	}
 
 	// The tunnel and the heartbeat outlive ctx: traffic flows until the proxy is gone.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
-	var group errgroup.Group
-	group.Go(func() error {
-		err := s.tunnel.Run(background)
-		if background.Err() == nil {
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := s.tunnel.Run(background); background.Err() == nil {
 			release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
 		}
-		return nil
 	})
-	group.Go(func() error {
-		release(proxypod.Heartbeat(background, s.Kube, s.lease, proxypod.HeartbeatPeriod))
-		return nil
+	running.Go(func() {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, proxypod.HeartbeatPeriod); err != nil {
+			release(err)
+		}
 	})
 
-	err := s.apply(held)
+	err = s.apply(held)
 	if err == nil {
-		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, s.lease.Namespace))
+		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
 		err = s.hold(held)
 	}
 	if cause := context.Cause(held); cause != nil {
@@ -100,20 +103,31 @@ func (s *Swap) Run(ctx context.Context) error {
 	}
 	err = s.end(context.WithoutCancel(ctx), err)
 	stop()
-	return errors.Join(err, group.Wait())
+	running.Wait()
+	return err
 }
 
-// hold waits until ctx ends or the target is deleted, and says the latter.
+// hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), or the
+// proxy is (an error). It says when somebody else scales the target.
 func (s *Swap) hold(ctx context.Context) error {
 	target := s.Plan.Undo.Target
+	deployments := s.Kube.Clientset.AppsV1().Deployments(target.Namespace)
+	scaled := false
 	for {
 		if sleep(ctx, targetPeriod) != nil {
 			return nil
 		}
-		d, err := s.Kube.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
-		if errors.Is(gone(err, target, uidOf(d)), errGone) {
+		d, err := deployments.Get(ctx, target.Name, metav1.GetOptions{})
+		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
+		}
+		if err == nil && d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && !scaled {
+			scaled = true
+			s.Say(fmt.Sprintf("somebody has scaled %s to %d: it stays so when this ends", target, *d.Spec.Replicas))
+		}
+		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
 		}
 	}
 }
@@ -123,51 +137,41 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	s.ending.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	var taken *proxypod.TakenError
-	if errors.As(cause, &taken) {
-		s.Say(taken.Error())
-		if taken.By != "" {
-			// The restorer ends the proxy; until then its connections still need this end.
-			return s.proxy.WaitGone(ctx)
-		}
-		cause = nil
-	}
 	r := &Restorer{Kube: s.Kube, Say: s.Say}
-	return errors.Join(cause, r.giveBack(ctx, &s.Plan.Undo, s.lease))
-}
-
-// claim creates the Lease with the undo record: the compare-and-swap by which of two racing users
-// one wins. The other learns who did.
-func (s *Swap) claim(ctx context.Context) error {
-	l := s.Plan.Lease
-	leases := s.Kube.Clientset.CoordinationV1().Leases(l.Namespace)
-	created, err := leases.Create(ctx, l, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
-	if !apierrors.IsAlreadyExists(err) {
-		s.lease = created
-		return kube.Explain(err, "create the swap's Lease in "+l.Namespace)
+	var taken *proxypod.TakenError
+	if !errors.As(cause, &taken) {
+		err := r.giveBack(ctx, &s.Plan.Undo, s.claim)
+		if err == nil || cause == nil {
+			return err
+		}
+		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
 	}
-	u := &s.Plan.Undo
-	held, err := leases.Get(ctx, l.Name, metav1.GetOptions{})
+	s.Say(taken.Error())
+	if taken.By != "" {
+		// The restorer ends the proxy; until then its connections still need this end of the tunnel.
+		if s.claim.awaitEnd(ctx) == nil {
+			return nil
+		}
+	}
+	// The Lease is gone, or whoever took it is: the record is here as well.
+	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, restoring+s.Plan.Undo.Owner)
+	if hint.CodeOf(err) == hint.NotFound {
+		return nil // given back entirely
+	}
 	if err != nil {
-		return kube.Explain(err, "get the swap's Lease in "+l.Namespace)
+		return hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, &s.Plan.Undo))
 	}
-	holder := "somebody"
-	if held.Spec.HolderIdentity != nil {
-		holder = *held.Spec.HolderIdentity
-	}
-	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(u),
-		"%s in %s is already swapped by %s since %s (last heartbeat %s)", u.Target, l.Namespace, holder,
-		held.CreationTimestamp.Local().Format("15:04:05 on 2 Jan"), ago(held.Spec.RenewTime))
+	return r.giveBack(ctx, u, c)
 }
 
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
 // original serving.
 func (s *Swap) apply(ctx context.Context) error {
-	x := changer{kube: s.Kube}
-	u := &s.Plan.Undo
-	s.Say("creating the proxy " + s.lease.Name)
-	maps := proxypod.ConfigMaps(s.lease.Namespace, s.lease.Name, s.Parts)
-	if err := proxypod.Create(ctx, s.Kube, s.lease, maps, s.Plan.Proxy); err != nil {
+	x := changer{s.Kube}
+	u, lease := &s.Plan.Undo, s.claim.lease
+	s.Say("creating the proxy " + lease.Name)
+	maps := proxypod.ConfigMaps(lease.Namespace, lease.Name, s.Parts)
+	if err := proxypod.Create(ctx, s.Kube, lease, maps, s.Plan.Proxy); err != nil {
 		return proxyError(err)
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
@@ -185,8 +189,11 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := x.annotate(ctx, u.Target, record); err != nil {
+	if err := s.claim.check(ctx); err != nil {
 		return err
+	}
+	if err := x.annotate(ctx, u.Target, "", record); err != nil {
+		return explainMoved(err, u.Target)
 	}
 	if err := s.moveEndpoints(ctx, x, pods); err != nil {
 		return err
@@ -194,12 +201,20 @@ func (s *Swap) apply(ctx context.Context) error {
 	s.Say(fmt.Sprintf("scaling %s from %d to 0", u.Target, s.Plan.Replicas))
 	for _, c := range u.Changes {
 		if c.Object == u.Target {
-			if err := x.apply(ctx, c); err != nil {
+			if err := s.change(ctx, x, c); err != nil {
 				return err
 			}
 		}
 	}
 	return s.awaitStopped(ctx, pods)
+}
+
+// change makes one change, if the claim is still ours: somebody may be giving back already.
+func (s *Swap) change(ctx context.Context, x changer, c Change) error {
+	if err := s.claim.check(ctx); err != nil {
+		return err
+	}
+	return x.apply(ctx, c)
 }
 
 // awaitStopped waits until the original's pods have ended, so that "swapped" means that the laptop
@@ -213,11 +228,14 @@ func (s *Swap) awaitStopped(ctx context.Context, proxies []corev1.Pod) error {
 	defer cancel()
 	var left []string
 	err = wait.PollUntilContextCancel(bounded, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
-		list, err := s.Kube.Clientset.CoreV1().Pods(s.lease.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+		list, err := s.Kube.Clientset.CoreV1().Pods(s.claim.lease.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
 		if err != nil {
-			return false, nil // stopping is under way; nothing depends on seeing it
+			return false, kube.IgnoreTransient(err)
 		}
-		left = slices.DeleteFunc(names(list.Items), func(name string) bool { return slices.Contains(names(proxies), name) })
+		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
+			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || slices.Contains(names(proxies), p.Name)
+		})
+		left = names(list.Items)
 		return len(left) == 0, nil
 	})
 	if err != nil && ctx.Err() == nil {
@@ -238,17 +256,17 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer, pods []corev1.Pod) 
 	s.Say("moving callers to it: " + serviceList(s.Plan.Services))
 	// The endpoint controller has to know the proxy as Ready before the selector leaves it alone:
 	// at no time is there no endpoint.
-	if err := x.awaitEndpoints(ctx, s.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.has(ours) }); err != nil {
+	if err := x.awaitEndpoints(ctx, s.claim.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.has(ours) }); err != nil {
 		return err
 	}
 	for _, c := range s.Plan.Undo.Changes {
 		if c.Object.Kind == "Service" {
-			if err := x.apply(ctx, c); err != nil {
+			if err := s.change(ctx, x, c); err != nil {
 				return err
 			}
 		}
 	}
-	if err := x.awaitEndpoints(ctx, s.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.only(ours) }); err != nil {
+	if err := x.awaitEndpoints(ctx, s.claim.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.only(ours) }); err != nil {
 		return err
 	}
 	return sleep(ctx, settle)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,7 +42,7 @@ type Object struct {
 	UID        types.UID `json:"uid,omitempty"`
 }
 
-func (o Object) String() string { return fmt.Sprintf("%s/%s", lower(o.Kind), o.Name) }
+func (o Object) String() string { return fmt.Sprintf("%s/%s", strings.ToLower(o.Kind), o.Name) }
 
 // Change is one field of one object. It is undone only if the object is the same (UID) and the
 // field still has the value that was set: what somebody else wrote since then is theirs.
@@ -97,8 +98,12 @@ func ParseUndo(s string) (*Undo, error) {
 		if c.Object.Namespace != u.Target.Namespace {
 			return nil, fmt.Errorf("undo record: %s is in namespace %q, not the target's", c.Object, c.Object.Namespace)
 		}
-		if _, err := changedField(c); err != nil {
+		f, err := changedField(c)
+		if err != nil {
 			return nil, fmt.Errorf("undo record: %w", err)
+		}
+		if f == replicas && c.Object != u.Target {
+			return nil, fmt.Errorf("undo record: %s is not the target", c.Object)
 		}
 	}
 	for _, o := range u.Created {

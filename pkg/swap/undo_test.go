@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/kube"
 )
 
 // The golden record is what a bridge of version 1 wrote. It must be readable for ever.
@@ -86,7 +88,7 @@ func FuzzParseUndo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = Command(u)
+		_ = Command(&kube.Client{}, u)
 		u.summary()
 		again, err := u.Marshal()
 		if err != nil {

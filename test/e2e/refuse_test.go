@@ -226,7 +226,7 @@ func TestTunnelLostForGood(t *testing.T) {
 	before := w.snapshot()
 	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
 	b.says(swapped)
-	// Somebody gives the proxy another client's key.
+	// Somebody gives the proxy another client's key: its pod is made anew, and lets nobody in.
 	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

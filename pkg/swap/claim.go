@@ -1,0 +1,111 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+)
+
+// createTimeout bounds the creation of a claim, which is not cut short by Ctrl-C: whether it was
+// created has to be known.
+const createTimeout = 30 * time.Second
+
+// claim is the Lease of one swap, held by one bridge: the one that swaps, or one that gives back.
+type claim struct {
+	kube  *kube.Client
+	lease *coordinationv1.Lease // as it was when it became ours
+}
+
+// newClaim creates the Lease with the undo record: the compare-and-swap by which of two racing users
+// one wins. The other gets a conflict that names the winner.
+func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *Undo) (*claim, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+	defer cancel()
+	leases := k.Clientset.CoordinationV1().Leases(l.Namespace)
+	for {
+		created, err := leases.Create(ctx, l, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+		if err == nil {
+			return &claim{k, created}, nil
+		}
+		err = kube.Explain(err, "create the swap's Lease in "+l.Namespace)
+		if !apierrors.IsAlreadyExists(err) && !kube.Transient(err) {
+			return nil, err
+		}
+		held, getErr := leases.Get(ctx, l.Name, metav1.GetOptions{})
+		switch {
+		case getErr == nil && held.Annotations[proxypod.ClientAnnotation] == l.Annotations[proxypod.ClientAnnotation]:
+			return &claim{k, held}, nil // created, and only the answer was lost
+		case getErr == nil:
+			return nil, errHeld(k, held, u)
+		case !apierrors.IsNotFound(getErr) && !kube.Transient(getErr):
+			return nil, kube.Explain(getErr, "get the swap's Lease in "+l.Namespace)
+		}
+		if sleep(ctx, proxypod.Poll) != nil {
+			return nil, err
+		}
+	}
+}
+
+func errHeld(k *kube.Client, held *coordinationv1.Lease, u *Undo) error {
+	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(k, u),
+		"%s in %s is already swapped by %s since %s (last heartbeat %s)", u.Target, held.Namespace, holder(held),
+		held.CreationTimestamp.Local().Format("15:04:05 on 2 Jan"), ago(held.Spec.RenewTime))
+}
+
+func holder(l *coordinationv1.Lease) string {
+	if l.Spec.HolderIdentity == nil {
+		return "somebody"
+	}
+	return *l.Spec.HolderIdentity
+}
+
+// check says whether the claim is still ours: nil, or a *proxypod.TakenError. Every step that
+// changes something asks before.
+func (c *claim) check(ctx context.Context) error {
+	now, err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Get(ctx, c.lease.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return &proxypod.TakenError{}
+	case err != nil:
+		return kube.Explain(err, "get the swap's Lease in "+c.lease.Namespace)
+	case now.UID != c.lease.UID, holder(now) != holder(c.lease):
+		return &proxypod.TakenError{By: holder(now)}
+	}
+	return nil
+}
+
+// awaitEnd waits until the Lease is gone: somebody else has given everything back.
+func (c *claim) awaitEnd(ctx context.Context) error {
+	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+		now, err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Get(ctx, c.lease.Name, metav1.GetOptions{})
+		return apierrors.IsNotFound(err) || err == nil && now.UID != c.lease.UID, nil
+	})
+}
+
+// release deletes the Lease, and with it, by garbage collection, anything of ours that is left.
+func (c *claim) release(ctx context.Context) error {
+	err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Delete(ctx, c.lease.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &c.lease.UID},
+	})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // it is gone already
+		return nil
+	}
+	return kube.Explain(err, "delete the swap's Lease in "+c.lease.Namespace)
+}
+
+// ago is a time stamp as its age.
+func ago(t *metav1.MicroTime) string {
+	if t == nil {
+		return "never"
+	}
+	return fmt.Sprintf("%s ago", time.Since(t.Time).Round(time.Second))
+}
