@@ -93,7 +93,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 
-	a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge nobody but `" + swap.Command(k, &plan.Undo) + "` gives it back")
+	a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge nobody but `" + swap.Command(k, plan.Undo.Target) + "` gives it back")
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
 	}
@@ -103,7 +103,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	for _, p := range plan.Ports {
 		a.say("port " + p.String())
 	}
-	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, &plan.Undo)) })
+	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Key: key,

@@ -45,7 +45,7 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 		case getErr == nil && held.Annotations[proxypod.ClientAnnotation] == l.Annotations[proxypod.ClientAnnotation]:
 			return &claim{k, held}, nil // created, and only the answer was lost
 		case getErr == nil:
-			return nil, errHeld(k, held, u)
+			return nil, errHeld(k, held, u.Target)
 		case !apierrors.IsNotFound(getErr) && !kube.Transient(getErr):
 			return nil, kube.Explain(getErr, "get the swap's Lease in "+l.Namespace)
 		}
@@ -55,9 +55,9 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 	}
 }
 
-func errHeld(k *kube.Client, held *coordinationv1.Lease, u *Undo) error {
-	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(k, u),
-		"%s in %s is already swapped by %s since %s (last heartbeat %s)", u.Target, held.Namespace, holder(held),
+func errHeld(k *kube.Client, held *coordinationv1.Lease, target Object) error {
+	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(k, target),
+		"%s in %s is already swapped by %s since %s (last heartbeat %s)", target, held.Namespace, holder(held),
 		held.CreationTimestamp.Local().Format("15:04:05 on 2 Jan"), ago(held.Spec.RenewTime))
 }
 

@@ -8,6 +8,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -30,6 +31,14 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 	f.Deployment, err = k.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, ns))
+	}
+	o := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: ns, Name: name, UID: f.Deployment.UID}
+	held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
+	if err == nil {
+		return Facts{}, errHeld(k, held, o)
+	}
+	if !apierrors.IsNotFound(err) {
+		return Facts{}, kube.Explain(err, "get the swap's Lease in "+ns)
 	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {

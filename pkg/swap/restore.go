@@ -152,7 +152,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
 		return err
 	}
-	return hint.Newf(hint.RestoreIncomplete, "the record is kept; finish with: "+Command(r.Kube, u),
+	return hint.Newf(hint.RestoreIncomplete, "the record is kept; finish with: "+Command(r.Kube, u.Target),
 		"%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }
 
@@ -269,9 +269,9 @@ func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) e
 	})
 }
 
-// Command is the command line that gives u back on this cluster.
-func Command(k *kube.Client, u *Undo) string {
-	return fmt.Sprintf("bridge restore %s %s -n %s%s", strings.ToLower(u.Target.Kind), u.Target.Name, u.Target.Namespace, k.Flags)
+// Command is the command line that gives the target back on this cluster.
+func Command(k *kube.Client, target Object) string {
+	return fmt.Sprintf("bridge restore %s %s -n %s%s", strings.ToLower(target.Kind), target.Name, target.Namespace, k.Flags)
 }
 
 // awaitOriginal waits until the target has as many Ready pods as it wants. ready is false when it

@@ -141,7 +141,10 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	var taken *proxypod.TakenError
 	if !errors.As(cause, &taken) {
 		err := r.giveBack(ctx, &s.Plan.Undo, s.claim)
-		if err == nil || cause == nil {
+		if err == nil {
+			return cause
+		}
+		if cause == nil {
 			return err
 		}
 		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
@@ -159,7 +162,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		return nil // given back entirely
 	}
 	if err != nil {
-		return hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, &s.Plan.Undo))
+		return hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, s.Plan.Undo.Target))
 	}
 	return r.giveBack(ctx, u, c)
 }

@@ -88,7 +88,7 @@ func FuzzParseUndo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = Command(&kube.Client{}, u)
+		_ = Command(&kube.Client{}, u.Target)
 		u.summary()
 		again, err := u.Marshal()
 		if err != nil {

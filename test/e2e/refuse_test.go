@@ -232,7 +232,7 @@ func TestTunnelLostForGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := d.Spec.Template.Spec.Containers[0].Args
-	args[slices.Index(args, "--client")+1] = strings.Repeat("0", 64)
+	args[slices.Index(args, "--client")+1] = strings.Repeat("1", 64)
 	if _, err := s.client.AppsV1().Deployments(w.ns).Update(t.Context(), d, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}

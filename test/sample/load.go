@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// load sends requests at a steady rate until its standard input ends, then prints a Report. It says
-// "started" on the first answer.
+// load sends requests at a steady rate until its standard input ends, then prints a Report. It begins,
+// and says "started", once the URL answers: a Service takes a moment to be known on a node.
 type load struct {
 	url    string
 	rate   int
@@ -39,11 +39,21 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 		Transport: &http.Transport{DisableKeepAlives: !l.pooled, MaxIdleConnsPerHost: l.rate},
 	}
 	var (
-		mu      sync.Mutex
-		report  = Report{By: map[string]int{}}
-		wg      sync.WaitGroup
-		started sync.Once
+		mu     sync.Mutex
+		report = Report{By: map[string]int{}}
+		wg     sync.WaitGroup
 	)
+	for {
+		if _, err := get(client, l.url); err == nil {
+			break
+		}
+		select {
+		case <-stop:
+			return fmt.Errorf("%s has never answered", l.url)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	fmt.Fprintln(stdout, "started")
 	tick := time.NewTicker(time.Second / time.Duration(l.rate))
 	defer tick.Stop()
 	for {
@@ -60,7 +70,6 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 			report.Requests++
 			if err == nil {
 				report.By[who]++
-				started.Do(func() { fmt.Fprintln(stdout, "started") })
 				return
 			}
 			report.Failed++
