@@ -19,7 +19,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
 	kubectl=(kubectl)
 else
 	own_cluster=yes
-	name=bridge
+	name=${BRIDGE_CLUSTER_NAME:-bridge}
 	image=bridge-sample:dev
 	laptop=(nsenter --net=/run/netns/$name-laptop)
 	kubectl=(bin/cluster kubectl --name $name)
