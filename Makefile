@@ -38,7 +38,7 @@ unit: proxies
 	go test -race $$(go list ./... | grep -v /test/e2e)
 
 e2e:
-	go test -race -count=1 -timeout 40m ./test/e2e
+	go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
 
 # What the end-to-end tests run: bridge with the race detector.
 e2e-programs: proxies test-programs
@@ -58,7 +58,7 @@ test-cluster:
 
 # The end-to-end tests on another version of Kubernetes.
 test-matrix: tools
-	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -timeout 40m ./test/e2e
+	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
 
 # Compiles and vets for the other systems that the laptop may run.
 cross:

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package e2e runs the real bridge against a real Kubernetes. With KUBECONFIG set it uses that
 // cluster. Otherwise it starts the embedded one under a name of its own, and runs itself again inside
 // the network namespace of its laptop, from where the API server is all of the cluster that answers:
