@@ -107,8 +107,8 @@ func (s *Swap) Run(ctx context.Context) error {
 	return err
 }
 
-// hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), or the
-// proxy is (an error). It says when somebody else scales the target.
+// hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
+// is taken (*proxypod.TakenError), or the proxy is deleted. It says when somebody else scales the target.
 func (s *Swap) hold(ctx context.Context) error {
 	target := s.Plan.Undo.Target
 	deployments := s.Kube.Clientset.AppsV1().Deployments(target.Namespace)
@@ -116,6 +116,11 @@ func (s *Swap) hold(ctx context.Context) error {
 	for {
 		if sleep(ctx, targetPeriod) != nil {
 			return nil
+		}
+		// First: with its Lease the proxy goes too.
+		var taken *proxypod.TakenError
+		if errors.As(s.claim.check(ctx), &taken) {
+			return taken
 		}
 		d, err := deployments.Get(ctx, target.Name, metav1.GetOptions{})
 		if errors.Is(same(err, target, d.UID), errGone) {
