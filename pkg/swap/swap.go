@@ -98,6 +98,10 @@ func (s *Swap) Run(ctx context.Context) error {
 	if cause := context.Cause(held); cause != nil {
 		err = cause
 	}
+	// Whatever went wrong: if the claim is no longer ours, that is why.
+	if taken := new(proxypod.TakenError); err != nil && errors.As(s.claim.check(ctx), &taken) {
+		err = taken
+	}
 	if ctx.Err() != nil {
 		err = nil // the user's own wish
 	}
