@@ -20,7 +20,7 @@ func TestRestoreWhileSwapping(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
-			b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+			b := w.beginSwap()
 			b.says(phase)
 			w.bridge("restore", "deployment", "orders").exits(0)
 			b.exits(0)
@@ -34,8 +34,7 @@ func TestTwoRestoresRace(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	b.signal(syscall.SIGKILL)
 	<-b.ended
 	x, y := w.bridge("restore", "deployment", "orders"), w.bridge("restore", "deployment", "orders")
@@ -69,8 +68,7 @@ func TestLeaseDeletedUnderALivingSwap(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -85,14 +83,12 @@ func TestStaleHolderLeavesANewSwapAlone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	stale := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	stale.says(swapped)
+	stale := w.swap()
 	stale.signal(syscall.SIGINT)
 	stale.says("moving callers back")
 	stale.signal(syscall.SIGSTOP)
 	w.bridge("restore", "deployment", "orders").exits(0)
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	stale.signal(syscall.SIGCONT)
 	stale.exits(130)
 	l := w.load("--url", "http://orders")
@@ -100,8 +96,7 @@ func TestStaleHolderLeavesANewSwapAlone(t *testing.T) {
 	if r := l.end(t); r.Failed > 0 || r.By["laptop"] != r.Requests {
 		t.Errorf("the new swap after the old one woke up: %+v", r)
 	}
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	w.assertGivenBack(before)
 }
 
@@ -110,8 +105,7 @@ func TestProxyDeletedWhileSwapped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	if err := s.client.AppsV1().Deployments(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +119,7 @@ func TestProxyPodDeletedWhileSwapped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	old := w.pods("bridge.internal/proxy")[0]
 	if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), old.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
@@ -139,8 +132,7 @@ func TestProxyPodDeletedWhileSwapped(t *testing.T) {
 		out := newLines()
 		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
 	})
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	w.assertGivenBack(before)
 }
 
@@ -148,13 +140,11 @@ func TestProxyPodDeletedWhileSwapped(t *testing.T) {
 func TestServiceDeletedWhileSwapped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	if err := s.client.CoreV1().Services(w.ns).Delete(t.Context(), "orders", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	b.says("service/orders is gone")
 	w.awaitReady("app=orders", 2)
 }
@@ -180,8 +170,7 @@ func TestAPIServerAwayWhileGivingBack(t *testing.T) {
 	// Not parallel: it cuts every test's path to the API server.
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	rule := func(op string) {
 		t.Helper()
 		if out, err := exec.Command("iptables", op, "OUTPUT", "-p", "tcp", "--dport", apiPort(t), "-j", "REJECT", "--reject-with", "tcp-reset").CombinedOutput(); err != nil {

@@ -93,8 +93,7 @@ func TestForwardSurvivesPodReplacement(t *testing.T) {
 	})
 	w.awaitReady("app=orders", 2)
 	f.assertAnswers(address, "original")
-	f.signal(syscall.SIGTERM)
-	f.exits(143)
+	f.terminate()
 }
 
 func TestConnect(t *testing.T) {
@@ -128,8 +127,7 @@ func TestConnect(t *testing.T) {
 			t.Errorf("dig %v: %q, %v, want %s", args, got, err, svc.Spec.ClusterIP)
 		}
 	}
-	c.signal(syscall.SIGTERM)
-	c.exits(143)
+	c.terminate()
 	w.assertSnapshot(before)
 }
 
@@ -156,8 +154,7 @@ func TestDeadPath(t *testing.T) {
 	}
 	// Not parallel: it cuts every test's path to the API server.
 	w := newWorld(t).withOrders()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	drop := func(op string) {
 		t.Helper()
 		var stderr bytes.Buffer
@@ -181,8 +178,7 @@ func TestDeadPath(t *testing.T) {
 		out := newLines()
 		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
 	})
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 }
 
 func apiPort(t *testing.T) string {

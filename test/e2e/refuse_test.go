@@ -145,18 +145,15 @@ func TestDeployedRolesSuffice(t *testing.T) {
 	st := run("swap", "status")
 	st.exits(0)
 	st.prints("deployment/orders")
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 
 	f := run("forward", "forward", "svc/orders", "0:80")
 	f.assertAnswers(forwarded(f.prints("Forwarding from 127.0.0.1:")), "original")
-	f.signal(syscall.SIGTERM)
-	f.exits(143)
+	f.terminate()
 
 	c := run("connect", "connect", "--listen", "127.0.0.1:0", "--dns-listen", "127.0.0.1:0")
 	c.prints("export ALL_PROXY=")
-	c.signal(syscall.SIGTERM)
-	c.exits(143)
+	c.terminate()
 	w.assertSnapshot(before)
 }
 
@@ -175,8 +172,7 @@ func TestSwapWithoutMovingEndpoints(t *testing.T) {
 	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns}, localOrders(t)...)...)
 	b.says("may not patch Services")
 	b.says(swapped)
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	w.assertGivenBack(before)
 }
 
@@ -198,7 +194,7 @@ func TestQuotaLeavesNoRoom(t *testing.T) {
 		return err == nil && used.Value() == int64(pods)
 	})
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b := w.beginSwap()
 	b.exits(int(hint.ProxyNotReady))
 	b.says("exceeded quota")
 	w.assertSnapshot(before)
@@ -226,8 +222,7 @@ func TestTunnelLostForGood(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	// Somebody gives the proxy another client's key: its pod is made anew, and lets nobody in.
 	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})
 	if err != nil {

@@ -29,8 +29,7 @@ func TestSwapLosesNoRequest(t *testing.T) {
 	fresh := w.load("--url", "http://orders", "--rate", "50")
 	pooled := w.load("--url", "http://orders", "--rate", "50", "--pooled")
 
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	w.await("the original's pods to be gone", func() bool { return len(w.pods("app=orders,!bridge.internal/proxy")) == 0 })
 	while := w.load("--url", "http://orders", "--rate", "50")
 	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
@@ -38,8 +37,7 @@ func TestSwapLosesNoRequest(t *testing.T) {
 	if r.Failed > 0 || r.By["laptop"] != r.Requests {
 		t.Errorf("while swapped: %+v, want all by the laptop", r)
 	}
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 
 	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
 		r := l.end(t)
@@ -79,7 +77,7 @@ func TestSignalInEachPhaseGivesAllBack(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
-			b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+			b := w.beginSwap()
 			b.says(phase)
 			b.signal(sig)
 			b.exits(128 + int(sig))
@@ -95,7 +93,7 @@ func TestKillInEachPhaseThenRestore(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
-			b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+			b := w.beginSwap()
 			if b.says(phases[0]); !contains(phases, phase) {
 				b.says(swapped)
 				b.signal(syscall.SIGTERM)
@@ -126,8 +124,7 @@ func TestRestoreWithoutTheLease(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	b.signal(syscall.SIGKILL)
 	<-b.ended
 	if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
@@ -142,8 +139,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	b.signal(syscall.SIGINT)
 	b.says("giving deployment/orders back")
 	b.signal(syscall.SIGINT)
@@ -170,8 +166,7 @@ func TestTwoSwapsRace(t *testing.T) {
 	loser.says("already swapped by ")
 	loser.says("bridge restore deployment orders")
 	winner.says(swapped)
-	winner.signal(syscall.SIGTERM)
-	winner.exits(143)
+	winner.terminate()
 	w.assertGivenBack(before)
 }
 
@@ -181,8 +176,7 @@ func TestRestoreByAnotherWhileHeld(t *testing.T) {
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
 	l := w.load("--url", "http://orders")
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	w.bridge("restore", "deployment", "orders").exits(0)
 	b.exits(0)
 	b.says("taken by restore by ")
@@ -196,15 +190,13 @@ func TestRestoreByAnotherWhileHeld(t *testing.T) {
 func TestEditDuringSwapSurvives(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	doc, _, _ := strings.Cut(strings.Replace(fmt.Sprintf(ordersYAML, s.image), "containers:", "terminationGracePeriodSeconds: 7\n      containers:", 1), "\n---\n")
 	doc = strings.Replace(doc, "  replicas: 2\n", "", 1)
 	if err := w.tryApply(doc); err != nil {
 		t.Fatal(err)
 	}
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -220,8 +212,7 @@ func TestEditDuringSwapSurvives(t *testing.T) {
 func TestTargetDeletedWhileSwapped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	if err := s.client.AppsV1().Deployments(w.ns).Delete(t.Context(), "orders", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -237,13 +228,11 @@ func TestTargetDeletedWhileSwapped(t *testing.T) {
 func TestSwapCarriesTCPExactly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	b := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
+	b := w.swap()
 	for _, what := range []string{"half-close", "reset", "send-reset", "upload", "download", "many"} {
 		w.check("--what", what, "--address", "orders:7000")
 	}
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 }
 
 // A local process that is gone looks to callers like a crashed pod: refused or reset at once, and
@@ -268,8 +257,7 @@ func TestLocalProcessRestarts(t *testing.T) {
 		out := newLines()
 		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
 	})
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 }
 
 func TestStatus(t *testing.T) {
@@ -278,8 +266,7 @@ func TestStatus(t *testing.T) {
 	b := w.bridge("status")
 	b.exits(0)
 	b.says("nothing is swapped")
-	sw := w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	sw.says(swapped)
+	sw := w.swap()
 	st := w.bridge("status", "-o", "json")
 	st.exits(0)
 	var entries []struct {
@@ -297,8 +284,7 @@ func TestStatus(t *testing.T) {
 		st.exits(0)
 		st.prints("bridge restore deployment orders -n " + w.ns)
 	}
-	sw.signal(syscall.SIGTERM)
-	sw.exits(143)
+	sw.terminate()
 }
 
 // The proxy's own image works as the carried one does.
@@ -324,8 +310,7 @@ func TestSwapWithAnImage(t *testing.T) {
 		}
 	}
 	w.check("--what", "half-close", "--address", "orders:7000")
-	b.signal(syscall.SIGTERM)
-	b.exits(143)
+	b.terminate()
 	w.assertGivenBack(before)
 }
 

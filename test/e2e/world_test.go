@@ -469,6 +469,26 @@ func (w *world) bridge(args ...string) *process {
 	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1"}, append(args, "-n", w.ns)...)
 }
 
+// beginSwap swaps orders with a process of the laptop's; swap waits until that has all the traffic.
+func (w *world) beginSwap() *process {
+	w.t.Helper()
+	return w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(w.t)...)...)
+}
+
+func (w *world) swap() *process {
+	w.t.Helper()
+	b := w.beginSwap()
+	b.says(swapped)
+	return b
+}
+
+// terminate ends it as init would, and waits for the exit code that says so.
+func (p *process) terminate() {
+	p.t.Helper()
+	p.signal(syscall.SIGTERM)
+	p.exits(128 + int(syscall.SIGTERM))
+}
+
 // says waits for a line on stderr.
 func (p *process) says(text string) string {
 	p.t.Helper()
