@@ -151,7 +151,7 @@ func epoch() time.Time { return time.Unix(0, 0).UTC() }
 // packLayer makes the image's only layer, a compressed tar.
 func packLayer(name string, executable []byte) ([]byte, error) {
 	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed) // a tenth larger, and several times as fast
 	if err != nil {
 		return nil, err
 	}

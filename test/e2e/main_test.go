@@ -7,6 +7,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -24,8 +25,8 @@ import (
 )
 
 const (
-	// clusterName keeps the tests' cluster apart from a person's demo.
-	clusterName = "bridge-e2e"
+	// clusterEnv names the tests' cluster, "bridge-e2e" if not set: apart from a person's demo.
+	clusterEnv = "BRIDGE_E2E_CLUSTER"
 	// insideEnv marks the run inside the laptop's namespace.
 	insideEnv = "BRIDGE_E2E_INSIDE"
 	// keepEnv keeps the cluster up afterwards, for the next run.
@@ -50,7 +51,10 @@ type suite struct {
 	root       string // of the repository
 }
 
-var s suite
+var (
+	s           suite
+	clusterName = cmp.Or(os.Getenv(clusterEnv), "bridge-e2e")
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
