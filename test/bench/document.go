@@ -33,7 +33,7 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)
 	}
 	for _, c := range conditions {
-		if strings.Contains(c.name, o.only) {
+		if o.wants(c) {
 			table(&b, s, c)
 		}
 	}
@@ -47,8 +47,8 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 - Bulk is counted by the receiver and by its clock, within the time. "Up" is from the laptop. MB are 10^6 bytes.
 - Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
 - CPU is user and system time of the programs between on the laptop, not the kernel's work for others, nor the cluster's.
-- "Others answer": beside a download that nobody reads, a connection from before and a new one echo within 3 s.
-- Idle connections: the growth of resident memory for each, after one echo. Variants that use the API server and the
+- "Others answer": beside a download that nobody reads, a connection from before and a new one echo within %s.
+- Idle connections: the growth of resident memory for each, after one byte each way. Variants that use the API server and the
   kubelet for each connection are asked for %d only.
 - A cut carrier: every TCP connection of the program to the API server is reset (ss -K) while it is idle, and a new
   connection is tried until it echoes; "never" is not within %s, or the program ended.
@@ -60,7 +60,7 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 - Open connections over a lost carrier, dead paths without a reset, sleep and wake: those are tests, not figures.
 - Traffic from the cluster to the laptop (swap), UDP, DNS.
 - CPU and memory of the API server, the kubelet and the runtime.
-`, o.time, "1.35", request, dialers, fewIdle, reconnectTimeout)
+`, o.time, "1.35", request, dialers, patience, fewIdle, reconnectTimeout)
 	failures(&b, s)
 	return b.String()
 }

@@ -27,6 +27,9 @@ const (
 	// slack is what a connection may take longer than its order before it counts as hanging.
 	slack = drainTimeout + 5*time.Second
 
+	// patience is how long an echo may take beside a connection that is not read.
+	patience = 3 * time.Second
+
 	dialers = 16 // connections made at once
 	many    = 32 // connections that are busy at once
 	beside  = 8  // bulk connections beside an echo
@@ -52,8 +55,6 @@ type measure struct {
 	figures []figure
 	// near is measured without a delay only: the delay would add nothing but itself.
 	near bool
-	// once is measured in the first round only.
-	once bool
 	// harms is whether the route may not be as before; it is opened anew.
 	harms bool
 	run   func(r *route, p pace) ([]float64, error)
@@ -69,8 +70,8 @@ const (
 
 // measures in the order of the table. idle and the measures that open the route are in run.go.
 var measures = []measure{
-	{figures: []figure{{"bulk up, 1 connection", megabytes, false}, {"CPU of the laptop's side, up", "ms/MB", true}}, run: bulkAndCPU(up1)},
-	{figures: []figure{{"bulk down, 1 connection", megabytes, false}, {"CPU of the laptop's side, down", "ms/MB", true}}, run: bulkAndCPU(down1)},
+	{figures: []figure{{"bulk up, 1 connection", megabytes, false}, {"CPU of the laptop's side, up", "ms/MB", true}}, run: bulkAndCPU(orderUp)},
+	{figures: []figure{{"bulk down, 1 connection", megabytes, false}, {"CPU of the laptop's side, down", "ms/MB", true}}, run: bulkAndCPU(orderDown)},
 	{figures: []figure{{"bulk up, 32 connections", megabytes, false}}, run: bulkOnly(orderUp, many)},
 	{figures: []figure{{"bulk down, 32 connections", megabytes, false}}, run: bulkOnly(orderDown, many)},
 	{figures: []figure{{"128 B requests, 32 connections", perSecond, false}}, run: requests},
@@ -83,18 +84,51 @@ var measures = []measure{
 
 var nan = math.NaN()
 
-// connect dials and gives an order. The connection has a deadline: nothing here waits for ever.
+// connect dials, gives an order and waits for its answer. The connection has a deadline: nothing here
+// waits for ever.
 func connect(r *route, o order) (net.Conn, error) {
+	return connectWithin(r, o, 2*o.warm+o.time+slack)
+}
+
+// connectWithin is connect with a deadline for the whole life of the connection.
+func connectWithin(r *route, o order, life time.Duration) (net.Conn, error) {
 	c, err := r.dial()
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(o.warm + o.time + slack))
-	if _, err := c.Write(o.bytes()); err != nil {
+	_ = c.SetDeadline(time.Now().Add(life))
+	if _, err = c.Write(o.bytes()); err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	if err != nil {
 		c.Close()
-		return nil, err
+		return nil, fmt.Errorf("connect: %w", err)
 	}
 	return c, nil
+}
+
+// connectAll makes n connections at once.
+func connectAll(r *route, o order, n int) (conns []net.Conn, err error) {
+	var mu sync.Mutex
+	_, err = each(n, func() (float64, error) {
+		c, err := connect(r, o)
+		if err == nil {
+			mu.Lock()
+			conns = append(conns, c)
+			mu.Unlock()
+		}
+		return 0, err
+	})
+	if err != nil {
+		closeAll(conns)
+	}
+	return conns, err
+}
+
+func closeAll(conns []net.Conn) {
+	for _, c := range conns {
+		c.Close()
+	}
 }
 
 // each runs f for n connections at once and adds up what they return.
@@ -124,68 +158,86 @@ func first(err error) error {
 
 // bulk is the rate, in MB/s, at which the receivers of n connections got bytes.
 func bulk(r *route, p pace, what byte, n int) (float64, error) {
-	one := download
-	if what == orderUp {
-		one = upload
-	}
-	bytes, err := each(n, func() (float64, error) { return one(r, p) })
-	return bytes / 1e6 / p.time.Seconds(), err
-}
-
-// upload returns how much the server counted.
-func upload(r *route, p pace) (float64, error) {
-	c, err := connect(r, p.order(orderUp))
+	conns, err := bulkConns(r, p, what, n)
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
+	return bulkOn(conns, p, what)
+}
+
+func bulkConns(r *route, p pace, what byte, n int) ([]net.Conn, error) {
+	o := p.order(what)
+	if what == orderDown {
+		// The server's time begins later than ours, by half a round trip, and must not end before it.
+		o.warm += 200 * time.Millisecond
+	}
+	return connectAll(r, o, n)
+}
+
+// bulkOn starts the clock of all conns at once. It closes them.
+func bulkOn(conns []net.Conn, p pace, what byte) (float64, error) {
+	defer closeAll(conns)
+	begin := time.Now().Add(p.warm)
+	next := make(chan net.Conn, len(conns))
+	for _, c := range conns {
+		next <- c
+	}
+	bytes, err := each(len(conns), func() (float64, error) {
+		c := <-next
+		if _, err := c.Write([]byte{0}); err != nil {
+			return 0, fmt.Errorf("start: %w", err)
+		}
+		if what == orderUp {
+			return upload(c)
+		}
+		return download(c, begin, begin.Add(p.time))
+	})
+	return bytes / 1e6 / p.time.Seconds(), err
+}
+
+// upload returns how much the server counted. When it returns, nothing is under way any more that could
+// be in the way of the next measure.
+func upload(c net.Conn) (float64, error) {
+	var counted atomic.Bool
 	wrote := make(chan struct{})
 	go func() {
 		defer close(wrote)
-		for buf := make([]byte, chunk); ; {
+		for buf := make([]byte, chunk); !counted.Load(); {
 			if _, err := c.Write(buf); err != nil {
 				return
 			}
 		}
+		_, _ = c.Write([]byte{mark})
 	}()
-	var count [8]byte
-	_, err = io.ReadFull(c, count[:])
-	_ = c.SetWriteDeadline(time.Now())
+	var count, arrived [8]byte
+	_, err := io.ReadFull(c, count[:])
+	if err != nil {
+		_ = c.SetWriteDeadline(time.Now())
+	}
+	counted.Store(true)
 	<-wrote
+	if err == nil {
+		_, err = io.ReadFull(c, arrived[:1])
+	}
 	if err != nil {
 		return 0, fmt.Errorf("upload: %w", err)
-	}
-	// What is under way must not be in the way of the next measure: wait until the server has it.
-	if half, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = half.CloseWrite()
-		_, _ = io.Copy(io.Discard, c)
 	}
 	return float64(binary.BigEndian.Uint64(count[:])), nil
 }
 
-// download counts what comes here within p.time.
-func download(r *route, p pace) (float64, error) {
-	begin := time.Now().Add(p.warm)
-	end := begin.Add(p.time)
-	// The server's time begins later, by half a round trip, and must not end before ours.
-	o := p.order(orderDown)
-	o.warm += 200 * time.Millisecond
-	c, err := connect(r, o)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
+// download counts what comes between begin and end, and reads all there is.
+func download(c net.Conn, begin, end time.Time) (float64, error) {
 	count := 0
 	for buf := make([]byte, chunk); ; {
 		n, err := c.Read(buf)
+		if err != nil {
+			return 0, fmt.Errorf("download: %w", err)
+		}
 		if now := time.Now(); now.After(begin) && now.Before(end) {
 			count += n
 		}
-		if errors.Is(err, io.EOF) {
+		if buf[n-1] == mark {
 			return float64(count), nil
-		}
-		if err != nil {
-			return 0, fmt.Errorf("download: %w", err)
 		}
 	}
 }
@@ -197,12 +249,13 @@ func bulkOnly(what byte, n int) func(*route, pace) ([]float64, error) {
 	}
 }
 
-func up1(r *route, p pace) (float64, error)   { return bulk(r, p, orderUp, 1) }
-func down1(r *route, p pace) (float64, error) { return bulk(r, p, orderDown, 1) }
-
 // bulkAndCPU adds how much time the programs between used for each MB, within the counted time.
-func bulkAndCPU(f func(*route, pace) (float64, error)) func(*route, pace) ([]float64, error) {
+func bulkAndCPU(what byte) func(*route, pace) ([]float64, error) {
 	return func(r *route, p pace) ([]float64, error) {
+		conns, err := bulkConns(r, p, what, 1)
+		if err != nil {
+			return nil, err
+		}
 		var used time.Duration
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -211,7 +264,7 @@ func bulkAndCPU(f func(*route, pace) (float64, error)) func(*route, pace) ([]flo
 			time.Sleep(p.time)
 			used = cpuTime(r.pids()) - before
 		})
-		rate, err := f(r, p)
+		rate, err := bulkOn(conns, p, what)
 		wg.Wait()
 		if !r.variant.bridges {
 			return []float64{rate, nan}, err
@@ -236,16 +289,20 @@ func pingPong(c net.Conn, end time.Time) (took []time.Duration, err error) {
 	return took, nil
 }
 
-// requests is how many small requests a second many connections do together. All are connected before
-// the time begins.
+// requests is how many small requests a second many connections do together.
 func requests(r *route, p pace) ([]float64, error) {
+	conns, err := connectAll(r, p.order(orderEcho), many)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(conns)
 	begin := time.Now().Add(p.warm)
+	next := make(chan net.Conn, many)
+	for _, c := range conns {
+		next <- c
+	}
 	n, err := each(many, func() (float64, error) {
-		c, err := connect(r, p.order(orderEcho))
-		if err != nil {
-			return 0, err
-		}
-		defer c.Close()
+		c := <-next
 		if _, err := pingPong(c, begin); err != nil {
 			return 0, err
 		}
@@ -289,13 +346,14 @@ func echoBeside(what byte) func(*route, pace) ([]float64, error) {
 			return nil, err
 		}
 		defer c.Close()
-		if _, err := pingPong(c, time.Now().Add(time.Millisecond)); err != nil {
+		conns, err := bulkConns(r, p, what, beside)
+		if err != nil {
 			return nil, err
 		}
 		var rate float64
 		var bulkErr error
 		var wg sync.WaitGroup
-		wg.Go(func() { rate, bulkErr = bulk(r, p, what, beside) })
+		wg.Go(func() { rate, bulkErr = bulkOn(conns, p, what) })
 		time.Sleep(p.warm)
 		took, err := pingPong(c, time.Now().Add(p.time))
 		wg.Wait()
@@ -304,17 +362,18 @@ func echoBeside(what byte) func(*route, pace) ([]float64, error) {
 	}
 }
 
-// once dials, sends one byte, has it back, and closes.
+// once dials, has a byte back, and closes.
 func once(r *route) error {
 	c, err := connect(r, order{what: orderEcho})
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	return oneByte(c)
+	return c.Close()
 }
 
-func oneByte(c net.Conn) error {
+// echoes sends a byte and has it back, within a time.
+func echoes(c net.Conn, within time.Duration) error {
+	_ = c.SetDeadline(time.Now().Add(within))
 	b := []byte{'x'}
 	if _, err := c.Write(b); err != nil {
 		return err
@@ -345,26 +404,24 @@ func unread(r *route, p pace) ([]float64, error) {
 		return nil, err
 	}
 	defer before.Close()
-	if err := oneByte(before); err != nil {
-		return nil, err
-	}
 	const size = 30 * time.Second // more than any buffer on the way holds
 	stuck, err := connect(r, order{orderDown, 0, size})
 	if err != nil {
 		return nil, err
 	}
 	defer stuck.Close()
-	time.Sleep(p.warm + p.time)
-	const patience = 3 * time.Second
-	stuckNot := func(c net.Conn) bool {
-		_ = c.SetDeadline(time.Now().Add(patience))
-		return oneByte(c) == nil
+	if _, err := stuck.Write([]byte{0}); err != nil {
+		return nil, err
 	}
-	after, err := connect(r, p.order(orderEcho))
-	if err != nil || !stuckNot(after) || !stuckNot(before) {
+	time.Sleep(p.warm + p.time)
+	if echoes(before, patience) != nil {
 		return []float64{0, 0}, nil
 	}
-	defer after.Close()
+	after, err := connectWithin(r, order{what: orderEcho}, patience)
+	if err != nil {
+		return []float64{0, 0}, nil //nolint:nilerr // that it fails is the answer
+	}
+	after.Close()
 	rate, err := bulk(r, p, orderDown, 1)
 	return []float64{1, rate}, err
 }
@@ -382,11 +439,7 @@ func idle(ctx context.Context, r *route, n int) ([]float64, error) {
 	laptop, pod := memory(r.pids()), memory(far)
 	var mu sync.Mutex
 	var conns []net.Conn
-	defer func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	}()
+	defer func() { closeAll(conns) }()
 	var asked atomic.Int64
 	_, err := each(dialers, func() (float64, error) {
 		for ctx.Err() == nil && asked.Add(1) <= int64(n) {
@@ -397,9 +450,6 @@ func idle(ctx context.Context, r *route, n int) ([]float64, error) {
 			mu.Lock()
 			conns = append(conns, c)
 			mu.Unlock()
-			if err := oneByte(c); err != nil {
-				return 0, err
-			}
 		}
 		return 0, nil
 	})

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// order is what the first bytes of a connection ask the server for. The server's clock bounds it, so
-// that a client is never needed to end it.
+// order is what the first bytes of a connection ask the server for. It answers with one byte at once,
+// which says that the way is open. The server's clock bounds bulk, so that nobody has to end it from afar.
 type order struct {
 	what byte
 	warm time.Duration // not counted
@@ -23,11 +23,19 @@ type order struct {
 }
 
 const (
-	orderEcho = 'E' // send back what comes
-	orderUp   = 'U' // after warm and time: 8 bytes, how many came within time; what comes later is dropped
-	orderDown = 'D' // send for warm and time and close
+	// orderEcho: what comes is sent back.
+	orderEcho = 'E'
+	// orderUp: after one more byte, which starts the clock, bulk comes. When warm and time are over the
+	// server sends 8 bytes, how much came within time; bulk that comes then is dropped until its mark.
+	orderUp = 'U'
+	// orderDown: after one more byte, bulk is sent for warm and time, and its mark.
+	orderDown = 'D'
 
 	orderSize = 1 + 4 + 4 // what, and both in milliseconds
+
+	// mark is the last byte of bulk; all others are 0. A half-close would do, but a port-forward takes a
+	// second over one.
+	mark = 1
 )
 
 const (
@@ -61,12 +69,20 @@ func serve(ctx context.Context, address string) error {
 		if err != nil {
 			return
 		}
-		switch o.what {
-		case orderEcho:
+		var one [1]byte
+		if _, err := c.Write(one[:]); err != nil {
+			return
+		}
+		if o.what == orderEcho {
 			echo(c)
-		case orderUp:
+			return
+		}
+		if _, err := io.ReadFull(c, one[:]); err != nil {
+			return
+		}
+		if o.what == orderUp {
 			up(c, o)
-		case orderDown:
+		} else {
 			down(c, o)
 		}
 	})
@@ -109,7 +125,12 @@ func up(c net.Conn, o order) {
 		return
 	}
 	for {
-		if _, err := c.Read(buf); err != nil {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if buf[n-1] == mark {
+			_, _ = c.Write(buf[:1]) // all of it is here
 			return
 		}
 	}
@@ -123,6 +144,9 @@ func down(c net.Conn, o order) {
 		if _, err := c.Write(buf); err != nil {
 			return
 		}
+	}
+	if _, err := c.Write([]byte{mark}); err == nil {
+		_, _ = c.Read(buf[:1]) // the client closes when it has the mark
 	}
 }
 
