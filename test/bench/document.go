@@ -14,20 +14,20 @@ import (
 
 var infinite = math.Inf(1)
 
-// document is docs/benchmarks.md.
-func document(s *results, o options, began time.Time) string {
+// document is docs/benchmarks.md. load is the machine's before the first measure.
+func document(s *results, o options, began time.Time, load string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Benchmarks
 
-Written by `+"`make bench`"+` (test/bench) on %s, in %s, on a machine of %d cores (%s/%s), %s. Everything runs
-on that one machine: a real Kubernetes (test/cluster), and the laptop as a network namespace that reaches the API server and
-nothing else. So the laptop, the API server, the kubelet, the container runtime and the pods share its cores, and absolute figures say little. Ratios
+Written by `+"`make bench`"+` (test/bench) on %s, in %s, on a machine of %d cores (%s/%s) with a load
+of %s before, %s. Everything runs on that one machine: a real Kubernetes (test/cluster), and the laptop as a network
+namespace that reaches the API server and nothing else. So the laptop, the API server, the kubelet, the container runtime and the pods share its cores, and absolute figures say little. Ratios
 of figures from the same run do.
 
 **A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of %s and in brackets
 the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
 
-`, began.Format("2 January 2006"), time.Since(began).Round(time.Minute), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), rounds(o.rounds))
+`, began.Format("2 January 2006"), time.Since(began).Round(time.Minute), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, load, runtime.Version(), rounds(o.rounds))
 	b.WriteString("| variant | what it is |\n| --- | --- |\n")
 	for _, v := range variants {
 		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)

@@ -110,7 +110,7 @@ func connectWithin(r *route, o order, life time.Duration) (net.Conn, error) {
 // connectAll makes n connections at once.
 func connectAll(r *route, o order, n int) (conns []net.Conn, err error) {
 	var mu sync.Mutex
-	_, err = each(n, func() (float64, error) {
+	_, err = each(n, func(int) (float64, error) {
 		c, err := connect(r, o)
 		if err == nil {
 			mu.Lock()
@@ -131,13 +131,13 @@ func closeAll(conns []net.Conn) {
 	}
 }
 
-// each runs f for n connections at once and adds up what they return.
-func each(n int, f func() (float64, error)) (sum float64, err error) {
+// each runs f for 0 to n-1 at once and adds up what the calls return.
+func each(n int, f func(i int) (float64, error)) (sum float64, err error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for range n {
+	for i := range n {
 		wg.Go(func() {
-			v, e := f()
+			v, e := f(i)
 			mu.Lock()
 			defer mu.Unlock()
 			sum += v
@@ -178,12 +178,8 @@ func bulkConns(r *route, p pace, what byte, n int) ([]net.Conn, error) {
 func bulkOn(conns []net.Conn, p pace, what byte) (float64, error) {
 	defer closeAll(conns)
 	begin := time.Now().Add(p.warm)
-	next := make(chan net.Conn, len(conns))
-	for _, c := range conns {
-		next <- c
-	}
-	bytes, err := each(len(conns), func() (float64, error) {
-		c := <-next
+	bytes, err := each(len(conns), func(i int) (float64, error) {
+		c := conns[i]
 		if _, err := c.Write([]byte{0}); err != nil {
 			return 0, fmt.Errorf("start: %w", err)
 		}
@@ -297,16 +293,11 @@ func requests(r *route, p pace) ([]float64, error) {
 	}
 	defer closeAll(conns)
 	begin := time.Now().Add(p.warm)
-	next := make(chan net.Conn, many)
-	for _, c := range conns {
-		next <- c
-	}
-	n, err := each(many, func() (float64, error) {
-		c := <-next
-		if _, err := pingPong(c, begin); err != nil {
+	n, err := each(many, func(i int) (float64, error) {
+		if _, err := pingPong(conns[i], begin); err != nil {
 			return 0, err
 		}
-		took, err := pingPong(c, begin.Add(p.time))
+		took, err := pingPong(conns[i], begin.Add(p.time))
 		return float64(len(took)), err
 	})
 	return []float64{n / p.time.Seconds()}, err
@@ -386,7 +377,7 @@ func connections(r *route, p pace) ([]float64, error) {
 	began := time.Now()
 	end := began.Add(p.time)
 	var made atomic.Int64
-	_, err := each(dialers, func() (float64, error) {
+	_, err := each(dialers, func(int) (float64, error) {
 		for time.Now().Before(end) && made.Add(1) <= maxDials {
 			if err := once(r); err != nil {
 				return 0, fmt.Errorf("connection: %w", err)
@@ -441,7 +432,7 @@ func idle(ctx context.Context, r *route, n int) ([]float64, error) {
 	var conns []net.Conn
 	defer func() { closeAll(conns) }()
 	var asked atomic.Int64
-	_, err := each(dialers, func() (float64, error) {
+	_, err := each(dialers, func(int) (float64, error) {
 		for ctx.Err() == nil && asked.Add(1) <= int64(n) {
 			c, err := connect(r, order{orderEcho, 0, time.Minute})
 			if err != nil {

@@ -141,6 +141,13 @@ func cpuTime(pids []int) (total time.Duration) {
 	return total
 }
 
+// loadAverage is that of the last minute, as the kernel writes it.
+func loadAverage() string {
+	b, _ := os.ReadFile("/proc/loadavg")
+	load, _, _ := strings.Cut(string(b), " ")
+	return load
+}
+
 // memory is the resident memory of processes, in bytes.
 func memory(pids []int) (total int64) {
 	for _, pid := range pids {

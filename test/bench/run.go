@@ -89,7 +89,7 @@ func inside(ctx context.Context, o options) (err error) {
 		return err
 	}
 	r := &runner{w: w, o: o, results: results{map[key][]float64{}, map[key][]string{}}, routes: map[*variant]*route{}}
-	began := time.Now()
+	began, load := time.Now(), loadAverage()
 	defer func() {
 		r.closeAll()
 		err = errors.Join(err, w.cluster(context.WithoutCancel(ctx), "netem", "off"))
@@ -102,7 +102,7 @@ func inside(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	text := document(&r.results, o, began)
+	text := document(&r.results, o, began, load)
 	if o.quick {
 		_, err := fmt.Println(text)
 		return err
