@@ -49,7 +49,7 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 - CPU is user and system time of the programs between on the laptop, not the kernel's work for others, nor the cluster's.
 - "Others answer": beside a download that nobody reads, a connection from before and a new one echo within %s.
 - Idle connections: the growth of resident memory for each, after one byte each way. Variants that use the API server and the
-  kubelet for each connection are asked for %d only.
+  kubelet for each connection, and the relays, are asked for %d only.
 - A cut carrier: every TCP connection of the program to the API server is reset (ss -K) while it is idle, and a new
   connection is tried until it echoes; "never" is not within %s, or the program ended.
 - A delay, the rate and losses are on the link between the laptop and the node, in both directions (cluster netem).

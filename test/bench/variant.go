@@ -42,15 +42,16 @@ type route struct {
 const (
 	kubectlWebSocket = "kubectl, WebSocket"
 	kubectlSPDY      = "kubectl, SPDY"
-	// fewIdle is what is asked of those who open a port-forward, or two streams in the API server and
-	// the kubelet, for each connection: thousands are a load for the cluster and not for them.
+	// fewIdle is what is asked of those who open a port-forward, or two streams in the API server and the
+	// kubelet, for each connection: thousands are a load for the cluster and not for them. And of the
+	// relays: a connection that is spliced takes six descriptors.
 	fewIdle = 500
 )
 
 // variants in the order of the table.
 var variants = []*variant{
 	{name: "loopback", what: "TCP on the loopback, client to server", open: openLoopback},
-	{name: "two relays", what: "loopback, through two programs in a row that copy (io.Copy, which splices): what a chain costs by being one", open: openRelays, bridges: true},
+	{name: "two relays", what: "loopback, through two programs in a row that copy (io.Copy, which splices): what a chain costs by being one", bridges: true, idle: fewIdle, open: openRelays},
 	{name: "link", what: "TCP over the laptop's link to the node, nothing between: what the network gives", far: true, open: openLink},
 	{name: kubectlWebSocket, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=true", far: true, bridges: true, idle: fewIdle, open: openKubectl("true")},
 	{name: kubectlSPDY, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=false", far: true, bridges: true, idle: fewIdle, open: openKubectl("false")},
