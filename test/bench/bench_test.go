@@ -109,6 +109,14 @@ func TestTheDocumentHasATableForEachCondition(t *testing.T) {
 	}
 }
 
+func TestNumbersAreShort(t *testing.T) {
+	for v, want := range map[float64]string{0.0123: "0.012", 1.234: "1.23", 12.34: "12.3", 1234.5: "1234", 12345: "12,345", 1234567: "1,234,567"} {
+		if got := number(v); got != want {
+			t.Errorf("%v: %q, want %q", v, got, want)
+		}
+	}
+}
+
 func TestOrdersSurviveTheWire(t *testing.T) {
 	want := order{orderDown, 1500 * time.Millisecond, 2 * time.Second}
 	got, err := readOrder(strings.NewReader(string(want.bytes())))

@@ -52,7 +52,8 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
   kubelet for each connection, and the relays, are asked for %d only.
 - A cut carrier: every TCP connection of the program to the API server is reset (ss -K) while it is idle, and a new
   connection is tried until it echoes; "never" is not within %s, or the program ended.
-- A delay, the rate and losses are on the link between the laptop and the node, in both directions (cluster netem).
+- A delay, the rate and losses are on the link between the laptop and the node, in both directions (cluster netem). Its
+  queue is long, so that senders fill it until their windows end: the link itself has a delay beside bulk that is more than its own.
 
 ## What is not measured
 
@@ -183,7 +184,10 @@ func number(v float64) string {
 	switch {
 	case math.Abs(v) >= 10_000:
 		n := strconv.FormatInt(int64(v), 10)
-		return n[:len(n)-3] + "," + n[len(n)-3:]
+		for i := len(n) - 3; i > 0; i -= 3 {
+			n = n[:i] + "," + n[i:]
+		}
+		return n
 	case math.Abs(v) >= 100:
 		return strconv.FormatFloat(v, 'f', 0, 64)
 	case math.Abs(v) >= 10:
