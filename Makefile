@@ -11,7 +11,7 @@ VERSION ?=
 
 LINT_VERSION = v2.15.0
 
-.PHONY: build proxies demo test unit e2e e2e-programs test-programs down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
+.PHONY: build proxies demo test unit e2e e2e-programs test-programs bench down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
 
 build: proxies
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(if $(VERSION),-X main.version=$(VERSION))" -o bin/bridge ./cmd/bridge
@@ -23,6 +23,12 @@ proxies:
 # Leaves the cluster up; make down ends it.
 demo: build test-programs
 	test/demo/demo.sh
+
+# Writes docs/benchmarks.md, in most of an hour. make bench BENCH=-quick only sees that it works.
+bench: build test-programs
+	cd test/cluster/kubernetes && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../../bin/kubectl k8s.io/kubernetes/cmd/kubectl
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/bench ./test/bench
+	bin/bench $(BENCH)
 
 down: test-programs
 	bin/cluster down

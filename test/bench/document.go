@@ -1,0 +1,217 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+var infinite = math.Inf(1)
+
+// document is docs/benchmarks.md. load is the machine's before the first measure.
+func document(s *results, o options, began time.Time, load string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Benchmarks
+
+Written by `+"`make bench`"+` (test/bench) on %s, in %s, on a machine of %d cores (%s/%s) with a load
+of %s before, %s. Everything runs on that one machine: a real Kubernetes (test/cluster), and the laptop as a network
+namespace that reaches the API server and nothing else. So the laptop, the API server, the kubelet, the container runtime and the pods share its cores, and absolute figures say little. Ratios
+of figures from the same run do.
+
+**A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of %s and in brackets
+the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
+
+`, began.Format("2 January 2006"), time.Since(began).Round(time.Minute), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, load, runtime.Version(), rounds(o.rounds))
+	b.WriteString("| variant | what it is |\n| --- | --- |\n")
+	for _, v := range variants {
+		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)
+	}
+	for _, c := range conditions {
+		if o.wants(c) {
+			table(&b, s, c)
+		}
+	}
+	fmt.Fprintf(&b, `
+## How it is measured
+
+- The conditions one after the other; in each, round by round, measure by measure, the variants right after each other for %s
+  each (longer with a delay), after a start that is not counted.
+- Every variant is real programs: kubectl %s, and bridge as it is built for users. All end in the same kind of server; but for
+  loopback, relays and link it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5.
+- Bulk is counted by the receiver and by its clock, within the time. "Up" is from the laptop. MB are 10^6 bytes.
+- Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
+- CPU is user and system time of the programs between on the laptop, not the kernel's work for others, nor the cluster's.
+- "Others answer": beside a download that nobody reads, a connection from before and a new one echo within %s.
+- Idle connections: the growth of resident memory for each, after one byte each way. Variants that use the API server and the
+  kubelet for each connection, and the relays, are asked for %d only.
+- A cut carrier: every TCP connection of the program to the API server is reset (ss -K) while it is idle, and a new
+  connection is tried until it echoes; "never" is not within %s, or the program ended.
+- A delay, the rate and losses are on the link between the laptop and the node, in both directions (cluster netem). Its
+  queue is long, so that senders fill it until their windows end: the link itself has a delay beside bulk that is more than its own.
+
+## What is not measured
+
+- More than one machine, other networks than this emulation, several laptops at once, managed clusters' load balancers.
+- Open connections over a lost carrier, dead paths without a reset, sleep and wake: those are tests, not figures.
+- Traffic from the cluster to the laptop (swap), UDP, DNS.
+- CPU and memory of the API server, the kubelet and the runtime.
+`, o.time, "1.35", request, dialers, patience, fewIdle, reconnectTimeout)
+	failures(&b, s)
+	return b.String()
+}
+
+func rounds(n int) string {
+	if n == 1 {
+		return "one round"
+	}
+	return strconv.Itoa(n) + " rounds"
+}
+
+// table has a row for each figure and a column for each variant.
+func table(b *strings.Builder, s *results, c condition) {
+	fmt.Fprintf(b, "\n## %s%s\n\n%s\n\n| |", strings.ToUpper(c.name[:1]), c.name[1:], c.what)
+	var columns []*variant
+	for _, v := range variants {
+		if v.far || c.isNear() {
+			columns = append(columns, v)
+			fmt.Fprintf(b, " %s |", v.name)
+		}
+	}
+	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(columns)) + "\n")
+	for _, f := range allFigures() {
+		if !slices.ContainsFunc(columns, func(v *variant) bool { return s.has(key{c.name, v.name, f.name}) }) {
+			continue
+		}
+		arrow := ""
+		if f.less {
+			arrow = " ↓"
+		}
+		unit := ""
+		if f.unit != "" {
+			unit = ", " + f.unit
+		}
+		fmt.Fprintf(b, "| %s%s%s |", f.name, unit, arrow)
+		base := s.base(c, f)
+		for _, v := range columns {
+			fmt.Fprintf(b, " %s |", s.cell(key{c.name, v.name, f.name}, f, base))
+		}
+		b.WriteString("\n")
+	}
+}
+
+func allFigures() (all []figure) {
+	for _, m := range measures {
+		all = append(all, m.figures...)
+	}
+	return slices.Concat(all, startFigures, idleFigures, reconnectFigures)
+}
+
+func (s *results) has(k key) bool { return len(s.values[k]) > 0 || len(s.failed[k]) > 0 }
+
+// base is the better of kubectl's two medians; NaN when there is none.
+func (s *results) base(c condition, f figure) float64 {
+	a := median(s.values[key{c.name, kubectlWebSocket, f.name}])
+	b := median(s.values[key{c.name, kubectlSPDY, f.name}])
+	switch {
+	case math.IsNaN(a):
+		return b
+	case math.IsNaN(b):
+		return a
+	case f.less:
+		return min(a, b)
+	}
+	return max(a, b)
+}
+
+func (s *results) cell(k key, f figure, base float64) string {
+	values := s.values[k]
+	if len(values) == 0 {
+		if len(s.failed[k]) > 0 {
+			return "fails"
+		}
+		return "–"
+	}
+	mid := median(values)
+	switch {
+	case math.IsNaN(mid):
+		return "–"
+	case math.IsInf(mid, 0):
+		return "never"
+	case f.unit == yes:
+		if slices.Min(values) == 1 {
+			return "yes"
+		}
+		return "**no**"
+	case f.unit == "":
+		return number(mid)
+	}
+	best := slices.Max(values)
+	if f.less {
+		best = slices.Min(values)
+	}
+	text := number(mid)
+	if len(values) > 1 {
+		text += " (" + number(best) + ")"
+	}
+	if len(s.failed[k]) > 0 {
+		text += fmt.Sprintf(", fails in %d", len(s.failed[k]))
+	}
+	if ratio := mid / base; base > 0 && !math.IsInf(ratio, 0) && !math.IsInf(base, 0) && !math.IsNaN(ratio) {
+		return fmt.Sprintf("**%s** · %s", number(ratio), text)
+	}
+	return text
+}
+
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return nan
+	}
+	v := slices.Sorted(slices.Values(values))
+	if len(v)%2 == 1 {
+		return v[len(v)/2]
+	}
+	return (v[len(v)/2-1] + v[len(v)/2]) / 2
+}
+
+// number has two or three digits that mean something.
+func number(v float64) string {
+	switch {
+	case math.Abs(v) >= 10_000:
+		n := strconv.FormatInt(int64(v), 10)
+		for i := len(n) - 3; i > 0; i -= 3 {
+			n = n[:i] + "," + n[i:]
+		}
+		return n
+	case math.Abs(v) >= 100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case math.Abs(v) >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case math.Abs(v) >= 0.1:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 3, 64)
+}
+
+// failures lists what went wrong, so that no dash hides it.
+func failures(b *strings.Builder, s *results) {
+	if len(s.failed) == 0 {
+		return
+	}
+	b.WriteString("\n## What failed in this run\n\n| condition | variant | measure | times | the last error |\n| --- | --- | --- | --- | --- |\n")
+	var keys []key
+	for k := range s.failed {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b key) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	for _, k := range keys {
+		errs := s.failed[k]
+		last := strings.ReplaceAll(strings.ReplaceAll(errs[len(errs)-1], "\n", " "), "|", "/")
+		fmt.Fprintf(b, "| %s | %s | %s | %d | %s |\n", k.condition, k.variant, k.figure, len(errs), last)
+	}
+}
