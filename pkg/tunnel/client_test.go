@@ -75,7 +75,7 @@ func TestInboundRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = st.Write(make([]byte, 3*streamWindow))
+		_, err = st.Write(make([]byte, maxWindow))
 		wantErr(t, "write", err, syscall.EPIPE)
 		_, err = st.Read(make([]byte, 1))
 		wantErr(t, "read", err, syscall.ECONNREFUSED)

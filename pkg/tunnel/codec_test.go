@@ -225,6 +225,7 @@ var goldenMessages = map[string]message{
 	"control-reset":       {typ: messageReset, stream: 258, code: resetBoth},
 	"control-not-reading": {typ: messageReset, stream: 258, code: resetNotReading},
 	"control-ready":       {typ: messageReady, on: true},
+	"control-window":      {typ: messageWindow, stream: 258, limit: 1 << 33},
 	"control-not-ready":   {typ: messageReady},
 }
 
@@ -262,7 +263,7 @@ func FuzzControl(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if m.typ < messagePing || m.typ > messageReady {
+			if m.typ < messagePing || m.typ > messageWindow {
 				continue
 			}
 			if back, err := readMessage(bytes.NewReader(appendMessage(nil, m))); err != nil || back != m {

@@ -6,6 +6,7 @@
 // nothing of Kubernetes: the caller supplies the carriers. It alone imports hashicorp/yamux.
 // SPEC.md, beside the code, has the wire format.
 //
-// From the wire up: handshake.go (TLS and hello) makes a link of a carrier; mux.go puts yamux on the
-// link; session.go runs the control stream and the accept loop on that; stream.go is one connection.
+// From the wire up: handshake.go (TLS and hello) makes a link (wire.go) of a carrier; batch.go gathers what is
+// written to it; mux.go puts yamux on that; session.go runs the control stream and the accept loop; stream.go is one
+// connection, gate.go says whose turn it is to write, and window.go how far.
 package tunnel

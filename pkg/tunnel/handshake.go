@@ -42,7 +42,7 @@ func tlsConfig(key Key, verify func(Fingerprint) error) *tls.Config {
 		ClientAuth:             tls.RequireAnyClientCert, // proves possession; verify decides
 		InsecureSkipVerify:     true,                     // no names, no chains: verify decides
 		SessionTicketsDisabled: true,
-		// Frames are 32 KiB or 12 bytes: small first records would only cost system calls.
+		// The records of one write leave together: small ones would only cost.
 		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) == 0 {
@@ -51,20 +51,6 @@ func tlsConfig(key Key, verify func(Fingerprint) error) *tls.Config {
 			return verify(fingerprintOf(state.PeerCertificates[0]))
 		},
 	}
-}
-
-// link is a carrier after the handshake: what a session runs on.
-type link struct {
-	net.Conn          // TLS
-	carrier  net.Conn // under it
-	peer     hello
-}
-
-// Close closes the carrier first: a TLS close notification could block on a carrier that is stuck.
-func (l *link) Close() error {
-	err := l.carrier.Close()
-	_ = l.Conn.Close() // has nothing left to close; it only marks the connection
-	return err
 }
 
 // dialHandshake is the laptop's half. pinned is the key known for the peer, zero at first contact;
@@ -76,18 +62,20 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 	defer stop()
 
 	var met Fingerprint
-	t := tls.Client(carrier, tlsConfig(key, func(f Fingerprint) error {
+	w := &wire{Conn: carrier}
+	t := tls.Client(w, tlsConfig(key, func(f Fingerprint) error {
 		if pinned != (Fingerprint{}) && !pinned.equal(f) {
 			return fmt.Errorf("%w: %v, pinned %v", ErrServerKey, f, pinned)
 		}
 		met = f
 		return nil
 	}))
-	l := &link{Conn: t, carrier: carrier}
+	l := &link{Conn: t, wire: w}
 	err := func() error {
 		if err := t.HandshakeContext(ctx); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
+		w.open()
 		// Read while writing: when the pod refuses our key it says so, and takes nothing any more.
 		var sendErr error
 		var sending sync.WaitGroup
@@ -127,11 +115,12 @@ func isBadCertificate(err error) bool {
 }
 
 // acceptTLS is the pod's first half: nothing is known about who is there. On error the carrier is closed.
-func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*tls.Conn, error) {
+func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	limited := &limitedConn{Conn: carrier, left: maxHandshake}
-	t := tls.Server(limited, tlsConfig(key, func(f Fingerprint) error {
+	w := &wire{Conn: limited}
+	t := tls.Server(w, tlsConfig(key, func(f Fingerprint) error {
 		if !client.equal(f) {
 			return fmt.Errorf("%w: %v", errClientKey, f)
 		}
@@ -145,27 +134,27 @@ func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprin
 		return nil, fmt.Errorf("tls: %w", err)
 	}
 	limited.unlimited = true
-	return t, nil
+	w.open()
+	return &link{Conn: t, wire: w}, nil
 }
 
-// acceptHello is the pod's second half, with the right laptop. On error the carrier is closed.
-func acceptHello(ctx context.Context, carrier net.Conn, t *tls.Conn, ours hello) (*link, error) {
+// acceptHello is the pod's second half, with the right laptop. On error l is closed.
+func acceptHello(ctx context.Context, l *link, ours hello) error {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = carrier.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 
-	l := &link{Conn: t, carrier: carrier}
 	err := func() error {
 		var err error
-		if l.peer, err = readHello(t); err != nil {
+		if l.peer, err = readHello(l); err != nil {
 			return err
 		}
 		mismatch := checkVersion(l.peer, ours)
 		if mismatch != nil {
 			ours.info = Info{Version: ours.info.Version}
 		}
-		if err := sendHello(t, ours); err != nil {
+		if err := sendHello(l, ours); err != nil {
 			return err
 		}
 		return mismatch
@@ -175,9 +164,9 @@ func acceptHello(ctx context.Context, carrier net.Conn, t *tls.Conn, ours hello)
 	}
 	if err != nil {
 		_ = l.Close()
-		return nil, fmt.Errorf("tunnel handshake: %w", err)
+		return fmt.Errorf("tunnel handshake: %w", err)
 	}
-	return l, nil
+	return nil
 }
 
 func sendHello(w io.Writer, h hello) error {

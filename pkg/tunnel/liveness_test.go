@@ -55,8 +55,12 @@ func (c *badConn) Write(p []byte) (int, error) {
 func (c *badConn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
-		if err != nil || !c.deaf.Load() {
+		if !c.deaf.Load() {
 			return n, err
+		}
+		if err != nil {
+			<-c.closed
+			return 0, net.ErrClosed
 		}
 	}
 }
@@ -158,7 +162,6 @@ func TestFreshSessionHasLonger(t *testing.T) {
 			switch {
 			case s.Phase == Ready && ready.IsZero():
 				ready = time.Now()
-				bad.swallow.Store(true)
 				bad.deaf.Store(true)
 			case s.Phase == Reconnecting && lost.IsZero():
 				lost = time.Now()

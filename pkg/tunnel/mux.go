@@ -14,11 +14,9 @@ import (
 // yamux's settings. What it decides by a timer is off where it can be: only the session's echo decides
 // what is dead.
 const (
-	// streamWindow is what a stream may have in flight. A stream's speed is about window/(2 RTT), since
-	// credit returns at half a window: 2 MiB is 52 MB/s at 20 ms; yamux's own 256 KiB would be 6.5. It
-	// is also what one stalled reader can pin in memory, and what queues before a slow link, so it is
-	// not larger.
-	streamWindow = 2 << 20
+	// muxWindow is yamux's window of a stream, which never decides anything: windows are ours (window.go). yamux
+	// returns credit only when half of it is read, so twice our largest keeps it out of the way.
+	muxWindow = 2 * maxWindow
 	// acceptBacklog is how many streams may be opened before the other end has seen them. The opener
 	// waits beyond it, so it bounds opens per round trip; a stream beyond it on the accepting side
 	// would be a peer that does not keep the protocol. Both ends must agree.
@@ -28,9 +26,6 @@ const (
 	// acceptors take new streams from yamux. Taking one waits for its acknowledgement's turn on the
 	// carrier, so on a slow and busy one they would be taken one queue's length after the other.
 	acceptors = 16
-	// maxFrame is the most that is handed to yamux in one write, and so the most that a small frame
-	// waits for: yamux itself has no limit.
-	maxFrame = 32 << 10
 	// yamuxWriteTimeout ends a write that waits for its turn on the carrier. It leaves the stream in an
 	// unknown state, so it has to be longer than any wait that the session survives (deadAfter now, the
 	// resume window of 60 s to come).
@@ -49,7 +44,7 @@ func yamuxConfig(log *slog.Logger) *yamux.Config {
 		EnableKeepAlive:        false,
 		KeepAliveInterval:      keepAliveInterval,
 		ConnectionWriteTimeout: yamuxWriteTimeout,
-		MaxStreamWindowSize:    streamWindow,
+		MaxStreamWindowSize:    muxWindow,
 		StreamOpenTimeout:      streamOpenTimeout,
 		StreamCloseTimeout:     streamCloseTimeout,
 		Logger:                 yamuxLogger{log},
@@ -127,15 +122,15 @@ func (t *frameTap) scan(p []byte) error {
 			return nil
 		}
 		t.have = 0
-		if t.header[1] == frameData {
-			t.skip = binary.BigEndian.Uint32(t.header[8:])
-		}
-		err := t.see(frame{
+		f := frame{
 			stream: binary.BigEndian.Uint32(t.header[4:]),
 			flags:  binary.BigEndian.Uint16(t.header[2:]),
-			data:   t.skip,
-		})
-		if err != nil {
+		}
+		if t.header[1] == frameData {
+			f.data = binary.BigEndian.Uint32(t.header[8:])
+			t.skip = f.data
+		}
+		if err := t.see(f); err != nil {
 			return err
 		}
 	}

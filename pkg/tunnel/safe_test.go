@@ -156,7 +156,7 @@ func TestVersionsMustMatch(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			_, err = acceptHello(context.Background(), conn, c, hello{protocol: version, info: Info{Version: "v9", Search: []string{"secret"}}})
+			err = acceptHello(context.Background(), c, hello{protocol: version, info: Info{Version: "v9", Search: []string{"secret"}}})
 			wantVersion(t, err, protocolVersion, version)
 		})
 		err := e.client.Run(context.Background())

@@ -95,7 +95,7 @@ func (s *Server) refuse(conn net.Conn, err error) {
 // serve makes a session of a carrier and runs it. known is called once it is known who is there, or the
 // connection closed.
 func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
-	t, err := acceptTLS(ctx, conn, s.Key, s.Client)
+	l, err := acceptTLS(ctx, conn, s.Key, s.Client)
 	known()
 	if err != nil {
 		s.refuse(conn, err)
@@ -105,8 +105,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
 	if s.Info != nil {
 		ours.info = s.Info()
 	}
-	l, err := acceptHello(ctx, conn, t, ours)
-	if err != nil {
+	if err := acceptHello(ctx, l, ours); err != nil {
 		var version *VersionError
 		if errors.As(err, &version) {
 			err = fmt.Errorf("%w; %s", err, version.Advice())

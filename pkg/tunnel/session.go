@@ -26,7 +26,9 @@ var ErrDead = errors.New("no answer through the tunnel")
 type session struct {
 	laptop   bool
 	log      *slog.Logger
-	link     *link
+	conn     *batchConn
+	gate     gate
+	budget   budget
 	mux      *yamux.Session
 	control  *yamux.Stream
 	out      *outbox
@@ -52,19 +54,20 @@ type session struct {
 
 // newSession puts a multiplexer on l and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
-	s.link = l
+	s.conn = newBatchConn(l, &s.gate)
 	s.out = newOutbox()
 	s.live.start = time.Now()
 	s.streams = make(map[uint32]*Stream)
 	s.read.moved = sync.NewCond(&s.read.mu)
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	tap := &frameTap{ReadWriteCloser: l, see: s.seeFrame, failed: s.linkFailed}
+	tap := &frameTap{ReadWriteCloser: s.conn, see: s.seeFrame, failed: s.linkFailed}
 
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	var err error
+	s.wg.Go(s.conn.flush)
 	if s.laptop {
 		if s.mux, err = yamux.Client(tap, yamuxConfig(s.log)); err == nil {
 			s.control, err = s.mux.OpenStream()
@@ -83,10 +86,11 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	if err != nil {
 		err = fmt.Errorf("tunnel session: %w", err)
 		if s.mux == nil {
-			_ = l.Close()
+			_ = s.conn.Close()
 		} else {
 			s.kill(err)
 		}
+		s.wg.Wait()
 		return nil, err
 	}
 	s.wg.Add(1) // until run: open may come first
@@ -116,8 +120,7 @@ func (s *session) kill(err error) {
 	}
 	s.mu.Unlock()
 	s.cancel()
-	_ = s.link.Close()
-	_ = s.mux.Close()
+	_ = s.mux.Close() // and with it the conn
 }
 
 // lost is kill for an error of yamux's, which knows less than the link.
@@ -172,7 +175,9 @@ func (s *session) watch(ctx context.Context) {
 		case <-due.C:
 			dead, woke := s.live.check(planned, time.Now())
 			if dead {
-				s.kill(fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second)))
+				err := fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second))
+				s.conn.fail(err)
+				s.kill(err)
 				return
 			}
 			if woke {
@@ -194,7 +199,7 @@ func (s *session) seeFrame(f frame) error {
 		return nil
 	}
 	s.live.answer(time.Now())
-	if flags&(flagSYN|flagFIN) == 0 {
+	if flags&(flagSYN|flagFIN) == 0 && f.data == 0 {
 		return nil
 	}
 	s.mu.Lock()
@@ -209,7 +214,14 @@ func (s *session) seeFrame(f frame) error {
 		s.unaccepted++
 		s.streams[id] = newStream(s, id, false)
 	}
-	if st := s.streams[id]; st != nil && flags&flagFIN != 0 {
+	st := s.streams[id]
+	if st == nil {
+		return nil
+	}
+	if !st.receive.arrived(f.data) {
+		return fmt.Errorf("stream %d: more than its window", id)
+	}
+	if flags&flagFIN != 0 {
 		st.peerDoneAt = s.controlSeen
 		st.peerDone.Store(true)
 	}
@@ -263,6 +275,11 @@ func (s *session) readControl() {
 		case messageReset:
 			if st := s.stream(m.stream); st != nil {
 				st.resetByPeer(m.code)
+			}
+		case messageWindow:
+			if st := s.stream(m.stream); st != nil {
+				st.sendLimit.Store(max(st.sendLimit.Load(), m.limit))
+				st.notify()
 			}
 		case messageReady:
 			if s.onReady != nil {
@@ -395,7 +412,9 @@ func (s *session) openNow(h Header, header []byte) (*Stream, error) {
 	s.mu.Lock()
 	s.streams[st.id] = st
 	s.mu.Unlock()
-	if _, err := y.Write(header); err != nil {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	if _, err := st.write(header); err != nil {
 		st.Reset()
 		return nil, fmt.Errorf("%w: %w", ErrNoSession, err)
 	}
@@ -416,6 +435,7 @@ func (s *session) forget(st *Stream) {
 		return
 	}
 	delete(s.streams, st.id)
+	st.receive.end(&s.budget)
 	if !st.opener {
 		s.accepted--
 	}
