@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "write testdata/*.hex anew")
@@ -302,7 +303,7 @@ var goldenHellos = map[string]hello{
 	"hello-pod": {protocol: protocolVersion, info: Info{
 		Version: "v1.2.3", Nameservers: []string{"10.96.0.10"}, Search: []string{"shop.svc.cluster.local", "svc.cluster.local"}, Ndots: 5,
 	}},
-	"hello-next-version": {protocol: 2, info: Info{Version: "v2.0.0"}},
+	"hello-next-version": {protocol: protocolVersion + 1, info: Info{Version: "v2.0.0"}},
 }
 
 func TestHelloBytes(t *testing.T) {
@@ -329,6 +330,111 @@ func TestHelloBytes(t *testing.T) {
 	if _, err := appendHello(nil, hello{info: Info{Search: []string{strings.Repeat("x", maxHello)}}}); err == nil {
 		t.Error("sent a hello that is too long")
 	}
+}
+
+var goldenAttach = map[string]attach{
+	"attach-new":    {kind: attachNew, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, window: time.Minute},
+	"attach-resume": {kind: attachResume, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33, window: time.Minute},
+}
+
+var goldenAttached = map[string]attached{
+	"attached-ok":      {verdict: attachOK, received: 1 << 33},
+	"attached-unknown": {verdict: attachUnknown},
+	"attached-old":     {verdict: attachOld},
+}
+
+var goldenSegments = map[string]segment{
+	"segment-data": {typ: segmentData, length: maxBatch, received: 1 << 33},
+	"segment-ack":  {typ: segmentAck, received: 1 << 33},
+	"segment-end":  {typ: segmentEnd, received: 1 << 33},
+}
+
+func TestResumeBytes(t *testing.T) {
+	for name, a := range goldenAttach {
+		b := appendAttach(nil, a)
+		golden(t, name, b)
+		if back, err := readAttach(bytes.NewReader(b)); err != nil || back != a {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+	for name, a := range goldenAttached {
+		b := appendAttached(nil, a)
+		golden(t, name, b)
+		if back, err := readAttached(bytes.NewReader(b)); err != nil || back != a {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+	for name, s := range goldenSegments {
+		b := appendSegment(nil, s)
+		golden(t, name, b)
+		if back, err := readSegment(bytes.NewReader(b)); err != nil || back != s {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+}
+
+func TestResumeLimits(t *testing.T) {
+	zeros := strings.Repeat("\x00", attachSize)
+	for name, bad := range map[string]string{
+		"kind 0": zeros, "kind 3": "\x03" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
+		"new with bytes":  "\x01" + zeros[:24] + "\x01" + zeros[:11],
+		"window too long": "\x01" + zeros[:32] + "\xff" + zeros[:3],
+	} {
+		if a, err := readAttach(strings.NewReader(bad)); err == nil {
+			t.Errorf("attach, %s: read %+v", name, a)
+		}
+	}
+	for name, bad := range map[string]string{
+		"verdict": "\x03" + zeros[:8], "cut": zeros[:8], "empty": "", "unknown with bytes": "\x01" + zeros[:7] + "\x01",
+	} {
+		if a, err := readAttached(strings.NewReader(bad)); err == nil {
+			t.Errorf("attached, %s: read %+v", name, a)
+		}
+	}
+	for name, bad := range map[string]string{
+		"type 0": zeros[:12], "type 4": "\x04" + zeros[:11], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
+		"ack with data": "\x02\x00\x00\x01" + zeros[:8], "too long": "\x01\x01\x00\x01" + zeros[:8],
+	} {
+		if s, err := readSegment(strings.NewReader(bad)); err == nil {
+			t.Errorf("segment, %s: read %+v", name, s)
+		}
+	}
+}
+
+func FuzzAttach(f *testing.F) {
+	for _, a := range goldenAttach {
+		f.Add(appendAttach(nil, a))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := readAttach(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendAttach(nil, a)) {
+			t.Fatalf("%x was read as %+v", b, a)
+		}
+	})
+}
+
+func FuzzAttached(f *testing.F) {
+	for _, a := range goldenAttached {
+		f.Add(appendAttached(nil, a))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := readAttached(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendAttached(nil, a)) {
+			t.Fatalf("%x was read as %+v", b, a)
+		}
+	})
+}
+
+func FuzzSegment(f *testing.F) {
+	for _, s := range goldenSegments {
+		f.Add(appendSegment(nil, s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := readSegment(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendSegment(nil, s)) {
+			t.Fatalf("%x was read as %+v", b, s)
+		}
+	})
 }
 
 func FuzzHello(f *testing.F) {

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// messageType is the first byte of a control message, SPEC.md section 3.
+// messageType is the first byte of a control message, SPEC.md section 5.
 type messageType uint8
 
 const (

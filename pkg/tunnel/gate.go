@@ -3,13 +3,14 @@ package tunnel
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 )
 
 const (
 	// maxFrame is the most that is handed to yamux in one write, and so what a small frame may have to
 	// wait for: yamux itself has no limit.
 	maxFrame = 32 << 10
+	// inFlightLimit is how much may be on its way to the other end before no more bulk is let in.
+	inFlightLimit = 1 << 20
 	// bulkAhead is how much may wait to be written before no more bulk is let in: one frame that is with
 	// yamux and one that is with the conn, so that neither ever waits for the other.
 	bulkAhead = 2 * maxFrame
@@ -22,10 +23,11 @@ const (
 // taken is what a late small frame waits for: the gate lets in no more bulk than keeps the carrier
 // busy, one frame of each stream in turn. Frames of yamux's own and the control stream's do not pass it.
 type gate struct {
-	unsent atomic.Int64 // bytes that the conn below has taken and not yet written
-
 	mu       sync.Mutex
-	reserved int64     // bytes let in which the conn below does not have yet
+	limit    int       // of bytes in flight
+	unsent   int       // bytes that the conn below has, and no link yet
+	inFlight int       // bytes that the conn below has, and the other end perhaps not yet: unsent, too
+	reserved int       // bytes let in which the conn below does not have yet
 	waiting  []*Stream // each once, first come first
 }
 
@@ -45,7 +47,7 @@ func (g *gate) enter(st *Stream, n int) bool {
 	if i >= 0 {
 		g.waiting = slices.Delete(g.waiting, i, i+1)
 	}
-	g.reserved += int64(n)
+	g.reserved += n
 	g.notify()
 	return true
 }
@@ -54,7 +56,7 @@ func (g *gate) enter(st *Stream, n int) bool {
 func (g *gate) done(n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.reserved -= int64(n)
+	g.reserved -= n
 	g.notify()
 }
 
@@ -68,15 +70,16 @@ func (g *gate) leave(st *Stream) {
 	g.notify()
 }
 
-// moved says that unsent is less than it was.
-func (g *gate) moved() {
+// set says what the conn below has.
+func (g *gate) set(unsent, inFlight int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.unsent, g.inFlight = unsent, inFlight
 	g.notify()
 }
 
 // open says whether bulk may enter. mu is held.
-func (g *gate) open() bool { return g.reserved+g.unsent.Load() < bulkAhead }
+func (g *gate) open() bool { return g.reserved+g.unsent < bulkAhead && g.reserved+g.inFlight < g.limit }
 
 // notify tells the first that waits, when it may enter. mu is held.
 func (g *gate) notify() {

@@ -26,10 +26,9 @@ const (
 	// acceptors take new streams from yamux. Taking one waits for its acknowledgement's turn on the
 	// carrier, so on a slow and busy one they would be taken one queue's length after the other.
 	acceptors = 16
-	// yamuxWriteTimeout ends a write that waits for its turn on the carrier. It leaves the stream in an
-	// unknown state, so it has to be longer than any wait that the session survives (deadAfter now, the
-	// resume window of 60 s to come).
-	yamuxWriteTimeout = 2 * time.Minute
+	// yamuxWriteTimeout ends a write that waits for its turn. It leaves the stream in an unknown state, so it
+	// comes so much later than what the session survives, its resume window.
+	yamuxWriteTimeout = time.Minute
 	// streamOpenTimeout, off: yamux would close the whole session when one stream is not accepted in time.
 	streamOpenTimeout = 0
 	// streamCloseTimeout, off: yamux would cut a half-open stream.
@@ -38,12 +37,12 @@ const (
 	keepAliveInterval = time.Hour
 )
 
-func yamuxConfig(log *slog.Logger) *yamux.Config {
+func yamuxConfig(log *slog.Logger, resumeWindow time.Duration) *yamux.Config {
 	return &yamux.Config{
 		AcceptBacklog:          acceptBacklog,
 		EnableKeepAlive:        false,
 		KeepAliveInterval:      keepAliveInterval,
-		ConnectionWriteTimeout: yamuxWriteTimeout,
+		ConnectionWriteTimeout: resumeWindow + yamuxWriteTimeout,
 		MaxStreamWindowSize:    muxWindow,
 		StreamOpenTimeout:      streamOpenTimeout,
 		StreamCloseTimeout:     streamCloseTimeout,

@@ -349,7 +349,7 @@ func (st *Stream) notify() {
 }
 
 // sparse says whether all that we gave yamux has left. writeMu is held.
-func (st *Stream) sparse() bool { return st.s.conn.written.Load() >= st.lastEnd }
+func (st *Stream) sparse() bool { return st.s.conn.handed.Load() >= st.lastEnd }
 
 // writeError is why writing is not possible now, nil when it is. writeMu is held.
 func (st *Stream) writeError() error {

@@ -42,7 +42,7 @@ func TestStreamIsANetConn(t *testing.T) {
 // wantNoStreams waits until both ends have forgotten every stream, and so has yamux.
 func (e *ends) wantNoStreams() {
 	e.t.Helper()
-	c, err := e.client.wait(context.Background())
+	c, err := e.client.wait(context.Background(), true)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ const (
 	// would fetch one by one.
 	wireRead = 128 << 10
 	// wireWrite is room for one write of the layer above, cut into records: 16 KiB and 22 bytes each.
-	wireWrite = maxBatch + 4<<10
+	wireWrite = segmentHeader + maxBatch + 1<<10
 )
 
 // wire is a carrier as TLS sees it. crypto/tls reads and writes one record of at most 16 KiB at a time,
@@ -71,7 +71,14 @@ type link struct {
 	net.Conn // TLS
 	wire     *wire
 	peer     hello
+
+	left   int           // of a segment's data, still to be read; of the goroutine that reads
+	gone   chan struct{} // closed when the session does not use it any more
+	cause  error         // why; set before
+	useful bool          // something arrived on it; set before
 }
+
+func newLink(t net.Conn, w *wire) *link { return &link{Conn: t, wire: w, gone: make(chan struct{})} }
 
 // Write sends p, whose records leave in one write of the carrier. One Write at a time.
 func (l *link) Write(p []byte) (int, error) {
