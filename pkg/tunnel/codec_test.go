@@ -457,27 +457,45 @@ func FuzzHello(f *testing.F) {
 	})
 }
 
-// FuzzFrameTap: however the frames are cut into reads, the tap sees the same headers.
+// FuzzFrameTap: however the frames are cut into reads, the tap sees the same headers and passes on the same whole frames.
 func FuzzFrameTap(f *testing.F) {
 	syn := "\x00\x01\x00\x01\x00\x00\x00\x03\x00\x1c\x00\x00"
 	data := "\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x05hello"
 	fin := "\x00\x01\x00\x04\x00\x00\x00\x03\x00\x00\x00\x00"
+	full := "\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x80\x00" + strings.Repeat("x", maxFrame)
 	f.Add([]byte(syn+data+fin), 1)
 	f.Add([]byte(syn+data+fin), 13)
+	f.Add([]byte(data+full+full+full+data[:14]), 40_000)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {
-		frames := func(cut int) (seen []frame) {
-			tap := &frameTap{see: func(f frame) error { seen = append(seen, f); return nil }}
-			for rest := b; len(rest) > 0; {
-				n := min(max(1, cut), len(rest))
-				if err := tap.scan(rest[:n]); err != nil {
-					t.Fatal(err)
-				}
-				rest = rest[n:]
+		frames := func(cut int) (seen []frame, passed []byte, ended error) {
+			rest := b
+			tap := &frameTap{
+				ReadWriteCloser: readOnly{readerFunc(func(p []byte) (int, error) {
+					if len(rest) == 0 {
+						return 0, io.EOF
+					}
+					n := copy(p[:min(max(1, cut), len(p))], rest)
+					rest = rest[n:]
+					return n, nil
+				})},
+				see:    func(f frame) error { seen = append(seen, f); return nil },
+				failed: func(err error) { ended = err },
 			}
-			return seen
+			passed, _ = io.ReadAll(tap)
+			return seen, passed, ended
 		}
-		if whole, parts := frames(len(b)), frames(cut); !reflect.DeepEqual(whole, parts) {
+		whole, all, err := frames(len(b))
+		parts, some, _ := frames(cut)
+		if errors.Is(err, io.EOF) && (!reflect.DeepEqual(whole, parts) || !bytes.Equal(all, some)) {
 			t.Fatalf("whole %v, cut %v", whole, parts)
+		}
+		if !bytes.HasPrefix(b, all) || !bytes.HasPrefix(b, some) {
+			t.Fatal("passed on what was not there")
 		}
 	})
 }
+
+type readOnly struct{ io.Reader }
+
+func (readOnly) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+func (readOnly) Close() error              { return nil }

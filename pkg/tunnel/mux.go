@@ -82,55 +82,76 @@ type frame struct {
 	data   uint32 // bytes of payload that follow
 }
 
-// frameTap reads along with yamux: it tells see of every frame header before yamux gets to it. yamux
-// itself reports neither a new stream before it is accepted nor, once the session is over, whether a
-// stream's end had arrived before.
+// frameTap reads along with yamux, and gives it whole frames only. It tells see of every frame header before yamux gets
+// to it: yamux itself reports neither a new stream before it is accepted nor, once the session is over, whether a
+// stream's end had arrived before. And yamux locks a stream while a frame's data are still arriving: a reader would hang
+// there, deadline or not, for as long as the next carrier takes.
 type frameTap struct {
 	io.ReadWriteCloser
 	see    func(frame) error // an error ends the session
 	failed func(error)       // reading failed
 
-	header [frameHeader]byte
-	have   int    // bytes of header
-	skip   uint32 // bytes of data until the next header
+	buf        [2 * (frameHeader + maxFrame)]byte
+	begin, end int // of what buf holds
+	partial    int // bytes of the last frame in it, when that is not complete
+	skip       int // bytes that it still lacks behind its header
+	header     [frameHeader]byte
+	have       int // bytes of its header
 }
 
 func (t *frameTap) Read(p []byte) (int, error) {
-	n, err := t.ReadWriteCloser.Read(p)
-	if scanErr := t.scan(p[:n]); scanErr != nil {
-		n, err = 0, scanErr
+	for t.begin == t.end-t.partial {
+		t.end = copy(t.buf[:], t.buf[t.begin:t.end])
+		t.begin = 0
+		n, err := t.ReadWriteCloser.Read(t.buf[t.end:])
+		if scanErr := t.scan(t.buf[t.end : t.end+n]); scanErr != nil {
+			err = scanErr
+		}
+		t.end += n
+		if err != nil {
+			t.failed(err)
+			return 0, err
+		}
 	}
-	if err != nil {
-		t.failed(err)
-	}
-	return n, err
+	n := copy(p, t.buf[t.begin:t.end-t.partial])
+	t.begin += n
+	return n, nil
 }
 
+// scan follows the frames in what arrived.
 func (t *frameTap) scan(p []byte) error {
 	for len(p) > 0 {
 		if t.skip > 0 {
-			n := min(uint32(len(p)), t.skip)
+			n := min(len(p), t.skip)
 			t.skip -= n
+			t.partial += n
 			p = p[n:]
-			continue
+		} else {
+			n := copy(t.header[t.have:], p)
+			t.have += n
+			t.partial += n
+			p = p[n:]
+			if t.have < frameHeader {
+				return nil
+			}
+			t.have = 0
+			f := frame{
+				stream: binary.BigEndian.Uint32(t.header[4:]),
+				flags:  binary.BigEndian.Uint16(t.header[2:]),
+			}
+			if t.header[1] == frameData {
+				f.data = binary.BigEndian.Uint32(t.header[8:])
+			}
+			if f.data > maxFrame {
+				return fmt.Errorf("frame: %d bytes, at most %d", f.data, maxFrame)
+			}
+			t.skip = int(f.data)
+			if err := t.see(f); err != nil {
+				return err
+			}
 		}
-		n := copy(t.header[t.have:], p)
-		t.have += n
-		p = p[n:]
-		if t.have < frameHeader {
-			return nil
-		}
-		t.have = 0
-		f := frame{
-			stream: binary.BigEndian.Uint32(t.header[4:]),
-			flags:  binary.BigEndian.Uint16(t.header[2:]),
-		}
-		if t.header[1] == frameData {
-			f.data = binary.BigEndian.Uint32(t.header[8:])
-			t.skip = f.data
-		}
-		if err := t.see(f); err != nil {
-			return err
+		if t.skip == 0 {
+			t.partial = 0
 		}
 	}
 	return nil
