@@ -9,8 +9,6 @@ const (
 	// maxFrame is the most that is handed to yamux in one write, and so what a small frame may have to
 	// wait for: yamux itself has no limit.
 	maxFrame = 32 << 10
-	// inFlightLimit is how much may be on its way to the other end before no more bulk is let in.
-	inFlightLimit = 1 << 20
 	// bulkAhead is how much may wait to be written before no more bulk is let in: one frame that is with
 	// yamux and one that is with the conn, so that neither ever waits for the other.
 	bulkAhead = 2 * maxFrame
@@ -70,11 +68,11 @@ func (g *gate) leave(st *Stream) {
 	g.notify()
 }
 
-// set says what the conn below has.
-func (g *gate) set(unsent, inFlight int) {
+// set says what the conn below has, and how much may be in flight.
+func (g *gate) set(unsent, inFlight, limit int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.unsent, g.inFlight = unsent, inFlight
+	g.unsent, g.inFlight, g.limit = unsent, inFlight, limit
 	g.notify()
 }
 

@@ -87,6 +87,7 @@ type resumable struct {
 	next uint64     // position that link gets next
 	sent uint64     // position up to which some link got it
 	body bool       // a frame's header was written, and its body comes next
+	path flight     // how much may be on its way
 
 	received uint64 // bytes given to yamux
 	acked    uint64 // of them acknowledged to the other end
@@ -101,6 +102,7 @@ type resumable struct {
 
 func newResumable(g *gate) *resumable {
 	r := &resumable{gate: g, links: make(chan *link, 1)}
+	r.path.begin()
 	r.work, r.room, r.up = sync.NewCond(&r.mu), sync.NewCond(&r.mu), sync.NewCond(&r.mu)
 	return r
 }
@@ -135,6 +137,7 @@ func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
 	r.next = theirs
 	r.acked = r.received // as we told
 	r.link = l
+	r.path.begin()
 	r.moved()
 	select {
 	case <-r.links:
@@ -169,7 +172,7 @@ func (r *resumable) dropLocked(cause error) {
 func (r *resumable) moved() {
 	r.handed.Store(r.next)
 	r.end.Store(r.buf.end)
-	r.gate.set(int(r.buf.end-r.next), r.buf.len())
+	r.gate.set(int(r.buf.end-r.next), r.buf.len(), r.path.limit)
 	r.room.Signal()
 }
 
@@ -237,6 +240,7 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.acked = r.received
 	r.next += uint64(n)
 	r.sent = max(r.sent, r.next)
+	r.path.sent(r.next, r.buf.start, time.Now())
 	r.moved()
 	return r.link, b, s.typ == segmentEnd
 }
@@ -318,6 +322,7 @@ func (r *resumable) acknowledged(l *link, theirs uint64) error {
 		return &protocolError{fmt.Sprintf("segment: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.next)}
 	}
 	r.buf.discard(theirs)
+	r.path.acked(theirs, time.Now())
 	r.moved()
 	r.mu.Unlock()
 	return nil

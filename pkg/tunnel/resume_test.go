@@ -260,7 +260,7 @@ func TestFullReplayBuffer(t *testing.T) {
 	session.conn.mu.Lock()
 	kept := session.conn.buf.len()
 	session.conn.mu.Unlock()
-	if kept == 0 || kept > inFlightLimit+2*bulkAhead {
+	if kept == 0 || kept > firstFlight+2*bulkAhead {
 		t.Errorf("%d bytes are kept", kept)
 	}
 	c.setRefuse(nil)

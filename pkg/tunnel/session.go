@@ -62,7 +62,6 @@ type session struct {
 
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
-	s.gate.limit = inFlightLimit
 	s.conn = newResumable(&s.gate)
 	if _, err := s.conn.attach(l, 0, 0); err != nil {
 		return nil, err
