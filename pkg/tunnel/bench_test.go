@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -212,5 +213,36 @@ func BenchmarkOpen(b *testing.B) {
 				_ = c.Close()
 			}
 		})
+	})
+}
+
+// BenchmarkIdle opens connections, uses each once, and says what memory one then costs (both of its ends in the tunnel,
+// and for raw none, together with the echo server's).
+func BenchmarkIdle(b *testing.B) {
+	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
+		heap := func() uint64 {
+			runtime.GC()
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapInuse + m.StackInuse
+		}
+		before := heap()
+		var conns []net.Conn
+		buf := make([]byte, 100)
+		for b.Loop() {
+			c := mustDial(b, dial)
+			conns = append(conns, c)
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/float64(len(conns)), "B/conn")
+		for _, c := range conns {
+			_ = c.Close()
+		}
 	})
 }

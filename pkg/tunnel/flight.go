@@ -11,7 +11,7 @@ const (
 	// become faster, and what is above 1 waits in queues, where small frames wait behind it.
 	flightGain = 1.5
 	// flightSlack is added to the round trip: on short paths the ends' own scheduling takes longer than the path.
-	flightSlack = time.Millisecond
+	flightSlack = 2 * time.Millisecond
 	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
 	rttWindow = 10 * time.Second
 	// rttProbe is how long that lasts at least, and probeRounds in round trips.

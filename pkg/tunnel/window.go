@@ -47,6 +47,13 @@ func (w *window) read(n int, b *budget) (limit uint64, changed bool) {
 	return w.limit, true
 }
 
+// idle says whether everything that is known to be on its way was read.
+func (w *window) idle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.got == w.taken
+}
+
 // end gives back what w has of b.
 func (w *window) end(b *budget) {
 	w.mu.Lock()
