@@ -4,8 +4,12 @@ import (
 	"context"
 	"io"
 	"net"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // The benchmarks compare what a tunnel over loopback TCP carries with the loopback itself, in the same run.
@@ -120,6 +124,76 @@ func BenchmarkEcho(b *testing.B) {
 	})
 }
 
+// BenchmarkEchoBesideBulk is BenchmarkEcho while eight more connections carry what they can, four each way. What counts is
+// the quantiles; MB/s is the bulk's.
+func BenchmarkEchoBesideBulk(b *testing.B) {
+	const bulkUp, bulkDown, echoes = 'u', 'd', 'e'
+	benchPaths(b, func(c *net.TCPConn) {
+		what := make([]byte, 1)
+		_, _ = io.ReadFull(c, what)
+		switch what[0] {
+		case bulkUp:
+			_, _ = io.Copy(io.Discard, onlyReader{c})
+		case bulkDown:
+			_, _ = io.Copy(c, onlyReader{endless{}})
+		default:
+			echoServe(c)
+		}
+	}, func(b *testing.B, dial func() (net.Conn, error)) {
+		start := func(what byte) net.Conn {
+			c := mustDial(b, dial)
+			if _, err := c.Write([]byte{what}); err != nil {
+				b.Fatal(err)
+			}
+			return c
+		}
+		var moved atomic.Int64
+		var wg sync.WaitGroup
+		var conns []net.Conn
+		for i := range 8 {
+			what, move := byte(bulkUp), net.Conn.Write
+			if i%2 == 1 {
+				what, move = bulkDown, net.Conn.Read
+			}
+			c := start(what)
+			conns = append(conns, c)
+			wg.Go(func() {
+				buf := make([]byte, maxFrame)
+				for {
+					n, err := move(c, buf)
+					moved.Add(int64(n))
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+		c := start(echoes)
+		conns = append(conns, c)
+		buf := make([]byte, 1)
+		var took []time.Duration
+		began, before := time.Now(), moved.Load()
+		for b.Loop() {
+			sent := time.Now()
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(sent))
+		}
+		b.ReportMetric(float64(moved.Load()-before)/1e6/time.Since(began).Seconds(), "bulkMB/s")
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+		b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+		for _, c := range conns {
+			_ = c.Close()
+		}
+		wg.Wait()
+	})
+}
+
 // BenchmarkOpen is connect, one byte there and back, close; eight at a time.
 func BenchmarkOpen(b *testing.B) {
 	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
@@ -139,5 +213,36 @@ func BenchmarkOpen(b *testing.B) {
 				_ = c.Close()
 			}
 		})
+	})
+}
+
+// BenchmarkIdle opens connections, uses each once, and says what memory one then costs (both of its ends in the tunnel,
+// and for raw none, together with the echo server's).
+func BenchmarkIdle(b *testing.B) {
+	benchPaths(b, echoServe, func(b *testing.B, dial func() (net.Conn, error)) {
+		heap := func() uint64 {
+			runtime.GC()
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapInuse + m.StackInuse
+		}
+		before := heap()
+		var conns []net.Conn
+		buf := make([]byte, 100)
+		for b.Loop() {
+			c := mustDial(b, dial)
+			conns = append(conns, c)
+			if _, err := c.Write(buf); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/float64(len(conns)), "B/conn")
+		for _, c := range conns {
+			_ = c.Close()
+		}
 	})
 }

@@ -2,11 +2,12 @@ package tunnel
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -24,8 +25,8 @@ const (
 	// serverKeyPatience is how long a peer may show another key than the pinned one, which is never accepted,
 	// before that is final: after a restart the pod's new name may reach us later than its new key.
 	serverKeyPatience = 10 * time.Second
-	// settled is how long a session must have lived for its end to be followed by a try at once.
-	settled = 5 * time.Second
+	// defaultResumeWindow is longer than a change of network takes, and shorter than most peers' patience.
+	defaultResumeWindow = time.Minute
 )
 
 var (
@@ -41,8 +42,8 @@ type Phase int
 // The phases, in their usual order.
 const (
 	Connecting   Phase = iota // no session yet
-	Ready                     // a session that answers
-	Reconnecting              // the session is lost, the next one is being made
+	Ready                     // a session on a carrier that answers
+	Reconnecting              // the carrier is lost, the next one is being made; the session may live on
 	Lost                      // for good: Run has returned
 )
 
@@ -81,6 +82,13 @@ type Client struct {
 	// learnt on first contact.
 	Pins map[string]Fingerprint
 
+	// ResumeWindow is how long a session, and all connections in it, outlives its carrier. Zero means 60 s, a
+	// negative one that it does not; at most an hour.
+	ResumeWindow time.Duration
+	// Epoch tells two bridges with the same Key apart: the one with the higher epoch displaces the other, which gets
+	// ErrDisplaced. Zero means the time of Run, in nanoseconds since 1970, so that the later one wins.
+	Epoch uint64
+
 	// Handle is called for each Inbound stream, in a goroutine of its own; it calls Accept or Refuse. ctx is done when
 	// the stream or its session is; Run waits for its return. The stream is closed then. Nil refuses all.
 	Handle func(ctx context.Context, s *Stream)
@@ -102,6 +110,7 @@ type clientState struct {
 	info    Info
 	known   bool // info is set
 	ready   bool // as SetReady said
+	epoch   uint64
 	pins    map[string]Fingerprint
 }
 
@@ -124,11 +133,14 @@ func (c *Client) log() *slog.Logger {
 
 // Run keeps a session until ctx is done, and then returns nil. It returns an error when there can be
 // no session any more: another key than at first contact, for 10 s (ErrServerKey), our key refused
-// (ErrKeyRefused), another protocol version (*VersionError). Call it once.
+// (ErrKeyRefused), a later bridge with our key (ErrDisplaced), another protocol version (*VersionError). Call it once.
 func (c *Client) Run(ctx context.Context) error {
 	c.init()
 	if c.Carrier == nil || c.Key.isZero() {
 		return errors.New("tunnel client: Carrier and Key must be set")
+	}
+	if c.c.epoch = c.Epoch; c.c.epoch == 0 {
+		c.c.epoch = uint64(time.Now().UnixNano())
 	}
 	var handlers sync.WaitGroup
 	err := c.keep(ctx, &handlers)
@@ -147,25 +159,41 @@ func (c *Client) Run(ctx context.Context) error {
 	return err
 }
 
-// keep makes one session after the other.
-func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) error {
+// keep makes one link after the other: for the session there is, or else for a new one.
+func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error) {
 	c.setState(Connecting, nil, nil)
 	phase := Connecting
 	failures := 0
 	var otherKey time.Time // since when the pod shows another key; zero when it does not
+	var sessions sync.WaitGroup
+	var s *session
+	defer func() {
+		if s != nil && err != nil {
+			s.kill(err)
+		}
+		sessions.Wait()
+	}()
 	for {
-		s, err := c.connect(ctx, handlers)
+		next, l, err := c.connect(ctx, s, handlers)
+		if next != s {
+			if next != nil {
+				sessions.Go(func() { _ = next.run(ctx) })
+			}
+			s = next
+		}
 		if err == nil {
-			began := time.Now()
 			c.setState(Ready, nil, s)
-			err = s.run(ctx)
+			err = s.waitLink(l)
 			phase = Reconnecting
-			if time.Since(began) >= settled {
+			if l.useful {
 				failures = 0
 			}
 		}
 		if ctx.Err() != nil {
 			return nil
+		}
+		if s != nil && !s.alive() {
+			s = nil
 		}
 		if !errors.Is(err, ErrServerKey) {
 			otherKey = time.Time{}
@@ -178,8 +206,8 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) error {
 		}
 		wait := backoff(failures)
 		failures++
-		c.log().Info("tunnel: no session", "error", err, "next try in", wait)
-		c.setState(phase, err, nil)
+		c.log().Info("tunnel: no carrier", "error", err, "next try in", wait)
+		c.setState(phase, err, s)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -197,7 +225,7 @@ func backoff(failures int) time.Duration {
 	if shift := failures - 1; shift < 5 {
 		full = min(backoffMax, backoffFirst<<shift)
 	}
-	return full - rand.N(full/2)
+	return full - mathrand.N(full/2)
 }
 
 // finalError is err with its next step when trying again cannot help, else nil.
@@ -211,39 +239,92 @@ func finalError(err error) error {
 			"give back with bridge restore and start again")
 	case errors.Is(err, ErrKeyRefused):
 		return hint.New(hint.TunnelLost, err, "the proxy was started by another bridge command; give back with bridge restore and start again")
+	case errors.Is(err, ErrDisplaced):
+		return hint.New(hint.TunnelLost, err, "end one of the two bridge commands")
 	}
 	return nil
 }
 
-// connect makes one session.
-func (c *Client) connect(ctx context.Context, handlers *sync.WaitGroup) (*session, error) {
+// connect makes a link and puts a session on it: s, which may be nil, when the pod still has it, else a new one. It
+// returns the session there is then, nil for none, also with an error.
+func (c *Client) connect(ctx context.Context, s *session, handlers *sync.WaitGroup) (*session, *link, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, carrierTimeout)
 	carrier, peer, err := c.Carrier(dialCtx)
 	cancel()
 	if err != nil {
-		return nil, err
+		return s, nil, err
 	}
 	c.mu.Lock()
 	pinned := c.c.pins[peer]
 	c.mu.Unlock()
-	l, met, err := dialHandshake(ctx, carrier, c.Key, pinned, hello{protocol: protocolVersion, info: Info{Version: c.Version}})
-	if err != nil {
-		return nil, err
+	want, turn := c.newAttach(), 0
+	if s != nil && s.alive() {
+		want.kind, want.id = attachResume, s.id
+		want.received, turn = s.conn.detach(errReplaced)
 	}
-	s, err := newSession(ctx, l, &session{
+	l, met, err := dialHandshake(ctx, carrier, c.Key, pinned, hello{protocol: protocolVersion, info: Info{Version: c.Version}}, want)
+	if err != nil {
+		return s, nil, err
+	}
+	c.mu.Lock()
+	c.c.pins[peer] = met.key
+	c.c.info, c.c.known = l.peer.info, true
+	c.mu.Unlock()
+	if want.kind == attachResume {
+		err := met.answer.err()
+		if err == nil && met.key != s.pod {
+			err = fmt.Errorf("%w: it has another key", errUnknownSession)
+		}
+		if err == nil {
+			return s, l, s.resume(l, turn, met.answer.received)
+		}
+		s.kill(err)
+		if !errors.Is(err, errUnknownSession) {
+			_ = l.Close()
+			return nil, nil, err
+		}
+		want = c.newAttach()
+		if met.answer, err = l.offer(ctx, want); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := met.answer.err(); err != nil {
+		_ = l.Close()
+		return nil, nil, err
+	}
+	s, err = newSession(ctx, l, &session{
 		laptop:   true,
+		id:       want.id,
+		window:   want.window,
+		pod:      met.key,
 		log:      c.log(),
 		accept:   c.handle,
 		handlers: handlers,
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	c.mu.Lock()
-	c.c.pins[peer] = met
-	c.c.info, c.c.known = l.peer.info, true
-	c.mu.Unlock()
-	return s, nil
+	return s, l, nil
+}
+
+// errReplaced is why a link ends whose session goes on with the next.
+var errReplaced = errors.New("replaced by another carrier")
+
+// newAttach asks for a new session.
+func (c *Client) newAttach() attach {
+	a := attach{kind: attachNew, epoch: c.c.epoch, window: c.resumeWindow()}
+	_, _ = rand.Read(a.id[:]) // never fails
+	return a
+}
+
+func (c *Client) resumeWindow() time.Duration {
+	switch {
+	case c.ResumeWindow == 0:
+		return defaultResumeWindow
+	case c.ResumeWindow < 0:
+		return 0
+	}
+	return min(c.ResumeWindow, maxResumeWindow).Truncate(time.Millisecond)
 }
 
 func (c *Client) handle(ctx context.Context, st *Stream) {
@@ -261,10 +342,10 @@ func (c *Client) setState(phase Phase, err error, s *session) {
 		c.c.state.Since = time.Now()
 	}
 	c.c.state.Phase, c.c.state.Err = phase, err
-	c.c.session = s
-	if s != nil {
+	if c.c.session != s && s != nil {
 		s.out.put(message{typ: messageReady, on: c.c.ready})
 	}
+	c.c.session = s
 	close(c.c.changed)
 	c.c.changed = make(chan struct{})
 	state := c.c.state
@@ -310,23 +391,25 @@ func (c *Client) SetReady(ready bool) {
 	}
 }
 
-// WaitReady waits for a session. The error wraps ErrClosed when there will be none.
+// WaitReady waits for a session on a carrier. The error wraps ErrClosed when there will be none.
 func (c *Client) WaitReady(ctx context.Context) error {
-	_, err := c.wait(ctx)
+	_, err := c.wait(ctx, true)
 	return err
 }
 
-func (c *Client) wait(ctx context.Context) (*session, error) {
+// wait waits for a session, and when ready is set also for its carrier.
+func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 	c.init()
 	for {
 		c.mu.Lock()
 		s, ended, changed := c.c.session, c.c.ended, c.c.changed
+		phase := c.c.state.Phase
 		last := c.c.state.Err
 		c.mu.Unlock()
 		if ended != nil {
 			return nil, ended
 		}
-		if s != nil && s.alive() {
+		if s != nil && s.alive() && (phase == Ready || !ready) {
 			return s, nil
 		}
 		select {
@@ -341,8 +424,8 @@ func (c *Client) wait(ctx context.Context) (*session, error) {
 	}
 }
 
-// DialContext has the pod dial address ("tcp" only) and waits until it is connected. It waits for a session first, and
-// for the next one when that is lost before the pod has answered; ctx bounds all of it. The error wraps
+// DialContext has the pod dial address ("tcp" only) and waits until it is connected. It waits for a session first, for
+// its next carrier, and for the next session when that is lost before the pod has answered; ctx bounds all of it. The error wraps
 // syscall.ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT or EACCES (not allowed) or a *net.DNSError when the pod met
 // that, and ErrClosed when Run has returned.
 func (c *Client) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -353,7 +436,7 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 		return fail(net.UnknownNetworkError(network))
 	}
 	for {
-		s, err := c.wait(ctx)
+		s, err := c.wait(ctx, false)
 		if err != nil {
 			return fail(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "write testdata/*.hex anew")
@@ -225,6 +226,7 @@ var goldenMessages = map[string]message{
 	"control-reset":       {typ: messageReset, stream: 258, code: resetBoth},
 	"control-not-reading": {typ: messageReset, stream: 258, code: resetNotReading},
 	"control-ready":       {typ: messageReady, on: true},
+	"control-window":      {typ: messageWindow, stream: 258, limit: 1 << 33},
 	"control-not-ready":   {typ: messageReady},
 }
 
@@ -262,7 +264,7 @@ func FuzzControl(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if m.typ < messagePing || m.typ > messageReady {
+			if m.typ < messagePing || m.typ > messageWindow {
 				continue
 			}
 			if back, err := readMessage(bytes.NewReader(appendMessage(nil, m))); err != nil || back != m {
@@ -301,7 +303,7 @@ var goldenHellos = map[string]hello{
 	"hello-pod": {protocol: protocolVersion, info: Info{
 		Version: "v1.2.3", Nameservers: []string{"10.96.0.10"}, Search: []string{"shop.svc.cluster.local", "svc.cluster.local"}, Ndots: 5,
 	}},
-	"hello-next-version": {protocol: 2, info: Info{Version: "v2.0.0"}},
+	"hello-next-version": {protocol: protocolVersion + 1, info: Info{Version: "v2.0.0"}},
 }
 
 func TestHelloBytes(t *testing.T) {
@@ -330,6 +332,111 @@ func TestHelloBytes(t *testing.T) {
 	}
 }
 
+var goldenAttach = map[string]attach{
+	"attach-new":    {kind: attachNew, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, window: time.Minute},
+	"attach-resume": {kind: attachResume, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33, window: time.Minute},
+}
+
+var goldenAttached = map[string]attached{
+	"attached-ok":      {verdict: attachOK, received: 1 << 33},
+	"attached-unknown": {verdict: attachUnknown},
+	"attached-old":     {verdict: attachOld},
+}
+
+var goldenSegments = map[string]segment{
+	"segment-data": {typ: segmentData, length: maxBatch, received: 1 << 33},
+	"segment-ack":  {typ: segmentAck, received: 1 << 33},
+	"segment-end":  {typ: segmentEnd, received: 1 << 33},
+}
+
+func TestResumeBytes(t *testing.T) {
+	for name, a := range goldenAttach {
+		b := appendAttach(nil, a)
+		golden(t, name, b)
+		if back, err := readAttach(bytes.NewReader(b)); err != nil || back != a {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+	for name, a := range goldenAttached {
+		b := appendAttached(nil, a)
+		golden(t, name, b)
+		if back, err := readAttached(bytes.NewReader(b)); err != nil || back != a {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+	for name, s := range goldenSegments {
+		b := appendSegment(nil, s)
+		golden(t, name, b)
+		if back, err := readSegment(bytes.NewReader(b)); err != nil || back != s {
+			t.Errorf("%s: %+v, %v", name, back, err)
+		}
+	}
+}
+
+func TestResumeLimits(t *testing.T) {
+	zeros := strings.Repeat("\x00", attachSize)
+	for name, bad := range map[string]string{
+		"kind 0": zeros, "kind 3": "\x03" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
+		"new with bytes":  "\x01" + zeros[:24] + "\x01" + zeros[:11],
+		"window too long": "\x01" + zeros[:32] + "\xff" + zeros[:3],
+	} {
+		if a, err := readAttach(strings.NewReader(bad)); err == nil {
+			t.Errorf("attach, %s: read %+v", name, a)
+		}
+	}
+	for name, bad := range map[string]string{
+		"verdict": "\x03" + zeros[:8], "cut": zeros[:8], "empty": "", "unknown with bytes": "\x01" + zeros[:7] + "\x01",
+	} {
+		if a, err := readAttached(strings.NewReader(bad)); err == nil {
+			t.Errorf("attached, %s: read %+v", name, a)
+		}
+	}
+	for name, bad := range map[string]string{
+		"type 0": zeros[:12], "type 4": "\x04" + zeros[:11], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
+		"ack with data": "\x02\x00\x00\x01" + zeros[:8], "too long": "\x01\x01\x00\x01" + zeros[:8],
+	} {
+		if s, err := readSegment(strings.NewReader(bad)); err == nil {
+			t.Errorf("segment, %s: read %+v", name, s)
+		}
+	}
+}
+
+func FuzzAttach(f *testing.F) {
+	for _, a := range goldenAttach {
+		f.Add(appendAttach(nil, a))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := readAttach(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendAttach(nil, a)) {
+			t.Fatalf("%x was read as %+v", b, a)
+		}
+	})
+}
+
+func FuzzAttached(f *testing.F) {
+	for _, a := range goldenAttached {
+		f.Add(appendAttached(nil, a))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := readAttached(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendAttached(nil, a)) {
+			t.Fatalf("%x was read as %+v", b, a)
+		}
+	})
+}
+
+func FuzzSegment(f *testing.F) {
+	for _, s := range goldenSegments {
+		f.Add(appendSegment(nil, s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := readSegment(bytes.NewReader(b))
+		if err == nil && !bytes.HasPrefix(b, appendSegment(nil, s)) {
+			t.Fatalf("%x was read as %+v", b, s)
+		}
+	})
+}
+
 func FuzzHello(f *testing.F) {
 	for _, h := range goldenHellos {
 		b, _ := appendHello(nil, h)
@@ -350,27 +457,45 @@ func FuzzHello(f *testing.F) {
 	})
 }
 
-// FuzzFrameTap: however the frames are cut into reads, the tap sees the same headers.
+// FuzzFrameTap: however the frames are cut into reads, the tap sees the same headers and passes on the same whole frames.
 func FuzzFrameTap(f *testing.F) {
 	syn := "\x00\x01\x00\x01\x00\x00\x00\x03\x00\x1c\x00\x00"
 	data := "\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x05hello"
 	fin := "\x00\x01\x00\x04\x00\x00\x00\x03\x00\x00\x00\x00"
+	full := "\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x80\x00" + strings.Repeat("x", maxFrame)
 	f.Add([]byte(syn+data+fin), 1)
 	f.Add([]byte(syn+data+fin), 13)
+	f.Add([]byte(data+full+full+full+data[:14]), 40_000)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {
-		frames := func(cut int) (seen []frame) {
-			tap := &frameTap{see: func(f frame) error { seen = append(seen, f); return nil }}
-			for rest := b; len(rest) > 0; {
-				n := min(max(1, cut), len(rest))
-				if err := tap.scan(rest[:n]); err != nil {
-					t.Fatal(err)
-				}
-				rest = rest[n:]
+		frames := func(cut int) (seen []frame, passed []byte, ended error) {
+			rest := b
+			tap := &frameTap{
+				ReadWriteCloser: readOnly{readerFunc(func(p []byte) (int, error) {
+					if len(rest) == 0 {
+						return 0, io.EOF
+					}
+					n := copy(p[:min(max(1, cut), len(p))], rest)
+					rest = rest[n:]
+					return n, nil
+				})},
+				see:    func(f frame) error { seen = append(seen, f); return nil },
+				failed: func(err error) { ended = err },
 			}
-			return seen
+			passed, _ = io.ReadAll(tap)
+			return seen, passed, ended
 		}
-		if whole, parts := frames(len(b)), frames(cut); !reflect.DeepEqual(whole, parts) {
+		whole, all, err := frames(len(b))
+		parts, some, _ := frames(cut)
+		if errors.Is(err, io.EOF) && (!reflect.DeepEqual(whole, parts) || !bytes.Equal(all, some)) {
 			t.Fatalf("whole %v, cut %v", whole, parts)
+		}
+		if !bytes.HasPrefix(b, all) || !bytes.HasPrefix(b, some) {
+			t.Fatal("passed on what was not there")
 		}
 	})
 }
+
+type readOnly struct{ io.Reader }
+
+func (readOnly) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+func (readOnly) Close() error              { return nil }

@@ -7,14 +7,15 @@ import (
 	"sync"
 )
 
-// messageType is the first byte of a control message, SPEC.md section 3.
+// messageType is the first byte of a control message, SPEC.md section 5.
 type messageType uint8
 
 const (
-	messagePing  messageType = 1
-	messagePong  messageType = 2
-	messageReset messageType = 3
-	messageReady messageType = 4
+	messagePing   messageType = 1
+	messagePong   messageType = 2
+	messageReset  messageType = 3
+	messageReady  messageType = 4
+	messageWindow messageType = 5
 )
 
 // resetCode says how much of a stream is over.
@@ -35,8 +36,9 @@ const (
 type message struct {
 	typ    messageType
 	echo   uint64    // ping, pong
-	stream uint32    // reset
+	stream uint32    // reset, window
 	code   resetCode // reset
+	limit  uint64    // window
 	on     bool      // ready
 }
 
@@ -49,6 +51,9 @@ func appendMessage(b []byte, m message) []byte {
 	case messageReset:
 		b = binary.BigEndian.AppendUint32(b, m.stream)
 		b = append(b, byte(m.code))
+	case messageWindow:
+		b = binary.BigEndian.AppendUint32(b, m.stream)
+		b = binary.BigEndian.AppendUint64(b, m.limit)
 	case messageReady:
 		on := byte(0)
 		if m.on {
@@ -85,6 +90,10 @@ func readMessage(r io.Reader) (message, error) {
 		if want = 5; size == want {
 			m.stream, m.code = binary.BigEndian.Uint32(p), resetCode(p[4])
 		}
+	case messageWindow:
+		if want = 12; size == want {
+			m.stream, m.limit = binary.BigEndian.Uint32(p), binary.BigEndian.Uint64(p[4:])
+		}
 	case messageReady:
 		if want = 1; size == want {
 			m.on = p[0] != 0
@@ -98,17 +107,20 @@ func readMessage(r io.Reader) (message, error) {
 
 // outbox holds the control messages that wait to be written. Putting never blocks, and the number
 // waiting is bounded without dropping: one ping, one pong (the newest), one ready, and at most two
-// resets for each stream that was open.
+// resets and one window (the newest) for each stream that was open.
 type outbox struct {
 	wake chan struct{} // capacity 1: something was put
 
 	mu                sync.Mutex
 	ping, pong, ready *message
 	resets            []message
-	finish            []*Stream // to be finished once their reset is written
+	windows           map[uint32]uint64 // stream to limit
+	finish            []*Stream         // to be finished once their reset is written
 }
 
-func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+func newOutbox() *outbox {
+	return &outbox{wake: make(chan struct{}, 1), windows: make(map[uint32]uint64)}
+}
 
 func (o *outbox) put(m message) { o.putThenFinish(m, nil) }
 
@@ -125,6 +137,8 @@ func (o *outbox) putThenFinish(m message, st *Stream) {
 		o.pong = &m
 	case messageReady:
 		o.ready = &m
+	case messageWindow:
+		o.windows[m.stream] = m.limit
 	default:
 		o.resets = append(o.resets, m)
 	}
@@ -149,6 +163,10 @@ func (o *outbox) take(b []byte) ([]byte, []*Stream) {
 		b = appendMessage(b, m)
 	}
 	o.resets = o.resets[:0]
+	for stream, limit := range o.windows {
+		b = appendMessage(b, message{typ: messageWindow, stream: stream, limit: limit})
+	}
+	clear(o.windows)
 	finish := o.finish
 	o.finish = nil
 	return b, finish

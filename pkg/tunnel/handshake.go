@@ -42,7 +42,7 @@ func tlsConfig(key Key, verify func(Fingerprint) error) *tls.Config {
 		ClientAuth:             tls.RequireAnyClientCert, // proves possession; verify decides
 		InsecureSkipVerify:     true,                     // no names, no chains: verify decides
 		SessionTicketsDisabled: true,
-		// Frames are 32 KiB or 12 bytes: small first records would only cost system calls.
+		// The records of one write leave together: small ones would only cost.
 		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) == 0 {
@@ -53,45 +53,33 @@ func tlsConfig(key Key, verify func(Fingerprint) error) *tls.Config {
 	}
 }
 
-// link is a carrier after the handshake: what a session runs on.
-type link struct {
-	net.Conn          // TLS
-	carrier  net.Conn // under it
-	peer     hello
-}
-
-// Close closes the carrier first: a TLS close notification could block on a carrier that is stuck.
-func (l *link) Close() error {
-	err := l.carrier.Close()
-	_ = l.Conn.Close() // has nothing left to close; it only marks the connection
-	return err
-}
-
-// dialHandshake is the laptop's half. pinned is the key known for the peer, zero at first contact;
-// the key it met is returned. On error the carrier is closed.
-func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Fingerprint, ours hello) (*link, Fingerprint, error) {
+// dialHandshake is the laptop's half. pinned is the key known for the peer, zero at first contact. want travels
+// behind the hello, so that attaching takes no round trip of its own. On error the carrier is closed.
+func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Fingerprint, ours hello, want attach) (*link, *meeting, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = carrier.Close() })
 	defer stop()
 
-	var met Fingerprint
-	t := tls.Client(carrier, tlsConfig(key, func(f Fingerprint) error {
+	var met meeting
+	w := &wire{Conn: carrier}
+	t := tls.Client(w, tlsConfig(key, func(f Fingerprint) error {
 		if pinned != (Fingerprint{}) && !pinned.equal(f) {
 			return fmt.Errorf("%w: %v, pinned %v", ErrServerKey, f, pinned)
 		}
-		met = f
+		met.key = f
 		return nil
 	}))
-	l := &link{Conn: t, carrier: carrier}
+	l := newLink(t, w)
 	err := func() error {
 		if err := t.HandshakeContext(ctx); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
+		w.open()
 		// Read while writing: when the pod refuses our key it says so, and takes nothing any more.
 		var sendErr error
 		var sending sync.WaitGroup
-		sending.Go(func() { sendErr = sendHello(t, ours) })
+		sending.Go(func() { sendErr = sendHello(l, ours, appendAttach(nil, want)) })
 		var err error
 		if l.peer, err = readHello(t); err != nil {
 			_ = carrier.Close() // ends the write; its error would say less
@@ -100,7 +88,11 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 		if err := cmp.Or(err, sendErr); err != nil {
 			return err
 		}
-		return checkVersion(ours, l.peer)
+		if err := checkVersion(ours, l.peer); err != nil {
+			return err
+		}
+		met.answer, err = readAttached(t)
+		return err
 	}()
 	if err == nil && !stop() { // timed out at the last moment: the carrier is closed, or about to be
 		err = context.Cause(ctx)
@@ -113,9 +105,15 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 		if isBadCertificate(err) {
 			err = fmt.Errorf("%w: %w", ErrKeyRefused, err)
 		}
-		return nil, Fingerprint{}, fmt.Errorf("tunnel handshake: %w", err)
+		return nil, nil, fmt.Errorf("tunnel handshake: %w", err)
 	}
-	return l, met, nil
+	return l, &met, nil
+}
+
+// meeting is what the laptop learnt from its handshake.
+type meeting struct {
+	key    Fingerprint // the pod's
+	answer attached
 }
 
 // isBadCertificate says whether the other end sent that alert. crypto/tls has no exported type for
@@ -127,11 +125,12 @@ func isBadCertificate(err error) bool {
 }
 
 // acceptTLS is the pod's first half: nothing is known about who is there. On error the carrier is closed.
-func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*tls.Conn, error) {
+func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	limited := &limitedConn{Conn: carrier, left: maxHandshake}
-	t := tls.Server(limited, tlsConfig(key, func(f Fingerprint) error {
+	w := &wire{Conn: limited}
+	t := tls.Server(w, tlsConfig(key, func(f Fingerprint) error {
 		if !client.equal(f) {
 			return fmt.Errorf("%w: %v", errClientKey, f)
 		}
@@ -145,47 +144,35 @@ func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprin
 		return nil, fmt.Errorf("tls: %w", err)
 	}
 	limited.unlimited = true
-	return t, nil
+	w.open()
+	return newLink(t, w), nil
 }
 
-// acceptHello is the pod's second half, with the right laptop. On error the carrier is closed.
-func acceptHello(ctx context.Context, carrier net.Conn, t *tls.Conn, ours hello) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = carrier.Close() })
-	defer stop()
-
-	l := &link{Conn: t, carrier: carrier}
-	err := func() error {
+// acceptHello is the pod's second half, with the right laptop. On error l is closed.
+func acceptHello(ctx context.Context, l *link, ours hello) error {
+	return l.bounded(ctx, func() error {
 		var err error
-		if l.peer, err = readHello(t); err != nil {
+		if l.peer, err = readHello(l); err != nil {
 			return err
 		}
 		mismatch := checkVersion(l.peer, ours)
 		if mismatch != nil {
 			ours.info = Info{Version: ours.info.Version}
 		}
-		if err := sendHello(t, ours); err != nil {
+		if err := sendHello(l, ours, nil); err != nil {
 			return err
 		}
 		return mismatch
-	}()
-	if err == nil && !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		_ = l.Close()
-		return nil, fmt.Errorf("tunnel handshake: %w", err)
-	}
-	return l, nil
+	})
 }
 
-func sendHello(w io.Writer, h hello) error {
+// sendHello sends h, and what is to follow it in the same flight.
+func sendHello(w io.Writer, h hello, then []byte) error {
 	b, err := appendHello(nil, h)
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(b); err != nil {
+	if _, err := w.Write(append(b, then...)); err != nil {
 		return fmt.Errorf("hello: %w", err)
 	}
 	return nil

@@ -52,7 +52,7 @@ func networkName(code byte) string {
 	return ""
 }
 
-// appendHeader appends h as in SPEC.md section 4.
+// appendHeader appends h as in SPEC.md section 6.
 func appendHeader(b []byte, h Header) ([]byte, error) {
 	network, ok := networks[h.Network]
 	if !ok {

@@ -9,7 +9,7 @@ import (
 )
 
 // protocolVersion is raised when an older end could no longer understand what follows the hello.
-const protocolVersion = 1
+const protocolVersion = 2
 
 const (
 	helloMagic = "BRDG"

@@ -55,8 +55,12 @@ func (c *badConn) Write(p []byte) (int, error) {
 func (c *badConn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
-		if err != nil || !c.deaf.Load() {
+		if !c.deaf.Load() {
 			return n, err
+		}
+		if err != nil {
+			<-c.closed
+			return 0, net.ErrClosed
 		}
 	}
 }
@@ -82,6 +86,7 @@ func TestDeadPathIsNoticed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				e := newEnds(t, pipeNetwork(t))
+				e.client.ResumeWindow = -1
 				var current atomic.Pointer[badConn]
 				dial := e.client.Carrier
 				e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
@@ -142,6 +147,7 @@ func TestDeadPathIsNoticed(t *testing.T) {
 func TestFreshSessionHasLonger(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEnds(t, pipeNetwork(t))
+		e.client.ResumeWindow = -1
 		var bad *badConn
 		dial := e.client.Carrier
 		e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
@@ -158,7 +164,6 @@ func TestFreshSessionHasLonger(t *testing.T) {
 			switch {
 			case s.Phase == Ready && ready.IsZero():
 				ready = time.Now()
-				bad.swallow.Store(true)
 				bad.deaf.Store(true)
 			case s.Phase == Reconnecting && lost.IsZero():
 				lost = time.Now()
@@ -180,11 +185,11 @@ func TestIdleSessionLives(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEnds(t, pipeNetwork(t)).start().waitReady()
 		defer e.close()
-		before, _ := e.client.wait(context.Background())
+		before, _ := e.client.wait(context.Background(), true)
 		pod, laptop := e.streams()
 		_ = pod.CloseWrite() // half-open for an hour is fine too
 		time.Sleep(time.Hour)
-		if after, _ := e.client.wait(context.Background()); after != before {
+		if after, _ := e.client.wait(context.Background(), true); after != before {
 			t.Error("another session")
 		}
 		send(t, laptop, "still here")

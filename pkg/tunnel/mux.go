@@ -14,11 +14,9 @@ import (
 // yamux's settings. What it decides by a timer is off where it can be: only the session's echo decides
 // what is dead.
 const (
-	// streamWindow is what a stream may have in flight. A stream's speed is about window/(2 RTT), since
-	// credit returns at half a window: 2 MiB is 52 MB/s at 20 ms; yamux's own 256 KiB would be 6.5. It
-	// is also what one stalled reader can pin in memory, and what queues before a slow link, so it is
-	// not larger.
-	streamWindow = 2 << 20
+	// muxWindow is yamux's window of a stream, which never decides anything: windows are ours (window.go). yamux
+	// returns credit only when half of it is read, so twice our largest keeps it out of the way.
+	muxWindow = 2 * maxWindow
 	// acceptBacklog is how many streams may be opened before the other end has seen them. The opener
 	// waits beyond it, so it bounds opens per round trip; a stream beyond it on the accepting side
 	// would be a peer that does not keep the protocol. Both ends must agree.
@@ -28,13 +26,9 @@ const (
 	// acceptors take new streams from yamux. Taking one waits for its acknowledgement's turn on the
 	// carrier, so on a slow and busy one they would be taken one queue's length after the other.
 	acceptors = 16
-	// maxFrame is the most that is handed to yamux in one write, and so the most that a small frame
-	// waits for: yamux itself has no limit.
-	maxFrame = 32 << 10
-	// yamuxWriteTimeout ends a write that waits for its turn on the carrier. It leaves the stream in an
-	// unknown state, so it has to be longer than any wait that the session survives (deadAfter now, the
-	// resume window of 60 s to come).
-	yamuxWriteTimeout = 2 * time.Minute
+	// yamuxWriteTimeout ends a write that waits for its turn. It leaves the stream in an unknown state, so it
+	// comes so much later than what the session survives, its resume window.
+	yamuxWriteTimeout = time.Minute
 	// streamOpenTimeout, off: yamux would close the whole session when one stream is not accepted in time.
 	streamOpenTimeout = 0
 	// streamCloseTimeout, off: yamux would cut a half-open stream.
@@ -43,13 +37,13 @@ const (
 	keepAliveInterval = time.Hour
 )
 
-func yamuxConfig(log *slog.Logger) *yamux.Config {
+func yamuxConfig(log *slog.Logger, resumeWindow time.Duration) *yamux.Config {
 	return &yamux.Config{
 		AcceptBacklog:          acceptBacklog,
 		EnableKeepAlive:        false,
 		KeepAliveInterval:      keepAliveInterval,
-		ConnectionWriteTimeout: yamuxWriteTimeout,
-		MaxStreamWindowSize:    streamWindow,
+		ConnectionWriteTimeout: resumeWindow + yamuxWriteTimeout,
+		MaxStreamWindowSize:    muxWindow,
 		StreamOpenTimeout:      streamOpenTimeout,
 		StreamCloseTimeout:     streamCloseTimeout,
 		Logger:                 yamuxLogger{log},
@@ -88,55 +82,76 @@ type frame struct {
 	data   uint32 // bytes of payload that follow
 }
 
-// frameTap reads along with yamux: it tells see of every frame header before yamux gets to it. yamux
-// itself reports neither a new stream before it is accepted nor, once the session is over, whether a
-// stream's end had arrived before.
+// frameTap reads along with yamux, and gives it whole frames only. It tells see of every frame header before yamux gets
+// to it: yamux itself reports neither a new stream before it is accepted nor, once the session is over, whether a
+// stream's end had arrived before. And yamux locks a stream while a frame's data are still arriving: a reader would hang
+// there, deadline or not, for as long as the next carrier takes.
 type frameTap struct {
 	io.ReadWriteCloser
 	see    func(frame) error // an error ends the session
 	failed func(error)       // reading failed
 
-	header [frameHeader]byte
-	have   int    // bytes of header
-	skip   uint32 // bytes of data until the next header
+	buf        [2 * (frameHeader + maxFrame)]byte
+	begin, end int // of what buf holds
+	partial    int // bytes of the last frame in it, when that is not complete
+	skip       int // bytes that it still lacks behind its header
+	header     [frameHeader]byte
+	have       int // bytes of its header
 }
 
 func (t *frameTap) Read(p []byte) (int, error) {
-	n, err := t.ReadWriteCloser.Read(p)
-	if scanErr := t.scan(p[:n]); scanErr != nil {
-		n, err = 0, scanErr
+	for t.begin == t.end-t.partial {
+		t.end = copy(t.buf[:], t.buf[t.begin:t.end])
+		t.begin = 0
+		n, err := t.ReadWriteCloser.Read(t.buf[t.end:])
+		if scanErr := t.scan(t.buf[t.end : t.end+n]); scanErr != nil {
+			err = scanErr
+		}
+		t.end += n
+		if err != nil {
+			t.failed(err)
+			return 0, err
+		}
 	}
-	if err != nil {
-		t.failed(err)
-	}
-	return n, err
+	n := copy(p, t.buf[t.begin:t.end-t.partial])
+	t.begin += n
+	return n, nil
 }
 
+// scan follows the frames in what arrived.
 func (t *frameTap) scan(p []byte) error {
 	for len(p) > 0 {
 		if t.skip > 0 {
-			n := min(uint32(len(p)), t.skip)
+			n := min(len(p), t.skip)
 			t.skip -= n
+			t.partial += n
 			p = p[n:]
-			continue
+		} else {
+			n := copy(t.header[t.have:], p)
+			t.have += n
+			t.partial += n
+			p = p[n:]
+			if t.have < frameHeader {
+				return nil
+			}
+			t.have = 0
+			f := frame{
+				stream: binary.BigEndian.Uint32(t.header[4:]),
+				flags:  binary.BigEndian.Uint16(t.header[2:]),
+			}
+			if t.header[1] == frameData {
+				f.data = binary.BigEndian.Uint32(t.header[8:])
+			}
+			if f.data > maxFrame {
+				return fmt.Errorf("frame: %d bytes, at most %d", f.data, maxFrame)
+			}
+			t.skip = int(f.data)
+			if err := t.see(f); err != nil {
+				return err
+			}
 		}
-		n := copy(t.header[t.have:], p)
-		t.have += n
-		p = p[n:]
-		if t.have < frameHeader {
-			return nil
-		}
-		t.have = 0
-		if t.header[1] == frameData {
-			t.skip = binary.BigEndian.Uint32(t.header[8:])
-		}
-		err := t.see(frame{
-			stream: binary.BigEndian.Uint32(t.header[4:]),
-			flags:  binary.BigEndian.Uint16(t.header[2:]),
-			data:   t.skip,
-		})
-		if err != nil {
-			return err
+		if t.skip == 0 {
+			t.partial = 0
 		}
 	}
 	return nil

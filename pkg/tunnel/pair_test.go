@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -116,6 +117,16 @@ func newKey(t testing.TB) Key {
 	return k
 }
 
+// testEpoch is the epoch of the tests' clients.
+const testEpoch = 7
+
+// testAttach asks for a new session, as the tests' clients do.
+func testAttach() attach {
+	a := attach{kind: attachNew, epoch: testEpoch, window: time.Minute}
+	_, _ = rand.Read(a.id[:])
+	return a
+}
+
 // ends is a client and a server that know each other; start runs them.
 type ends struct {
 	t       testing.TB
@@ -140,7 +151,7 @@ func newEnds(t testing.TB, n network) *ends {
 	laptop, pod := newKey(t), newKey(t)
 	e.laptop = laptop
 	e.client = &Client{
-		Key: laptop, Version: "v1-laptop", Log: testLog(t, "laptop"),
+		Key: laptop, Epoch: testEpoch, Version: "v1-laptop", Log: testLog(t, "laptop"),
 		Carrier: func(ctx context.Context) (net.Conn, string, error) {
 			c, err := n.dial(ctx)
 			return c, "pod-1", err

@@ -69,7 +69,7 @@ func TestAnotherPodIsRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _, err = dialHandshake(context.Background(), conn, e.laptop, newKey(t).Fingerprint(), hello{protocol: protocolVersion})
+			_, _, err = dialHandshake(context.Background(), conn, e.laptop, newKey(t).Fingerprint(), hello{protocol: protocolVersion}, testAttach())
 			wantErr(t, "handshake", err, ErrServerKey)
 			e.waitRefused(1)
 		})
@@ -156,7 +156,7 @@ func TestVersionsMustMatch(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			_, err = acceptHello(context.Background(), conn, c, hello{protocol: version, info: Info{Version: "v9", Search: []string{"secret"}}})
+			err = acceptHello(context.Background(), c, hello{protocol: version, info: Info{Version: "v9", Search: []string{"secret"}}})
 			wantVersion(t, err, protocolVersion, version)
 		})
 		err := e.client.Run(context.Background())
@@ -176,7 +176,7 @@ func TestVersionsMustMatch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: version, info: Info{Version: "v9"}})
+		_, _, err = dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: version, info: Info{Version: "v9"}}, testAttach())
 		wantVersion(t, err, version, protocolVersion)
 		e.close()
 		if got := log.String(); version < protocolVersion && !strings.Contains(got, "the laptop is the older side") ||
@@ -313,7 +313,7 @@ func TestFewUnknownAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion})
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +370,7 @@ func TestNewSessionDisplaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion})
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -411,12 +411,13 @@ func TestProtocolViolations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion})
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}
 		const openControl = "\x00\x01\x00\x01\x00\x00\x00\x01\x00\x1c\x00\x00"
-		if _, err := l.Write([]byte(openControl + frames + strings.Repeat("\x00", 20))); err != nil {
+		data := openControl + frames + strings.Repeat("\x00", 20)
+		if _, err := l.Write(append(appendSegment(nil, segment{typ: segmentData, length: len(data)}), data...)); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = io.Copy(io.Discard, l) // until the pod has closed

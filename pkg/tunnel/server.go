@@ -32,7 +32,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	session *session
-	ready   bool // of session
+	ready   bool   // of session
+	epoch   uint64 // the highest that a laptop came with
 
 	readyMu sync.Mutex
 	told    bool // what OnReady was told last
@@ -95,7 +96,7 @@ func (s *Server) refuse(conn net.Conn, err error) {
 // serve makes a session of a carrier and runs it. known is called once it is known who is there, or the
 // connection closed.
 func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
-	t, err := acceptTLS(ctx, conn, s.Key, s.Client)
+	l, err := acceptTLS(ctx, conn, s.Key, s.Client)
 	known()
 	if err != nil {
 		s.refuse(conn, err)
@@ -105,8 +106,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
 	if s.Info != nil {
 		ours.info = s.Info()
 	}
-	l, err := acceptHello(ctx, conn, t, ours)
-	if err != nil {
+	if err := acceptHello(ctx, l, ours); err != nil {
 		var version *VersionError
 		if errors.As(err, &version) {
 			err = fmt.Errorf("%w; %s", err, version.Advice())
@@ -114,15 +114,75 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
 		s.refuse(conn, err)
 		return
 	}
-	s.run(ctx, l)
+	if err := s.admit(ctx, l); err != nil {
+		s.refuse(conn, err)
+	}
+}
+
+// admit does what the laptop wants of l: it goes on with the session there is, or runs a new one, which takes until that
+// is over.
+func (s *Server) admit(ctx context.Context, l *link) error {
+	for range maxAttaches {
+		var a attach
+		err := l.bounded(ctx, func() (err error) { a, err = readAttach(l); return err })
+		if err != nil {
+			return err
+		}
+		if !s.enter(a) {
+			_ = answer(ctx, l, attached{verdict: attachOld})
+			_ = l.Close()
+			return fmt.Errorf("%w: its epoch is %d", ErrDisplaced, a.epoch)
+		}
+		if a.kind == attachNew {
+			s.run(ctx, l, a)
+			return nil
+		}
+		if current, err := s.current(); err == nil && current.id == a.id {
+			received, turn := current.conn.detach(errReplaced)
+			if err := answer(ctx, l, attached{received: received}); err != nil {
+				return err
+			}
+			return current.resume(l, turn, a.received)
+		}
+		if err := answer(ctx, l, attached{verdict: attachUnknown}); err != nil {
+			return err
+		}
+	}
+	_ = l.Close()
+	return errors.New("asked for sessions that are over, and for no new one")
+}
+
+// maxAttaches is how often a laptop may ask on one link: for the session it had, and then for a new one.
+const maxAttaches = 2
+
+func answer(ctx context.Context, l *link, a attached) error {
+	return l.bounded(ctx, func() error {
+		_, err := l.Write(appendAttached(nil, a))
+		return err
+	})
+}
+
+// enter takes note of a's epoch; false when a later one was seen.
+func (s *Server) enter(a attach) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.epoch < s.epoch {
+		return false
+	}
+	s.epoch = a.epoch
+	return true
 }
 
 // run displaces the session there is and runs the next one on l.
-func (s *Server) run(ctx context.Context, l *link) {
+func (s *Server) run(ctx context.Context, l *link, a attach) {
 	s.displace(nil)
+	if err := answer(ctx, l, attached{}); err != nil {
+		s.log().Warn("tunnel: no session", "error", err)
+		return
+	}
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
-	next := &session{log: s.log(), accept: s.handle, handlers: &handlers}
+	next := &session{id: a.id, window: a.window, log: s.log(), accept: s.handle, handlers: &handlers}
 	next.onReady = func(ready bool) { s.setReady(next, ready) }
 	next, err := newSession(ctx, l, next)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -21,18 +22,23 @@ const headerTimeout = 30 * time.Second
 // ErrDead says that the other end did not answer for too long.
 var ErrDead = errors.New("no answer through the tunnel")
 
-// session is the multiplexer on one link, from the handshake until the link is dead; the same on both
-// ends. Its owner calls run, which returns when it is over.
+// session is the multiplexer on one link after the other, the same on both ends. It is over when either end says
+// so, or when there was no link for its window. Its owner calls run, which returns then.
 type session struct {
 	laptop   bool
 	log      *slog.Logger
-	link     *link
+	id       sessionID
+	window   time.Duration // how long it outlives its link
+	pod      Fingerprint   // laptop: whose session it is
+	conn     *resumable
+	gate     gate
+	budget   budget
 	mux      *yamux.Session
 	control  *yamux.Stream
 	out      *outbox
-	live     liveness
+	live     atomic.Pointer[liveness]       // of the present link, or the last
 	accept   func(context.Context, *Stream) // handles a stream of the other end; own goroutine
-	onReady  func(bool)                     // pod: the laptop said so; may be nil
+	onReady  func(bool)                     // pod: whether the laptop said so, and is there; may be nil
 	handlers *sync.WaitGroup                // of the owner: counts accept calls
 
 	ctx    context.Context // done when the session is
@@ -48,29 +54,37 @@ type session struct {
 	streams    map[uint32]*Stream
 	unaccepted int // in streams, not yet taken from yamux
 	accepted   int // in streams, opened by the other end and taken from yamux
+
+	readyMu     sync.Mutex // one onReady at a time
+	laptopReady bool       // as it said
+	away        bool       // no link for a while
 }
 
-// newSession puts a multiplexer on l and sets up the control stream. On error l is closed.
+// newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
-	s.link = l
+	s.conn = newResumable(&s.gate)
+	if _, err := s.conn.attach(l, 0, 0); err != nil {
+		return nil, err
+	}
 	s.out = newOutbox()
-	s.live.start = time.Now()
+	s.live.Store(&liveness{start: time.Now()})
 	s.streams = make(map[uint32]*Stream)
 	s.read.moved = sync.NewCond(&s.read.mu)
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	tap := &frameTap{ReadWriteCloser: l, see: s.seeFrame, failed: s.linkFailed}
+	tap := &frameTap{ReadWriteCloser: s.conn, see: s.seeFrame, failed: s.linkFailed}
 
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	stop := context.AfterFunc(ctx, func() { s.conn.fail(context.Cause(ctx)) })
 	defer stop()
 	var err error
+	s.wg.Go(s.conn.flush)
 	if s.laptop {
-		if s.mux, err = yamux.Client(tap, yamuxConfig(s.log)); err == nil {
+		if s.mux, err = yamux.Client(tap, yamuxConfig(s.log, s.window)); err == nil {
 			s.control, err = s.mux.OpenStream()
 		}
 	} else {
-		if s.mux, err = yamux.Server(tap, yamuxConfig(s.log)); err == nil {
+		if s.mux, err = yamux.Server(tap, yamuxConfig(s.log, s.window)); err == nil {
 			s.control, err = s.mux.AcceptStreamWithContext(ctx)
 		}
 	}
@@ -83,18 +97,19 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	if err != nil {
 		err = fmt.Errorf("tunnel session: %w", err)
 		if s.mux == nil {
-			_ = l.Close()
+			_ = s.conn.Close()
 		} else {
 			s.kill(err)
 		}
+		s.wg.Wait()
 		return nil, err
 	}
 	s.wg.Add(1) // until run: open may come first
 	return s, nil
 }
 
-// run keeps the session until ctx is done or the session dead, and says why. When it returns, the
-// link is closed, all streams are reset, and nothing of the session runs but the handlers.
+// run keeps the session until ctx is done or the session over, and says why. When it returns, its
+// links are closed, all streams are reset, and nothing of the session runs but the handlers.
 func (s *session) run(ctx context.Context) error {
 	s.wg.Go(s.readControl)
 	s.wg.Go(s.writeControl)
@@ -116,8 +131,7 @@ func (s *session) kill(err error) {
 	}
 	s.mu.Unlock()
 	s.cancel()
-	_ = s.link.Close()
-	_ = s.mux.Close()
+	_ = s.mux.Close() // and with it the conn
 }
 
 // lost is kill for an error of yamux's, which knows less than the link.
@@ -130,7 +144,40 @@ func (s *session) lost(err error) {
 	if errors.Is(err, io.EOF) {
 		err = errors.New("closed by the other end")
 	}
-	s.kill(fmt.Errorf("carrier lost: %w", err))
+	s.kill(fmt.Errorf("session lost: %w", err))
+}
+
+// waitLink waits until l is lost, or the session, and says why.
+func (s *session) waitLink(l *link) error {
+	gone := l.gone
+	if s.window == 0 {
+		gone = nil // one is lost with the other
+	}
+	select {
+	case <-gone:
+		return fmt.Errorf("carrier lost: %w", l.cause)
+	case <-s.ctx.Done():
+		<-l.gone
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.err
+	}
+}
+
+// resume goes on with l, on which the other end said that it has the first theirs bytes of what we sent. On error
+// l is closed.
+func (s *session) resume(l *link, turn int, theirs uint64) error {
+	ok, err := s.conn.attach(l, turn, theirs)
+	switch {
+	case err != nil:
+		_ = l.Close()
+		s.kill(err)
+		return err
+	case !ok:
+		_ = l.Close()
+		return errReplaced
+	}
+	return nil
 }
 
 // linkFailed is called by frameTap, before yamux hears of err.
@@ -149,14 +196,27 @@ func (s *session) alive() bool {
 	return s.err == nil && !s.mux.IsClosed()
 }
 
-// watch pings, and kills the session when ctx is done, when yamux has given up, or when no answer came.
+// awayAfter is how long a pod counts a laptop without a link as ready: a cut is healed sooner, and whoever calls
+// later than that had better be told.
+const awayAfter = 5 * time.Second
+
+// watch pings, drops a link on which no answer came, and kills the session when ctx is done, when yamux has given
+// up, or when there was no link for its window.
 func (s *session) watch(ctx context.Context) {
-	ping := time.NewTicker(pingEvery)
-	defer ping.Stop()
-	planned := s.live.due()
-	due := time.NewTimer(time.Until(planned))
+	tick := time.NewTicker(clockEvery)
+	defer tick.Stop()
+	due, away, end := stoppedTimer(), stoppedTimer(), stoppedTimer()
 	defer due.Stop()
-	s.ping()
+	defer away.Stop()
+	defer end.Stop()
+	var (
+		l       *link
+		gone    <-chan struct{} // of l; nil when there is none
+		planned time.Time       // when due fires
+		pinged  time.Time
+		clocks  clocks
+	)
+	ping := func(now time.Time) { pinged = now; s.ping() }
 	for {
 		select {
 		case <-ctx.Done():
@@ -167,20 +227,68 @@ func (s *session) watch(ctx context.Context) {
 		case <-s.mux.CloseChan():
 			s.lost(yamux.ErrSessionShutdown)
 			return
-		case <-ping.C:
-			s.ping()
-		case <-due.C:
-			dead, woke := s.live.check(planned, time.Now())
-			if dead {
-				s.kill(fmt.Errorf("%w for %v", ErrDead, time.Since(s.live.last()).Round(time.Second)))
+		case l = <-s.conn.links:
+			gone = l.gone
+			away.Stop()
+			end.Stop()
+			s.live.Store(&liveness{start: time.Now()})
+			s.tellReady(func() { s.away = false })
+			ping(time.Now())
+		case <-gone:
+			gone = nil
+			due.Stop()
+			s.log.Info("tunnel: carrier lost", "error", l.cause)
+			if s.window == 0 {
+				s.kill(fmt.Errorf("carrier lost: %w", l.cause))
 				return
 			}
-			if woke {
-				s.ping()
+			away.Reset(awayAfter)
+			end.Reset(s.window)
+		case <-away.C:
+			s.tellReady(func() { s.away = true })
+		case <-end.C:
+			s.kill(fmt.Errorf("no carrier for %v: %w", s.window, l.cause))
+			return
+		case now := <-tick.C:
+			now = time.Now() // the ticker's may be an old one
+			if clocks.jumped(now) && gone != nil {
+				s.live.Load().woke(now)
+				ping(now)
+			} else if now.Sub(pinged) >= pingEvery {
+				ping(now)
+			}
+		case <-due.C:
+			if gone == nil {
+				break
+			}
+			live := s.live.Load()
+			dead, woke := live.check(planned, time.Now())
+			if dead {
+				s.conn.drop(l, fmt.Errorf("%w for %v", ErrDead, time.Since(live.last()).Round(time.Second)))
+			} else if woke {
+				ping(time.Now())
 			}
 		}
-		planned = s.live.due() // earlier than before, after the first answer
-		due.Reset(time.Until(planned))
+		if gone != nil {
+			planned = s.live.Load().due() // earlier than before, after the first answer
+			due.Reset(time.Until(planned))
+		}
+	}
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
+
+// tellReady makes a change, and tells the owner what follows from it.
+func (s *session) tellReady(change func()) {
+	s.readyMu.Lock()
+	defer s.readyMu.Unlock()
+	change()
+	if s.onReady != nil {
+		s.onReady(s.laptopReady && !s.away)
 	}
 }
 
@@ -193,8 +301,8 @@ func (s *session) seeFrame(f frame) error {
 		s.controlSeen += uint64(f.data)
 		return nil
 	}
-	s.live.answer(time.Now())
-	if flags&(flagSYN|flagFIN) == 0 {
+	s.live.Load().answer(time.Now())
+	if flags&(flagSYN|flagFIN) == 0 && f.data == 0 {
 		return nil
 	}
 	s.mu.Lock()
@@ -209,7 +317,14 @@ func (s *session) seeFrame(f frame) error {
 		s.unaccepted++
 		s.streams[id] = newStream(s, id, false)
 	}
-	if st := s.streams[id]; st != nil && flags&flagFIN != 0 {
+	st := s.streams[id]
+	if st == nil {
+		return nil
+	}
+	if !st.receive.arrived(f.data) {
+		return fmt.Errorf("stream %d: more than its window", id)
+	}
+	if flags&flagFIN != 0 {
 		st.peerDoneAt = s.controlSeen
 		st.peerDone.Store(true)
 	}
@@ -259,15 +374,18 @@ func (s *session) readControl() {
 		case messagePing:
 			s.out.put(message{typ: messagePong, echo: m.echo})
 		case messagePong:
-			s.live.answer(time.Now())
+			s.live.Load().answer(time.Now())
 		case messageReset:
 			if st := s.stream(m.stream); st != nil {
 				st.resetByPeer(m.code)
 			}
-		case messageReady:
-			if s.onReady != nil {
-				s.onReady(m.on)
+		case messageWindow:
+			if st := s.stream(m.stream); st != nil {
+				st.sendLimit.Store(max(st.sendLimit.Load(), m.limit))
+				st.notify()
 			}
+		case messageReady:
+			s.tellReady(func() { s.laptopReady = m.on })
 		}
 		s.read.advance(bytes, false)
 	}
@@ -395,7 +513,9 @@ func (s *session) openNow(h Header, header []byte) (*Stream, error) {
 	s.mu.Lock()
 	s.streams[st.id] = st
 	s.mu.Unlock()
-	if _, err := y.Write(header); err != nil {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	if _, err := st.write(header); err != nil {
 		st.Reset()
 		return nil, fmt.Errorf("%w: %w", ErrNoSession, err)
 	}
@@ -416,6 +536,7 @@ func (s *session) forget(st *Stream) {
 		return
 	}
 	delete(s.streams, st.id)
+	st.receive.end(&s.budget)
 	if !st.opener {
 		s.accepted--
 	}

@@ -53,11 +53,6 @@ func (f *Flow) moved(way Direction) {
 	f.last.Store(int64(time.Since(flowEpoch))<<2 | int64(way))
 }
 
-// spliceBuffer is one frame: more would be cut up again.
-const spliceBuffer = maxFrame
-
-var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
-
 // Splice is the function Splice, watched.
 func (f *Flow) Splice(a, b net.Conn) error {
 	var first firstError
@@ -115,19 +110,19 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 
 // move copies until src ends or one of them fails; both nil is the end.
 func (f *Flow) move(dst, src net.Conn, way Direction) (readErr, writeErr error) {
-	buf := buffers.Get().(*[spliceBuffer]byte)
-	defer buffers.Put(buf)
+	from := newSource(src)
 	for {
-		n, err := src.Read(buf[:])
-		if n > 0 {
+		p, err := from.next()
+		if len(p) > 0 {
 			f.moving.Add(1)
 			f.moved(way)
-			_, writeErr = dst.Write(buf[:n])
+			_, writeErr = dst.Write(p)
 			f.moved(way)
 			f.moving.Add(-1)
-			if writeErr != nil {
-				return nil, writeErr
-			}
+		}
+		from.release()
+		if writeErr != nil {
+			return nil, writeErr
 		}
 		if errors.Is(err, io.EOF) {
 			return nil, nil

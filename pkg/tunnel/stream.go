@@ -36,8 +36,14 @@ type Stream struct {
 	peerDone   atomic.Bool
 	peerDoneAt uint64
 
-	writeMu sync.Mutex // one Write (or CloseWrite) at a time
-	done    bool       // our FIN is sent
+	writeMu  sync.Mutex    // one Write (or CloseWrite) at a time
+	done     bool          // our FIN is sent
+	lastEnd  uint64        // where our last frame ends in what the conn was given
+	sent     uint64        // bytes given to yamux
+	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
+
+	sendLimit atomic.Uint64 // how many bytes the other end lets us send
+	receive   window        // how many we let the other end send
 
 	statusMu  sync.Mutex // one reader or writer of the status at a time
 	status    []byte     // opener: as read so far
@@ -58,7 +64,9 @@ type Stream struct {
 var past = time.Unix(1, 0)
 
 func newStream(s *session, id uint32, opener bool) *Stream {
-	st := &Stream{s: s, id: id, opener: opener, ctx: s.ctx, cancel: func() {}}
+	st := &Stream{s: s, id: id, opener: opener, ctx: s.ctx, cancel: func() {}, writable: make(chan struct{}, 1)}
+	st.sendLimit.Store(firstWindow)
+	st.receive.limit, st.receive.size = firstWindow, firstWindow
 	if !opener {
 		st.ctx, st.cancel = context.WithCancel(s.ctx)
 	}
@@ -75,6 +83,7 @@ func (st *Stream) attach(y *yamux.Stream) {
 
 // wake makes blocked reads and writes return when the state says so. mu is held.
 func (st *Stream) wake() {
+	st.notify()
 	if st.mux == nil {
 		return
 	}
@@ -203,6 +212,9 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 	n, err := st.mux.Read(p)
 	switch {
 	case n > 0 || err == nil:
+		if limit, changed := st.receive.read(n, &st.s.budget); changed && !st.peerDone.Load() {
+			st.s.out.put(message{typ: messageWindow, stream: st.id, limit: limit})
+		}
 		return n, nil // yamux may add the error of a window update: the next read meets it
 	case errors.Is(err, yamux.ErrTimeout):
 		if err := st.readError(); err != nil {
@@ -260,7 +272,15 @@ func (st *Stream) write(p []byte) (total int, err error) {
 		if err := st.writeError(); err != nil {
 			return total, err
 		}
-		n, err := st.mux.Write(p[:min(len(p), maxFrame)])
+		n, err := st.turn(len(p))
+		if err != nil {
+			return total, err
+		}
+		reserved := n
+		n, err = st.mux.Write(p[:n])
+		st.sent += uint64(n)
+		st.s.gate.done(reserved)
+		st.lastEnd = st.s.conn.end.Load()
 		total += n
 		p = p[n:]
 		switch {
@@ -280,6 +300,56 @@ func (st *Stream) write(p []byte) (total int, err error) {
 		}
 	}
 }
+
+// turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
+// room for it, and the gate has let it in. writeMu is held.
+func (st *Stream) turn(n int) (int, error) {
+	n = min(n, maxFrame)
+	for {
+		if err := st.writeError(); err != nil {
+			st.s.gate.leave(st)
+			return 0, err
+		}
+		if m := int(min(uint64(n), st.sendLimit.Load()-st.sent)); m > 0 && st.s.gate.enter(st, m) {
+			return m, nil
+		}
+		if err := st.waitWritable(); err != nil {
+			st.s.gate.leave(st)
+			return 0, err
+		}
+	}
+}
+
+// waitWritable waits for a notice, or our deadline.
+func (st *Stream) waitWritable() error {
+	st.mu.Lock()
+	deadline := st.writeDeadline
+	st.mu.Unlock()
+	var late <-chan time.Time
+	if !deadline.IsZero() {
+		timer := time.NewTimer(time.Until(deadline))
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-st.writable:
+	case <-late:
+	case <-st.s.ctx.Done():
+		return st.fail("write", syscall.ECONNRESET)
+	}
+	return nil
+}
+
+// notify has a waiting turn look again.
+func (st *Stream) notify() {
+	select {
+	case st.writable <- struct{}{}:
+	default:
+	}
+}
+
+// sparse says whether all that we gave yamux has left. writeMu is held.
+func (st *Stream) sparse() bool { return st.s.conn.handed.Load() >= st.lastEnd }
 
 // writeError is why writing is not possible now, nil when it is. writeMu is held.
 func (st *Stream) writeError() error {

@@ -42,7 +42,7 @@ func TestStreamIsANetConn(t *testing.T) {
 // wantNoStreams waits until both ends have forgotten every stream, and so has yamux.
 func (e *ends) wantNoStreams() {
 	e.t.Helper()
-	c, err := e.client.wait(context.Background())
+	c, err := e.client.wait(context.Background(), true)
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func wantRead(t testing.TB, st *Stream, text string) {
 func TestLastBytesArrive(t *testing.T) {
 	onAll(t, func(t *testing.T, e *ends) {
 		e.start().waitReady()
-		data := randomBytes(streamWindow / 2)
+		data := randomBytes(firstWindow)
 		for range 20 {
 			pod, laptop := e.streams()
 			var wg sync.WaitGroup
@@ -190,7 +190,7 @@ func TestClosedPeerTakesNoMore(t *testing.T) {
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			_, err := pod.Write(make([]byte, 3*streamWindow))
+			_, err := pod.Write(make([]byte, maxWindow))
 			wantErr(t, "blocked write", err, syscall.EPIPE)
 		})
 		waitFull(pod)
@@ -288,7 +288,7 @@ func TestResetWakes(t *testing.T) {
 			}
 			for _, st := range []*Stream{write1, write2} {
 				wg.Go(func() {
-					_, err := st.Write(make([]byte, 3*streamWindow))
+					_, err := st.Write(make([]byte, maxWindow))
 					wantErr(t, "blocked write", err, syscall.ECONNRESET)
 				})
 				waitFull(st)
@@ -454,13 +454,13 @@ func TestSlowReader(t *testing.T) {
 		for range 4 {
 			pod, laptop := e.streams()
 			for _, st := range []*Stream{pod, laptop} {
-				wg.Go(func() { _, _ = st.Write(make([]byte, 3*streamWindow)) })
+				wg.Go(func() { _, _ = st.Write(make([]byte, maxWindow)) })
 				waitFull(st)
 				blocked = append(blocked, st)
 			}
 		}
 		pod, laptop := e.streams()
-		data := randomBytes(2 * streamWindow)
+		data := randomBytes(4 << 20)
 		wg.Go(func() { send(t, pod, string(data)) })
 		wantRead(t, laptop, string(data))
 		for _, st := range append(blocked, pod, laptop) {

@@ -1,0 +1,116 @@
+package tunnel
+
+import "time"
+
+const (
+	// firstFlight is what may be on its way before anything is known of the path.
+	firstFlight = 256 << 10
+	// minFlight is the least that may be on its way: two acknowledgements' worth, so that one is always coming.
+	minFlight = 2 * ackEvery
+	// flightGain times the bandwidth-delay product is what may be on its way: 1 would not show that a path has
+	// become faster, and what is above 1 waits in queues, where small frames wait behind it.
+	flightGain = 1.5
+	// flightSlack is added to the round trip: on short paths the ends' own scheduling takes longer than the path.
+	flightSlack = 2 * time.Millisecond
+	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
+	rttWindow = 10 * time.Second
+	// rttProbe is how long that lasts at least, and probeRounds in round trips.
+	rttProbe    = 200 * time.Millisecond
+	probeRounds = 2
+	// rateRounds is how many round trips the highest rate is believed.
+	rateRounds = 10
+	// markEvery is how far marks are apart: it bounds their number.
+	markEvery = 16 << 10
+)
+
+// flight says how much may be on its way to the other end: about 1.5 times what fills the path, so that a large window is
+// no queue. As in BBR the path is the shortest round trip times the highest rate seen lately, both
+// taken from acknowledgements. Its user locks.
+type flight struct {
+	limit int // bytes
+
+	marks []mark
+
+	rtt   time.Duration // the shortest; 0: not known
+	rttAt time.Time     // when it was seen
+
+	probing  time.Time     // a probe ends then; zero: none
+	probeRTT time.Duration // the shortest since it began; 0: none yet
+
+	rate, before float64 // bytes per second: the highest in this span and in the one before
+	spanAt       time.Time
+}
+
+// mark is a position of the stream, when it was sent, and what had been acknowledged then.
+type mark struct {
+	pos, delivered uint64
+	at             time.Time
+	full           bool // as much was on its way as may be: what comes of it is the path's rate and not the sender's
+}
+
+// begin forgets the path: another one begins. Nothing is on its way.
+func (f *flight) begin() { *f = flight{limit: firstFlight, marks: f.marks[:0]} }
+
+// sent notes that everything up to pos is on its way, and everything up to delivered acknowledged.
+func (f *flight) sent(pos, delivered uint64, now time.Time) {
+	if n := len(f.marks); n > 0 && pos < f.marks[n-1].pos+markEvery {
+		return
+	}
+	full := int(pos-delivered) >= f.limit-maxBatch
+	f.marks = append(f.marks, mark{pos, delivered, now, full})
+}
+
+// acked notes that everything up to pos is acknowledged.
+func (f *flight) acked(pos uint64, now time.Time) {
+	n := 0
+	for n < len(f.marks) && f.marks[n].pos <= pos {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	m := f.marks[n-1]
+	f.marks = f.marks[:copy(f.marks, f.marks[n:])]
+	took := max(now.Sub(m.at), time.Microsecond)
+	f.sawRTT(took, m.full, now)
+	f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
+
+	f.limit = minFlight
+	if f.probing.IsZero() {
+		path := flightGain*f.rtt.Seconds() + flightSlack.Seconds()
+		f.limit = int(min(maxReplay, max(minFlight, max(f.rate, f.before)*path)))
+	}
+}
+
+func (f *flight) sawRTT(took time.Duration, full bool, now time.Time) {
+	if !f.probing.IsZero() {
+		if f.probeRTT == 0 || took < f.probeRTT {
+			f.probeRTT = took
+		}
+		if now.Before(f.probing) {
+			return
+		}
+		f.rtt, f.rttAt = f.probeRTT, now
+		f.probing = time.Time{}
+		return
+	}
+	if f.rtt == 0 || took <= f.rtt+f.rtt/8 {
+		f.rttAt = now
+		if f.rtt == 0 || took < f.rtt {
+			f.rtt = took
+		}
+		return
+	}
+	if full && now.Sub(f.rttAt) > rttWindow {
+		f.probing, f.probeRTT = now.Add(max(rttProbe, probeRounds*took)), 0
+	}
+}
+
+func (f *flight) sawRate(rate float64, full bool, now time.Time) {
+	if full && now.Sub(f.spanAt) > rateRounds*f.rtt {
+		f.before, f.rate, f.spanAt = f.rate, 0, now
+	}
+	if full || rate > max(f.rate, f.before) {
+		f.rate = max(f.rate, rate)
+	}
+}

@@ -1,0 +1,373 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxBatch is the most that is written to a link at once: what a frame that comes just then waits for.
+	maxBatch = 64 << 10
+	// maxReplay bounds what is kept until the other end has it: a link of 1 Gbit/s and 130 ms has so much in flight.
+	maxReplay = 16 << 20
+	// replaySlack is room beyond it for what does not pass the gate: small frames.
+	replaySlack = 1 << 20
+	// ackEvery is how much arrives before it is acknowledged by a segment of its own. What arrives is
+	// mostly answered, and data carries an acknowledgement for nothing; the pings see to the rest.
+	ackEvery = 64 << 10
+	// lastTimeout bounds how long closing waits for what was written before.
+	lastTimeout = time.Second
+)
+
+// segmentType is the first byte of a segment, SPEC.md section 4.
+type segmentType uint8
+
+const (
+	segmentData segmentType = 1
+	segmentAck  segmentType = 2
+	segmentEnd  segmentType = 3
+)
+
+const segmentHeader = 12 // type, length (3), received (8)
+
+// segment is a segment's header.
+type segment struct {
+	typ      segmentType
+	length   int    // bytes of data that follow
+	received uint64 // bytes of the session that the sender of this has
+}
+
+func appendSegment(b []byte, s segment) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(s.typ)<<24|uint32(s.length))
+	return binary.BigEndian.AppendUint64(b, s.received)
+}
+
+func readSegment(r io.Reader) (segment, error) {
+	var b [segmentHeader]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return segment{}, err
+	}
+	first := binary.BigEndian.Uint32(b[:])
+	s := segment{typ: segmentType(first >> 24), length: int(first & 0xffffff), received: binary.BigEndian.Uint64(b[4:])}
+	if s.typ < segmentData || s.typ > segmentEnd || s.length > maxBatch || (s.typ == segmentData) != (s.length > 0) {
+		return segment{}, &protocolError{fmt.Sprintf("segment: type %d with %d bytes", s.typ, s.length)}
+	}
+	return s, nil
+}
+
+// protocolError ends the session: another carrier would not make it right.
+type protocolError struct{ text string }
+
+func (e *protocolError) Error() string { return e.text }
+
+// resumable is what yamux runs on: a byte stream each way that outlives its links. What is written is kept
+// until the other end has acknowledged it, and what a lost link swallowed is sent again on the next.
+//
+// It also gathers: yamux writes the header and the body of each frame by itself, and here that only fills
+// the buffer. One goroutine, flush, sends all that has piled up while its last write was under way. So many small
+// frames share a system call and a record, and an idle path waits for nothing.
+type resumable struct {
+	gate  *gate
+	links chan *link // capacity 1: the newest that was attached
+
+	mu   sync.Mutex
+	work *sync.Cond // for flush: something to send and a link, or the end
+	room *sync.Cond // for Write: room in buf, or the end
+	up   *sync.Cond // for Read: a link, or the end
+
+	link *link      // nil: none now
+	turn int        // counts the links that came and went
+	buf  sendBuffer // what the other end has not acknowledged
+	next uint64     // position that link gets next
+	sent uint64     // position up to which some link got it
+	body bool       // a frame's header was written, and its body comes next
+	path flight     // how much may be on its way
+
+	received uint64 // bytes given to yamux
+	acked    uint64 // of them acknowledged to the other end
+
+	closing bool        // send what is there and the end, then close
+	last    *time.Timer // bounds that
+	err     error       // why it is over
+
+	handed atomic.Uint64 // next, for those without the lock
+	end    atomic.Uint64 // buf.end, likewise
+}
+
+func newResumable(g *gate) *resumable {
+	r := &resumable{gate: g, links: make(chan *link, 1)}
+	r.path.begin()
+	r.work, r.room, r.up = sync.NewCond(&r.mu), sync.NewCond(&r.mu), sync.NewCond(&r.mu)
+	return r
+}
+
+// detach ends the link there is, for another one to follow. It says what to tell the other end and
+// attach: how much has arrived, and whose turn it is.
+func (r *resumable) detach(cause error) (received uint64, turn int) {
+	r.mu.Lock()
+	l := r.link
+	r.dropLocked(cause)
+	r.turn++
+	received, turn = r.received, r.turn
+	r.mu.Unlock()
+	if l != nil {
+		_ = l.Close()
+	}
+	return received, turn
+}
+
+// attach goes on with l, on which the other end said that it has the first theirs bytes. Unless it says
+// false, another detach came between. An error ends the session, as the other end cannot have that.
+func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if turn != r.turn || r.err != nil || r.closing {
+		return false, nil
+	}
+	if theirs < r.buf.start || theirs > r.sent {
+		return false, fmt.Errorf("resume: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.sent)
+	}
+	r.buf.discard(theirs)
+	r.next = theirs
+	r.acked = r.received // as we told
+	r.link = l
+	r.path.begin()
+	r.moved()
+	select {
+	case <-r.links:
+	default:
+	}
+	r.links <- l
+	r.work.Signal()
+	r.up.Broadcast()
+	return true, nil
+}
+
+// drop takes l out of use. The session goes on when another link is attached.
+func (r *resumable) drop(l *link, cause error) {
+	r.mu.Lock()
+	if r.link == l {
+		r.dropLocked(cause)
+	}
+	r.mu.Unlock()
+	_ = l.Close()
+}
+
+func (r *resumable) dropLocked(cause error) {
+	if r.link != nil {
+		r.link.cause = cause
+		close(r.link.gone)
+		r.link = nil
+		r.work.Signal() // to end, when closing
+	}
+}
+
+// moved publishes positions. mu is held.
+func (r *resumable) moved() {
+	r.handed.Store(r.next)
+	r.end.Store(r.buf.end)
+	r.gate.set(int(r.buf.end-r.next), r.buf.len(), r.path.limit)
+	r.room.Signal()
+}
+
+// Write keeps p. It waits only when too much is kept already.
+func (r *resumable) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.err == nil && !r.closing && r.buf.len()+len(p) > maxReplay+replaySlack {
+		r.room.Wait()
+	}
+	if r.err != nil {
+		return 0, r.err
+	}
+	if r.closing {
+		return 0, net.ErrClosed
+	}
+	r.buf.append(p)
+	r.moved()
+	// A header alone is not worth a segment: yamux writes the body next.
+	r.body = !r.body && len(p) == frameHeader && p[1] == frameData && binary.BigEndian.Uint32(p[8:]) > 0
+	if !r.body {
+		r.work.Signal()
+	}
+	return len(p), nil
+}
+
+// flush sends until the session is over.
+func (r *resumable) flush() {
+	defer r.fail(net.ErrClosed)
+	out := make([]byte, 0, segmentHeader+maxBatch)
+	for {
+		l, out, end := r.nextSegment(out)
+		if l == nil {
+			return
+		}
+		if _, err := l.Write(out); err != nil {
+			r.drop(l, err)
+		} else if end {
+			return
+		}
+	}
+}
+
+// nextSegment waits for something to send and a link to send it on, and puts it in out. A nil link is the end.
+func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.err == nil && (r.link == nil && !r.closing || r.link != nil && !r.closing &&
+		r.next == r.buf.end && r.received-r.acked < ackEvery) {
+		r.work.Wait()
+	}
+	if r.err != nil || r.link == nil {
+		return nil, nil, false
+	}
+	n := int(min(maxBatch, r.buf.end-r.next))
+	s := segment{typ: segmentData, length: n, received: r.received}
+	if n == 0 {
+		if s.typ = segmentAck; r.closing {
+			s.typ = segmentEnd
+		}
+	}
+	b = appendSegment(out[:0], s)
+	b = b[:segmentHeader+n]
+	r.buf.copyAt(b[segmentHeader:], r.next)
+	r.acked = r.received
+	r.next += uint64(n)
+	r.sent = max(r.sent, r.next)
+	r.path.sent(r.next, r.buf.start, time.Now())
+	r.moved()
+	return r.link, b, s.typ == segmentEnd
+}
+
+// Read reads what the other end wrote, from whatever link there is. It waits while there is none.
+func (r *resumable) Read(p []byte) (int, error) {
+	for {
+		r.mu.Lock()
+		for r.err == nil && !(r.closing && r.link == nil) && r.link == nil {
+			r.up.Wait()
+		}
+		l, err := r.link, r.err
+		r.mu.Unlock()
+		if err != nil {
+			return 0, err
+		}
+		if l == nil {
+			return 0, net.ErrClosed
+		}
+		n, err := r.readFrom(l, p)
+		if n > 0 {
+			return n, nil
+		}
+		var wrong *protocolError
+		switch {
+		case errors.As(err, &wrong), errors.Is(err, errEnded):
+			r.fail(err)
+		case err != nil:
+			r.drop(l, err)
+		}
+	}
+}
+
+// errEnded is the other end's word that the session is over.
+var errEnded = errors.New("closed by the other end")
+
+// readFrom reads from l. What arrives on a link that is not the present one any more does not count: the
+// other end was told that it did not, and sends it again. 0 and nil means that there was no data yet.
+func (r *resumable) readFrom(l *link, p []byte) (int, error) {
+	if l.left == 0 {
+		s, err := readSegment(l)
+		if err != nil {
+			return 0, err
+		}
+		if err := r.acknowledged(l, s.received); err != nil {
+			return 0, err
+		}
+		if s.typ == segmentEnd {
+			return 0, errEnded
+		}
+		if l.left = s.length; l.left == 0 {
+			return 0, nil
+		}
+	}
+	n, err := l.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.link != l {
+		return 0, err
+	}
+	r.received += uint64(n)
+	l.useful = l.useful || n > 0
+	if r.received-r.acked >= ackEvery {
+		r.work.Signal()
+	}
+	return n, err
+}
+
+// acknowledged drops what the other end has.
+func (r *resumable) acknowledged(l *link, theirs uint64) error {
+	r.mu.Lock()
+	if r.link != l || theirs == r.buf.start {
+		r.mu.Unlock()
+		return nil
+	}
+	if theirs < r.buf.start || theirs > r.next {
+		defer r.mu.Unlock()
+		return &protocolError{fmt.Sprintf("segment: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.next)}
+	}
+	r.buf.discard(theirs)
+	r.path.acked(theirs, time.Now())
+	r.moved()
+	r.mu.Unlock()
+	return nil
+}
+
+// fail ends the session at once.
+func (r *resumable) fail(err error) {
+	r.mu.Lock()
+	if r.err == nil {
+		r.err = err
+	}
+	l := r.link
+	r.dropLocked(err)
+	if r.last != nil {
+		r.last.Stop()
+	}
+	r.work.Broadcast()
+	r.room.Broadcast()
+	r.up.Broadcast()
+	r.buf.discard(r.buf.end)
+	r.mu.Unlock()
+	if l != nil {
+		_ = l.Close()
+	}
+}
+
+// Close has flush send what is left and the end, when there is a link, and not for longer than a moment.
+// It does not wait for that.
+func (r *resumable) Close() error {
+	r.mu.Lock()
+	if r.err != nil || r.closing {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closing = true
+	alone := r.link == nil
+	if !alone {
+		r.last = time.AfterFunc(lastTimeout, func() { r.fail(net.ErrClosed) })
+	}
+	r.work.Broadcast()
+	r.room.Broadcast()
+	r.up.Broadcast()
+	r.mu.Unlock()
+	if alone {
+		r.fail(net.ErrClosed)
+	}
+	return nil
+}

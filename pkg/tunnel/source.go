@@ -1,0 +1,87 @@
+package tunnel
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+const (
+	// spliceBuffer is one frame: more would be cut up again.
+	spliceBuffer = maxFrame
+	// smallRead is what an idle stream is read with first: most requests and answers fit.
+	smallRead = 512
+)
+
+var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
+
+// source is a conn that is read to be passed on. Most connections are idle most of the time, and thousands of them
+// must not hold a frame's buffer each: one is taken from the pool when there is something to put in it.
+type source struct {
+	conn  net.Conn
+	raw   syscall.RawConn // of a TCP connection, where the system lets us read it so; else nil
+	small []byte          // of a Stream, else nil
+	big   *[spliceBuffer]byte
+}
+
+func newSource(c net.Conn) *source {
+	s := &source{conn: c}
+	switch c := c.(type) {
+	case *net.TCPConn:
+		s.raw = rawRead(c)
+	case *Stream:
+		s.small = make([]byte, smallRead)
+	}
+	return s
+}
+
+// next reads what there is. It is good until release.
+func (s *source) next() ([]byte, error) {
+	if s.raw != nil {
+		return s.nextRaw()
+	}
+	if st, ok := s.conn.(*Stream); ok && st.receive.idle() {
+		n, err := st.Read(s.small)
+		return s.small[:n], err
+	}
+	s.big = buffers.Get().(*[spliceBuffer]byte)
+	n, err := s.conn.Read(s.big[:])
+	return s.big[:n], err
+}
+
+// nextRaw tries to read as net does, with a buffer only for the try.
+func (s *source) nextRaw() (p []byte, err error) {
+	waitErr := s.raw.Read(func(fd uintptr) bool {
+		s.big = buffers.Get().(*[spliceBuffer]byte)
+		var n int
+		for {
+			if n, err = readFD(fd, s.big[:]); !isErrno(err, syscall.EINTR) {
+				break
+			}
+		}
+		if isErrno(err, syscall.EAGAIN) {
+			s.release()
+			return false
+		}
+		p = s.big[:max(0, n)]
+		return true
+	})
+	switch {
+	case waitErr != nil:
+		return nil, waitErr
+	case err != nil:
+		return nil, &net.OpError{Op: "read", Net: "tcp", Source: s.conn.LocalAddr(), Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+	case len(p) == 0:
+		return nil, io.EOF
+	}
+	return p, nil
+}
+
+func (s *source) release() {
+	if s.big != nil {
+		buffers.Put(s.big)
+		s.big = nil
+	}
+}

@@ -1,0 +1,19 @@
+//go:build unix
+
+package tunnel
+
+import (
+	"net"
+	"syscall"
+)
+
+// rawRead lets the caller try to read c without waiting.
+func rawRead(c *net.TCPConn) syscall.RawConn {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil // closed: a plain read says so
+	}
+	return raw
+}
+
+func readFD(fd uintptr, p []byte) (int, error) { return syscall.Read(int(fd), p) }
