@@ -59,7 +59,7 @@ func yamuxDial(st *yamux.Stream) {
 
 // yamuxLaptop has one session, over one port-forward, and a stream for each connection.
 func yamuxLaptop(ctx context.Context, listen, pod, to string) error {
-	k, err := kube.New(genericclioptions.NewConfigFlags(true))
+	k, err := kube.New(genericclioptions.NewConfigFlags(true), "bridge-bench")
 	if err != nil {
 		return err
 	}
