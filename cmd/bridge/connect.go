@@ -65,7 +65,13 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	}
 	defer e.Close()
 	step := a.progress()
+	defer a.onSecondSignal(nil)
 	own := &proxypod.Own{
+		OnCreate: func(lease string) {
+			a.onSecondSignal(func() {
+				a.say(fmt.Sprintf("not removed; do it with: bridge restore connect %s -n %s%s", lease, k.Namespace, k.Flags))
+			})
+		},
 		Kube: k, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
 		ReadyTimeout: o.proxyTimeout, OnState: proxypod.SayTunnel(step), Say: step, Log: a.log,
 	}

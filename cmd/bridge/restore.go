@@ -13,7 +13,7 @@ func newRestoreCommand(a *app) *cobra.Command {
 		Use:   "restore deployment NAME | connect NAME",
 		Short: "Give back what a swap changed, from any machine",
 		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
-undo is in the cluster. It also removes the pod of a connect that was killed; bridge status names both.`,
+undo is in the cluster. It also removes the pod of a connect that was killed. bridge status lists both.`,
 		Example: `  bridge restore deployment orders -n shop
   bridge restore connect bridge-connect-7k2m4x9q -n shop`,
 		Args: targetArgs,
@@ -38,11 +38,7 @@ undo is in the cluster. It also removes the pod of a connect that was killed; br
 				return err
 			}
 			r := &swap.Restorer{Kube: k, Say: a.progress()}
-			if err := r.Restore(ctx, name, identity()); err != nil {
-				return err
-			}
-			a.say("deployment/" + name + " is given back")
-			return nil
+			return r.Restore(ctx, name, identity())
 		},
 	}
 }

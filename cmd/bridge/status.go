@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/hint"
+	"bridge/internal/proxypod"
 	"bridge/pkg/swap"
 )
 
@@ -21,8 +23,10 @@ func newStatusCommand(a *app) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "List who has swapped what",
-		Args:  cobra.NoArgs,
+		Short: "List who has swapped what, and the connects",
+		Long: `status lists the swaps and connects of the namespace, with who made them and their last heartbeat. One
+without a heartbeat for 60 seconds was left behind: -o wide has the command that gives it back.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := a.kube()
 			if err != nil {
@@ -37,7 +41,7 @@ func newStatusCommand(a *app) *cobra.Command {
 				return err
 			}
 			if len(entries) == 0 && (output == "" || output == "wide") {
-				a.say("nothing is swapped in " + where(namespace))
+				a.say("no swap and no connect in " + where(namespace))
 				return nil
 			}
 			return printStatus(a.stdout, entries, output)
@@ -89,9 +93,13 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 		if !e.Alive {
 			state = "left behind"
 		}
+		replicas := ""
+		if e.Kind == proxypod.KindSwap {
+			replicas = strconv.Itoa(int(e.Replicas))
+		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
 			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state,
-			e.Replicas, strings.Join(e.Services, ","), e.Restore,
+			replicas, strings.Join(e.Services, ","), e.Restore,
 		}})
 	}
 	return t

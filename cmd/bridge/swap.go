@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,8 @@ func newSwapCommand(a *app) *cobra.Command {
 		Use:   "swap deployment NAME",
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
-this machine until you press Ctrl-C; then everything is given back.
+this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
+stays at 0 replicas until somebody runs bridge restore.
 
 The process has to listen on the container's ports, or on those that --port maps.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
@@ -40,13 +42,13 @@ The process has to listen on the container's ports, or on those that --port maps
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&o.ports, "port", "p", nil, "LOCAL[:REMOTE], REMOTE a number or a container port's name (repeatable; default: every port of the container to the same port here)")
+	f.StringArrayVarP(&o.ports, "port", "p", nil, "LOCAL[:REMOTE], REMOTE a number or a container port's name; without it the pod's port LOCAL, or its only one (repeatable; default: every port of the container to the same port here)")
 	f.StringVar(&o.container, "container", "", "the container to stand in for (default: kubectl's default container, else the first with a port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the container's own image)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
-	f.BoolVar(&o.dryRun, "dry-run", false, "print every object and change, and do nothing")
+	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
 	return cmd
 }
 
@@ -93,12 +95,12 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 
+	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+		return err
+	}
 	a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge nobody but `" + swap.Command(k, plan.Undo.Target) + "` gives it back")
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
-	}
-	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
-		return err
 	}
 	for _, p := range plan.Ports {
 		a.say("port " + p.String())
@@ -122,12 +124,15 @@ func targetArgs(cmd *cobra.Command, args []string) error {
 
 // parseWorkload is the deployment's name in "deployment NAME" or "deployment/NAME".
 func parseWorkload(args []string) (name string, err error) {
+	if len(args) == 1 && !strings.Contains(args[0], "/") {
+		return "", hint.Newf(hint.Usage, "write: deployment NAME", "%q is a kind or a name, and both are needed", args[0])
+	}
 	t, err := kube.ParseTarget(args...)
 	if err != nil {
 		return "", err
 	}
 	if t.Kind != kube.Deployment {
-		return "", hint.Newf(hint.Usage, "name the deployment: bridge swap deployment NAME", "%s: only deployments can be swapped", t)
+		return "", hint.Newf(hint.Usage, "name a deployment: deployment NAME", "%s: only deployments can be swapped", t)
 	}
 	return t.Name, nil
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +31,9 @@ const (
 // Listen opens port on all addresses, or on none. "localhost" is 127.0.0.1 and ::1, of which one may
 // fail, as for kubectl; otherwise an address is an IP. With port 0 all get the same free one.
 func Listen(addresses []string, port int) ([]net.Listener, error) {
+	if len(addresses) == 0 {
+		return nil, hint.Newf(hint.Usage, "give IP addresses or localhost", "no address to listen on")
+	}
 	for try := 1; ; try++ {
 		lns, err := listen(addresses, port)
 		if port != 0 || err == nil || !errors.Is(err, syscall.EADDRINUSE) || try == maxAnyPort {
@@ -46,7 +50,11 @@ func listen(addresses []string, port int) (lns []net.Listener, err error) {
 		}
 	}()
 	one := func(ip string) error {
-		ln, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
+		network := "tcp4" // not "tcp": 0.0.0.0 would listen on IPv6 too
+		if strings.Contains(ip, ":") {
+			network = "tcp6"
+		}
+		ln, err := net.Listen(network, net.JoinHostPort(ip, strconv.Itoa(port)))
 		if err != nil {
 			return err
 		}

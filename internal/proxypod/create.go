@@ -127,6 +127,9 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 	}
 }
 
+// RestoreBy begins the holder of a Lease whose swap is being given back.
+const RestoreBy = "restore by "
+
 // TakenError says that the Lease is no longer ours.
 type TakenError struct {
 	By string // who holds it now; empty when it was deleted
@@ -135,6 +138,9 @@ type TakenError struct {
 func (e *TakenError) Error() string {
 	if e.By == "" {
 		return "the Lease was deleted"
+	}
+	if by, ok := strings.CutPrefix(e.By, RestoreBy); ok {
+		return by + " gives it back"
 	}
 	return "the Lease was taken by " + e.By
 }

@@ -44,8 +44,10 @@ type Own struct {
 	// ReadyTimeout is how long the pod may take to be Ready.
 	ReadyTimeout time.Duration
 	OnState      func(tunnel.State)
-	Say          func(string)
-	Log          *slog.Logger
+	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
+	OnCreate func(lease string)
+	Say      func(string)
+	Log      *slog.Logger
 }
 
 // Run starts the pod, opens the tunnel to it, calls use, and removes everything when use returns or
@@ -84,6 +86,9 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	created, err := o.createLease(ctx, lease)
 	if err != nil {
 		return err
+	}
+	if o.OnCreate != nil {
+		o.OnCreate(lease.Name)
 	}
 	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: ports.Tunnel}
 	o.Say("starting a proxy pod in " + lease.Namespace)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -162,6 +163,12 @@ func mergePatch(from, to map[string]string) map[string]any {
 	return patch
 }
 
+// changed tells whether the swap may have changed anything: the record's copy comes before the first change.
+func (x changer) changed(ctx context.Context, target Object) bool {
+	d, err := x.kube.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
+	return err != nil || d.Annotations[proxypod.UndoAnnotation] != ""
+}
+
 // annotate changes the copy of the undo record on the target from one value to another; "" is none.
 // A copy that is neither is another swap's, and errMoved.
 func (x changer) annotate(ctx context.Context, o Object, from, to string) error {
@@ -191,12 +198,32 @@ func annotation(record string) map[string]any {
 }
 
 // cleanReplicaSets removes the record's copies that the deployment controller made: it copies a
-// Deployment's annotations to its ReplicaSets and never removes them.
+// Deployment's annotations to its ReplicaSets and never removes them. A controller that has not yet seen
+// the record go may copy it once more, so they have to stay clean for a while.
 func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
+	for clean := time.Now(); time.Since(clean) < cleanFor; {
+		n, err := x.cleanOnce(ctx, target)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			clean = time.Now()
+		}
+		if err := sleep(ctx, proxypod.Poll); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanFor is how long the ReplicaSets have to stay clean.
+const cleanFor = time.Second
+
+func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
 	sets := x.kube.Clientset.AppsV1().ReplicaSets(target.Namespace)
 	list, err := sets.List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return kube.Explain(err, "list replicasets in "+target.Namespace)
+		return 0, kube.Explain(err, "list replicasets in "+target.Namespace)
 	}
 	for _, rs := range list.Items {
 		owner := metav1.GetControllerOf(&rs)
@@ -206,10 +233,11 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: rs.UID}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
 		if err := x.patch(ctx, o, "", annotation("")); err != nil && !apierrors.IsNotFound(err) {
-			return kube.Explain(err, "annotate replicaset "+rs.Name)
+			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
+		n++
 	}
-	return nil
+	return n, nil
 }
 
 // giveBackFields returns the ownership of the fields in changes, all of one object, to those who

@@ -56,6 +56,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		}
 		e.Restore = fmt.Sprintf("bridge restore %s -n %s%s", strings.Replace(e.Target, "/", " ", 1), l.Namespace, k.Flags)
 		if e.Kind == proxypod.KindConnect {
+			e.Target = "connect/" + l.Name
 			e.Restore = fmt.Sprintf("bridge restore connect %s -n %s%s", l.Name, l.Namespace, k.Flags)
 		}
 		if u, err := ParseUndo(l.Annotations[proxypod.UndoAnnotation]); err == nil {

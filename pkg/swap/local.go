@@ -66,10 +66,14 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 	}
 	local, err := dialLocal(ctx, s.Plan.Ports[i].Local)
 	if err != nil {
+		if !s.refused.Swap(true) {
+			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d are reset until your process is back", s.Plan.Ports[i].Local, remote))
+		}
 		s.Log.Debug("local process", "caller", h.Peer, "err", err)
 		_ = st.Refuse(err)
 		return
 	}
+	s.refused.Store(false)
 	if err := st.Accept(); err != nil {
 		_ = local.Close()
 		return

@@ -27,8 +27,8 @@ const (
 	// end, and an API server that is away for a while in between.
 	restoreTimeout = readyTimeout + endpointsTimeout + goneTimeout + 4*time.Minute
 
-	// restoring begins the Lease's holder while somebody gives back.
-	restoring = "restore by "
+	// waitingPeriod is how often a long wait says what it waits for.
+	waitingPeriod = 10 * time.Second
 )
 
 // Restorer gives a swap back: from the process that made it, or from anywhere else.
@@ -45,7 +45,7 @@ type Restorer struct {
 func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, name, restoring+by)
+	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (r *Restorer) take(ctx context.Context, name, by string) (*Undo, *claim, er
 		if err != nil {
 			return nil, nil, err
 		}
-		if !strings.HasPrefix(holder(lease), restoring) {
+		if !strings.HasPrefix(holder(lease), proxypod.RestoreBy) {
 			r.Say(fmt.Sprintf("taking it from %s (last heartbeat %s)", holder(lease), ago(lease.Spec.RenewTime)))
 		}
 		now := metav1.NowMicro()
@@ -138,7 +138,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	var taken *proxypod.TakenError
 	switch {
 	case errors.As(err, &taken) && taken.By != "":
-		r.Say(taken.By + " goes on with it")
+		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
 	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
 		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease))
@@ -164,24 +164,40 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 
+	said := map[string]bool{}
+	changed := x.changed(ctx, u.Target)
 	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
-	if _, err := r.undo(ctx, x, c, u, replicas); err != nil {
+	if _, err := r.undo(ctx, x, c, u, replicas, said); err != nil {
 		return err
 	}
 	ready, notReady := r.awaitOriginal(ctx, u)
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, selector)
+	back, err := r.undo(ctx, x, c, u, selector, said)
 	if err != nil {
 		return err
 	}
-	if ready {
+	if ready && changed {
 		if err := r.moveBack(ctx, x, u, proxy, back); err != nil {
 			return err
 		}
 	}
 
+	// Before the proxy's end, which takes seconds: by then the deployment controller knows that the record
+	// is gone, and does not copy it to a ReplicaSet again.
+	err = r.patiently(ctx, c, func() error {
+		switch err := x.annotate(ctx, u.Target, record, ""); {
+		case errors.Is(err, errMoved):
+			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
+		case !errors.Is(err, errGone):
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	r.Say("ending the proxy")
 	err = r.patiently(ctx, c, func() error {
 		ctx, cancel := context.WithTimeout(ctx, goneTimeout)
@@ -193,22 +209,11 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
 	for _, f := range []field{replicas, selector} {
-		if _, err := r.undo(ctx, x, c, u, f); err != nil {
+		if _, err := r.undo(ctx, x, c, u, f, said); err != nil {
 			return err
 		}
 	}
-	err = r.patiently(ctx, c, func() error {
-		switch err := x.annotate(ctx, u.Target, record, ""); {
-		case errors.Is(err, errGone):
-			r.Say(u.Target.String() + " is gone: nothing to give back to it")
-		case errors.Is(err, errMoved):
-			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
-		case err != nil:
-			return err
-		}
-		return x.cleanReplicaSets(ctx, u.Target)
-	})
-	if err != nil {
+	if err := r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) }); err != nil {
 		return err
 	}
 	for _, changes := range byObject(u) {
@@ -219,6 +224,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err := r.patiently(ctx, c, func() error { return c.release(ctx) }); err != nil {
 		return err
 	}
+	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
 			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace)
@@ -226,8 +232,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	return nil
 }
 
-// undo takes back the changes of one field, and returns the objects that are as they were.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f field) (back []Object, err error) {
+// undo takes back the changes of one field, and returns the objects that are as they were. It says
+// once what it left alone; said remembers.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f field, said map[string]bool) (back []Object, err error) {
 	for _, change := range u.Changes {
 		if g, err := changedField(change); err != nil || g != f {
 			continue
@@ -241,7 +248,10 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f fie
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", change.Object, err)
 		case left != "":
-			r.Say(left)
+			if !said[left] {
+				r.Say(left)
+			}
+			said[left] = true
 		default:
 			back = append(back, change.Object)
 		}
@@ -279,7 +289,7 @@ func Command(k *kube.Client, target Object) string {
 func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	start := time.Now()
+	start, said := time.Now(), time.Now()
 	var have, want int32
 	err = wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
 		d, err := r.Kube.Clientset.AppsV1().Deployments(u.Target.Namespace).Get(ctx, u.Target.Name, metav1.GetOptions{})
@@ -289,6 +299,10 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 		have, want = d.Status.ReadyReplicas, 1
 		if d.Spec.Replicas != nil {
 			want = *d.Spec.Replicas
+		}
+		if time.Since(said) > waitingPeriod {
+			said = time.Now()
+			r.Say(fmt.Sprintf("waiting for %s: %d of %d pods are Ready", u.Target, have, want))
 		}
 		return d.Status.ObservedGeneration >= d.Generation && have >= want, nil
 	})

@@ -49,15 +49,16 @@ type Swap struct {
 	Say func(string)
 	Log *slog.Logger
 
-	claim  *claim
-	proxy  *proxypod.Proxy
-	tunnel *tunnel.Client
-	ending atomic.Bool // giving back has begun
+	claim   *claim
+	proxy   *proxypod.Proxy
+	tunnel  *tunnel.Client
+	ending  atomic.Bool // giving back has begun
+	refused atomic.Bool // the local process refused the last connection
 }
 
 // Run swaps, holds the swap until ctx ends, and gives it back. It returns nil after a swap that ctx
-// ended, that somebody else gave back, or whose target was deleted. Any other end is an error, after
-// everything was given back as far as it could be.
+// ended, or whose target was deleted. Any other end is an error, after everything was given back as far
+// as it could be; its code is Conflict when somebody else has given back.
 func (s *Swap) Run(ctx context.Context) error {
 	var err error
 	if s.claim, err = newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo); err != nil {
@@ -158,22 +159,26 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		}
 		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
 	}
+	over := hint.Newf(hint.Conflict, "", "the swap of %s in %s is over: %w", s.Plan.Undo.Target, s.claim.lease.Namespace, taken)
 	s.Say(taken.Error())
 	if taken.By != "" {
 		// The restorer ends the proxy; until then its connections still need this end of the tunnel.
 		if s.claim.awaitEnd(ctx) == nil {
-			return nil
+			return over
 		}
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, restoring+s.Plan.Undo.Owner)
+	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner)
 	if hint.CodeOf(err) == hint.NotFound {
-		return nil // given back entirely
+		return over // given back entirely
 	}
 	if err != nil {
 		return hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, s.Plan.Undo.Target))
 	}
-	return r.giveBack(ctx, u, c)
+	if err := r.giveBack(ctx, u, c); err != nil {
+		return err
+	}
+	return over
 }
 
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the

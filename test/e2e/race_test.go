@@ -23,7 +23,7 @@ func TestRestoreWhileSwapping(t *testing.T) {
 			b := w.beginSwap()
 			b.says(phase)
 			w.bridge("restore", "deployment", "orders").exits(0)
-			b.exits(0)
+			b.exits(int(hint.Conflict))
 			w.assertGivenBack(before)
 		})
 	}
@@ -73,7 +73,7 @@ func TestLeaseDeletedUnderALivingSwap(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.says("the Lease was deleted")
-	b.exits(0)
+	b.exits(int(hint.Conflict))
 	w.assertGivenBack(before)
 }
 

@@ -178,8 +178,8 @@ func TestRestoreByAnotherWhileHeld(t *testing.T) {
 	l := w.load("--url", "http://orders")
 	b := w.swap()
 	w.bridge("restore", "deployment", "orders").exits(0)
-	b.exits(0)
-	b.says("taken by restore by ")
+	b.exits(int(hint.Conflict))
+	b.says(" gives it back")
 	if r := l.end(t); r.Failed > 0 {
 		t.Errorf("%d of %d requests failed: %q", r.Failed, r.Requests, r.Errors)
 	}
@@ -265,7 +265,7 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t).withOrders()
 	b := w.bridge("status")
 	b.exits(0)
-	b.says("nothing is swapped")
+	b.says("no swap and no connect")
 	sw := w.swap()
 	st := w.bridge("status", "-o", "json")
 	st.exits(0)
