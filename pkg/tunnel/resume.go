@@ -249,7 +249,7 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 func (r *resumable) Read(p []byte) (int, error) {
 	for {
 		r.mu.Lock()
-		for r.err == nil && !(r.closing && r.link == nil) && r.link == nil {
+		for r.err == nil && r.link == nil && !r.closing {
 			r.up.Wait()
 		}
 		l, err := r.link, r.err

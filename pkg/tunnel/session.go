@@ -249,8 +249,8 @@ func (s *session) watch(ctx context.Context) {
 		case <-end.C:
 			s.kill(fmt.Errorf("no carrier for %v: %w", s.window, l.cause))
 			return
-		case now := <-tick.C:
-			now = time.Now() // the ticker's may be an old one
+		case <-tick.C:
+			now := time.Now() // the ticker's may be an old one
 			if clocks.jumped(now) && gone != nil {
 				s.live.Load().woke(now)
 				ping(now)
