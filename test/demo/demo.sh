@@ -70,6 +70,10 @@ sed "s|IMAGE|$image|g" test/demo/shop.yaml | "${kubectl[@]}" apply -n "$namespac
 "${kubectl[@]}" rollout status -n "$namespace" deployment/orders deployment/payments deployment/client --timeout 2m >/dev/null
 show "${kubectl[@]}" get deployment,service -n "$namespace"
 note "A pod asks http://orders:"
+for _ in $(seq 50); do # the node learns of a new Service a moment after the API has it
+	ask >/dev/null 2>&1 && break
+	sleep 0.2
+done
 expect "orders in the cluster" "$(ask)"
 before=$("${kubectl[@]}" get deployment,service,lease,configmap -n "$namespace" -o name)
 
