@@ -76,7 +76,7 @@ func (e endpoints) has(pods []string) bool {
 
 // only tells whether there are ready endpoints, all of them among pods.
 func (e endpoints) only(pods []string) bool {
-	return len(e.ready) > 0 && !slices.ContainsFunc(e.ready, func(p string) bool { return !slices.Contains(pods, p) })
+	return len(e.ready) > 0 && !e.beside(pods)
 }
 
 // beside tells whether there is a ready endpoint that is not among pods.

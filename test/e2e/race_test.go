@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"os/exec"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -130,7 +131,7 @@ func TestProxyPodDeletedWhileSwapped(t *testing.T) {
 	})
 	w.await("an answer by the laptop", func() bool {
 		out := newLines()
-		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
+		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && slices.Contains(out.all(), "laptop")
 	})
 	b.terminate()
 	w.assertGivenBack(before)

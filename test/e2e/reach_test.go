@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -176,7 +177,7 @@ func TestDeadPath(t *testing.T) {
 	restored = true
 	w.await("an answer by the laptop", func() bool {
 		out := newLines()
-		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
+		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && slices.Contains(out.all(), "laptop")
 	})
 	b.terminate()
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,7 +95,7 @@ func TestKillInEachPhaseThenRestore(t *testing.T) {
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
 			b := w.beginSwap()
-			if b.says(phases[0]); !contains(phases, phase) {
+			if b.says(phases[0]); !slices.Contains(phases, phase) {
 				b.says(swapped)
 				b.signal(syscall.SIGTERM)
 			}
@@ -108,15 +109,6 @@ func TestKillInEachPhaseThenRestore(t *testing.T) {
 			w.assertGivenBack(before)
 		})
 	}
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }
 
 // The undo record survives its Lease.
@@ -255,7 +247,7 @@ func TestLocalProcessRestarts(t *testing.T) {
 	start(t, s.sample, nil, serve...).says("listens on")
 	w.await("an answer by the laptop", func() bool {
 		out := newLines()
-		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && contains(out.all(), "laptop")
+		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && slices.Contains(out.all(), "laptop")
 	})
 	b.terminate()
 }

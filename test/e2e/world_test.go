@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -244,21 +245,13 @@ func (w *world) assertSnapshot(before string) {
 	}
 	a, b := strings.Split(before, "\n"), strings.Split(after, "\n")
 	var diff []string
-	in := func(line string, lines []string) bool {
-		for _, l := range lines {
-			if l == line {
-				return true
-			}
-		}
-		return false
-	}
 	for _, l := range a {
-		if !in(l, b) {
+		if !slices.Contains(b, l) {
 			diff = append(diff, "- "+l)
 		}
 	}
 	for _, l := range b {
-		if !in(l, a) {
+		if !slices.Contains(a, l) {
 			diff = append(diff, "+ "+l)
 		}
 	}
