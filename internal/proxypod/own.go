@@ -22,13 +22,6 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
-// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
-const (
-	LeaseSeconds    = 60
-	HeartbeatPeriod = LeaseSeconds * time.Second / 6
-)
-
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = time.Minute
 
@@ -43,6 +36,7 @@ type Own struct {
 	Version string
 	// ReadyTimeout is how long the pod may take to be Ready.
 	ReadyTimeout time.Duration
+	ResumeWindow time.Duration // as tunnel.Client's
 	OnState      func(tunnel.State)
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
 	OnCreate func(lease string)
@@ -129,7 +123,7 @@ func (o *Own) createLease(ctx context.Context, lease *coordinationv1.Lease) (cre
 func (o *Own) hold(outer context.Context, p *Proxy, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
 	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
-	t := &tunnel.Client{Carrier: p.Carrier, Key: key, Version: o.Version, OnState: o.OnState, Log: o.Log}
+	t := &tunnel.Client{Carrier: p.Carrier, Key: key, Version: o.Version, ResumeWindow: o.ResumeWindow, OnState: o.OnState, Log: o.Log}
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := t.Run(ctx); ctx.Err() == nil {
@@ -137,7 +131,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, lease *coordinationv1.Lease,
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, HeartbeatPeriod); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
 	})

@@ -18,7 +18,6 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
-	"bridge/pkg/tunnel"
 )
 
 // Poll is how often a wait looks at the cluster. A wait ends within seconds, so a watch would cost
@@ -220,19 +219,4 @@ func troubleHint(why string) string {
 		return "no node takes the pod: kubectl describe nodes; for another architecture use --arch"
 	}
 	return "kubectl get events shows more"
-}
-
-// SayTunnel says when the tunnel is ready, lost, and back; not each try in between.
-func SayTunnel(say func(string)) func(tunnel.State) {
-	lost := false
-	return func(s tunnel.State) {
-		switch {
-		case s.Phase == tunnel.Reconnecting && !lost:
-			lost = true
-			say(fmt.Sprintf("tunnel: reconnecting (%v)", s.Err))
-		case s.Phase == tunnel.Ready:
-			lost = false
-			say("tunnel: ready")
-		}
-	}
 }
