@@ -145,7 +145,7 @@ func (q *quality) pong(echo uint64, now time.Time) {
 	if q.best == 0 || took < q.best {
 		q.best = took
 	}
-	if took <= max(slowEcho, slowFactor*q.best) {
+	if took <= min(silentFor, max(slowEcho, slowFactor*q.best)) {
 		q.slow = 0
 		if q.fast++; q.fast >= fastAfter {
 			q.why = ""
@@ -167,7 +167,7 @@ func (q *quality) look(now time.Time) string {
 		q.waiting = now
 	}
 	q.looked = now
-	if late := now.Sub(q.waiting); !q.waiting.IsZero() && late > max(silentFor, slowFactor*q.best) {
+	if late := now.Sub(q.waiting); !q.waiting.IsZero() && late > silentFor {
 		q.fast = 0
 		if q.why == "" {
 			q.why = fmt.Sprintf("no answer for %v", late.Round(time.Second))
