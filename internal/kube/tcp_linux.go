@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/cork"
 )
 
 // unacknowledged is how long the peer of a TCP connection has acknowledged nothing although something
@@ -32,6 +34,9 @@ func retransmitted(conn net.Conn) (sent, again uint32, ok bool) {
 func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
 	if t, isTLS := conn.(*tls.Conn); isTLS {
 		conn = t.NetConn()
+	}
+	if c, isCork := conn.(*cork.Conn); isCork {
+		conn = c.Conn
 	}
 	tcp, isTCP := conn.(*net.TCPConn)
 	if !isTCP {
