@@ -3,13 +3,13 @@ package kube
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
@@ -19,13 +19,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	tunneling "k8s.io/apimachinery/pkg/util/portforward"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
-	wstransport "k8s.io/client-go/transport/websocket"
 	streamhttp "k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"bridge/internal/cork"
 )
 
 // maxRefusal bounds what is read of the answer to a refused upgrade.
@@ -94,29 +96,82 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {
-	rt, holder, err := wstransport.RoundTripperFor(c.Config)
+	tlsConfig, err := rest.TLSConfigFor(c.Config)
 	if err != nil {
 		return nil, err
 	}
-	// The library's dial heeds ctx only while it connects, so the wait for the answer is ended from here.
-	stop := func() bool { return true }
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
-		stop = context.AfterFunc(ctx, func() { _ = i.Conn.Close() })
-	}})
+	up := &wsUpgrade{proxy: c.Config.Proxy, tls: tlsConfig}
+	if up.proxy == nil {
+		up.proxy = utilnet.NewProxierWithNoProxyCIDR(http.ProxyFromEnvironment)
+	}
+	rt, err := rest.HTTPWrappersForConfig(c.Config, up)
+	if err != nil {
+		return nil, err
+	}
 	return await(ctx, func() (carrier, error) {
-		req, err := http.NewRequestWithContext(traced, http.MethodGet, u.String(), nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
 			return nil, err
 		}
-		conn, err := wstransport.Negotiate(rt, holder, req, tunneling.WebsocketsSPDYTunnelingPrefix+portforward.PortForwardProtocolV1Name)
-		if !stop() && err == nil {
-			err = context.Cause(ctx)
-		}
-		if err != nil {
+		resp, err := rt.RoundTrip(req) //nolint:bodyclose // the upgraded connection is the body
+		switch {
+		case err != nil:
 			return nil, err
+		case resp.StatusCode != http.StatusSwitchingProtocols:
+			return nil, refusal(resp)
+		case up.conn.Subprotocol() != webSocketProtocol:
+			_ = up.conn.Close()
+			return nil, fmt.Errorf("upgrade refused: the WebSocket speaks %q", up.conn.Subprotocol())
 		}
-		return &wsCarrier{Conn: conn}, nil
+		return &wsCarrier{Conn: up.conn, below: up.below}, nil
 	})
+}
+
+const (
+	webSocketProtocol = tunneling.WebsocketsSPDYTunnelingPrefix + portforward.PortForwardProtocolV1Name
+	// webSocketBuffer holds a frame with its headers: so it leaves as one message.
+	webSocketBuffer = maxFrame + 16
+	// below TLS so much is read at once.
+	belowRead = 64 << 10
+)
+
+// wsUpgrade is the transport of one upgrade request; it keeps the connection.
+type wsUpgrade struct {
+	proxy func(*http.Request) (*url.URL, error)
+	tls   *tls.Config
+	conn  *websocket.Conn
+	below *cork.Conn
+}
+
+func (u *wsUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
+	stop := func() bool { return true }
+	defer func() { stop() }()
+	dialer := websocket.Dialer{
+		Proxy:           u.proxy,
+		TLSClientConfig: u.tls,
+		Subprotocols:    []string{webSocketProtocol},
+		ReadBufferSize:  webSocketBuffer,
+		WriteBufferSize: webSocketBuffer,
+		NetDialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			// The library heeds ctx only while it connects.
+			stop = context.AfterFunc(req.Context(), func() { _ = conn.Close() })
+			u.below = &cork.Conn{Conn: conn}
+			u.below.Open(belowRead)
+			return u.below, nil
+		},
+	}
+	at := *req.URL
+	at.Scheme = strings.Replace(at.Scheme, "http", "ws", 1)
+	conn, resp, err := dialer.DialContext(req.Context(), at.String(), req.Header)
+	if err != nil && !errors.Is(err, websocket.ErrBadHandshake) {
+		return nil, err
+	}
+	u.conn = conn
+	return resp, nil
 }
 
 // await runs dial, which ends soon after ctx does, and closes what comes too late.
@@ -229,7 +284,8 @@ func refusal(resp *http.Response) error {
 // wsCarrier is a WebSocket: each frame is one binary message.
 type wsCarrier struct {
 	*websocket.Conn
-	r io.Reader // the message being read, nil between two
+	below *cork.Conn
+	r     io.Reader // the message being read, nil between two
 }
 
 func (w *wsCarrier) Read(b []byte) (int, error) {
@@ -271,6 +327,8 @@ func (w *wsCarrier) WriteFrame(head, payload []byte) error {
 	return m.Close()
 }
 
+func (w *wsCarrier) Gather(write func() error) error { return w.below.Gather(write) }
+
 func (w *wsCarrier) Close() error {
 	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	_ = w.WriteControl(websocket.CloseMessage, bye, time.Now().Add(goodbyeTimeout))
@@ -293,3 +351,6 @@ func (r *rawCarrier) WriteFrame(head, payload []byte) error {
 	_, err := r.Conn.Write(r.buf)
 	return err
 }
+
+// Gather adds nothing: the connection below is the library's.
+func (r *rawCarrier) Gather(write func() error) error { return write() }

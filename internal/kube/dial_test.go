@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -267,8 +268,11 @@ func TestALostConnectionIsAnErrorAndNotTheEnd(t *testing.T) {
 		_, c := newForwardServer(t, ws, echoPort)
 		conn := dial(t, c, 80)
 		// The kernel's end of the connection: no goodbye of any layer.
-		tcp := conn.(*podConn).c.NetConn().(interface{ NetConn() net.Conn }).NetConn().(*net.TCPConn)
-		if err := tcp.CloseRead(); err != nil {
+		tcp := conn.(*podConn).c.NetConn().(*tls.Conn).NetConn()
+		if below, ok := conn.(*podConn).c.(*wsCarrier); ok {
+			tcp = below.below.Conn
+		}
+		if err := tcp.(*net.TCPConn).CloseRead(); err != nil {
 			t.Fatal(err)
 		}
 		_, err := conn.Read(make([]byte, 1))

@@ -19,6 +19,8 @@ import (
 
 	"github.com/moby/spdystream/spdy"
 	corev1 "k8s.io/api/core/v1"
+
+	"bridge/internal/cork"
 )
 
 // A port-forward is SPDY/3.1 over a WebSocket or over the upgraded connection itself. One connection
@@ -31,9 +33,13 @@ const (
 	errorStreamID = 1
 	dataStreamID  = 3
 
-	// maxFrame is the payload of one data frame: the size that measures fastest through the API
-	// server and the kubelet; larger ones only add delay.
-	maxFrame = 32 << 10
+	// maxFrame is the payload of one data frame: with its headers, SPDY's and WebSocket's of 8 bytes
+	// each, two full records of TLS. That measures fastest through the API server and the kubelet; larger ones only
+	// add delay.
+	maxFrame = 2*cork.MaxRecord - 16
+
+	// maxGather is how much of one Write leaves together, and so has a buffer of that size.
+	maxGather = 4 * maxFrame
 
 	// maxErrorText bounds what the kubelet may say about a failure.
 	maxErrorText = 4 << 10
@@ -56,6 +62,7 @@ const (
 type carrier interface {
 	io.ReadCloser
 	WriteFrame(head, payload []byte) error
+	Gather(write func() error) error // the frames that write writes leave together
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
 	NetConn() net.Conn
@@ -281,29 +288,39 @@ func (p *podConn) readError(err error, ending bool) error {
 	return p.carrierError("read", err)
 }
 
-// Write sends b to the pod's port, in frames of at most 32 KiB.
+// Write sends b to the pod's port, in frames of almost 32 KiB.
 func (p *podConn) Write(b []byte) (n int, err error) {
 	if !p.lockWrite() {
 		return 0, p.opError("write", net.ErrClosed)
 	}
 	defer p.unlockWrite()
-	for len(b) > 0 {
+	for n < len(b) {
 		if p.werr != nil {
 			return n, p.werr
 		}
 		if p.sent {
 			return n, p.opError("write", syscall.EPIPE)
 		}
-		chunk := b[:min(len(b), maxFrame)]
-		p.wrote.Add(1)
-		if err := p.writeData(chunk, 0); err != nil {
-			p.werr = p.carrierError("write", err)
+		some := b[n:min(len(b), n+maxGather)]
+		if p.werr = p.carrierError("write", p.c.Gather(func() error { return p.writeFrames(some) })); p.werr != nil {
 			return n, p.werr
 		}
-		n += len(chunk)
-		b = b[len(chunk):]
+		n += len(some)
 	}
 	return n, nil
+}
+
+// writeFrames needs wmu.
+func (p *podConn) writeFrames(b []byte) error {
+	for len(b) > 0 {
+		n := min(len(b), maxFrame)
+		p.wrote.Add(1)
+		if err := p.writeData(b[:n], 0); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
 // writeData needs wmu.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/cork"
 )
 
 // unacknowledged is how long the peer of a TCP connection has acknowledged nothing although something
@@ -13,6 +15,9 @@ import (
 func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
 	if t, isTLS := conn.(*tls.Conn); isTLS {
 		conn = t.NetConn()
+	}
+	if c, isCork := conn.(*cork.Conn); isCork {
+		conn = c.Conn
 	}
 	tcp, isTCP := conn.(*net.TCPConn)
 	if !isTCP {

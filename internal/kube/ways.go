@@ -8,7 +8,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	streamhttp "k8s.io/streaming/pkg/httpstream"
 )
 
 // way is one of the two ways to a port-forward: one of them may not pass what stands before the API server.
@@ -128,9 +127,8 @@ func (w *ways) shun(by way) {
 	w.avoid[by] = time.Now().Add(avoidFor)
 }
 
-// better is which error tells more: the API server's own words before a failed upgrade's, then the later.
+// better is which error tells more: the API server's own words, then the later.
 func better(before, now error) error {
-	now = cause(now)
 	status := apierrors.APIStatus(nil)
 	if errors.As(before, &status) && !errors.As(now, &status) {
 		return before
@@ -138,19 +136,9 @@ func better(before, now error) error {
 	return now
 }
 
-// cause is the reason in a failed WebSocket upgrade, which has no Unwrap.
-func cause(err error) error {
-	var upgrade *streamhttp.UpgradeFailureError
-	if errors.As(err, &upgrade) {
-		return upgrade.Cause
-	}
-	return err
-}
-
 // otherMayWork tells whether err speaks against the way and not against the request or the API server. The
 // rights count as well: a WebSocket needs get (and create) on pods/portforward, SPDY create alone.
 func otherMayWork(err error) bool {
-	err = cause(err)
 	var op *net.OpError
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsUnauthorized(err):

@@ -10,6 +10,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"bridge/internal/cork"
 )
 
 const (
@@ -62,7 +64,7 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 	defer stop()
 
 	var met meeting
-	w := &wire{Conn: carrier}
+	w := &cork.Conn{Conn: carrier}
 	t := tls.Client(w, tlsConfig(key, func(f Fingerprint) error {
 		if pinned != (Fingerprint{}) && !pinned.equal(f) {
 			return fmt.Errorf("%w: %v, pinned %v", ErrServerKey, f, pinned)
@@ -75,7 +77,7 @@ func dialHandshake(ctx context.Context, carrier net.Conn, key Key, pinned Finger
 		if err := t.HandshakeContext(ctx); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
-		w.open()
+		w.Open(wireRead)
 		// Read while writing: when the pod refuses our key it says so, and takes nothing any more.
 		var sendErr error
 		var sending sync.WaitGroup
@@ -129,7 +131,7 @@ func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprin
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	limited := &limitedConn{Conn: carrier, left: maxHandshake}
-	w := &wire{Conn: limited}
+	w := &cork.Conn{Conn: limited}
 	t := tls.Server(w, tlsConfig(key, func(f Fingerprint) error {
 		if !client.equal(f) {
 			return fmt.Errorf("%w: %v", errClientKey, f)
@@ -144,7 +146,7 @@ func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprin
 		return nil, fmt.Errorf("tls: %w", err)
 	}
 	limited.unlimited = true
-	w.open()
+	w.Open(wireRead)
 	return newLink(t, w), nil
 }
 

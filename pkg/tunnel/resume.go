@@ -9,11 +9,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"bridge/internal/cork"
 )
 
 const (
 	// maxBatch is the most that is written to a link at once: what a frame that comes just then waits for.
 	maxBatch = 64 << 10
+	// fullBatch is maxBatch less what the segment and TLS add, and what a carrier adds to two frames of 32 KiB: so
+	// that a full batch is two of these, in whole records, with no small rest behind.
+	fullBatch = maxBatch - segmentHeader - 4*cork.Record - 2*16
 	// maxReplay bounds what is kept until the other end has it: a link of 1 Gbit/s and 130 ms has so much in flight.
 	maxReplay = 16 << 20
 	// replaySlack is room beyond it for what does not pass the gate: small frames.
@@ -227,7 +232,7 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	if r.err != nil || r.link == nil {
 		return nil, nil, false
 	}
-	n := int(min(maxBatch, r.buf.end-r.next))
+	n := int(min(fullBatch, r.buf.end-r.next))
 	s := segment{typ: segmentData, length: n, received: r.received}
 	if n == 0 {
 		if s.typ = segmentAck; r.closing {

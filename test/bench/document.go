@@ -46,7 +46,8 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
   loopback, relays and link it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5.
 - Bulk is counted by the receiver and by its clock, within the time. "Up" is from the laptop. MB are 10^6 bytes.
 - Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
-- CPU is user and system time of the programs between on the laptop, not the kernel's work for others, nor the cluster's.
+- CPU of the laptop's side is user and system time of the programs between; that of the cluster is all of its control group: the API
+  server, the kubelet, the runtime, the pods (the server, too), and what the control plane does anyhow.
 - "Others answer": beside a download that nobody reads, a connection from before and a new one echo within %s.
 - Idle connections: the growth of resident memory for each, after one byte each way. Variants that use the API server and the
   kubelet for each connection, and the relays, are asked for %d only.
@@ -60,7 +61,7 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 - More than one machine, other networks than this emulation, several laptops at once, managed clusters' load balancers.
 - Open connections over a lost carrier, dead paths without a reset, sleep and wake: those are tests, not figures.
 - Traffic from the cluster to the laptop (swap), UDP, DNS.
-- CPU and memory of the API server, the kubelet and the runtime.
+- Memory of the API server, the kubelet and the runtime.
 `, o.time, "1.35", request, dialers, patience, fewIdle, reconnectTimeout)
 	failures(&b, s)
 	return b.String()

@@ -70,8 +70,8 @@ const (
 
 // measures in the order of the table. idle and the measures that open the route are in run.go.
 var measures = []measure{
-	{figures: []figure{{"bulk up, 1 connection", megabytes, false}, {"CPU of the laptop's side, up", "ms/MB", true}}, run: bulkAndCPU(orderUp)},
-	{figures: []figure{{"bulk down, 1 connection", megabytes, false}, {"CPU of the laptop's side, down", "ms/MB", true}}, run: bulkAndCPU(orderDown)},
+	{figures: []figure{{"bulk up, 1 connection", megabytes, false}, {"CPU of the laptop's side, up", "ms/MB", true}, {"CPU of the cluster, up", "ms/MB", true}}, run: bulkAndCPU(orderUp)},
+	{figures: []figure{{"bulk down, 1 connection", megabytes, false}, {"CPU of the laptop's side, down", "ms/MB", true}, {"CPU of the cluster, down", "ms/MB", true}}, run: bulkAndCPU(orderDown)},
 	{figures: []figure{{"bulk up, 32 connections", megabytes, false}}, run: bulkOnly(orderUp, many)},
 	{figures: []figure{{"bulk down, 32 connections", megabytes, false}}, run: bulkOnly(orderDown, many)},
 	{figures: []figure{{"128 B requests, 32 connections", perSecond, false}}, run: requests},
@@ -245,27 +245,29 @@ func bulkOnly(what byte, n int) func(*route, pace) ([]float64, error) {
 	}
 }
 
-// bulkAndCPU adds how much time the programs between used for each MB, within the counted time.
+// bulkAndCPU adds how much time the programs between and the whole cluster used for each MB, within the
+// counted time.
 func bulkAndCPU(what byte) func(*route, pace) ([]float64, error) {
 	return func(r *route, p pace) ([]float64, error) {
 		conns, err := bulkConns(r, p, what, 1)
 		if err != nil {
 			return nil, err
 		}
-		var used time.Duration
+		var used, cluster time.Duration
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			time.Sleep(p.warm)
-			before := cpuTime(r.pids())
+			before, clusterBefore := cpuTime(r.pids()), clusterTime()
 			time.Sleep(p.time)
-			used = cpuTime(r.pids()) - before
+			used, cluster = cpuTime(r.pids())-before, clusterTime()-clusterBefore
 		})
 		rate, err := bulkOn(conns, p, what)
 		wg.Wait()
 		if !r.variant.bridges {
-			return []float64{rate, nan}, err
+			return []float64{rate, nan, nan}, err
 		}
-		return []float64{rate, used.Seconds() * 1e3 / (rate * p.time.Seconds())}, err
+		perMB := func(d time.Duration) float64 { return d.Seconds() * 1e3 / (rate * p.time.Seconds()) }
+		return []float64{rate, perMB(used), perMB(cluster)}, err
 	}
 }
 

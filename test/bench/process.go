@@ -141,6 +141,19 @@ func cpuTime(pids []int) (total time.Duration) {
 	return total
 }
 
+// clusterTime is what the whole cluster has used: its control group's time, in version 1 or 2.
+func clusterTime() time.Duration {
+	if b, err := os.ReadFile("/sys/fs/cgroup/cpuacct/bridge-cluster/" + clusterName + "/cpuacct.usage"); err == nil {
+		n, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		return time.Duration(n)
+	}
+	b, _ := os.ReadFile("/sys/fs/cgroup/bridge-cluster/" + clusterName + "/cpu.stat")
+	_, rest, _ := strings.Cut(string(b), "usage_usec ")
+	usec, _, _ := strings.Cut(rest, "\n")
+	n, _ := strconv.ParseInt(usec, 10, 64)
+	return time.Duration(n) * time.Microsecond
+}
+
 // loadAverage is that of the last minute, as the kernel writes it.
 func loadAverage() string {
 	b, _ := os.ReadFile("/proc/loadavg")

@@ -34,6 +34,12 @@ func (o options) wants(c condition) bool {
 	return strings.Contains(c.name, o.only) && (!o.quick || c.isNear() || len(c.netem) == 3)
 }
 
+// measures is whether m is wanted, and way whether v is.
+func (o options) measures(m measure) bool {
+	return slices.ContainsFunc(m.figures, func(f figure) bool { return strings.Contains(f.name, o.what) })
+}
+func (o options) way(v *variant) bool { return strings.Contains(v.name, o.ways) }
+
 func (c condition) isNear() bool { return c.netem[0] == "off" }
 
 // The measures that open the route themselves, or end it.
@@ -121,26 +127,26 @@ func (r *runner) condition(ctx context.Context, c condition) error {
 	for round := range r.o.rounds {
 		progress("%s: %s, round %d of %d", time.Now().Format(time.TimeOnly), c.name, round+1, r.o.rounds)
 		for _, m := range measures {
-			if m.near && !c.isNear() {
+			if m.near && !c.isNear() || !r.o.measures(m) {
 				continue
 			}
 			for _, v := range variants {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				if v.far || c.isNear() {
+				if (v.far || c.isNear()) && r.o.way(v) {
 					r.one(ctx, c, v, m, p)
 				}
 			}
 		}
-		if !c.isNear() {
+		if !c.isNear() || r.o.what != "" {
 			continue
 		}
 		for _, v := range variants {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if v.bridges {
+			if v.bridges && r.o.way(v) {
 				r.life(ctx, c, v, round == 0)
 			}
 		}
