@@ -280,7 +280,7 @@ func TestEachCarrierCarries(t *testing.T) {
 				w.check("--what", what, "--address", "orders:7000", "--bytes", "20000000")
 			}
 			b.terminate()
-			w.assertGivenBack(before)
+			w.assertSnapshot(before)
 
 			k := w.connect(lb.kubeconfig, nil, c.args...)
 			l := w.dialThrough(k)
