@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -358,13 +359,18 @@ func TestSilentCarriersAreKeptAlive(t *testing.T) {
 			l := w.dialThrough(k)
 			// What the load balancer does to others says that its time is over.
 			for range 2 {
-				silent, err := net.Dial("tcp", lb.address)
+				began := time.Now()
+				silent, err := tls.Dial("tcp", lb.address, &tls.Config{InsecureSkipVerify: true})
 				if err != nil {
 					t.Fatal(err)
 				}
-				_ = silent.SetReadDeadline(time.Now().Add(idle + patience))
-				if _, err := silent.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Fatalf("the load balancer does not cut: %v", err)
+				_ = silent.SetDeadline(time.Now().Add(idle + patience))
+				_, err = io.WriteString(silent, "GET /livez HTTP/1.1\r\nHost: api\r\n\r\n")
+				if err == nil {
+					_, err = io.Copy(io.Discard, silent)
+				}
+				if errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) < idle {
+					t.Fatalf("the load balancer does not cut: %v after %v", err, time.Since(began))
 				}
 				_ = silent.Close()
 			}
