@@ -49,6 +49,7 @@ The process has to listen on the container's ports, or on those that --port maps
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
 	return cmd
 }
@@ -58,6 +59,7 @@ type swapOptions struct {
 	container, image, arch     string
 	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
+	resumeWindow               time.Duration
 	dryRun                     bool
 }
 
@@ -111,7 +113,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	defer a.onSecondSignal(nil)
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Key: key,
-		ReadyTimeout: o.proxyTimeout, Version: versionString(), Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
 	}
 	return s.Run(ctx)
 }

@@ -74,7 +74,7 @@ func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (
 
 // DialPodProxy opens a connection to port on the address of pod through the API server's proxy: by an HTTP
 // Upgrade to protocol, which the pod has to agree to. The connection is the pod's bytes as they are: nothing in it finds
-// out that the path is dead. Without a deadline ctx is given 30 seconds. The error says what may be in the way; it wraps
+// out that the path is dead. It has Degraded. Without a deadline ctx is given 30 seconds. The error says what may be in the way; it wraps
 // ECONNREFUSED when the API server met that at the pod.
 func (c *Client) DialPodProxy(ctx context.Context, namespace, pod string, port int, protocol string) (net.Conn, error) {
 	ctx, cancel := bounded(ctx)
@@ -85,8 +85,17 @@ func (c *Client) DialPodProxy(ctx context.Context, namespace, pod string, port i
 	if err != nil {
 		return nil, explainPodProxy(err, fmt.Sprintf("connect to port %d of pod %s/%s through pods/proxy", port, namespace, pod))
 	}
-	return conn, nil
+	return &proxyConn{rawCarrier: conn}, nil
 }
+
+// proxyConn is a connection by pods/proxy.
+type proxyConn struct {
+	*rawCarrier
+	loss loss // of Degraded's caller
+}
+
+// Degraded is like podConn's.
+func (p *proxyConn) Degraded() string { return p.loss.of(p.Conn) }
 
 func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {

@@ -112,6 +112,8 @@ type podConn struct {
 	wrote    atomic.Uint64 // counts data frames written
 	wroteAt  atomic.Uint64 // wrote when the last ping was sent
 	answered atomic.Uint64 // wrote when the last answered ping was sent: so much has been taken
+
+	loss loss // of Degraded's caller
 }
 
 // newPodConn opens the pair of streams for port on c and waits for the other side to accept them.

@@ -39,7 +39,9 @@ type Carriers struct {
 	ports Ports
 	say   func(string)
 	left  chan error // why the detour that begins is made
-	lost  bool       // of OnState: it has said so
+
+	// OnState says what becomes of the tunnel. It is tunnel.Client's.
+	OnState func(tunnel.State)
 
 	mu      sync.Mutex
 	detour  bool
@@ -50,7 +52,9 @@ type Carriers struct {
 
 // NewCarriers are those to p. say gets what the user should know, a line each, from several goroutines.
 func NewCarriers(p *Proxy, ports Ports, say func(string)) *Carriers {
-	return &Carriers{proxy: p, ports: ports, say: say, left: make(chan error, 1)}
+	c := &Carriers{proxy: p, ports: ports, say: say, left: make(chan error, 1)}
+	c.OnState = sayTunnel(say, c.by)
+	return c
 }
 
 // PodProxyNote tells the user that the port is there.
@@ -121,8 +125,17 @@ func (c *Carriers) dialForward(ctx context.Context, pod corev1.Pod, why error) (
 		return nil, errors.New("pods/proxy works again")
 	}
 	c.forward = conn
+	if c.detour {
+		conn = detourConn{conn}
+	}
 	return conn, nil
 }
+
+// detourConn is a port-forward where pods/proxy was wanted.
+type detourConn struct{ net.Conn }
+
+// Degraded is for tunnel.Client.
+func (detourConn) Degraded() string { return "it goes by port-forward, for podproxy does not work" }
 
 // leave begins a detour.
 func (c *Carriers) leave(why error) {
@@ -175,6 +188,14 @@ func (p *proxiedConn) Close() error {
 		p.c.leave(hint.New(0, errMute, "something before the API server, or a service mesh, does not pass what follows an HTTP Upgrade"))
 	}
 	return p.Conn.Close()
+}
+
+// Degraded is for tunnel.Client.
+func (p *proxiedConn) Degraded() string {
+	if c, ok := p.Conn.(interface{ Degraded() string }); ok {
+		return c.Degraded()
+	}
+	return ""
 }
 
 // Run ends detours as soon as that is possible, and says when one begins and ends, until ctx is done.
@@ -243,27 +264,12 @@ func (c *Carriers) goBack() {
 	}
 }
 
-// OnState says when the tunnel is ready, lost, and back; not each try in between. For tunnel.Client.
-func (c *Carriers) OnState(s tunnel.State) {
-	switch {
-	case s.Phase == tunnel.Reconnecting && !c.lost:
-		c.lost = true
-		c.say(fmt.Sprintf("tunnel: reconnecting (%v)", s.Err))
-	case s.Phase == tunnel.Ready:
-		c.lost = false
-		c.say("tunnel: ready" + c.by())
-	}
-}
-
-// by is how the tunnel goes, where that was asked for.
+// by says how the tunnel goes, if that is by what was asked for.
 func (c *Carriers) by() string {
-	if c.ports.PodProxy == 0 {
-		return ""
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.forward != nil {
-		return ", by port-forward"
+	if c.ports.PodProxy == 0 || c.forward != nil {
+		return ""
 	}
 	return ", by podproxy"
 }

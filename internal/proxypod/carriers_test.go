@@ -133,7 +133,10 @@ func TestAMuteProxyIsLeft(t *testing.T) {
 	_ = conn.Close() // as the tunnel does when no handshake comes
 	assertSays(t, said, errMute.Error())
 	forward := dialCarrier(t, c)
-	assertBy(t, c, ", by port-forward")
+	assertBy(t, c, "")
+	if why := forward.(interface{ Degraded() string }).Degraded(); why == "" {
+		t.Error("the tunnel is not degraded on a detour")
+	}
 	// It opens, so it is tried again: the tunnel's carrier is closed under it.
 	assertSays(t, said, "works again")
 	if _, err := forward.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {

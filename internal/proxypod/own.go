@@ -22,13 +22,6 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
-// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
-const (
-	LeaseSeconds    = 60
-	HeartbeatPeriod = LeaseSeconds * time.Second / 6
-)
-
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = time.Minute
 
@@ -43,6 +36,7 @@ type Own struct {
 	Version string
 	// ReadyTimeout is how long the pod may take to be Ready.
 	ReadyTimeout time.Duration
+	ResumeWindow time.Duration // as tunnel.Client's
 	// PodProxy has the tunnel go through the API server's proxy to the pod where that works (Carriers).
 	PodProxy bool
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
@@ -133,7 +127,7 @@ func (o *Own) createLease(ctx context.Context, lease *coordinationv1.Lease) (cre
 func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
 	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
-	t := &tunnel.Client{Carrier: c.Dial, Key: key, Version: o.Version, OnState: c.OnState, Log: o.Log}
+	t := &tunnel.Client{Carrier: c.Dial, Key: key, Version: o.Version, ResumeWindow: o.ResumeWindow, OnState: c.OnState, Log: o.Log}
 	var running sync.WaitGroup
 	running.Go(func() { c.Run(ctx) })
 	running.Go(func() {
@@ -142,7 +136,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, HeartbeatPeriod); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
 	})

@@ -44,6 +44,7 @@ type Swap struct {
 	Key   tunnel.Key
 	// ReadyTimeout is how long the proxy's pod may take to be Ready.
 	ReadyTimeout time.Duration
+	ResumeWindow time.Duration // as tunnel.Client's
 	Version      string
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
@@ -72,7 +73,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	s.tunnel = &tunnel.Client{
-		Carrier: carriers.Dial, Key: s.Key, Version: s.Version,
+		Carrier: carriers.Dial, Key: s.Key, Version: s.Version, ResumeWindow: s.ResumeWindow,
 		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
 	}
 
@@ -87,7 +88,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, proxypod.HeartbeatPeriod); err != nil {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel); err != nil {
 			release(err)
 		}
 	})

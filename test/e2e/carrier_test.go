@@ -43,7 +43,7 @@ const soakEnv = "BRIDGE_E2E_SOAK"
 
 const (
 	byPodProxy    = "tunnel: ready, by podproxy"
-	byPortForward = "tunnel: ready, by port-forward"
+	byPortForward = "tunnel: degraded (it goes by port-forward"
 )
 
 // podProxyRole is what --carrier podproxy needs beside a command's own Role.
