@@ -45,9 +45,9 @@ type Carriers struct {
 
 	mu      sync.Mutex
 	detour  bool
-	forward net.Conn // the port-forward that carries the tunnel, nil when it is pods/proxy
-	useful  bool     // something came by pods/proxy since the last detour began
-	refused int      // by the pod, in a row
+	forward *detourConn // that carries the tunnel; nil: none does
+	useful  bool        // something came by pods/proxy since the last detour began
+	refused int         // by the pod, in a row
 }
 
 // NewCarriers are those to p. say gets what the user should know, a line each, from several goroutines.
@@ -115,27 +115,40 @@ func (c *Carriers) dialForward(ctx context.Context, pod corev1.Pod, why error) (
 	if err != nil {
 		return nil, err
 	}
+	if c.ports.PodProxy == 0 {
+		return conn, nil
+	}
 	if why != nil {
 		c.leave(why)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.detour && c.ports.PodProxy != 0 {
+	if !c.detour {
 		_ = conn.Close()
-		return nil, errors.New("pods/proxy works again")
+		return nil, errWorksAgain
 	}
-	c.forward = conn
-	if c.detour {
-		conn = detourConn{conn}
-	}
-	return conn, nil
+	c.forward = &detourConn{Conn: conn}
+	return c.forward, nil
 }
 
+var errWorksAgain = errors.New("podproxy works again")
+
 // detourConn is a port-forward where pods/proxy was wanted.
-type detourConn struct{ net.Conn }
+type detourConn struct {
+	net.Conn
+	ended atomic.Bool // the detour
+}
 
 // Degraded is for tunnel.Client.
-func (detourConn) Degraded() string { return "it goes by port-forward, for podproxy does not work" }
+func (*detourConn) Degraded() string { return "it goes by port-forward, for podproxy does not work" }
+
+func (d *detourConn) Read(b []byte) (int, error) {
+	n, err := d.Conn.Read(b)
+	if err != nil && d.ended.Load() {
+		err = errWorksAgain
+	}
+	return n, err
+}
 
 // leave begins a detour.
 func (c *Carriers) leave(why error) {
@@ -260,6 +273,7 @@ func (c *Carriers) goBack() {
 	c.detour, c.forward = false, nil
 	c.mu.Unlock()
 	if forward != nil {
+		forward.ended.Store(true)
 		_ = forward.Close()
 	}
 }

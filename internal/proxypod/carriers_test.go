@@ -139,7 +139,7 @@ func TestAMuteProxyIsLeft(t *testing.T) {
 	}
 	// It opens, so it is tried again: the tunnel's carrier is closed under it.
 	assertSays(t, said, "works again")
-	if _, err := forward.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+	if _, err := forward.Read(make([]byte, 1)); !errors.Is(err, errWorksAgain) {
 		t.Errorf("the port-forward is still open: %v", err)
 	}
 	// And left again, for longer.

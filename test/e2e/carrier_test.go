@@ -536,7 +536,7 @@ func TestPodProxyWithoutTheRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.lives()
-	if n := k.said("does not work"); n != 1 {
+	if n := k.said("carrier podproxy does not work"); n != 1 {
 		t.Errorf("it said %d times that podproxy does not work", n)
 	}
 	k.terminate()
