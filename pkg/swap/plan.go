@@ -26,6 +26,8 @@ type Facts struct {
 	Pods       []corev1.Pod     // likewise
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
+	// MayPodProxy tells whether the tunnel may go through the API server's proxy to the pod; false when it was not asked.
+	MayPodProxy bool
 	// LimitCPU is whether a quota of the namespace wants a CPU limit of every container.
 	LimitCPU bool
 	// Source is where the proxy comes from, settled: image, or ConfigMap names and architecture.
@@ -36,6 +38,7 @@ type Facts struct {
 type Options struct {
 	Container string   // empty: the default container
 	Ports     []string // --port flags
+	PodProxy  bool     // the tunnel goes through the API server's proxy to the pod where that works
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
@@ -106,7 +109,14 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	for i, q := range p.Ports {
 		listen[i] = q.Remote
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, listen)
+	p.Own = proxypod.FreePorts(&template.Spec, listen, o.PodProxy && f.MayPodProxy)
+	switch {
+	case p.Own.PodProxy != 0:
+		p.Notes = append(p.Notes, p.Own.PodProxyNote())
+	case o.PodProxy:
+		p.Notes = append(p.Notes, fmt.Sprintf("your account may not %s in %s, so the tunnel goes by port-forward; ask for a Role with that, or leave out --carrier",
+			podProxy[0], d.Namespace))
+	}
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,

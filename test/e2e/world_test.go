@@ -291,6 +291,9 @@ func (w *world) exec(ctx context.Context, stdin io.Reader, stdout io.Writer, arg
 	}
 	var stderr bytes.Buffer
 	if err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: stdout, Stderr: &stderr}); err != nil {
+		if ctx.Err() != nil {
+			return err // it may still write to stderr
+		}
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return nil
@@ -459,7 +462,7 @@ func start(t *testing.T, path string, env []string, args ...string) *process {
 // bridge starts the real bridge in the world's namespace.
 func (w *world) bridge(args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1"}, append(args, "-n", w.ns)...)
+	return w.bridgeAs(s.kubeconfig, nil, args...)
 }
 
 // beginSwap swaps orders with a process of the laptop's; swap waits until that has all the traffic.
