@@ -26,7 +26,7 @@ func newSwapCommand(a *app) *cobra.Command {
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
-stays at 0 replicas until somebody runs bridge restore.
+stays at 0 replicas until the same command takes the swap up again or somebody runs bridge restore.
 
 The process has to listen on the container's ports, or on those that --port maps.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
