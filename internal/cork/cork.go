@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
+// A record of TLS 1.3 has at most MaxRecord bytes, and Record more around them.
 const (
-	// Record is what TLS 1.3 adds to a record of at most MaxRecord bytes.
 	Record    = 22
 	MaxRecord = 16 << 10
 )
