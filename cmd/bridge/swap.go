@@ -46,6 +46,7 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.container, "container", "", "the container to stand in for (default: kubectl's default container, else the first with a port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the container's own image)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
+	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -56,6 +57,7 @@ The process has to listen on the container's ports, or on those that --port maps
 type swapOptions struct {
 	ports                      []string
 	container, image, arch     string
+	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
 	resumeWindow               time.Duration
 	dryRun                     bool
@@ -67,7 +69,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, Owner: identity(), Now: time.Now()}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
 	if o.dryRun {
 		return a.dryRun(ctx, k, name, options, source)
 	}
@@ -117,7 +119,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 
 // planSwap reads the cluster and plans; parts are a carried proxy's.
 func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
-	facts, err := swap.Gather(ctx, k, name, source)
+	facts, err := swap.Gather(ctx, k, name, source, o.PodProxy)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -10,9 +10,10 @@ import (
 	"sync"
 )
 
-// A record of TLS 1.3 has at most MaxRecord bytes, and Record more around them.
 const (
-	Record    = 22
+	// Record is what TLS 1.3 adds to a record.
+	Record = 22
+	// MaxRecord is how many bytes a record holds.
 	MaxRecord = 16 << 10
 )
 

@@ -1,6 +1,9 @@
 package kube
 
-import "fmt"
+import (
+	"fmt"
+	"net"
+)
 
 const (
 	// lossSample is how many packets are looked at together: fewer say little.
@@ -12,17 +15,20 @@ const (
 
 // Degraded says when much of what goes to the API server has to be sent again, in words; "" otherwise, and where
 // the system does not count it. One goroutine calls it. pkg/tunnel asks for it.
-func (p *podConn) Degraded() string {
-	if sent, again, ok := retransmitted(p.c.NetConn()); ok {
-		p.loss.count(sent, again)
-	}
-	return p.loss.why
-}
+func (p *podConn) Degraded() string { return p.loss.of(p.c.NetConn()) }
 
 // loss judges a TCP connection by its counters.
 type loss struct {
 	sent, again uint32 // as they were at the last judgement; they wrap
 	why         string // "" while it is good
+}
+
+// of looks at conn, always the same, and says what is wrong with it.
+func (l *loss) of(conn net.Conn) string {
+	if sent, again, ok := retransmitted(conn); ok {
+		l.count(sent, again)
+	}
+	return l.why
 }
 
 func (l *loss) count(sent, again uint32) {

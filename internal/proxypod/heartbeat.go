@@ -144,8 +144,9 @@ func value(s *string) string {
 	return *s
 }
 
-// SayTunnel says each change of the tunnel's state, not each try in between, and how long the one before took.
-func SayTunnel(say func(string)) func(tunnel.State) {
+// sayTunnel says each change of the tunnel's state, not each try in between, and how long the one before took. by is
+// said of a tunnel that is ready: what it goes by.
+func sayTunnel(say func(string), by func() string) func(tunnel.State) {
 	last := tunnel.State{Phase: tunnel.Connecting}
 	return func(s tunnel.State) {
 		before := last
@@ -154,9 +155,9 @@ func SayTunnel(say func(string)) func(tunnel.State) {
 		}
 		switch {
 		case s.Phase == tunnel.Ready && before.Phase != tunnel.Connecting:
-			say(fmt.Sprintf("tunnel: ready, after %v of %v", time.Since(before.Since).Round(100*time.Millisecond), before.Phase))
+			say(fmt.Sprintf("tunnel: ready%s, after %v of %v", by(), time.Since(before.Since).Round(100*time.Millisecond), before.Phase))
 		case s.Phase == tunnel.Ready:
-			say("tunnel: ready")
+			say("tunnel: ready" + by())
 		case s.Phase != tunnel.Lost || hint.CodeOf(s.Err) == hint.TunnelLost: // else it ends as the user wished
 			say(fmt.Sprintf("tunnel: %v (%v)", s.Phase, s.Err))
 		}

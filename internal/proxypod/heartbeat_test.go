@@ -35,7 +35,7 @@ func TestStateIsReadAsWritten(t *testing.T) {
 
 func TestSayTunnelSaysChangesOnly(t *testing.T) {
 	var said []string
-	say := SayTunnel(func(line string) { said = append(said, line) })
+	say := sayTunnel(func(line string) { said = append(said, line) }, func() string { return "" })
 	now := time.Now()
 	cut := errors.New("cut")
 	for _, s := range []tunnel.State{
@@ -55,11 +55,11 @@ func TestSayTunnelSaysChangesOnly(t *testing.T) {
 		t.Errorf("said %q, want %q", said, want)
 	}
 	said = nil
-	say = SayTunnel(func(line string) { said = append(said, line) })
+	say = sayTunnel(func(line string) { said = append(said, line) }, func() string { return ", by podproxy" })
 	say(tunnel.State{Phase: tunnel.Reconnecting, Since: now.Add(-12 * time.Second), Err: cut})
 	say(tunnel.State{Phase: tunnel.Ready, Since: now})
 	say(tunnel.State{Phase: tunnel.Lost, Since: now, Err: errors.New("ended by a signal")})
-	if len(said) != 2 || said[1] != "tunnel: ready, after 12s of reconnecting" {
+	if len(said) != 2 || said[1] != "tunnel: ready, by podproxy, after 12s of reconnecting" {
 		t.Errorf("said %q", said)
 	}
 }

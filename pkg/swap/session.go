@@ -64,6 +64,7 @@ type savedSession struct {
 	Container string         `json:"container"`
 	Image     string         `json:"image,omitempty"`
 	Arch      string         `json:"arch,omitempty"`
+	PodProxy  bool           `json:"podProxy,omitempty"`
 	Have      []Port         `json:"have"`
 	Ports     []Port         `json:"ports"`
 	Own       proxypod.Ports `json:"proxyPorts"`
@@ -227,8 +228,17 @@ func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src
 		return nil, differs("--proxy-image", cmp.Or(src.Image, "none"), cmp.Or(s.saved.Image, "none"))
 	case src.Arch != "" && src.Arch != s.saved.Arch:
 		return nil, differs("--arch", src.Arch, s.saved.Arch)
+	case o.PodProxy != s.saved.PodProxy:
+		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
 	return ports, nil
+}
+
+func carrierName(podProxy bool) string {
+	if podProxy {
+		return "podproxy"
+	}
+	return "portforward"
 }
 
 // remotes are the pod's ports, in order, for comparing.
@@ -252,7 +262,7 @@ func (s *Session) begin(p *Plan) error {
 		*saved = savedSession{
 			Version: sessionVersion, Process: os.Getpid(), Server: s.kube.Config.Host, Target: p.Undo.Target, Lease: p.Lease.Name,
 			Key: s.key, Epoch: epoch,
-			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, Have: p.have, Ports: p.Ports, Own: p.Own,
+			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Have: p.have, Ports: p.Ports, Own: p.Own,
 		}
 	})
 }

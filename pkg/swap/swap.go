@@ -71,22 +71,23 @@ func (s *Swap) Run(ctx context.Context) error {
 		return err
 	}
 	lease := s.claim.lease
-	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: s.Plan.Own.Tunnel}
-	tunnelSays := proxypod.SayTunnel(func(line string) {
+	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name}
+	carriers := proxypod.NewCarriers(s.proxy, s.Plan.Own, func(line string) {
 		if !s.ending.Load() { // the proxy goes, and its tunnel with it
 			s.Say(line)
 		}
 	})
 	s.tunnel = &tunnel.Client{
-		Carrier: s.proxy.Carrier, Key: s.Session.key, Pins: s.Session.saved.Pins, Epoch: s.Session.saved.Epoch,
+		Carrier: carriers.Dial, Key: s.Session.key, Pins: s.Session.saved.Pins, Epoch: s.Session.saved.Epoch,
 		Version: s.Version, ResumeWindow: s.ResumeWindow,
-		Handle: s.handle, OnState: tunnelSays, Log: s.Log,
+		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
 	}
 
 	// The tunnel and the heartbeat outlive ctx: traffic flows until the proxy is gone.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
+	running.Go(func() { carriers.Run(background) })
 	running.Go(func() {
 		if err := s.tunnel.Run(background); background.Err() == nil {
 			release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))

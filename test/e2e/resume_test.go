@@ -157,6 +157,7 @@ func TestTakeUpWithOtherOptions(t *testing.T) {
 		"--port":        localOrders(t)[:2],
 		"--proxy-image": append(localOrders(t), "--proxy-image", "example.test/other"),
 		"--arch":        append(localOrders(t), "--arch", "arm64"),
+		"--carrier":     append(localOrders(t), "--carrier", "podproxy"),
 	} {
 		b := w.bridge(append([]string{"swap", "deployment", "orders"}, args...)...)
 		b.exits(int(hint.Conflict))
