@@ -59,14 +59,18 @@ type Plan struct {
 	// Replicas of the original before.
 	Replicas int32 `json:"replicas"`
 
-	selector *metav1.LabelSelector // of the original's pods
+	selector  *metav1.LabelSelector // of the original's pods
+	container string                // whose place the proxy takes
+	have      []Port                // what --port chose from
+	source    proxypod.Source
+	podProxy  bool // was asked for
 }
 
 // NewPlan works out a swap in mode replace.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1, selector: d.Spec.Selector}
+	p := &Plan{Replicas: 1, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}
@@ -89,6 +93,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	services := selecting(f.Services, template.Labels)
 	have, notes := podPorts(app, services, others(template.Spec, app.Name))
 	p.Notes = append(p.Notes, notes...)
+	p.container, p.have = app.Name, have
 	if p.Ports, err = mapPorts(o.Ports, have); err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}

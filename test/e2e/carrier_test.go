@@ -54,7 +54,7 @@ func podProxyRole() rbacv1.Role {
 // start starts bridge in the world's namespace with another kubeconfig.
 func (w *world) bridgeAs(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1"}, env...), append(args, "-n", w.ns)...)
+	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), append(args, "-n", w.ns)...)
 }
 
 // connect starts bridge connect.
