@@ -61,6 +61,24 @@ func TestAWebSocketThatHangsIsGivenUp(t *testing.T) {
 	}
 }
 
+// When both open one is used and the other closed: the test's server waits for the end of every connection.
+func TestTheLaterOfTwoIsClosed(t *testing.T) {
+	s, c := newForwardServer(t, true, echoPort)
+	spdy := make(chan struct{})
+	s.before = func(_ http.ResponseWriter, r *http.Request) bool {
+		if websocket.IsWebSocketUpgrade(r) {
+			<-spdy
+		} else {
+			close(spdy)
+		}
+		return false
+	}
+	assertEchoes(t, dial(t, c, 80))
+	if got := s.requests.Load(); got != 2 {
+		t.Errorf("%d requests, want both ways", got)
+	}
+}
+
 func TestTheWayIsChosenAnewWhenTheOtherStopsWorking(t *testing.T) {
 	s, c := newForwardServer(t, false, echoPort)
 	assertEchoes(t, dial(t, c, 80)) // by SPDY
