@@ -18,11 +18,10 @@ import (
 // move between a bubble and the world: two collections empty every sync.Pool.
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
-	runtime.GC()
-	runtime.GC()
+	empty := func() { runtime.GC(); runtime.GC() }
+	empty()
+	defer empty() // also when f fails, which ends this
 	synctest.Test(t, f)
-	runtime.GC()
-	runtime.GC()
 }
 
 // badConn is a carrier that can go bad.
@@ -146,34 +145,57 @@ func TestDeadPathIsNoticed(t *testing.T) {
 // TestFreshSessionHasLonger: before the first answer the other end has 30 s.
 func TestFreshSessionHasLonger(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		e := newEnds(t, pipeNetwork(t))
-		e.client.ResumeWindow = -1
-		var bad *badConn
-		dial := e.client.Carrier
-		e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
-			c, peer, err := dial(ctx)
-			if err != nil {
-				return nil, "", err
-			}
-			bad = newBadConn(c)
-			return bad, peer, nil
-		}
+		n := pipeNetwork(t)
+		laptop, pod := newKey(t), newKey(t)
 		var ready, lost time.Time
-		first := make(chan error, 1)
-		e.client.OnState = func(s State) {
-			switch {
-			case s.Phase == Ready && ready.IsZero():
-				ready = time.Now()
-				bad.deaf.Store(true)
-			case s.Phase == Reconnecting && lost.IsZero():
-				lost = time.Now()
-				_ = bad.Conn.Close()
-				first <- s.Err
-			}
+		ctx, cancel := context.WithCancel(context.Background())
+		var reason error
+		c := &Client{
+			Key: laptop, ResumeWindow: -1,
+			Carrier: func(ctx context.Context) (net.Conn, string, error) {
+				conn, err := n.dial(ctx)
+				return conn, "pod", err
+			},
+			OnState: func(s State) {
+				switch {
+				case s.Phase == Ready && ready.IsZero():
+					ready = time.Now()
+				case s.Phase == Reconnecting && lost.IsZero():
+					lost, reason = time.Now(), s.Err
+					cancel()
+				}
+			},
 		}
-		e.start()
-		defer e.close()
-		wantErr(t, "reason", <-first, ErrDead)
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = c.Run(ctx) })
+		wg.Go(func() {
+			// A pod that lets the laptop in, and says nothing any more.
+			conn, err := n.ln.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			l, err := acceptTLS(ctx, conn, pod, laptop.Fingerprint())
+			if err == nil {
+				err = acceptHello(ctx, l, hello{protocol: protocolVersion})
+			}
+			if err == nil {
+				_, err = readAttach(l)
+			}
+			if err == nil {
+				err = answer(ctx, l, attached{})
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, l)
+			_ = l.Close()
+		})
+		<-ctx.Done()
+		_ = n.ln.Close()
+		wg.Wait()
+		wantErr(t, "reason", reason, ErrDead)
 		if took := lost.Sub(ready); took != freshAfter {
 			t.Errorf("dead after %v, want %v", took, freshAfter)
 		}

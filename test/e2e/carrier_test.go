@@ -348,7 +348,7 @@ func TestConnectionsOutliveALoadBalancersCuts(t *testing.T) {
 // shorter, but for a soak.
 func TestSilentCarriersAreKeptAlive(t *testing.T) {
 	t.Parallel()
-	idle := longer(10*time.Second, time.Minute)
+	idle := soak(time.Minute, 10*time.Second)
 	for _, carrier := range []string{"portforward", "podproxy"} {
 		t.Run(carrier, func(t *testing.T) {
 			t.Parallel()

@@ -207,7 +207,7 @@ var (
 	hole90      = &fault{what: "all packets lost for 90 s", becomes: areReset, within: 80 * time.Second, from: "the first that is lost"}
 	hole90After = &fault{what: "afterwards", becomes: areNew, within: 15 * time.Second, from: "the first that passes"}
 	frozen      = &fault{what: "laptop frozen for 20 s", becomes: goOn, within: 10 * time.Second, from: "its waking"}
-	frozenLong  = &fault{what: "laptop frozen for " + longer("90 s", "10 minutes"), becomes: areReset, within: 10 * time.Second, from: "its waking"}
+	frozenLong  = &fault{what: "laptop frozen for " + soak("10 minutes", "90 s"), becomes: areReset, within: 10 * time.Second, from: "its waking"}
 	frozenAfter = &fault{what: "afterwards", becomes: areNew, within: 10 * time.Second, from: "its waking"}
 	podGone     = &fault{what: "proxy's pod deleted", becomes: areReset, within: 5 * time.Second, from: "the deletion"}
 	podAfter    = &fault{what: "afterwards", becomes: areNew, within: 20 * time.Second, from: "the deletion"}
@@ -251,7 +251,7 @@ func reportRecoveries(code int) error {
 			f.took[len(f.took)/2].Seconds(), f.took[len(f.took)-1].Seconds(), f.within.Seconds(), f.from)
 	}
 	fmt.Print(b.String())
-	if os.Getenv(soakEnv) == "" || code != 0 || len(met) < len(faults) {
+	if !soak(true, false) || code != 0 || len(met) < len(faults) {
 		return nil
 	}
 	return os.WriteFile(filepath.Join(s.root, "docs", "recovery.md"), []byte(fmt.Sprintf(recoveryText, streams, slack)+b.String()), 0o644)
@@ -275,7 +275,7 @@ func embedded(t *testing.T) {
 }
 
 func TestHealCarrierCut(t *testing.T) {
-	cuts := longer(20, 100)
+	cuts := soak(100, 20)
 	for _, way := range []struct {
 		fault *fault
 		begin func(w *world, kubeconfig string) (*process, *busy)
@@ -342,7 +342,7 @@ func TestHealBlackHole(t *testing.T) {
 }
 
 func TestHealFrozenLaptop(t *testing.T) {
-	for f, sleep := range map[*fault]time.Duration{frozen: 20 * time.Second, frozenLong: longer(90*time.Second, 10*time.Minute)} {
+	for f, sleep := range map[*fault]time.Duration{frozen: 20 * time.Second, frozenLong: soak(10*time.Minute, 90*time.Second)} {
 		t.Run(f.what, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
@@ -415,7 +415,7 @@ func TestHealCluster(t *testing.T) {
 		if err := s.cluster(t.Context(), "netem", loss); err != nil {
 			t.Fatal(err)
 		}
-		for range longer(10, 100) {
+		for range soak(100, 10) {
 			f.over(t, b.carries(time.Now()))
 		}
 	}

@@ -33,8 +33,6 @@ const (
 	keepEnv = "BRIDGE_E2E_KEEP"
 	// kubernetesEnv is the version of Kubernetes, if not the usual one.
 	kubernetesEnv = "BRIDGE_E2E_KUBERNETES"
-	// soakEnv has the tests take as long as the real thing: make soak.
-	soakEnv = "BRIDGE_SOAK"
 	// sampleImage is the image of test/sample on the embedded cluster; with a cluster of one's own,
 	// BRIDGE_SAMPLE_IMAGE names it.
 	sampleImage = "bridge-sample:dev"
@@ -57,14 +55,6 @@ var (
 	s           suite
 	clusterName = cmp.Or(os.Getenv(clusterEnv), "bridge-e2e")
 )
-
-// longer chooses between a test's two forms.
-func longer[T any](short, soak T) T {
-	if os.Getenv(soakEnv) != "" {
-		return soak
-	}
-	return short
-}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
