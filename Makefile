@@ -1,5 +1,6 @@
 # make demo   starts a real Kubernetes on this machine and shows the main job on it
 # make test   runs all tests, on that same kind of cluster
+# make soak   runs the long forms of the tests, in some two hours
 # make build  builds bin/bridge
 # With KUBECONFIG set, demo and test use that cluster instead; BRIDGE_SAMPLE_IMAGE then names an image
 # of test/sample that it can pull.

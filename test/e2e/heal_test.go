@@ -70,6 +70,7 @@ func (w *world) busyOut(kubeconfig string) (*process, *busy) {
 	return c, newBusy(w.t, func(ctx context.Context, in io.Reader, out io.Writer) error {
 		cmd := exec.CommandContext(ctx, s.sample, "busy", "--address", "orders."+w.ns+":7000", "--via", proxy, "--connections", fmt.Sprint(streams))
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, out
+		cmd.WaitDelay = time.Second // when it fails, nobody ends its input
 		return cmd.Run()
 	})
 }

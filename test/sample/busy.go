@@ -56,7 +56,11 @@ func (b *busy) run(stdin io.Reader, stdout io.Writer) error {
 	w.moved = sync.NewCond(&w.mu)
 	var wg sync.WaitGroup
 	for i := range b.connections {
+		// A Service takes a moment to be known on a node, and a pod of a busy one may miss a probe.
 		conn, err := b.dial()
+		for until := time.Now().Add(checkTimeout / 2); err != nil && time.Now().Before(until); conn, err = b.dial() {
+			time.Sleep(busyEvery)
+		}
 		if err != nil {
 			return fmt.Errorf("connection %d: %w", i, err)
 		}
@@ -98,15 +102,17 @@ func (b *busy) dial() (*net.TCPConn, error) {
 	conn := c.(*net.TCPConn)
 	if b.via != "" {
 		if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %[1]s\r\n\r\n", b.address); err != nil {
+			_ = conn.Close()
 			return nil, err
 		}
 		// The server says nothing before it is asked, so no byte of its own is lost here.
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			return nil, err
+		if err == nil && resp.StatusCode != http.StatusOK {
+			err = fmt.Errorf("proxy: %s", resp.Status)
 		}
-		if resp.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("proxy: %s", resp.Status)
+		if err != nil {
+			_ = conn.Close()
+			return nil, err
 		}
 	}
 	_, err = fmt.Fprintln(conn, "copy")
