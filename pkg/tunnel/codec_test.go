@@ -347,6 +347,7 @@ var goldenSegments = map[string]segment{
 	"segment-data": {typ: segmentData, length: maxBatch, received: 1 << 33},
 	"segment-ack":  {typ: segmentAck, received: 1 << 33},
 	"segment-end":  {typ: segmentEnd, received: 1 << 33},
+	"segment-ask":  {typ: segmentAsk, length: 1, received: 1 << 33},
 }
 
 func TestResumeBytes(t *testing.T) {
@@ -392,7 +393,7 @@ func TestResumeLimits(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]string{
-		"type 0": zeros[:12], "type 4": "\x04" + zeros[:11], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
+		"type 0": zeros[:12], "type 5": "\x05" + zeros[:11], "end with data": "\x03\x00\x00\x01" + zeros[:8], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
 		"ack with data": "\x02\x00\x00\x01" + zeros[:8], "too long": "\x01\x01\x00\x01" + zeros[:8],
 	} {
 		if s, err := readSegment(strings.NewReader(bad)); err == nil {

@@ -5,8 +5,8 @@ import "time"
 const (
 	// firstFlight is what may be on its way before anything is known of the path.
 	firstFlight = 256 << 10
-	// minFlight is the least that may be on its way: two acknowledgements' worth, so that one is always coming.
-	minFlight = 2 * ackEvery
+	// minFlight is the least that may be on its way: two acknowledgements' worth.
+	minFlight = 2 * askEvery
 	// flightGain times the bandwidth-delay product is what may be on its way: 1 would not show that a path has
 	// become faster, and what is above 1 waits in queues, where small frames wait behind it.
 	flightGain = 1.5

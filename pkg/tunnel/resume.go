@@ -23,9 +23,13 @@ const (
 	maxReplay = 16 << 20
 	// replaySlack is room beyond it for what does not pass the gate: small frames.
 	replaySlack = 1 << 20
-	// ackEvery is how much arrives before it is acknowledged by a segment of its own. What arrives is
-	// mostly answered, and data carries an acknowledgement for nothing; the pings see to the rest.
-	ackEvery = 64 << 10
+	// ackEvery is how much arrives at most before it is acknowledged unasked.
+	ackEvery = 1 << 20
+	// An acknowledgement is asked for askParts times for what may be in flight, and not more often than every askEvery
+	// bytes: one that nothing else carries costs every hop as much as a small request. What arrives is mostly
+	// answered, and data carries an acknowledgement for nothing; the pings see to the rest.
+	askParts = 4
+	askEvery = maxBatch
 	// lastTimeout bounds how long closing waits for what was written before.
 	lastTimeout = time.Second
 )
@@ -37,6 +41,7 @@ const (
 	segmentData segmentType = 1
 	segmentAck  segmentType = 2
 	segmentEnd  segmentType = 3
+	segmentAsk  segmentType = 4 // data, perhaps none, to be acknowledged at once
 )
 
 const segmentHeader = 12 // type, length (3), received (8)
@@ -60,7 +65,8 @@ func readSegment(r io.Reader) (segment, error) {
 	}
 	first := binary.BigEndian.Uint32(b[:])
 	s := segment{typ: segmentType(first >> 24), length: int(first & 0xffffff), received: binary.BigEndian.Uint64(b[4:])}
-	if s.typ < segmentData || s.typ > segmentEnd || s.length > maxBatch || (s.typ == segmentData) != (s.length > 0) {
+	if s.typ < segmentData || s.typ > segmentAsk || s.length > maxBatch || s.typ == segmentData && s.length == 0 ||
+		(s.typ == segmentAck || s.typ == segmentEnd) && s.length > 0 {
 		return segment{}, &protocolError{fmt.Sprintf("segment: type %d with %d bytes", s.typ, s.length)}
 	}
 	return s, nil
@@ -91,11 +97,13 @@ type resumable struct {
 	buf  sendBuffer // what the other end has not acknowledged
 	next uint64     // position that link gets next
 	sent uint64     // position up to which some link got it
+	ask  uint64     // position from which the next segment asks for an acknowledgement
 	body bool       // a frame's header was written, and its body comes next
 	path flight     // how much may be on its way
 
 	received uint64 // bytes given to yamux
 	acked    uint64 // of them acknowledged to the other end
+	due      bool   // to be acknowledged now
 
 	closing bool        // send what is there and the end, then close
 	last    *time.Timer // bounds that
@@ -140,7 +148,8 @@ func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
 	}
 	r.buf.discard(theirs)
 	r.next = theirs
-	r.acked = r.received // as we told
+	r.acked, r.due = r.received, false // as we told
+	r.ask = theirs + askEvery
 	r.link = l
 	r.path.begin()
 	r.moved()
@@ -226,7 +235,7 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.err == nil && (r.link == nil && !r.closing || r.link != nil && !r.closing &&
-		r.next == r.buf.end && r.received-r.acked < ackEvery) {
+		r.next == r.buf.end && !r.due) {
 		r.work.Wait()
 	}
 	if r.err != nil || r.link == nil {
@@ -234,15 +243,19 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	}
 	n := int(min(fullBatch, r.buf.end-r.next))
 	s := segment{typ: segmentData, length: n, received: r.received}
-	if n == 0 {
-		if s.typ = segmentAck; r.closing {
-			s.typ = segmentEnd
-		}
+	switch {
+	case n == 0 && r.closing:
+		s.typ = segmentEnd
+	case n == 0:
+		s.typ = segmentAck
+	case r.next+uint64(n) >= r.ask:
+		s.typ = segmentAsk
+		r.ask = r.next + uint64(n) + uint64(max(askEvery, r.path.limit/askParts))
 	}
 	b = appendSegment(out[:0], s)
 	b = b[:segmentHeader+n]
 	r.buf.copyAt(b[segmentHeader:], r.next)
-	r.acked = r.received
+	r.acked, r.due = r.received, false
 	r.next += uint64(n)
 	r.sent = max(r.sent, r.next)
 	r.path.sent(r.next, r.buf.start, time.Now())
@@ -296,7 +309,13 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 		if s.typ == segmentEnd {
 			return 0, errEnded
 		}
-		if l.left = s.length; l.left == 0 {
+		l.left, l.asked = s.length, s.typ == segmentAsk
+		if l.left == 0 {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if l.asked && r.link == l {
+				r.owe()
+			}
 			return 0, nil
 		}
 	}
@@ -309,10 +328,16 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 	}
 	r.received += uint64(n)
 	l.useful = l.useful || n > 0
-	if r.received-r.acked >= ackEvery {
-		r.work.Signal()
+	if l.left == 0 && l.asked || r.received-r.acked >= ackEvery {
+		r.owe()
 	}
 	return n, err
+}
+
+// owe has the next segment, which acknowledges, be sent now. mu is held.
+func (r *resumable) owe() {
+	r.due = true
+	r.work.Signal()
 }
 
 // acknowledged drops what the other end has.

@@ -16,6 +16,7 @@ type link struct {
 	peer     hello
 
 	left   int           // of a segment's data, still to be read; of the goroutine that reads
+	asked  bool          // it is to be acknowledged; likewise
 	gone   chan struct{} // closed when the session does not use it any more
 	cause  error         // why; set before
 	useful bool          // something arrived on it; set before
