@@ -377,7 +377,7 @@ func TestResumeBytes(t *testing.T) {
 func TestResumeLimits(t *testing.T) {
 	zeros := strings.Repeat("\x00", attachSize)
 	for name, bad := range map[string]string{
-		"kind 0": zeros, "kind 3": "\x03" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
+		"kind 0": zeros, "kind 4": "\x04" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
 		"new with bytes":  "\x01" + zeros[:24] + "\x01" + zeros[:11],
 		"window too long": "\x01" + zeros[:32] + "\xff" + zeros[:3],
 	} {

@@ -12,6 +12,9 @@ const (
 	flightGain = 1.5
 	// flightSlack is added to the round trip: on short paths the ends' own scheduling takes longer than the path.
 	flightSlack = 2 * time.Millisecond
+	// bulkSlack is that on a lane of its own, less two round trips: so much work lies in front of every hop of a short path
+	// that it never runs out. A long path's queue is the network's, which small frames share.
+	bulkSlack = 30 * time.Millisecond
 	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
 	rttWindow = 10 * time.Second
 	// rttProbe is how long that lasts at least, and probeRounds in round trips.
@@ -27,7 +30,8 @@ const (
 // no queue. As in BBR the path is the shortest round trip times the highest rate seen lately, both
 // taken from acknowledgements. Its user locks.
 type flight struct {
-	limit int // bytes
+	limit int  // bytes
+	bulk  bool // nothing small waits behind it
 
 	marks []mark
 
@@ -49,7 +53,7 @@ type mark struct {
 }
 
 // begin forgets the path: another one begins. Nothing is on its way.
-func (f *flight) begin() { *f = flight{limit: firstFlight, marks: f.marks[:0]} }
+func (f *flight) begin() { *f = flight{limit: firstFlight, bulk: f.bulk, marks: f.marks[:0]} }
 
 // sent notes that everything up to pos is on its way, and everything up to delivered acknowledged.
 func (f *flight) sent(pos, delivered uint64, now time.Time) {
@@ -77,7 +81,11 @@ func (f *flight) acked(pos uint64, now time.Time) {
 
 	f.limit = minFlight
 	if f.probing.IsZero() {
-		path := flightGain*f.rtt.Seconds() + flightSlack.Seconds()
+		slack := flightSlack
+		if f.bulk {
+			slack = max(slack, bulkSlack-2*f.rtt)
+		}
+		path := flightGain*f.rtt.Seconds() + slack.Seconds()
 		f.limit = int(min(maxReplay, max(minFlight, max(f.rate, f.before)*path)))
 	}
 }

@@ -92,14 +92,15 @@ type resumable struct {
 	room *sync.Cond // for Write: room in buf, or the end
 	up   *sync.Cond // for Read: a link, or the end
 
-	link *link      // nil: none now
-	turn int        // counts the links that came and went
-	buf  sendBuffer // what the other end has not acknowledged
-	next uint64     // position that link gets next
-	sent uint64     // position up to which some link got it
-	ask  uint64     // position from which the next segment asks for an acknowledgement
-	body bool       // a frame's header was written, and its body comes next
-	path flight     // how much may be on its way
+	link    *link      // nil: none now
+	turn    int        // counts the links that came and went
+	buf     sendBuffer // what the other end has not acknowledged
+	next    uint64     // position that link gets next
+	sent    uint64     // position up to which some link got it
+	ask     uint64     // position from which the next segment asks for an acknowledgement
+	pinging bool       // the next segment asks for an acknowledgement
+	body    bool       // a frame's header was written, and its body comes next
+	path    flight     // how much may be on its way
 
 	received uint64 // bytes given to yamux
 	acked    uint64 // of them acknowledged to the other end
@@ -190,18 +191,52 @@ func (r *resumable) moved() {
 	r.room.Signal()
 }
 
+// linked says whether there is a link.
+func (r *resumable) linked() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.link != nil
+}
+
+// ping has the other end send a segment.
+func (r *resumable) ping() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pinging = true
+	r.work.Signal()
+}
+
+// roomFor waits while too much is kept already. mu is held.
+func (r *resumable) roomFor(n int) error {
+	for r.err == nil && !r.closing && r.buf.len()+n > maxReplay+replaySlack {
+		r.room.Wait()
+	}
+	if r.err == nil && r.closing {
+		return net.ErrClosed
+	}
+	return r.err
+}
+
+// writeTwo keeps head and body, which belong together.
+func (r *resumable) writeTwo(head, body []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.roomFor(len(head) + len(body)); err != nil {
+		return 0, err
+	}
+	r.buf.append(head)
+	r.buf.append(body)
+	r.moved()
+	r.work.Signal()
+	return len(head) + len(body), nil
+}
+
 // Write keeps p. It waits only when too much is kept already.
 func (r *resumable) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.err == nil && !r.closing && r.buf.len()+len(p) > maxReplay+replaySlack {
-		r.room.Wait()
-	}
-	if r.err != nil {
-		return 0, r.err
-	}
-	if r.closing {
-		return 0, net.ErrClosed
+	if err := r.roomFor(len(p)); err != nil {
+		return 0, err
 	}
 	r.buf.append(p)
 	r.moved()
@@ -235,7 +270,7 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.err == nil && (r.link == nil && !r.closing || r.link != nil && !r.closing &&
-		r.next == r.buf.end && !r.due) {
+		r.next == r.buf.end && !r.due && !r.pinging) {
 		r.work.Wait()
 	}
 	if r.err != nil || r.link == nil {
@@ -246,16 +281,16 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	switch {
 	case n == 0 && r.closing:
 		s.typ = segmentEnd
-	case n == 0:
+	case n == 0 && !r.pinging:
 		s.typ = segmentAck
-	case r.next+uint64(n) >= r.ask:
+	case r.pinging || r.next+uint64(n) >= r.ask:
 		s.typ = segmentAsk
 		r.ask = r.next + uint64(n) + uint64(max(askEvery, r.path.limit/askParts))
 	}
 	b = appendSegment(out[:0], s)
 	b = b[:segmentHeader+n]
 	r.buf.copyAt(b[segmentHeader:], r.next)
-	r.acked, r.due = r.received, false
+	r.acked, r.due, r.pinging = r.received, false, false
 	r.next += uint64(n)
 	r.sent = max(r.sent, r.next)
 	r.path.sent(r.next, r.buf.start, time.Now())
@@ -303,6 +338,7 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		l.heard.Store(time.Now().UnixNano())
 		if err := r.acknowledged(l, s.received); err != nil {
 			return 0, err
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +34,7 @@ type session struct {
 	pod      Fingerprint   // laptop: whose session it is
 	conn     *resumable
 	gate     gate
+	bulk     *lane
 	budget   budget
 	mux      *yamux.Session
 	control  *yamux.Stream
@@ -62,7 +65,9 @@ type session struct {
 
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
+	s.gate.ahead = bulkAhead
 	s.conn = newResumable(&s.gate)
+	s.bulk = newLane(s)
 	if _, err := s.conn.attach(l, 0, 0); err != nil {
 		return nil, err
 	}
@@ -116,6 +121,7 @@ func (s *session) run(ctx context.Context) error {
 	for range acceptors {
 		s.wg.Go(s.acceptStreams)
 	}
+	s.wg.Go(s.bulk.run)
 	s.wg.Go(func() { s.watch(ctx) })
 	s.wg.Done() // newSession's
 	s.wg.Wait()
@@ -355,6 +361,13 @@ func (p *progress) wait(bytes uint64) {
 	}
 }
 
+// reached says whether so many bytes are acted on, or none will be any more.
+func (p *progress) reached(bytes uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bytes >= bytes || p.ended
+}
+
 // readControl reads the other end's messages until the session ends.
 func (s *session) readControl() {
 	var bytes uint64
@@ -384,6 +397,14 @@ func (s *session) readControl() {
 				st.sendLimit.Store(max(st.sendLimit.Load(), m.limit))
 				st.notify()
 			}
+		case messageMoved:
+			if st := s.stream(m.stream); st != nil {
+				st.moved.here.Store(true)
+			}
+		case messageLane:
+			if s.laptop {
+				s.bulk.ask()
+			}
 		case messageReady:
 			s.tellReady(func() { s.laptopReady = m.on })
 		}
@@ -394,14 +415,14 @@ func (s *session) readControl() {
 // writeControl writes our messages, and the FINs that must come after them, until the session ends.
 func (s *session) writeControl() {
 	var buf []byte
-	var finish []*Stream
+	var after []func()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.out.wake:
 		}
-		buf, finish = s.out.take(buf[:0])
+		buf, after = s.out.take(buf[:0])
 		for rest := buf; len(rest) > 0; {
 			n := min(len(rest), maxFrame)
 			if _, err := s.control.Write(rest[:n]); err != nil {
@@ -410,8 +431,8 @@ func (s *session) writeControl() {
 			}
 			rest = rest[n:]
 		}
-		for _, st := range finish {
-			st.finish()
+		for _, f := range after {
+			f()
 		}
 	}
 }
@@ -528,6 +549,13 @@ func (s *session) stream(id uint32) *Stream {
 	return s.streams[id]
 }
 
+// all is a copy of the streams there are.
+func (s *session) all() []*Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.streams))
+}
+
 // forget drops a stream that is closed on this end: nothing the other end says of it matters any more.
 func (s *session) forget(st *Stream) {
 	s.mu.Lock()
@@ -537,6 +565,7 @@ func (s *session) forget(st *Stream) {
 	}
 	delete(s.streams, st.id)
 	st.receive.end(&s.budget)
+	st.moved.drop()
 	if !st.opener {
 		s.accepted--
 	}
