@@ -228,6 +228,8 @@ var goldenMessages = map[string]message{
 	"control-ready":       {typ: messageReady, on: true},
 	"control-window":      {typ: messageWindow, stream: 258, limit: 1 << 33},
 	"control-not-ready":   {typ: messageReady},
+	"control-moved":       {typ: messageMoved, stream: 258},
+	"control-lane":        {typ: messageLane},
 }
 
 func TestControlBytes(t *testing.T) {
@@ -335,6 +337,7 @@ func TestHelloBytes(t *testing.T) {
 var goldenAttach = map[string]attach{
 	"attach-new":    {kind: attachNew, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, window: time.Minute},
 	"attach-resume": {kind: attachResume, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33, window: time.Minute},
+	"attach-lane":   {kind: attachLane, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33},
 }
 
 var goldenAttached = map[string]attached{

@@ -20,6 +20,8 @@ const (
 	// rttProbe is how long that lasts at least, and probeRounds in round trips.
 	rttProbe    = 200 * time.Millisecond
 	probeRounds = 2
+	// lateWeight is how many round trips count for what they take lately.
+	lateWeight = 8
 	// rateRounds is how many round trips the highest rate is believed.
 	rateRounds = 10
 	// markEvery is how far marks are apart: it bounds their number.
@@ -37,6 +39,8 @@ type flight struct {
 
 	rtt   time.Duration // the shortest; 0: not known
 	rttAt time.Time     // when it was seen
+
+	lately time.Duration // what round trips take with what is on the way now, smoothed
 
 	probing  time.Time     // a probe ends then; zero: none
 	probeRTT time.Duration // the shortest since it began; 0: none yet
@@ -76,6 +80,7 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	m := f.marks[n-1]
 	f.marks = f.marks[:copy(f.marks, f.marks[n:])]
 	took := max(now.Sub(m.at), time.Microsecond)
+	f.lately += (took - f.lately) / lateWeight
 	f.sawRTT(took, m.full, now)
 	f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
 

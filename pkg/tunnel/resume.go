@@ -30,6 +30,13 @@ const (
 	// answered, and data carries an acknowledgement for nothing; the pings see to the rest.
 	askParts = 4
 	askEvery = maxBatch
+	// A segment costs every hop of a port-forward as much as 16 KiB do, so a small one waits for company: while fewSegments
+	// are on their way already, for a part of what a round trip takes now, until there are holdBelow bytes. A path that carries little
+	// is never kept waiting.
+	fewSegments = 4
+	holdBelow   = 8 << 10
+	holdPart    = 4
+	holdMost    = 2 * time.Millisecond
 	// lastTimeout bounds how long closing waits for what was written before.
 	lastTimeout = time.Second
 )
@@ -92,15 +99,19 @@ type resumable struct {
 	room *sync.Cond // for Write: room in buf, or the end
 	up   *sync.Cond // for Read: a link, or the end
 
-	link    *link      // nil: none now
-	turn    int        // counts the links that came and went
-	buf     sendBuffer // what the other end has not acknowledged
-	next    uint64     // position that link gets next
-	sent    uint64     // position up to which some link got it
-	ask     uint64     // position from which the next segment asks for an acknowledgement
-	pinging bool       // the next segment asks for an acknowledgement
-	body    bool       // a frame's header was written, and its body comes next
-	path    flight     // how much may be on its way
+	link    *link               // nil: none now
+	turn    int                 // counts the links that came and went
+	buf     sendBuffer          // what the other end has not acknowledged
+	next    uint64              // position that link gets next
+	sent    uint64              // position up to which some link got it
+	ask     uint64              // position from which the next segment asks for an acknowledgement
+	latest  [fewSegments]uint64 // where the last segments of data ended; a ring
+	oldest  int                 // the oldest of them
+	sentAt  time.Time           // when the last one was sent
+	held    *time.Timer         // ends a wait for company
+	pinging bool                // the next segment asks for an acknowledgement
+	body    bool                // a frame's header was written, and its body comes next
+	path    flight              // how much may be on its way
 
 	received uint64 // bytes given to yamux
 	acked    uint64 // of them acknowledged to the other end
@@ -265,12 +276,35 @@ func (r *resumable) flush() {
 	}
 }
 
+// hold says whether what there is to send had better wait for more, and sees to it that this ends. mu is held.
+func (r *resumable) hold() bool {
+	if r.buf.end-r.next >= holdBelow || r.latest[r.oldest] <= r.buf.start {
+		return false
+	}
+	wait := min(holdMost, r.path.lately/holdPart) - time.Since(r.sentAt)
+	if wait <= 0 {
+		return false
+	}
+	if r.held == nil {
+		r.held = time.AfterFunc(wait, r.release)
+	} else {
+		r.held.Reset(wait)
+	}
+	return true
+}
+
+// release has flush look again.
+func (r *resumable) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.work.Signal()
+}
+
 // nextSegment waits for something to send and a link to send it on, and puts it in out. A nil link is the end.
 func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.err == nil && (r.link == nil && !r.closing || r.link != nil && !r.closing &&
-		r.next == r.buf.end && !r.due && !r.pinging) {
+	for r.err == nil && !r.closing && (r.link == nil || !r.due && !r.pinging && (r.next == r.buf.end || r.hold())) {
 		r.work.Wait()
 	}
 	if r.err != nil || r.link == nil {
@@ -293,7 +327,13 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.acked, r.due, r.pinging = r.received, false, false
 	r.next += uint64(n)
 	r.sent = max(r.sent, r.next)
-	r.path.sent(r.next, r.buf.start, time.Now())
+	now := time.Now()
+	if n > 0 {
+		r.latest[r.oldest] = r.next
+		r.oldest = (r.oldest + 1) % fewSegments
+		r.sentAt = now
+	}
+	r.path.sent(r.next, r.buf.start, now)
 	r.moved()
 	return r.link, b, s.typ == segmentEnd
 }
@@ -390,6 +430,7 @@ func (r *resumable) acknowledged(l *link, theirs uint64) error {
 	r.buf.discard(theirs)
 	r.path.acked(theirs, time.Now())
 	r.moved()
+	r.work.Signal() // what was held may go
 	r.mu.Unlock()
 	return nil
 }
@@ -402,8 +443,10 @@ func (r *resumable) fail(err error) {
 	}
 	l := r.link
 	r.dropLocked(err)
-	if r.last != nil {
-		r.last.Stop()
+	for _, t := range []*time.Timer{r.last, r.held} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	r.work.Broadcast()
 	r.room.Broadcast()
