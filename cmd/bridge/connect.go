@@ -27,7 +27,9 @@ import (
 type connectOptions struct {
 	listen, dnsListen string
 	image, arch       string
+	podProxy          bool
 	proxyTimeout      time.Duration
+	resumeWindow      time.Duration
 }
 
 func newConnectCommand(a *app) *cobra.Command {
@@ -50,7 +52,9 @@ It prints what to paste into a shell, and ends with Ctrl-C.`,
 	f.StringVar(&o.dnsListen, "dns-listen", "", "loopback address of the DNS server (default "+connect.DefaultDNSListen+", or a free port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
+	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
+	resumeWindowFlag(cmd, &o.resumeWindow)
 	return cmd
 }
 
@@ -73,7 +77,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 			})
 		},
 		Kube: k, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, OnState: proxypod.SayTunnel(step), Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, t *tunnel.Client) error {
 		info, _ := t.Info()

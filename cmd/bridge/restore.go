@@ -38,7 +38,13 @@ undo is in the cluster. It also removes the pod of a connect that was killed. br
 				return err
 			}
 			r := &swap.Restorer{Kube: k, Say: a.progress()}
-			return r.Restore(ctx, name, identity())
+			err = r.Restore(ctx, name, identity())
+			if err == nil || hint.CodeOf(err) == hint.NotFound {
+				if e := swap.ForgetSession(k, name); e != nil {
+					a.log.Warn("what this machine keeps of the swap is not removed", "error", e)
+				}
+			}
+			return err
 		},
 	}
 }

@@ -24,8 +24,9 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "List who has swapped what, and the connects",
-		Long: `status lists the swaps and connects of the namespace, with who made them and their last heartbeat. One
-without a heartbeat for 60 seconds was left behind: -o wide has the command that gives it back.`,
+		Long: `status lists the swaps and connects of the namespace, with who made them, their last heartbeat, and the
+state of the tunnel that it told: connecting, ready, degraded, reconnecting or lost. Without a heartbeat for 25
+seconds that is unknown; after 60 it was left behind. -o wide says why, and has the command that gives it back.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := a.kube()
@@ -81,7 +82,7 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
 func statusTable(entries []swap.Entry) *metav1.Table {
 	t := &metav1.Table{}
-	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "Replicas", "Services", "Give Back With"} {
+	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "Why", "Replicas", "Services", "Give Back With"} {
 		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
 		if i > 5 {
 			c.Priority = 1
@@ -89,16 +90,16 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
 	}
 	for _, e := range entries {
-		state := "held"
-		if !e.Alive {
-			state = "left behind"
+		state := e.State
+		if !e.StateSince.IsZero() {
+			state += " for " + duration.HumanDuration(time.Since(e.StateSince))
 		}
 		replicas := ""
 		if e.Kind == proxypod.KindSwap {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state,
+			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, e.Reason,
 			replicas, strings.Join(e.Services, ","), e.Restore,
 		}})
 	}

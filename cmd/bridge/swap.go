@@ -26,7 +26,7 @@ func newSwapCommand(a *app) *cobra.Command {
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
-stays at 0 replicas until somebody runs bridge restore.
+stays at 0 replicas until the same command takes the swap up again or somebody runs bridge restore.
 
 The process has to listen on the container's ports, or on those that --port maps.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
@@ -46,8 +46,10 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.container, "container", "", "the container to stand in for (default: kubectl's default container, else the first with a port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the container's own image)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
+	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
 	return cmd
 }
@@ -55,7 +57,9 @@ The process has to listen on the container's ports, or on those that --port maps
 type swapOptions struct {
 	ports                      []string
 	container, image, arch     string
+	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
+	resumeWindow               time.Duration
 	dryRun                     bool
 }
 
@@ -64,41 +68,40 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	if err != nil {
 		return err
 	}
+	source := proxypod.Source{Image: o.image, Arch: o.arch}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
+	if o.dryRun {
+		return a.dryRun(ctx, k, name, options, source)
+	}
 	step := a.progress()
-	key, err := tunnel.NewKey()
+	session, note, err := swap.OpenSession(k, name)
 	if err != nil {
 		return err
 	}
-	facts, err := swap.Gather(ctx, k, name, proxypod.Source{Image: o.image, Arch: o.arch})
+	defer session.Close()
+	if note != "" {
+		a.say("note: " + note)
+	}
+	plan, err := session.TakeUp(ctx, name, options, source, step)
 	if err != nil {
 		return err
 	}
 	var parts []carry.Part
-	if o.image == "" {
-		if parts, err = carry.Parts(facts.Source.Arch); err != nil {
+	if plan == nil {
+		options.Client = session.Fingerprint()
+		if plan, parts, err = planSwap(ctx, k, name, options, source); err != nil {
 			return err
 		}
-		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
-	plan, err := swap.NewPlan(facts, swap.Options{
-		Container: o.container, Ports: o.ports, Owner: identity(), Client: key.Fingerprint(), Now: time.Now(),
-	})
-	if err != nil {
-		return err
-	}
-	if o.dryRun {
-		b, err := yaml.Marshal(plan)
-		if err != nil {
-			return err
-		}
-		_, err = a.stdout.Write(b)
-		return err
-	}
-
 	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
 		return err
 	}
-	a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge nobody but `" + swap.Command(k, plan.Undo.Target) + "` gives it back")
+	if session.TakenUp() {
+		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is",
+			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan")))
+	} else {
+		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge start it again, or give back with `" + swap.Command(k, plan.Undo.Target) + "`: nothing else does")
+	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
 	}
@@ -108,10 +111,45 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
 	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Key: key,
-		ReadyTimeout: o.proxyTimeout, Version: versionString(), Say: step, Log: a.log,
+		Kube: k, Plan: plan, Parts: parts, Session: session,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
 	}
 	return s.Run(ctx)
+}
+
+// planSwap reads the cluster and plans; parts are a carried proxy's.
+func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
+	facts, err := swap.Gather(ctx, k, name, source, o.PodProxy)
+	if err != nil {
+		return nil, nil, err
+	}
+	if source.Image == "" {
+		if parts, err = carry.Parts(facts.Source.Arch); err != nil {
+			return nil, nil, err
+		}
+		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
+	}
+	plan, err = swap.NewPlan(facts, o)
+	return plan, parts, err
+}
+
+// dryRun prints the plan, with a key that nobody has.
+func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) error {
+	key, err := tunnel.NewKey()
+	if err != nil {
+		return err
+	}
+	o.Client = key.Fingerprint()
+	plan, _, err := planSwap(ctx, k, name, o, source)
+	if err != nil {
+		return err
+	}
+	b, err := yaml.Marshal(plan)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(b)
+	return err
 }
 
 // targetArgs accepts "deployment NAME" and "deployment/NAME".

@@ -54,6 +54,7 @@ type config struct {
 	version    bool
 	client     tunnel.Fingerprint
 	tunnel     string // the tunnel's listener, on loopback
+	podProxy   string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
 	health     string // the readiness listener
 	listen     []int  // the target's ports; none for connect
 	serveDials bool
@@ -72,6 +73,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		return err
 	})
 	f.StringVar(&c.tunnel, "tunnel", "", "`address` for the tunnel, on loopback")
+	f.StringVar(&c.podProxy, "podproxy", "", "`address` for the tunnel by HTTP Upgrade, where the API server's proxy to pods reaches it")
 	f.StringVar(&c.health, "health", "", "`address` that answers the readiness probe")
 	f.Func("listen", "`port` whose connections go to the laptop (repeatable)", func(s string) error {
 		port, err := strconv.ParseUint(s, 10, 16)

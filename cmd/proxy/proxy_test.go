@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -107,7 +108,10 @@ type proxyProcess struct {
 	tunnel     string
 	health     string
 	listen     string // the first port, on an address of the pod
+	podProxy   string // "" when the arguments have none
 	laptop     *tunnel.Client
+	carrier    atomic.Pointer[carrier] // the last
+	byHTTP     atomic.Bool             // the next carrier goes to podProxy
 	waited     chan error
 	stopLaptop func() // and waits until it has ended
 }
@@ -138,6 +142,9 @@ func start(t *testing.T, app string, args ...string) *proxyProcess {
 		p.listen = freeAddress(t)
 		all = append(all, "--listen", port(p.listen))
 	}
+	if i := slices.Index(args, "--podproxy"); i >= 0 {
+		p.podProxy = args[i+1]
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +160,7 @@ func start(t *testing.T, app string, args ...string) *proxyProcess {
 	ctx, cancel := context.WithCancel(t.Context())
 	p.laptop = &tunnel.Client{Key: key,
 		Carrier: func(ctx context.Context) (net.Conn, string, error) {
-			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.tunnel)
+			c, err := p.dial(ctx)
 			return c, "pod", err
 		},
 		Handle: func(ctx context.Context, s *tunnel.Stream) {
@@ -183,6 +190,41 @@ func start(t *testing.T, app string, args ...string) *proxyProcess {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// carrier is one of the laptop's.
+type carrier struct {
+	net.Conn
+	r      io.Reader
+	byHTTP bool
+}
+
+func (c *carrier) Read(b []byte) (int, error) { return c.r.Read(b) }
+
+func (p *proxyProcess) dial(ctx context.Context) (net.Conn, error) {
+	byHTTP := p.byHTTP.Load()
+	address := p.tunnel
+	if byHTTP {
+		address = p.podProxy
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(conn)
+	if byHTTP {
+		request := "GET / HTTP/1.1\r\nHost: pod\r\nConnection: Upgrade\r\nUpgrade: " + tunnel.UpgradeProtocol + "\r\n\r\n"
+		if _, err := io.WriteString(conn, request); err != nil {
+			return nil, err
+		}
+		resp, err := http.ReadResponse(r, nil) //nolint:bodyclose // the upgraded connection is the body
+		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			return nil, fmt.Errorf("%v, %w", resp, err)
+		}
+	}
+	c := &carrier{conn, r, byHTTP}
+	p.carrier.Store(c)
+	return c, nil
 }
 
 // probe is one readiness probe: the status, 0 when nobody answers.
@@ -276,6 +318,54 @@ func TestServeDialsCanBeTurnedOff(t *testing.T) {
 		t.Errorf("%v, %v", c, err)
 	}
 	p.term()
+}
+
+// The door on the pod's address leads to the same session as the one on loopback.
+func TestAConnectionOutlivesAMoveBetweenTheDoors(t *testing.T) {
+	p := start(t, echo(t), "--podproxy", freeAddress(t))
+	p.laptop.SetReady(true)
+	p.becomes(200)
+	c, err := net.Dial("tcp", p.listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, byHTTP := range []bool{false, true, true, false} {
+		p.byHTTP.Store(byHTTP)
+		_ = p.carrier.Load().Close()
+		if _, err := io.WriteString(c, "still here"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len("still here"))
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != "still here" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		if p.carrier.Load().byHTTP != byHTTP {
+			t.Error("it went by the other door")
+		}
+	}
+	p.term()
+}
+
+// echo is a program that sends back what it gets.
+func echo(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { _, _ = io.Copy(c, c); _ = c.Close() })
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	return l.Addr().String()
 }
 
 func TestTermWithoutASessionEndsAtOnce(t *testing.T) {

@@ -57,33 +57,61 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 
-	tunnelListener, err := net.Listen("tcp", c.tunnel)
+	doors, err := c.open()
 	if err != nil {
-		return fmt.Errorf("tunnel: %w", err)
+		return err
 	}
-	if a, err := netip.ParseAddrPort(tunnelListener.Addr().String()); err != nil || !a.Addr().IsLoopback() {
-		_ = tunnelListener.Close()
-		return fmt.Errorf("tunnel: %s is not on loopback", c.tunnel)
+	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen)
+	return p.run(ctx, doors)
+}
+
+// doors are the proxy's own listeners.
+type doors struct {
+	tunnel, health net.Listener
+	podProxy       net.Listener // nil: none
+}
+
+func (c config) open() (d doors, err error) {
+	for _, l := range []struct {
+		name, address string
+		to            *net.Listener
+	}{{"tunnel", c.tunnel, &d.tunnel}, {"health", c.health, &d.health}, {"podproxy", c.podProxy, &d.podProxy}} {
+		if l.address == "" {
+			continue
+		}
+		if *l.to, err = net.Listen("tcp", l.address); err != nil {
+			d.close()
+			return d, fmt.Errorf("%s: %w", l.name, err)
+		}
 	}
-	healthListener, err := net.Listen("tcp", c.health)
-	if err != nil {
-		_ = tunnelListener.Close()
-		return fmt.Errorf("health: %w", err)
+	if a, err := netip.ParseAddrPort(d.tunnel.Addr().String()); err != nil || !a.Addr().IsLoopback() {
+		d.close()
+		return d, fmt.Errorf("tunnel: %s is not on loopback", c.tunnel)
 	}
-	log.Info("proxy", "version", version, "tunnel", tunnelListener.Addr(), "health", healthListener.Addr(), "ports", c.listen)
-	return p.run(ctx, tunnelListener, healthListener)
+	return d, nil
+}
+
+func (d doors) close() {
+	for _, l := range []net.Listener{d.tunnel, d.health, d.podProxy} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
 }
 
 // run ends each part when ctx is done and draining over, or when another part has failed.
-func (p *proxy) run(ctx context.Context, tunnelListener, healthListener net.Listener) error {
+func (p *proxy) run(ctx context.Context, d doors) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, parts := errgroup.WithContext(parts)
 	p.ports.Start(parts)
 	p.health.set(len(p.listen) == 0)
 	group.Go(func() error { p.ports.Wait(); return nil })
-	group.Go(func() error { return p.health.serve(parts, healthListener) })
-	group.Go(func() error { return p.server.Serve(parts, tunnelListener) })
+	group.Go(func() error { return p.health.serve(parts, d.health) })
+	group.Go(func() error { return p.server.Serve(parts, d.tunnel) })
+	if d.podProxy != nil {
+		group.Go(func() error { return p.server.Serve(parts, tunnel.UpgradeListener(d.podProxy)) })
+	}
 	group.Go(func() error {
 		defer stop()
 		select {

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// Record is what TLS 1.3 adds to a record of at most MaxRecord bytes.
-	Record    = 22
+	// Record is what TLS 1.3 adds to a record.
+	Record = 22
+	// MaxRecord is how many bytes a record holds.
 	MaxRecord = 16 << 10
 )
 

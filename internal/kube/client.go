@@ -44,9 +44,7 @@ type Client struct {
 	// message proposes; "" for the usual one.
 	Flags string
 
-	// spdyOnly is set once the WebSocket upgrade has failed where SPDY worked, so that an old API
-	// server or a proxy that knows no WebSockets costs one extra round trip, not one per connection.
-	spdyOnly  atomic.Bool
+	ways      ways
 	requestID atomic.Int64
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -33,73 +34,74 @@ import (
 const maxRefusal = 64 << 10
 
 // DialPod opens a connection to port on the loopback of pod, by a port-forward through the API server
-// and the kubelet: in a WebSocket, or in plain SPDY where that does not pass. It does not learn whether
+// and the kubelet: in a WebSocket, or in plain SPDY where that does not pass or does not answer. It does not learn whether
 // anything listens on the port: a refusal is the first Read's error, wrapping ECONNREFUSED. The
 // connection has CloseWrite and Reset; a deadline that passes ends its direction. Without a deadline
 // ctx is given 30 seconds. A lost path to the API server is noticed within 20 seconds while somebody
 // reads.
 func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	u := c.Clientset.CoreV1().RESTClient().Post().Namespace(namespace).Resource("pods").Name(pod).SubResource("portforward").URL()
 	remote := podAddr{namespace, pod, port}
-	car, err := c.dialCarrier(ctx, remote)
-	if err != nil {
-		return nil, Explain(err, fmt.Sprintf("connect to port %d of pod %s/%s", port, namespace, pod))
-	}
-	// From here on the carrier is ours: closing it is what ends a wait.
-	stop := context.AfterFunc(ctx, func() { _ = car.NetConn().Close() })
-	conn, err := newPodConn(car, remote, c.requestID.Add(1))
-	if !stop() && ctx.Err() != nil {
-		if conn != nil {
-			_ = conn.Close()
+	conn, err := c.ways.open(ctx, func(ctx context.Context, by way, lost func()) (*podConn, error) {
+		var car carrier
+		var err error
+		if by == bySPDY {
+			car, err = c.dialSPDY(ctx, u)
+		} else {
+			car, err = c.dialWebSocket(ctx, u)
 		}
-		err = context.Cause(ctx)
-	}
+		if err != nil {
+			return nil, err
+		}
+		// From here on the carrier is ours: closing it is what ends a wait.
+		stop := context.AfterFunc(ctx, func() { _ = car.NetConn().Close() })
+		conn, err := newPodConn(car, remote, c.requestID.Add(1), lost)
+		if !stop() && ctx.Err() != nil {
+			if conn != nil {
+				_ = conn.Close()
+			}
+			return nil, context.Cause(ctx)
+		}
+		return conn, err
+	})
 	if err != nil {
 		return nil, Explain(err, fmt.Sprintf("connect to port %d of pod %s/%s", port, namespace, pod))
 	}
 	return conn, nil
 }
 
-func (c *Client) dialCarrier(ctx context.Context, a podAddr) (carrier, error) {
-	u := c.Clientset.CoreV1().RESTClient().Post().Namespace(a.namespace).Resource("pods").
-		Name(a.pod).SubResource("portforward").URL()
-	if c.spdyOnly.Load() {
-		return c.dialSPDY(ctx, u)
+// DialPodProxy opens a connection to port on the address of pod through the API server's proxy: by an HTTP
+// Upgrade to protocol, which the pod has to agree to. The connection is the pod's bytes as they are: nothing in it finds
+// out that the path is dead. It has Degraded. Without a deadline ctx is given 30 seconds. The error says what may be in the way; it wraps
+// ECONNREFUSED when the API server met that at the pod.
+func (c *Client) DialPodProxy(ctx context.Context, namespace, pod string, port int, protocol string) (net.Conn, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	u := c.Clientset.CoreV1().RESTClient().Get().Namespace(namespace).Resource("pods").
+		Name(fmt.Sprintf("%s:%d", pod, port)).SubResource("proxy").URL()
+	conn, err := c.upgrade(ctx, http.MethodGet, u, protocol, nil)
+	if err != nil {
+		return nil, explainPodProxy(err, fmt.Sprintf("connect to port %d of pod %s/%s through pods/proxy", port, namespace, pod))
 	}
-	ws, err := c.dialWebSocket(ctx, u)
-	if err == nil {
-		return ws, nil
-	}
-	err, other := refused(err)
-	if !other {
-		return nil, err
-	}
-	car, spdyErr := c.dialSPDY(ctx, u)
-	if spdyErr != nil {
-		// The API server's own words are better than a failed upgrade's.
-		if status := apierrors.APIStatus(nil); !errors.As(spdyErr, &status) && errors.As(err, &status) {
-			return nil, err
-		}
-		return nil, spdyErr
-	}
-	c.spdyOnly.Store(true)
-	return car, nil
+	return &proxyConn{rawCarrier: conn}, nil
 }
 
-// refused returns the reason in a failed WebSocket upgrade, and whether it speaks against WebSockets
-// and not against the request. A WebSocket is a GET and needs the right to get (and create)
-// pods/portforward, SPDY needs only create: so a missing right counts too.
-func refused(err error) (cause error, other bool) {
-	var upgrade *upgradeError
-	if errors.As(err, &upgrade) {
-		cause = upgrade.cause
-		return cause, !apierrors.IsNotFound(cause) && !apierrors.IsUnauthorized(cause)
+// proxyConn is a connection by pods/proxy.
+type proxyConn struct {
+	*rawCarrier
+	loss loss // of Degraded's caller
+}
+
+// Degraded is like podConn's.
+func (p *proxyConn) Degraded() string { return p.loss.of(p.Conn) }
+
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
 	}
-	return err, streamhttp.IsHTTPSProxyError(err)
+	return context.WithTimeout(ctx, requestTimeout)
 }
 
 func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {
@@ -115,7 +117,6 @@ func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error)
 	if err != nil {
 		return nil, err
 	}
-	// The library's dial heeds ctx only while it connects, so the wait is here.
 	return await(ctx, func() (carrier, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
@@ -126,10 +127,10 @@ func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error)
 		case err != nil:
 			return nil, err
 		case resp.StatusCode != http.StatusSwitchingProtocols:
-			return nil, &upgradeError{refusal(resp)}
+			return nil, refusal(resp)
 		case up.conn.Subprotocol() != webSocketProtocol:
 			_ = up.conn.Close()
-			return nil, &upgradeError{fmt.Errorf("upgrade refused: the WebSocket speaks %q", up.conn.Subprotocol())}
+			return nil, fmt.Errorf("upgrade refused: the WebSocket speaks %q", up.conn.Subprotocol())
 		}
 		return &wsCarrier{Conn: up.conn, below: up.below}, nil
 	})
@@ -143,12 +144,6 @@ const (
 	belowRead = 64 << 10
 )
 
-// upgradeError is an answer other than the upgrade that was asked for.
-type upgradeError struct{ cause error }
-
-func (e *upgradeError) Error() string { return e.cause.Error() }
-func (e *upgradeError) Unwrap() error { return e.cause }
-
 // wsUpgrade is the transport of one upgrade request; it keeps the connection.
 type wsUpgrade struct {
 	proxy func(*http.Request) (*url.URL, error)
@@ -158,6 +153,8 @@ type wsUpgrade struct {
 }
 
 func (u *wsUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
+	stop := func() bool { return true }
+	defer func() { stop() }()
 	dialer := websocket.Dialer{
 		Proxy:           u.proxy,
 		TLSClientConfig: u.tls,
@@ -169,6 +166,8 @@ func (u *wsUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
 			if err != nil {
 				return nil, err
 			}
+			// The library heeds ctx only while it connects.
+			stop = context.AfterFunc(req.Context(), func() { _ = conn.Close() })
 			u.below = &cork.Conn{Conn: conn}
 			u.below.Open(belowRead)
 			return u.below, nil
@@ -185,9 +184,9 @@ func (u *wsUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // await runs dial, which ends soon after ctx does, and closes what comes too late.
-func await(ctx context.Context, dial func() (carrier, error)) (carrier, error) {
+func await[C io.Closer](ctx context.Context, dial func() (C, error)) (conn C, err error) {
 	type result struct {
-		c   carrier
+		c   C
 		err error
 	}
 	done := make(chan result, 1)
@@ -201,14 +200,25 @@ func await(ctx context.Context, dial func() (carrier, error)) (carrier, error) {
 	case <-ctx.Done():
 	}
 	go func() {
-		if r := <-done; r.c != nil {
+		if r := <-done; r.err == nil {
 			_ = r.c.Close()
 		}
 	}()
-	return nil, context.Cause(ctx)
+	return conn, context.Cause(ctx)
 }
 
 func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
+	h := http.Header{streamhttp.HeaderProtocolVersion: {portforward.PortForwardProtocolV1Name}}
+	conn, err := c.upgrade(ctx, http.MethodPost, u, spdy.HeaderSpdy31, h)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// upgrade sends a request that asks for protocol, with more headers (nil for none), and returns the connection when the
+// other side has agreed.
+func (c *Client) upgrade(ctx context.Context, method string, u *url.URL, protocol string, h http.Header) (*rawCarrier, error) {
 	tlsConfig, err := rest.TLSConfigFor(c.Config)
 	if err != nil {
 		return nil, err
@@ -217,24 +227,24 @@ func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
 	if err != nil {
 		return nil, err
 	}
-	up := &spdyUpgrade{dial: dialer.Dial}
+	up := &upgrade{dial: dialer.Dial}
 	rt, err := rest.HTTPWrappersForConfig(c.Config, up)
 	if err != nil {
 		return nil, err
 	}
-	return await(ctx, func() (carrier, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), nil)
+	return await(ctx, func() (*rawCarrier, error) {
+		req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 		if err != nil {
 			return nil, err
 		}
+		maps.Copy(req.Header, h)
 		req.Header.Set(streamhttp.HeaderConnection, streamhttp.HeaderUpgrade)
-		req.Header.Set(streamhttp.HeaderUpgrade, spdy.HeaderSpdy31)
-		req.Header.Set(streamhttp.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
+		req.Header.Set(streamhttp.HeaderUpgrade, protocol)
 		resp, err := rt.RoundTrip(req) //nolint:bodyclose // the upgraded connection is the body
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(resp.Header.Get(streamhttp.HeaderUpgrade), spdy.HeaderSpdy31) {
+		if resp.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(resp.Header.Get(streamhttp.HeaderUpgrade), protocol) {
 			return &rawCarrier{Conn: up.conn, r: up.r}, nil
 		}
 		defer up.conn.Close()
@@ -242,14 +252,14 @@ func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
 	})
 }
 
-// spdyUpgrade is the transport of one upgrade request; it keeps the connection.
-type spdyUpgrade struct {
+// upgrade is the transport of one upgrade request; it keeps the connection.
+type upgrade struct {
 	dial func(*http.Request) (net.Conn, error) // also writes the request
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-func (u *spdyUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
+func (u *upgrade) RoundTrip(req *http.Request) (*http.Response, error) {
 	conn, err := u.dial(req)
 	if err != nil {
 		return nil, err
@@ -277,7 +287,7 @@ func refusal(resp *http.Response) error {
 		return &apierrors.StatusError{ErrStatus: *status}
 	}
 	text, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
-	return apierrors.NewGenericServerResponse(resp.StatusCode, "POST", corev1.Resource("pods/portforward"), "", resp.Status+": "+text, 0, true)
+	return apierrors.NewGenericServerResponse(resp.StatusCode, resp.Request.Method, corev1.Resource("pods"), "", resp.Status+": "+text, 0, true)
 }
 
 // wsCarrier is a WebSocket: each frame is one binary message.

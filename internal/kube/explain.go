@@ -143,6 +143,28 @@ func explainNetwork(err error) (code hint.Code, msg, next string) {
 	return 0, "", ""
 }
 
+// explainPodProxy explains why the API server's proxy to a pod gave no connection. Where the API server itself says
+// nothing of rights, somebody on the way has refused.
+func explainPodProxy(err error, doing string) error {
+	const (
+		unreached = "a NetworkPolicy may keep the API server from the pod, or this cluster's API server has no way to pods"
+		refused   = "a service mesh's sidecar in the pod, or a proxy before the API server, does not pass the upgrade"
+	)
+	status := apierrors.APIStatus(nil)
+	switch {
+	case errors.Is(err, context.Canceled), apierrors.IsNotFound(err), apierrors.IsUnauthorized(err),
+		apierrors.IsForbidden(err) && rbac.MatchString(err.Error()):
+		return Explain(err, doing)
+	case errors.Is(err, context.DeadlineExceeded):
+		return hint.New(hint.Unreachable, &worded{doing + ": no answer in time", err}, unreached)
+	case errors.As(err, &status) && status.Status().Code >= 500:
+		return hint.New(hint.Unreachable, fmt.Errorf("%s: %w", doing, portError(err.Error())), unreached)
+	case errors.As(err, &status):
+		return hint.New(hint.Other, fmt.Errorf("%s: %w", doing, err), refused)
+	}
+	return Explain(err, doing)
+}
+
 func isTLS(err error) bool {
 	var verify *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError

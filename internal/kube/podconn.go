@@ -88,6 +88,7 @@ type podConn struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once
 	lost   atomic.Pointer[error] // why the watchdog cut the carrier
+	onLost func()                // called when the carrier is lost
 
 	rmu      sync.Mutex // held by the reading goroutine
 	pending  int        // what remains of the current data frame
@@ -111,12 +112,15 @@ type podConn struct {
 	wrote    atomic.Uint64 // counts data frames written
 	wroteAt  atomic.Uint64 // wrote when the last ping was sent
 	answered atomic.Uint64 // wrote when the last answered ping was sent: so much has been taken
+
+	loss loss // of Degraded's caller
 }
 
 // newPodConn opens the pair of streams for port on c and waits for the other side to accept them.
-// It owns c from here on. The caller bounds it by closing c.
-func newPodConn(c carrier, remote podAddr, requestID int64) (*podConn, error) {
-	p := &podConn{c: c, remote: remote, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+// It owns c from here on. The caller bounds it by closing c. lost is called, perhaps more than once, when the
+// connection ends by losing c.
+func newPodConn(c carrier, remote podAddr, requestID int64, lost func()) (*podConn, error) {
+	p := &podConn{c: c, remote: remote, onLost: lost, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
 	p.pingID.Store(math.MaxUint32) // so that the first is 1
 	if err := p.open(requestID); err != nil {
 		_ = c.Close()
@@ -276,8 +280,12 @@ func (p *podConn) Read(b []byte) (int, error) {
 // readError is what Read returns for an error of the carrier. ending says that the stream had ended
 // and only the reason was awaited.
 func (p *podConn) readError(err error, ending bool) error {
-	if ending {
-		return p.endError()
+	select {
+	case <-p.closed:
+	default:
+		if ending {
+			return p.endError()
+		}
 	}
 	return p.carrierError("read", err)
 }
@@ -574,6 +582,7 @@ func (p *podConn) carrierError(op string, err error) error {
 		return nil
 	}
 	if lost := p.lost.Load(); lost != nil {
+		p.onLost()
 		return *lost
 	}
 	select {
@@ -588,5 +597,6 @@ func (p *podConn) carrierError(op string, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
+	p.onLost()
 	return p.opError(op, &lostError{err})
 }

@@ -32,7 +32,7 @@ func pipeConn(t *testing.T) (p *podConn, far net.Conn) {
 			_ = framer.WriteFrame(&spdy.SynReplyFrame{StreamId: id})
 		}
 	}()
-	p, err := newPodConn(&rawCarrier{Conn: near, r: bufio.NewReader(near)}, podAddr{"shop", "orders-0", 80}, 1)
+	p, err := newPodConn(&rawCarrier{Conn: near, r: bufio.NewReader(near)}, podAddr{"shop", "orders-0", 80}, 1, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func FuzzFrames(f *testing.F) {
 			_, _ = far.Write(in)
 			_ = far.Close()
 		}()
-		p := &podConn{c: &rawCarrier{Conn: near, r: bufio.NewReader(near)}, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+		p := &podConn{c: &rawCarrier{Conn: near, r: bufio.NewReader(near)}, closed: make(chan struct{}), onLost: func() {}, wmu: make(chan struct{}, 1)}
 		n, err := io.Copy(io.Discard, p)
 		if n > int64(len(in)) || len(p.errText) > maxErrorText {
 			t.Errorf("%d bytes of %d, %d of error text, %v", n, len(in), len(p.errText), err)

@@ -13,6 +13,25 @@ import (
 // unacknowledged is how long the peer of a TCP connection has acknowledged nothing although something
 // waits for it. A peer that only does not read acknowledges all the same. ok is false when unknown.
 func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
+	info, ok := tcpInfo(conn)
+	if !ok || info.Unacked == 0 {
+		return 0, false
+	}
+	return time.Duration(info.Last_ack_recv) * time.Millisecond, true
+}
+
+// retransmitted counts the packets with data that a TCP connection sent, and how many of them for another time. ok is
+// false when unknown.
+func retransmitted(conn net.Conn) (sent, again uint32, ok bool) {
+	info, ok := tcpInfo(conn)
+	if !ok {
+		return 0, 0, false
+	}
+	return info.Data_segs_out, info.Total_retrans, true
+}
+
+// tcpInfo asks the kernel about the TCP connection that conn is, or that is under its TLS.
+func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
 	if t, isTLS := conn.(*tls.Conn); isTLS {
 		conn = t.NetConn()
 	}
@@ -21,17 +40,15 @@ func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
 	}
 	tcp, isTCP := conn.(*net.TCPConn)
 	if !isTCP {
-		return 0, false
+		return nil, false
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return 0, false
+		return nil, false
 	}
+	var infoErr error
 	err = raw.Control(func(fd uintptr) {
-		info, ierr := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		if ierr == nil && info.Unacked > 0 {
-			silent, ok = time.Duration(info.Last_ack_recv)*time.Millisecond, true
-		}
+		info, infoErr = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
-	return silent, ok && err == nil
+	return info, err == nil && infoErr == nil
 }

@@ -37,14 +37,20 @@ type Source struct {
 	ConfigMaps []string
 }
 
-// Ports are the proxy's own two ports, chosen beside those of the pod.
+// podProxyPort is the name of Ports.PodProxy among the container's ports.
+const podProxyPort = "bridge-tunnel"
+
+// Ports are the proxy's own ports, chosen beside those of the pod.
 type Ports struct {
 	Tunnel int32 `json:"tunnel"` // on the pod's loopback
 	Health int32 `json:"health"` // on the pod's address
+	// PodProxy is the tunnel's port on the pod's address, for the API server's proxy. 0: there is none.
+	PodProxy int32 `json:"podProxy,omitempty"`
 }
 
-// FreePorts returns two ports that no container of the pod declares and that are not in taken.
-func FreePorts(pod *corev1.PodSpec, taken []int32) Ports {
+// FreePorts returns ports that no container of the pod declares and that are not in taken; one for the API server's
+// proxy only if that is wanted.
+func FreePorts(pod *corev1.PodSpec, taken []int32, podProxy bool) Ports {
 	used := slices.Clone(taken)
 	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		for _, p := range c.Ports {
@@ -59,7 +65,11 @@ func FreePorts(pod *corev1.PodSpec, taken []int32) Ports {
 		used = append(used, next)
 		return next
 	}
-	return Ports{Tunnel: free(), Health: free()}
+	p := Ports{Tunnel: free(), Health: free()}
+	if podProxy {
+		p.PodProxy = free()
+	}
+	return p
 }
 
 // container turns c into the proxy: same name, ports, environment and mounts, another program.
@@ -69,6 +79,11 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 		"--client", s.Client.String(),
 		"--tunnel", fmt.Sprintf("127.0.0.1:%d", s.Ports.Tunnel),
 		"--health", fmt.Sprintf(":%d", s.Ports.Health),
+	}
+	ports := c.Ports
+	if p := s.Ports.PodProxy; p != 0 {
+		args = append(args, "--podproxy", fmt.Sprintf(":%d", p))
+		ports = append(slices.Clone(ports), corev1.ContainerPort{Name: podProxyPort, ContainerPort: p, Protocol: corev1.ProtocolTCP})
 	}
 	for _, p := range s.Listen {
 		args = append(args, "--listen", strconv.Itoa(int(p)))
@@ -88,7 +103,7 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 			},
 			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
 		},
-		Ports: c.Ports,
+		Ports: ports,
 		ReadinessProbe: &corev1.Probe{
 			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(s.Ports.Health)}},
 			PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,

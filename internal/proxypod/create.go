@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -97,57 +96,4 @@ func (p *Proxy) WaitGone(ctx context.Context) error {
 		return fmt.Errorf("the proxy's pods have not ended: %s in %s", strings.Join(left, ", "), p.Namespace)
 	}
 	return err
-}
-
-// Heartbeat renews the Lease every period until ctx ends (nil) or the Lease is no longer ours:
-// deleted, or held by somebody who gives it back (*TakenError).
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, period time.Duration) error {
-	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
-	tick := time.NewTicker(period)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return &TakenError{}
-		case err != nil:
-			continue // the next tick tries again; nothing lapses while the API is away
-		case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
-			return &TakenError{By: value(now.Spec.HolderIdentity)}
-		}
-		stamp := metav1.NowMicro()
-		now.Spec.RenewTime = &stamp
-		// A conflict or an API server that is away: the next tick looks again.
-		_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
-	}
-}
-
-// RestoreBy begins the holder of a Lease whose swap is being given back.
-const RestoreBy = "restore by "
-
-// TakenError says that the Lease is no longer ours.
-type TakenError struct {
-	By string // who holds it now; empty when it was deleted
-}
-
-func (e *TakenError) Error() string {
-	if e.By == "" {
-		return "the Lease was deleted"
-	}
-	if by, ok := strings.CutPrefix(e.By, RestoreBy); ok {
-		return by + " gives it back"
-	}
-	return "the Lease was taken by " + e.By
-}
-
-func value(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
 }

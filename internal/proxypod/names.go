@@ -20,6 +20,8 @@ const (
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
 	ClientAnnotation = Prefix + "client"
+	// TunnelAnnotation on a Lease is the tunnel's state at the last heartbeat, as State's String gives it.
+	TunnelAnnotation = Prefix + "tunnel"
 	// KindLabel on a Lease is "swap" or "connect".
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"

@@ -22,13 +22,6 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
-// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
-const (
-	LeaseSeconds    = 60
-	HeartbeatPeriod = LeaseSeconds * time.Second / 6
-)
-
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = time.Minute
 
@@ -43,7 +36,9 @@ type Own struct {
 	Version string
 	// ReadyTimeout is how long the pod may take to be Ready.
 	ReadyTimeout time.Duration
-	OnState      func(tunnel.State)
+	ResumeWindow time.Duration // as tunnel.Client's
+	// PodProxy has the tunnel go through the API server's proxy to the pod where that works (Carriers).
+	PodProxy bool
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
 	OnCreate func(lease string)
 	Say      func(string)
@@ -73,7 +68,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 		}
 		src.ConfigMaps = ConfigMapNames(lease.Name, parts)
 	}
-	ports := FreePorts(&template.Spec, nil)
+	ports := FreePorts(&template.Spec, nil, o.PodProxy)
 	d, _, err := Deployment(Spec{
 		Name: lease.Name, Namespace: lease.Namespace, Lease: lease.Name,
 		Template: template, Container: template.Spec.Containers[0].Name,
@@ -90,11 +85,14 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	if o.OnCreate != nil {
 		o.OnCreate(lease.Name)
 	}
-	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: ports.Tunnel}
+	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name}
 	o.Say("starting a proxy pod in " + lease.Namespace)
+	if ports.PodProxy != 0 {
+		o.Say(ports.PodProxyNote())
+	}
 	err = Create(ctx, o.Kube, created, ConfigMaps(lease.Namespace, lease.Name, parts), d)
 	if err == nil {
-		err = o.hold(ctx, p, created, key, use)
+		err = o.hold(ctx, p, NewCarriers(p, ports, o.Say), created, key, use)
 	} else if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 		err = hint.New(0, err, "connect needs to create a deployment and configmaps in "+lease.Namespace+": the built-in role edit has that")
 	}
@@ -126,18 +124,19 @@ func (o *Own) createLease(ctx context.Context, lease *coordinationv1.Lease) (cre
 }
 
 // hold runs the tunnel and the heartbeat beside use. It returns nil when outer ends.
-func (o *Own) hold(outer context.Context, p *Proxy, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
+func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordinationv1.Lease, key tunnel.Key, use func(context.Context, *tunnel.Client) error) error {
 	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
-	t := &tunnel.Client{Carrier: p.Carrier, Key: key, Version: o.Version, OnState: o.OnState, Log: o.Log}
+	t := &tunnel.Client{Carrier: c.Dial, Key: key, Version: o.Version, ResumeWindow: o.ResumeWindow, OnState: c.OnState, Log: o.Log}
 	var running sync.WaitGroup
+	running.Go(func() { c.Run(ctx) })
 	running.Go(func() {
 		if err := t.Run(ctx); ctx.Err() == nil {
 			cancel(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, HeartbeatPeriod); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
 	})

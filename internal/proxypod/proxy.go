@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +17,6 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
-	"bridge/pkg/tunnel"
 )
 
 // Poll is how often a wait looks at the cluster. A wait ends within seconds, so a watch would cost
@@ -30,7 +28,6 @@ type Proxy struct {
 	Kube      *kube.Client
 	Namespace string
 	Lease     string // the claim that owns it, also its Deployment's name
-	Port      int32  // the tunnel's, on the pod's loopback
 }
 
 // Pods are the proxy's that are not yet going, the newest first.
@@ -56,11 +53,9 @@ func (p *Proxy) list(ctx context.Context) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
-// Carrier dials the tunnel's port of the proxy's pod, for tunnel.Client. It waits for a pod to run as
-// long as ctx allows.
-func (p *Proxy) Carrier(ctx context.Context) (net.Conn, string, error) {
-	var pod corev1.Pod
-	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
+// running is the proxy's pod to be connected to. It waits for one to run as long as ctx allows.
+func (p *Proxy) running(ctx context.Context) (pod corev1.Pod, err error) {
+	err = wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.list(ctx)
 		if err != nil {
 			return false, err
@@ -72,14 +67,10 @@ func (p *Proxy) Carrier(ctx context.Context) (net.Conn, string, error) {
 		pod = slices.MaxFunc(pods, inUse)
 		return true, nil
 	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, "", errors.New("no pod of the proxy is running")
-		}
-		return nil, "", err
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("no pod of the proxy is running")
 	}
-	conn, err := p.Kube.DialPod(ctx, p.Namespace, pod.Name, int(p.Port))
-	return conn, peer(pod), err
+	return pod, err
 }
 
 // inUse orders pods by how much they carry the traffic: a pod that is going carries the tunnel while
@@ -220,19 +211,4 @@ func troubleHint(why string) string {
 		return "no node takes the pod: kubectl describe nodes; for another architecture use --arch"
 	}
 	return "kubectl get events shows more"
-}
-
-// SayTunnel says when the tunnel is ready, lost, and back; not each try in between.
-func SayTunnel(say func(string)) func(tunnel.State) {
-	lost := false
-	return func(s tunnel.State) {
-		switch {
-		case s.Phase == tunnel.Reconnecting && !lost:
-			lost = true
-			say(fmt.Sprintf("tunnel: reconnecting (%v)", s.Err))
-		case s.Phase == tunnel.Ready:
-			lost = false
-			say("tunnel: ready")
-		}
-	}
 }

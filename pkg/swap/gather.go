@@ -17,8 +17,9 @@ import (
 	"bridge/internal/proxypod"
 )
 
-// Gather checks the user's rights and reads what a plan is made from. It changes nothing.
-func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Source) (Facts, error) {
+// Gather checks the user's rights and reads what a plan is made from. It changes nothing. With askPodProxy it asks
+// for the right to pods/proxy too.
+func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Source, askPodProxy bool) (Facts, error) {
 	ns, target := k.Namespace, "deployment/"+name
 	lacking, err := missing(ctx, k, ns, needed(src.Image == ""))
 	if err != nil {
@@ -49,6 +50,12 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		return Facts{}, err
 	}
 	f.MayPatchServices = len(lacking) == 0
+	if askPodProxy {
+		if lacking, err = missing(ctx, k, ns, podProxy); err != nil {
+			return Facts{}, err
+		}
+		f.MayPodProxy = len(lacking) == 0
+	}
 	pods, err := k.Clientset.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return Facts{}, kube.Explain(err, "list pods in "+ns)

@@ -3,9 +3,11 @@ package swap
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/kube"
@@ -22,6 +24,13 @@ type Entry struct {
 	Heartbeat time.Time `json:"lastHeartbeat"`
 	// Alive is whether the heartbeat is younger than the Lease's duration, by this machine's clock.
 	Alive bool `json:"alive"`
+	// State is the tunnel's, a tunnel.Phase's text, as the last heartbeat told. It is "unknown" when that heartbeat is too
+	// old to be believed, "left behind" when Alive is false, and "restoring" while somebody gives back.
+	State string `json:"state"`
+	// StateSince is when a tunnel's state began; zero for the other three.
+	StateSince time.Time `json:"stateSince,omitzero"`
+	// Reason says more in words; may be empty.
+	Reason string `json:"reason,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
 	// Replicas the target had before; 0 for connect.
@@ -50,10 +59,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		if l.Spec.HolderIdentity != nil {
 			e.Owner = *l.Spec.HolderIdentity
 		}
-		if l.Spec.RenewTime != nil {
-			e.Heartbeat = l.Spec.RenewTime.Time
-			e.Alive = time.Since(e.Heartbeat) < proxypod.LeaseSeconds*time.Second
-		}
+		e.judge(&l, time.Now())
 		e.Restore = fmt.Sprintf("bridge restore %s -n %s%s", strings.Replace(e.Target, "/", " ", 1), l.Namespace, k.Flags)
 		if e.Kind == proxypod.KindConnect {
 			e.Target = "connect/" + l.Name
@@ -65,4 +71,27 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		entries = append(entries, e)
 	}
 	return entries, nil
+}
+
+// judge fills in the heartbeat and the state. What the Lease says of the tunnel was true at its last heartbeat.
+func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
+	silent := time.Duration(math.MaxInt64)
+	if l.Spec.RenewTime != nil {
+		e.Heartbeat = l.Spec.RenewTime.Time
+		silent = now.Sub(e.Heartbeat)
+	}
+	e.Alive = silent < proxypod.LeaseSeconds*time.Second
+	told, ok := proxypod.ParseState(l.Annotations[proxypod.TunnelAnnotation])
+	switch {
+	case strings.HasPrefix(e.Owner, proxypod.RestoreBy):
+		e.State = "restoring"
+	case !e.Alive:
+		e.State = "left behind"
+	case !ok:
+		e.State, e.Reason = "unknown", "the Lease does not say"
+	case silent > proxypod.StaleAfter:
+		e.State, e.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
+	default:
+		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason
+	}
 }

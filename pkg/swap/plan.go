@@ -26,6 +26,8 @@ type Facts struct {
 	Pods       []corev1.Pod     // likewise
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
+	// MayPodProxy tells whether the tunnel may go through the API server's proxy to the pod; false when it was not asked.
+	MayPodProxy bool
 	// LimitCPU is whether a quota of the namespace wants a CPU limit of every container.
 	LimitCPU bool
 	// Source is where the proxy comes from, settled: image, or ConfigMap names and architecture.
@@ -36,6 +38,7 @@ type Facts struct {
 type Options struct {
 	Container string   // empty: the default container
 	Ports     []string // --port flags
+	PodProxy  bool     // the tunnel goes through the API server's proxy to the pod where that works
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
@@ -56,14 +59,18 @@ type Plan struct {
 	// Replicas of the original before.
 	Replicas int32 `json:"replicas"`
 
-	selector *metav1.LabelSelector // of the original's pods
+	selector  *metav1.LabelSelector // of the original's pods
+	container string                // whose place the proxy takes
+	have      []Port                // what --port chose from
+	source    proxypod.Source
+	podProxy  bool // was asked for
 }
 
 // NewPlan works out a swap in mode replace.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1, selector: d.Spec.Selector}
+	p := &Plan{Replicas: 1, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}
@@ -86,6 +93,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	services := selecting(f.Services, template.Labels)
 	have, notes := podPorts(app, services, others(template.Spec, app.Name))
 	p.Notes = append(p.Notes, notes...)
+	p.container, p.have = app.Name, have
 	if p.Ports, err = mapPorts(o.Ports, have); err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
@@ -106,7 +114,14 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	for i, q := range p.Ports {
 		listen[i] = q.Remote
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, listen)
+	p.Own = proxypod.FreePorts(&template.Spec, listen, o.PodProxy && f.MayPodProxy)
+	switch {
+	case p.Own.PodProxy != 0:
+		p.Notes = append(p.Notes, p.Own.PodProxyNote())
+	case o.PodProxy:
+		p.Notes = append(p.Notes, fmt.Sprintf("your account may not %s in %s, so the tunnel goes by port-forward; ask for a Role with that, or leave out --carrier",
+			podProxy[0], d.Namespace))
+	}
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,

@@ -87,6 +87,11 @@ func TestPlanGoldens(t *testing.T) {
 			f.MayPatchServices = false
 			o.Ports = []string{"3000:http"}
 		}},
+		{golden: "podproxy.golden.yaml", src: proxypod.Source{Image: "bridge-proxy:1"}, change: func(f *Facts, o *Options) {
+			f.MayPodProxy, o.PodProxy = true, true
+			// A port is chosen that nobody in the pod declares.
+			f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 27102}}
+		}},
 	} {
 		t.Run(c.golden, func(t *testing.T) {
 			f := facts(t, "orders.yaml")
@@ -171,6 +176,30 @@ func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
 	for _, q := range p.Ports {
 		if q.Remote == 9090 {
 			t.Errorf("port 9090 comes to the laptop: %v", p.Ports)
+		}
+	}
+}
+
+// A port on the pod's address is opened for those alone who asked for it and can use it.
+func TestThePodProxyPortIsOpenedOnlyForAUser(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		for _, may := range []bool{false, true} {
+			f := facts(t, "orders.yaml")
+			f.Source, f.MayPodProxy = carried, may
+			p, err := NewPlan(f, Options{PodProxy: asked})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := yaml.Marshal(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if open := strings.Contains(string(b), "--podproxy"); open != (asked && may) || open != (p.Own.PodProxy != 0) {
+				t.Errorf("asked %v, may %v: the port is open: %v", asked, may, open)
+			}
+			if says := strings.Contains(strings.Join(p.Notes, "\n"), "may not get pods/proxy in shop"); says != (asked && !may) {
+				t.Errorf("asked %v, may %v: notes %q", asked, may, p.Notes)
+			}
 		}
 	}
 }

@@ -40,10 +40,12 @@ const (
 type Swap struct {
 	Kube  *kube.Client
 	Plan  *Plan
-	Parts []carry.Part // of a carried proxy; none with an image
-	Key   tunnel.Key
+	Parts []carry.Part // of a carried proxy; none with an image, and for a swap that is taken up
+	// Session is this machine's half, from OpenSession.
+	Session *Session
 	// ReadyTimeout is how long the proxy's pod may take to be Ready.
 	ReadyTimeout time.Duration
+	ResumeWindow time.Duration // as tunnel.Client's
 	Version      string
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
@@ -56,48 +58,67 @@ type Swap struct {
 	refused atomic.Bool // the local process refused the last connection
 }
 
-// Run swaps, holds the swap until ctx ends, and gives it back. It returns nil after a swap that ctx
-// ended, or whose target was deleted. Any other end is an error, after everything was given back as far
-// as it could be; its code is Conflict when somebody else has given back.
+// Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
+// after a swap that ctx ended, or whose target was deleted. Any other end is an error, after everything was given back as far
+// as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
+// (tunnel.ErrDisplaced) nothing is given back.
 func (s *Swap) Run(ctx context.Context) error {
+	if err := s.Session.begin(s.Plan); err != nil {
+		s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
+	}
 	var err error
-	if s.claim, err = newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo); err != nil {
+	if s.claim, err = s.enter(ctx); err != nil {
 		return err
 	}
 	lease := s.claim.lease
-	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name, Port: s.Plan.Own.Tunnel}
-	tunnelSays := proxypod.SayTunnel(func(line string) {
+	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name}
+	carriers := proxypod.NewCarriers(s.proxy, s.Plan.Own, func(line string) {
 		if !s.ending.Load() { // the proxy goes, and its tunnel with it
 			s.Say(line)
 		}
 	})
 	s.tunnel = &tunnel.Client{
-		Carrier: s.proxy.Carrier, Key: s.Key, Version: s.Version,
-		Handle: s.handle, OnState: tunnelSays, Log: s.Log,
+		Carrier: carriers.Dial, Key: s.Session.key, Pins: s.Session.saved.Pins, Epoch: s.Session.saved.Epoch,
+		Version: s.Version, ResumeWindow: s.ResumeWindow,
+		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
 	}
 
 	// The tunnel and the heartbeat outlive ctx: traffic flows until the proxy is gone.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
+	running.Go(func() { carriers.Run(background) })
 	running.Go(func() {
 		if err := s.tunnel.Run(background); background.Err() == nil {
 			release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
 		}
 	})
+	running.Go(func() { s.Session.follow(background, s.tunnel) })
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, proxypod.HeartbeatPeriod); err != nil {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel); err != nil {
 			release(err)
 		}
 	})
 
-	err = s.apply(held)
+	if s.Session.TakenUp() {
+		err = s.takeUp(held)
+	} else {
+		err = s.apply(held)
+	}
 	if err == nil {
+		if err := s.Session.held(lease); err != nil {
+			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
+		}
 		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
 		err = s.hold(held)
 	}
 	if cause := context.Cause(held); cause != nil {
 		err = cause
+	}
+	if errors.Is(err, tunnel.ErrDisplaced) {
+		stop()
+		running.Wait()
+		return err
 	}
 	// Whatever went wrong: if the claim is no longer ours, that is why.
 	if taken := new(proxypod.TakenError); err != nil && errors.As(s.claim.check(ctx), &taken) {
@@ -106,10 +127,37 @@ func (s *Swap) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = nil // the user's own wish
 	}
+	s.Session.ends()
 	err = s.end(context.WithoutCancel(ctx), err)
+	if hint.CodeOf(err) != hint.RestoreIncomplete {
+		s.Session.forget()
+	}
 	stop()
 	running.Wait()
 	return err
+}
+
+// enter makes the claim, or finds that it is ours already.
+func (s *Swap) enter(ctx context.Context) (*claim, error) {
+	if s.Session.TakenUp() {
+		return &claim{s.Kube, s.Session.lease}, nil
+	}
+	c, err := newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo)
+	if hint.CodeOf(err) == hint.Conflict {
+		s.Session.forget() // another's
+	}
+	return c, err
+}
+
+// takeUp waits until the proxy of the earlier bridge has this one.
+func (s *Swap) takeUp(ctx context.Context) error {
+	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
+	defer cancel()
+	s.tunnel.SetReady(true) // the local ports have answered
+	if err := s.proxy.WaitReady(ready); err != nil {
+		return err
+	}
+	return s.tunnel.WaitReady(ready) // the pod may have been Ready still, from before
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim

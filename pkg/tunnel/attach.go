@@ -32,8 +32,8 @@ type attach struct {
 
 const attachSize = 1 + len(sessionID{}) + 8 + 8 + 4
 
-// maxResumeWindow bounds what a laptop may ask for: the pod keeps streams and their buffers so long.
-const maxResumeWindow = time.Hour
+// MaxResumeWindow bounds what a laptop may ask for: the pod keeps streams and their buffers so long.
+const MaxResumeWindow = time.Hour
 
 func appendAttach(b []byte, a attach) []byte {
 	b = append(b, byte(a.kind))
@@ -57,8 +57,8 @@ func readAttach(r io.Reader) (attach, error) {
 		return attach{}, fmt.Errorf("attach: kind %d", a.kind)
 	case a.kind == attachNew && a.received != 0:
 		return attach{}, fmt.Errorf("attach: a new session of which %d bytes have arrived", a.received)
-	case a.window > maxResumeWindow:
-		return attach{}, fmt.Errorf("attach: a resume window of %v, at most %v", a.window, maxResumeWindow)
+	case a.window > MaxResumeWindow:
+		return attach{}, fmt.Errorf("attach: a resume window of %v, at most %v", a.window, MaxResumeWindow)
 	}
 	return a, nil
 }

@@ -43,6 +43,7 @@ type Phase int
 const (
 	Connecting   Phase = iota // no session yet
 	Ready                     // a session on a carrier that answers
+	Degraded                  // the same, but slow, lossy, or by a carrier that is a fallback
 	Reconnecting              // the carrier is lost, the next one is being made; the session may live on
 	Lost                      // for good: Run has returned
 )
@@ -53,6 +54,8 @@ func (p Phase) String() string {
 		return "connecting"
 	case Ready:
 		return "ready"
+	case Degraded:
+		return "degraded"
 	case Reconnecting:
 		return "reconnecting"
 	case Lost:
@@ -65,7 +68,7 @@ func (p Phase) String() string {
 type State struct {
 	Phase Phase
 	Since time.Time // when the phase began
-	Err   error     // Reconnecting, Lost: the last error; Connecting: of the last try, if any
+	Err   error     // Degraded: what is wrong; Reconnecting, Lost: the last error; Connecting: of the last try, if any
 }
 
 // Client is the laptop's end: it keeps one session to the pod alive, over carriers that it dials.
@@ -74,6 +77,9 @@ type Client struct {
 	// Carrier dials the pod's tunnel port. ctx bounds the dialling (10 s), not conn. peer names whose
 	// key is met: whatever keeps the same key has the same name. The pod's proxy makes its key when it
 	// starts, so that is the pod's UID and its container's restart count (or container ID).
+	//
+	// A conn that has a method Degraded() string is asked every second by one goroutine what is wrong with it: that it is
+	// the fallback for a better carrier, for instance. While that is not "" the phase is Degraded instead of Ready.
 	Carrier func(ctx context.Context) (conn net.Conn, peer string, err error)
 	Key     Key
 	Version string // of this software, for the other end's messages
@@ -83,7 +89,7 @@ type Client struct {
 	Pins map[string]Fingerprint
 
 	// ResumeWindow is how long a session, and all connections in it, outlives its carrier. Zero means 60 s, a
-	// negative one that it does not; at most an hour.
+	// negative one that it does not; at most MaxResumeWindow.
 	ResumeWindow time.Duration
 	// Epoch tells two bridges with the same Key apart: the one with the higher epoch displaces the other, which gets
 	// ErrDisplaced. Zero means the time of Run, in nanoseconds since 1970, so that the later one wins.
@@ -183,8 +189,7 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 			s = next
 		}
 		if err == nil {
-			c.setState(Ready, nil, s)
-			err = s.waitLink(l)
+			err = s.waitLink(l, func(why string) { c.judged(why, s) })
 			phase = Reconnecting
 			if l.useful {
 				failures = 0
@@ -325,7 +330,7 @@ func (c *Client) resumeWindow() time.Duration {
 	case c.ResumeWindow < 0:
 		return 0
 	}
-	return min(c.ResumeWindow, maxResumeWindow).Truncate(time.Millisecond)
+	return min(c.ResumeWindow, MaxResumeWindow).Truncate(time.Millisecond)
 }
 
 func (c *Client) handle(ctx context.Context, st *Stream) {
@@ -356,12 +361,27 @@ func (c *Client) setState(phase Phase, err error, s *session) {
 	}
 }
 
+// judged publishes what is wrong with the present link, "" for nothing.
+func (c *Client) judged(why string, s *session) {
+	if why == "" {
+		c.setState(Ready, nil, s)
+		return
+	}
+	c.setState(Degraded, errors.New(why), s)
+}
+
 // State is what the client is doing now.
 func (c *Client) State() State {
+	state, _ := c.Watch()
+	return state
+}
+
+// Watch is State, and a channel that is closed at the next change of state.
+func (c *Client) Watch() (State, <-chan struct{}) {
 	c.init()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.c.state
+	return c.c.state, c.c.changed
 }
 
 // Info is what the pod said of itself at the latest session's start; false before the first.
@@ -410,7 +430,7 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 		if ended != nil {
 			return nil, ended
 		}
-		if s != nil && s.alive() && (phase == Ready || !ready) {
+		if s != nil && s.alive() && (phase == Ready || phase == Degraded || !ready) {
 			return s, nil
 		}
 		select {

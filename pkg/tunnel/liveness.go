@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -80,3 +82,96 @@ func (c *clocks) jumped(now time.Time) bool {
 }
 
 func suspended(ran, passed time.Duration) bool { return passed-ran > wakeSlack }
+
+// What makes a link that answers a bad one. An echo is what a small request waits at least, so these are times at which a
+// person notices.
+const (
+	slowEcho   = 500 * time.Millisecond // an echo that takes longer is slow,
+	slowFactor = 4                      // if it also takes so many times the link's shortest: the path may be long
+	slowAfter  = 2                      // so many slow ones in a row make the link degraded,
+	fastAfter  = 3                      // and so many fast ones good again
+	silentFor  = 3 * time.Second        // an echo that is late by this makes it degraded at once
+)
+
+// quality measures how long pings take to be answered: a queue, or packets that are lost and sent again, on the whole
+// way to the other end. Like liveness it only compares times. Safe for concurrent use.
+type quality struct {
+	mu         sync.Mutex
+	base       time.Time     // what an echo counts from
+	start      time.Time     // of the link: earlier pings say nothing of it
+	waiting    time.Time     // since when a ping waits for its answer; zero: none does
+	last       time.Time     // when the last ping was sent
+	looked     time.Time     // when look was called last
+	best       time.Duration // the link's shortest; 0: none yet
+	slow, fast int           // echoes in a row
+	why        string        // what is wrong; "" for nothing
+}
+
+// begin forgets the link: another one begins.
+func (q *quality) begin(now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.base.IsZero() {
+		q.base = now
+	}
+	q.start, q.waiting, q.last, q.looked = now, time.Time{}, time.Time{}, now
+	q.best, q.slow, q.fast, q.why = 0, 0, 0, ""
+}
+
+// ping notes that one is sent, and returns what it says.
+func (q *quality) ping(now time.Time) (echo uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.waiting.IsZero() {
+		q.waiting = now
+	}
+	q.last = now
+	return uint64(now.Sub(q.base))
+}
+
+// pong notes the answer to the ping that said echo.
+func (q *quality) pong(echo uint64, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	sent := q.base.Add(time.Duration(echo))
+	if sent.Before(q.start) || sent.After(q.last) { // of an earlier link, or none of ours
+		return
+	}
+	q.waiting = time.Time{}
+	if sent.Before(q.last) {
+		q.waiting = q.last
+	}
+	took := max(now.Sub(sent), time.Microsecond)
+	if q.best == 0 || took < q.best {
+		q.best = took
+	}
+	if took <= min(silentFor, max(slowEcho, slowFactor*q.best)) {
+		q.slow = 0
+		if q.fast++; q.fast >= fastAfter {
+			q.why = ""
+		}
+		return
+	}
+	q.fast = 0
+	if q.slow++; q.slow >= slowAfter && q.why == "" {
+		q.why = fmt.Sprintf("an answer takes %v, %v at best", took.Round(10*time.Millisecond), q.best.Round(time.Millisecond))
+	}
+}
+
+// look says what is wrong with the link, "" for nothing. It is called every clockEvery: when it was not, we did not run,
+// and that an answer is late says nothing.
+func (q *quality) look(now time.Time) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if now.Sub(q.looked) > wakeSlack && !q.waiting.IsZero() {
+		q.waiting = now
+	}
+	q.looked = now
+	if late := now.Sub(q.waiting); !q.waiting.IsZero() && late > silentFor {
+		q.fast = 0
+		if q.why == "" {
+			q.why = fmt.Sprintf("no answer for %v", late.Round(time.Second))
+		}
+	}
+	return q.why
+}

@@ -70,6 +70,7 @@ var networkKinds = []struct {
 	{"pipe", pipeNetwork},
 	{"tcp", tcpNetwork},
 	{"tls", tlsNetwork},
+	{"upgrade", upgradeNetwork},
 }
 
 // onAll runs f over each kind of carrier.

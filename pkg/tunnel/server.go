@@ -47,7 +47,8 @@ func (s *Server) log() *slog.Logger {
 }
 
 // Serve accepts carriers from ln until ctx is done, and then returns nil. It closes ln. When it
-// returns the session is closed and everything it started has ended.
+// returns the session is closed and everything it started has ended. It may be called for several listeners at once: a
+// session goes on over carriers of any of them.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer func() { _ = ln.Close() }()
 	if s.Key.isZero() || s.Client == (Fingerprint{}) {

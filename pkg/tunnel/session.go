@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ type session struct {
 	control  *yamux.Stream
 	out      *outbox
 	live     atomic.Pointer[liveness]       // of the present link, or the last
+	quality  quality                        // likewise
 	accept   func(context.Context, *Stream) // handles a stream of the other end; own goroutine
 	onReady  func(bool)                     // pod: whether the laptop said so, and is there; may be nil
 	handlers *sync.WaitGroup                // of the owner: counts accept calls
@@ -153,20 +155,25 @@ func (s *session) lost(err error) {
 	s.kill(fmt.Errorf("session lost: %w", err))
 }
 
-// waitLink waits until l is lost, or the session, and says why.
-func (s *session) waitLink(l *link) error {
+// waitLink waits until l is lost, or the session, and says why. Meanwhile judged is told what is wrong with l, "" for
+// nothing: at its start and at each change.
+func (s *session) waitLink(l *link, judged func(why string)) error {
 	gone := l.gone
 	if s.window == 0 {
 		gone = nil // one is lost with the other
 	}
-	select {
-	case <-gone:
-		return fmt.Errorf("carrier lost: %w", l.cause)
-	case <-s.ctx.Done():
-		<-l.gone
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.err
+	for {
+		select {
+		case why := <-l.judged:
+			judged(why)
+		case <-gone:
+			return fmt.Errorf("carrier lost: %w", l.cause)
+		case <-s.ctx.Done():
+			<-l.gone
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.err
+		}
 	}
 }
 
@@ -222,7 +229,10 @@ func (s *session) watch(ctx context.Context) {
 		pinged  time.Time
 		clocks  clocks
 	)
-	ping := func(now time.Time) { pinged = now; s.ping() }
+	ping := func(now time.Time) {
+		pinged = now
+		s.out.put(message{typ: messagePing, echo: s.quality.ping(now)})
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -238,7 +248,9 @@ func (s *session) watch(ctx context.Context) {
 			away.Stop()
 			end.Stop()
 			s.live.Store(&liveness{start: time.Now()})
+			s.quality.begin(time.Now())
 			s.tellReady(func() { s.away = false })
+			l.judge(l.complaint())
 			ping(time.Now())
 		case <-gone:
 			gone = nil
@@ -262,6 +274,9 @@ func (s *session) watch(ctx context.Context) {
 				ping(now)
 			} else if now.Sub(pinged) >= pingEvery {
 				ping(now)
+			}
+			if gone != nil {
+				l.judge(cmp.Or(l.complaint(), s.quality.look(now)))
 			}
 		case <-due.C:
 			if gone == nil {
@@ -297,8 +312,6 @@ func (s *session) tellReady(change func()) {
 		s.onReady(s.laptopReady && !s.away)
 	}
 }
-
-func (s *session) ping() { s.out.put(message{typ: messagePing}) }
 
 // seeFrame is called by frameTap for each frame that arrives, before yamux sees it.
 func (s *session) seeFrame(f frame) error {
@@ -387,7 +400,9 @@ func (s *session) readControl() {
 		case messagePing:
 			s.out.put(message{typ: messagePong, echo: m.echo})
 		case messagePong:
-			s.live.Load().answer(time.Now())
+			now := time.Now()
+			s.live.Load().answer(now)
+			s.quality.pong(m.echo, now)
 		case messageReset:
 			if st := s.stream(m.stream); st != nil {
 				st.resetByPeer(m.code)

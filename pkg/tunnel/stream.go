@@ -272,10 +272,10 @@ func (st *Stream) readMoved(p []byte) (int, error) {
 	case n > 0:
 		st.took(n)
 		return n, nil
-	case ended:
-		return 0, io.EOF
 	case st.wasReset():
 		return 0, st.fail("read", syscall.ECONNRESET)
+	case ended:
+		return 0, io.EOF
 	}
 	st.mu.Lock()
 	late, stop := timerAt(st.readDeadline)
@@ -504,11 +504,18 @@ func (st *Stream) finishLocked() {
 		return
 	}
 	st.done = true
-	if st.hasLeft.Load() {
-		_ = st.s.bulk.send(laneEnd, st, nil) // likewise
-	} else {
+	switch {
+	case !st.hasLeft.Load():
 		_ = st.mux.Close() // always nil; a lost session is met elsewhere
+	case !st.isReset():
+		_ = st.s.bulk.send(laneEnd, st, nil) // likewise. After a reset it could arrive before that, as a good end
 	}
+}
+
+func (st *Stream) isReset() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.reset
 }
 
 // Close ends both directions. What was written still arrives; the other end's writes fail from now on.

@@ -16,16 +16,39 @@ type link struct {
 	wire     *cork.Conn
 	peer     hello
 
-	left   int           // of a segment's data, still to be read; of the goroutine that reads
-	heard  atomic.Int64  // when the last segment came, in Unix nanoseconds; 0: none yet
-	asked  bool          // it is to be acknowledged; likewise
-	gone   chan struct{} // closed when the session does not use it any more
-	cause  error         // why; set before
-	useful bool          // something arrived on it; set before
+	left    int           // of a segment's data, still to be read; of the goroutine that reads
+	asked   bool          // it is to be acknowledged; likewise
+	heard   atomic.Int64  // when the last segment came, in Unix nanoseconds; 0: none yet
+	gone    chan struct{} // closed when the session does not use it any more
+	cause   error         // why; set before
+	useful  bool          // something arrived on it; set before
+	verdict *string       // what judge was told last; of its caller
+	judged  chan string   // capacity 1: what is wrong with it by now, "" for nothing; only the newest matters
 }
 
 func newLink(t net.Conn, w *cork.Conn) *link {
-	return &link{Conn: t, wire: w, gone: make(chan struct{})}
+	return &link{Conn: t, wire: w, gone: make(chan struct{}), judged: make(chan string, 1)}
+}
+
+// complaint is what the carrier says is wrong with it.
+func (l *link) complaint() string {
+	if c, ok := l.wire.Conn.(interface{ Degraded() string }); ok {
+		return c.Degraded()
+	}
+	return ""
+}
+
+// judge has waitLink know why. One goroutine calls it.
+func (l *link) judge(why string) {
+	if l.verdict != nil && *l.verdict == why {
+		return
+	}
+	l.verdict = &why
+	select {
+	case <-l.judged:
+	default:
+	}
+	l.judged <- why
 }
 
 // Write sends p, whose records leave in one write of the carrier. One Write at a time.

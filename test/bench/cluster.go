@@ -146,16 +146,17 @@ func onNode(argv ...string) []string {
 	return append([]string{"--net=/run/netns/" + clusterName + "-node1"}, argv...)
 }
 
-// pod asks for one, by name or by what else selects a single one.
+// pod asks for one, by name or by what else selects it; of several, the newest.
 func (w *world) pod(ctx context.Context, selection ...string) (pod, error) {
 	const fields = "jsonpath={..metadata.name} {..status.podIP} {..metadata.uid}"
-	out, err := w.kubectl(ctx, "", append([]string{"get", "pod", "-o", fields}, selection...)...)
+	out, err := w.kubectl(ctx, "", append([]string{"get", "pod", "--sort-by=.metadata.creationTimestamp", "-o", fields}, selection...)...)
 	if err != nil {
 		return pod{}, err
 	}
 	f := strings.Fields(out)
-	if len(f) != 3 {
-		return pod{}, fmt.Errorf("pod %q: want one, got %q", selection, out)
+	n := len(f) / 3
+	if n == 0 || len(f) != 3*n {
+		return pod{}, fmt.Errorf("pod %q: got %q", selection, out)
 	}
-	return pod{f[0], f[1], f[2]}, nil
+	return pod{f[n-1], f[2*n-1], f[3*n-1]}, nil
 }

@@ -57,7 +57,8 @@ var variants = []*variant{
 	{name: kubectlSPDY, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=false", far: true, bridges: true, idle: fewIdle, open: openKubectl("false")},
 	{name: "yamux", what: "hashicorp/yamux with its default configuration on one port-forward of bridge's, and a pod at its end", far: true, bridges: true, open: openYamux},
 	{name: "bridge forward", what: "bridge forward pod/NAME: a port-forward for each connection", far: true, bridges: true, idle: fewIdle, open: openForward},
-	{name: "bridge connect", what: "bridge connect: the tunnel, one port-forward to a proxy pod that connects to the server's pod; dialled by SOCKS5", far: true, bridges: true, open: openConnect},
+	{name: "bridge connect", what: "bridge connect: the tunnel, one port-forward to a proxy pod that connects to the server's pod; dialled by SOCKS5", far: true, bridges: true, open: openConnect("portforward")},
+	{name: "bridge connect, podproxy", what: "bridge connect --carrier podproxy: the tunnel through the API server's proxy to the proxy pod", far: true, bridges: true, open: openConnect("podproxy")},
 }
 
 func (r *route) close() {
@@ -148,24 +149,26 @@ func openForward(_ context.Context, w *world, r *route) error {
 		"forward", "--address=127.0.0.1", "pod/"+w.server.name, fmt.Sprintf("%d:%d", port, serverPort))
 }
 
-func openConnect(ctx context.Context, w *world, r *route) error {
-	at := local(freePort())
-	if err := r.between("ALL_PROXY=", nil, w.program("bridge"), "connect", "--listen="+at, "--dns-listen=127.0.0.1:0"); err != nil {
+func openConnect(carrier string) func(context.Context, *world, *route) error {
+	return func(ctx context.Context, w *world, r *route) error {
+		at := local(freePort())
+		if err := r.between("ALL_PROXY=", nil, w.program("bridge"), "connect", "--carrier="+carrier, "--listen="+at, "--dns-listen=127.0.0.1:0"); err != nil {
+			return err
+		}
+		socks, err := proxy.SOCKS5("tcp", at, nil, &net.Dialer{})
+		if err != nil {
+			return err
+		}
+		to := net.JoinHostPort(w.server.ip, strconv.Itoa(serverPort))
+		r.dial = func() (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+			defer cancel()
+			return socks.(proxy.ContextDialer).DialContext(ctx, "tcp", to)
+		}
+		own, err := w.pod(ctx, "-l", proxypod.ProxyLabel, "--field-selector=status.phase=Running")
+		r.pod = own.uid
 		return err
 	}
-	socks, err := proxy.SOCKS5("tcp", at, nil, &net.Dialer{})
-	if err != nil {
-		return err
-	}
-	to := net.JoinHostPort(w.server.ip, strconv.Itoa(serverPort))
-	r.dial = func() (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-		defer cancel()
-		return socks.(proxy.ContextDialer).DialContext(ctx, "tcp", to)
-	}
-	own, err := w.pod(ctx, "-l", proxypod.ProxyLabel, "--field-selector=status.phase=Running")
-	r.pod = own.uid
-	return err
 }
 
 // between starts a program that stands between.

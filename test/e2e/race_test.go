@@ -89,7 +89,7 @@ func TestStaleHolderLeavesANewSwapAlone(t *testing.T) {
 	stale.says("moving callers back")
 	stale.signal(syscall.SIGSTOP)
 	w.bridge("restore", "deployment", "orders").exits(0)
-	b := w.swap()
+	b := w.elsewhere().swap()
 	stale.signal(syscall.SIGCONT)
 	stale.exits(130)
 	l := w.load("--url", "http://orders")

@@ -172,6 +172,7 @@ func TestDeadPath(t *testing.T) {
 			drop("-D")
 		}
 	}()
+	b.says("tunnel: degraded (no answer for ")
 	b.says("tunnel: reconnecting (") // patience bounds it; pkg/tunnel has the 15 s
 	drop("-D")
 	restored = true

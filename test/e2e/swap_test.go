@@ -103,9 +103,7 @@ func TestKillInEachPhaseThenRestore(t *testing.T) {
 			b.signal(syscall.SIGKILL)
 			<-b.ended
 
-			// From somewhere else: another home, nothing but the kubeconfig.
-			r := start(t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "HOME=" + t.TempDir()}, "restore", "deployment", "orders", "-n", w.ns)
-			r.exits(0)
+			w.elsewhere().bridge("restore", "deployment", "orders").exits(0)
 			w.assertGivenBack(before)
 		})
 	}
@@ -147,7 +145,7 @@ func TestTwoSwapsRace(t *testing.T) {
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
 	args := append([]string{"swap", "deployment", "orders"}, localOrders(t)...)
-	a, b := w.bridge(args...), w.bridge(args...)
+	a, b := w.bridge(args...), w.elsewhere().bridge(args...)
 	winner, loser := a, b
 	select {
 	case <-a.ended:

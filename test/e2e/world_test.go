@@ -35,8 +35,9 @@ const patience = 2 * time.Minute
 // world is a namespace of its own with a deployment "orders" (two pods that say "original" and exit
 // at once on SIGTERM), its Service, and a pod "client". Its Pod Security level is restricted.
 type world struct {
-	t  *testing.T
-	ns string
+	t     *testing.T
+	ns    string
+	state string // the laptop's XDG_STATE_HOME
 }
 
 func newWorld(t *testing.T) *world {
@@ -47,7 +48,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, ns: ns.Name}
+	w := &world{t: t, ns: ns.Name, state: t.TempDir()}
 	t.Cleanup(func() {
 		if t.Failed() {
 			w.report()
@@ -459,8 +460,11 @@ func start(t *testing.T, path string, env []string, args ...string) *process {
 // bridge starts the real bridge in the world's namespace.
 func (w *world) bridge(args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1"}, append(args, "-n", w.ns)...)
+	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, append(args, "-n", w.ns)...)
 }
+
+// elsewhere is the same world seen from another laptop: it has the kubeconfig, and nothing that bridge keeps.
+func (w *world) elsewhere() *world { return &world{t: w.t, ns: w.ns, state: w.t.TempDir()} }
 
 // beginSwap swaps orders with a process of the laptop's; swap waits until that has all the traffic.
 func (w *world) beginSwap() *process {

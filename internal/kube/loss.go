@@ -1,0 +1,47 @@
+package kube
+
+import (
+	"fmt"
+	"net"
+)
+
+const (
+	// lossSample is how many packets are looked at together: fewer say little.
+	lossSample = 100
+	// More than lossBad of them sent again is what a person notices, less than lossGood is not. The
+	// kernel sends a few again by mistake.
+	lossBad, lossGood = 0.05, 0.02
+)
+
+// Degraded says when much of what goes to the API server has to be sent again, in words; "" otherwise, and where
+// the system does not count it. One goroutine calls it. pkg/tunnel asks for it.
+func (p *podConn) Degraded() string { return p.loss.of(p.c.NetConn()) }
+
+// loss judges a TCP connection by its counters.
+type loss struct {
+	sent, again uint32 // as they were at the last judgement; they wrap
+	why         string // "" while it is good
+}
+
+// of looks at conn, always the same, and says what is wrong with it.
+func (l *loss) of(conn net.Conn) string {
+	if sent, again, ok := retransmitted(conn); ok {
+		l.count(sent, again)
+	}
+	return l.why
+}
+
+func (l *loss) count(sent, again uint32) {
+	n := sent - l.sent
+	if n < lossSample {
+		return
+	}
+	rate := float64(again-l.again) / float64(n)
+	l.sent, l.again = sent, again
+	switch {
+	case rate > lossBad:
+		l.why = fmt.Sprintf("%.0f %% of the packets to the API server are lost", 100*rate)
+	case rate < lossGood:
+		l.why = ""
+	}
+}

@@ -1,0 +1,165 @@
+package proxypod
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/pkg/tunnel"
+)
+
+// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
+// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
+const (
+	LeaseSeconds    = 60
+	HeartbeatPeriod = LeaseSeconds * time.Second / 6
+	// StaleAfter is how old a heartbeat may be for what it says of the tunnel to be believed: one may be late.
+	StaleAfter = 5 * HeartbeatPeriod / 2
+)
+
+const (
+	// changeDelay is how long a change of the tunnel's state waits to be written: a cut that is healed by then is none.
+	changeDelay = time.Second
+	// maxReason bounds the reason of a state, in characters: it is for people.
+	maxReason = 256
+)
+
+// Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
+// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client) error {
+	due := time.NewTimer(0)
+	defer due.Stop()
+	state, changed := t.Watch()
+	written := state.Phase
+	for soon := true; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			if state, changed = t.Watch(); state.Phase != written && !soon {
+				soon = true
+				due.Reset(changeDelay)
+			}
+			continue
+		case <-due.C:
+		}
+		state, changed = t.Watch()
+		if err := beat(ctx, k, lease, state); err != nil {
+			return err
+		}
+		soon, written = false, state.Phase
+		due.Reset(HeartbeatPeriod)
+	}
+}
+
+// beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
+// lapses meanwhile.
+func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
+	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
+	defer cancel()
+	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
+	now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return &TakenError{}
+	case err != nil:
+		return nil
+	case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
+		return &TakenError{By: value(now.Spec.HolderIdentity)}
+	}
+	stamp := metav1.NowMicro()
+	now.Spec.RenewTime = &stamp
+	metav1.SetMetaDataAnnotation(&now.ObjectMeta, TunnelAnnotation, StateOf(state).String())
+	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+	return nil
+}
+
+// State is a tunnel's state as a Lease has it, "degraded since 2026-11-24T06:30:00Z: an answer takes 900ms".
+type State struct {
+	Phase  string
+	Since  time.Time // whole seconds
+	Reason string    // may be empty
+}
+
+// StateOf is s for a Lease.
+func StateOf(s tunnel.State) State {
+	out := State{Phase: s.Phase.String(), Since: s.Since.UTC().Truncate(time.Second)}
+	if s.Err != nil && s.Phase != tunnel.Ready {
+		out.Reason = fmt.Sprintf("%.*s", maxReason, s.Err)
+	}
+	return out
+}
+
+func (s State) String() string {
+	text := s.Phase + " since " + s.Since.Format(time.RFC3339)
+	if s.Reason != "" {
+		text += ": " + s.Reason
+	}
+	return text
+}
+
+// ParseState reads what String gives; ok is false for anything else.
+func ParseState(text string) (s State, ok bool) {
+	phase, rest, ok := strings.Cut(text, " since ")
+	if !ok {
+		return State{}, false
+	}
+	at, reason, _ := strings.Cut(rest, ": ")
+	since, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		return State{}, false
+	}
+	return State{Phase: phase, Since: since, Reason: reason}, true
+}
+
+// RestoreBy begins the holder of a Lease whose swap is being given back.
+const RestoreBy = "restore by "
+
+// TakenError says that the Lease is no longer ours.
+type TakenError struct {
+	By string // who holds it now; empty when it was deleted
+}
+
+func (e *TakenError) Error() string {
+	if e.By == "" {
+		return "the Lease was deleted"
+	}
+	if by, ok := strings.CutPrefix(e.By, RestoreBy); ok {
+		return by + " gives it back"
+	}
+	return "the Lease was taken by " + e.By
+}
+
+func value(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// sayTunnel says each change of the tunnel's state, not each try in between, and how long the one before took. by is
+// said of a tunnel that is ready: what it goes by.
+func sayTunnel(say func(string), by func() string) func(tunnel.State) {
+	last := tunnel.State{Phase: tunnel.Connecting}
+	return func(s tunnel.State) {
+		before := last
+		if last = s; s.Phase == before.Phase || s.Phase == tunnel.Connecting {
+			return
+		}
+		switch {
+		case s.Phase == tunnel.Ready && before.Phase != tunnel.Connecting:
+			say(fmt.Sprintf("tunnel: ready%s, after %v of %v", by(), time.Since(before.Since).Round(100*time.Millisecond), before.Phase))
+		case s.Phase == tunnel.Ready:
+			say("tunnel: ready" + by())
+		case s.Phase != tunnel.Lost || hint.CodeOf(s.Err) == hint.TunnelLost: // else it ends as the user wished
+			say(fmt.Sprintf("tunnel: %v (%v)", s.Phase, s.Err))
+		}
+	}
+}

@@ -1,0 +1,335 @@
+package swap
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/private"
+	"bridge/internal/proxypod"
+	"bridge/pkg/tunnel"
+)
+
+// Session is what this machine keeps of the swap of one workload, from before its claim until it is given back: the key
+// and what else a bridge needs that is started again after a kill, to take its swap up. One process holds it at a time.
+type Session struct {
+	kube *kube.Client
+	key  tunnel.Key
+	// lease is that of the swap which TakeUp took up; nil: a new one is made.
+	lease *coordinationv1.Lease
+
+	mu    sync.Mutex
+	file  *private.File // nil: nothing is kept
+	saved savedSession
+	kept  bool // the file has something in it
+}
+
+// savedSession is the file's content. What the swap changed is not in it: the record in the cluster says that.
+type savedSession struct {
+	Version int    `json:"version"`
+	Process int    `json:"process"` // for people
+	Server  string `json:"server"`  // likewise, as the rest of the target
+	Target  Object `json:"target"`
+	Lease   string `json:"lease"`
+	// LeaseUID is not known before Held. The Lease has the fingerprint of Key in any case.
+	LeaseUID types.UID `json:"leaseUID,omitempty"`
+
+	Key   tunnel.Key                    `json:"key"`
+	Epoch uint64                        `json:"epoch"`
+	Pins  map[string]tunnel.Fingerprint `json:"pins,omitempty"`
+
+	// Held is whether the swap was made entirely, and giving back has not begun.
+	Held bool `json:"held"`
+
+	// What was asked for, and what --port chose from.
+	Container string         `json:"container"`
+	Image     string         `json:"image,omitempty"`
+	Arch      string         `json:"arch,omitempty"`
+	PodProxy  bool           `json:"podProxy,omitempty"`
+	Have      []Port         `json:"have"`
+	Ports     []Port         `json:"ports"`
+	Own       proxypod.Ports `json:"proxyPorts"`
+}
+
+// notKept is what a user is told when nothing can be kept.
+const notKept = "after a kill this swap can be given back, but not taken up again"
+
+// sessionVersion is the file's. A file of another one is not taken up.
+const sessionVersion = 1
+
+// sessionPath is where the session of a Lease is kept.
+func sessionPath(k *kube.Client, lease string) (string, error) {
+	dir, err := private.Dir()
+	if err != nil {
+		return "", err
+	}
+	server := sha256.Sum256([]byte(k.Config.Host))
+	return filepath.Join(dir, fmt.Sprintf("%s.%s.%s.json", k.Namespace, lease, hex.EncodeToString(server[:4]))), nil
+}
+
+// OpenSession takes hold of what is kept about the swap of the deployment in k's namespace. note says in words why nothing is
+// kept, if so: then a killed swap can only be given back. The error has the code Conflict when a bridge on this machine
+// holds the swap and runs, and says what to do about a file that others may read.
+func OpenSession(k *kube.Client, name string) (s *Session, note string, err error) {
+	s = &Session{kube: k}
+	if s.key, err = tunnel.NewKey(); err != nil {
+		return nil, "", err
+	}
+	target := Object{Kind: "Deployment", Namespace: k.Namespace, Name: name}
+	path, err := sessionPath(k, proxypod.LeaseName("deployment", name))
+	if err == nil {
+		s.file, err = private.Open(path)
+	}
+	var unsafe *private.UnsafeError
+	switch {
+	case errors.Is(err, private.ErrHeld):
+		return nil, "", hint.Newf(hint.Conflict, "end it with Ctrl-C there, or give it back: "+Command(k, target),
+			"%s in %s is already swapped by a bridge on this machine%s", target, k.Namespace, processOf(path))
+	case errors.As(err, &unsafe):
+		next := "the key in it may be known to others: give back with " + Command(k, target) + ", which removes it"
+		if unsafe.Path != path {
+			next = "keys are kept there: chmod 700 " + unsafe.Path + ", or set XDG_STATE_HOME"
+		}
+		return nil, "", hint.New(hint.Other, err, next)
+	case err != nil:
+		return s, fmt.Sprintf("%s: %v", notKept, err), nil
+	}
+	switch err := s.file.Read(&s.saved); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		note = fmt.Sprintf("%v: an earlier swap cannot be taken up", err)
+		s.saved, s.kept = savedSession{}, true
+	case s.saved.Version == 0: // forgotten
+	case s.saved.Version != sessionVersion:
+		note = fmt.Sprintf("%s is of another version of bridge: an earlier swap cannot be taken up", path)
+		s.saved, s.kept = savedSession{}, true
+	default:
+		s.kept = true
+	}
+	return s, note, nil
+}
+
+// processOf names the process that holds a session, as far as it can be read.
+func processOf(path string) string {
+	if b, err := os.ReadFile(path); err == nil {
+		var saved savedSession
+		if json.Unmarshal(b, &saved) == nil && saved.Process > 0 {
+			return fmt.Sprintf(", process %d", saved.Process)
+		}
+	}
+	return ""
+}
+
+// Fingerprint is that of the laptop's key.
+func (s *Session) Fingerprint() tunnel.Fingerprint { return s.key.Fingerprint() }
+
+// Close lets go of the session. What is kept stays, if there is something.
+func (s *Session) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.file == nil:
+	case s.kept:
+		_ = s.file.Close()
+	default:
+		_ = s.file.Remove()
+	}
+	s.file = nil
+}
+
+// TakeUp plans to go on with the swap that an earlier bridge made and did not give back; nil when there is none, or it is no
+// longer ours. One that was not made entirely, or is half given back, it gives back first. What o and src ask
+// for has to be what the swap was made with, but for the laptop's ports. src is as the user gave it.
+func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxypod.Source, say func(string)) (*Plan, error) {
+	k, saved := s.kube, s.saved
+	if saved.Version == 0 {
+		return nil, nil
+	}
+	lease, err := k.Clientset.CoordinationV1().Leases(k.Namespace).Get(ctx, saved.Lease, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err),
+		err == nil && lease.Annotations[proxypod.ClientAnnotation] != saved.Key.Fingerprint().String(),
+		err == nil && saved.LeaseUID != "" && lease.UID != saved.LeaseUID:
+		s.forget() // given back by others
+		return nil, nil
+	case err != nil:
+		return nil, kube.Explain(err, "get the swap's Lease in "+k.Namespace)
+	case strings.HasPrefix(holder(lease), proxypod.RestoreBy):
+		return nil, nil // who swaps anew is told
+	}
+	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
+	if err == nil && u.Target.Name != name {
+		err = fmt.Errorf("undo record: is about %s", u.Target)
+	}
+	if err != nil {
+		return nil, hint.New(hint.Conflict, err, "give back: "+Command(k, saved.Target))
+	}
+	if !saved.Held {
+		say("an earlier swap was killed in between: giving it back first")
+		if err := (&Restorer{Kube: k, Say: say}).Restore(ctx, name, o.Owner); err != nil {
+			return nil, err
+		}
+		s.forget()
+		return nil, nil
+	}
+	ports, err := s.sameOptions(ctx, u.Target, o, src)
+	if err != nil {
+		return nil, err
+	}
+	s.key, s.lease = saved.Key, lease
+	return &Plan{Undo: *u, Lease: lease, Ports: ports, Own: saved.Own}, nil
+}
+
+// sameOptions compares what is asked for with what the swap was made with, and returns the ports: those of the laptop may be
+// others now.
+func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src proxypod.Source) ([]Port, error) {
+	differs := func(flag, now, before string) error {
+		return hint.Newf(hint.Conflict, "swap it with the same options, or give back first: "+Command(s.kube, target),
+			"%s in %s is swapped already, by an earlier bridge of yours, with another %s: %s and not %s", target, target.Namespace, flag, before, now)
+	}
+	d, err := s.kube.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, target.Namespace))
+	}
+	app, err := appContainer(d.Spec.Template, o.Container)
+	if err != nil {
+		return nil, hint.New(hint.Usage, err, "")
+	}
+	ports, err := mapPorts(o.Ports, s.saved.Have)
+	if err != nil {
+		return nil, hint.New(hint.Usage, err, "")
+	}
+	now, before := remotes(ports), remotes(s.saved.Ports)
+	switch {
+	case app.Name != s.saved.Container:
+		return nil, differs("--container", app.Name, s.saved.Container)
+	case now != before:
+		return nil, differs("--port", now, before)
+	case src.Image != s.saved.Image:
+		return nil, differs("--proxy-image", cmp.Or(src.Image, "none"), cmp.Or(s.saved.Image, "none"))
+	case src.Arch != "" && src.Arch != s.saved.Arch:
+		return nil, differs("--arch", src.Arch, s.saved.Arch)
+	case o.PodProxy != s.saved.PodProxy:
+		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
+	}
+	return ports, nil
+}
+
+func carrierName(podProxy bool) string {
+	if podProxy {
+		return "podproxy"
+	}
+	return "portforward"
+}
+
+// remotes are the pod's ports, in order, for comparing.
+func remotes(ports []Port) string {
+	ports = slices.SortedFunc(slices.Values(ports), func(a, b Port) int { return cmp.Compare(a.Remote, b.Remote) })
+	return portList(ports)
+}
+
+// TakenUp is whether the swap is an earlier bridge's.
+func (s *Session) TakenUp() bool { return s.lease != nil }
+
+// begin keeps the session from now on: before anything is claimed or, of an earlier swap, changed.
+func (s *Session) begin(p *Plan) error {
+	now := uint64(time.Now().UnixNano())
+	return s.keep(func(saved *savedSession) {
+		epoch := max(now, saved.Epoch+1) // the clock may have been set back
+		if s.TakenUp() {
+			saved.Process, saved.Epoch, saved.Ports = os.Getpid(), epoch, p.Ports
+			return
+		}
+		*saved = savedSession{
+			Version: sessionVersion, Process: os.Getpid(), Server: s.kube.Config.Host, Target: p.Undo.Target, Lease: p.Lease.Name,
+			Key: s.key, Epoch: epoch,
+			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Have: p.have, Ports: p.Ports, Own: p.Own,
+		}
+	})
+}
+
+// keep makes a change to what is kept.
+func (s *Session) keep(change func(*savedSession)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.saved)
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.Write(s.saved)
+	s.kept = s.kept || err == nil
+	return err
+}
+
+// held notes that the swap is made: from now on it can be taken up.
+func (s *Session) held(lease *coordinationv1.Lease) error {
+	return s.keep(func(saved *savedSession) { saved.Held, saved.LeaseUID = true, lease.UID })
+}
+
+// ends notes that giving back begins: from now on it can only be given back. What cannot be noted so is forgotten.
+func (s *Session) ends() {
+	if err := s.keep(func(saved *savedSession) { saved.Held = false }); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_ = s.file.Remove()
+		s.file = nil
+	}
+}
+
+// forget has nothing kept any more; the file is still held, and goes with Close.
+func (s *Session) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saved, s.kept = savedSession{}, false
+	if s.file != nil {
+		_ = s.file.Write(struct{}{})
+	}
+}
+
+// follow keeps the keys of the pods that t meets, until ctx ends.
+func (s *Session) follow(ctx context.Context, t *tunnel.Client) {
+	for {
+		_, changed := t.Watch()
+		pins := t.Pinned()
+		s.mu.Lock()
+		known := maps.Equal(pins, s.saved.Pins)
+		s.mu.Unlock()
+		if !known {
+			_ = s.keep(func(saved *savedSession) { saved.Pins = pins }) // without them they are learnt anew
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// ForgetSession removes what this machine keeps of a swap that is given back, unless its bridge still runs: that does it
+// itself.
+func ForgetSession(k *kube.Client, name string) error {
+	path, err := sessionPath(k, proxypod.LeaseName("deployment", name))
+	if err != nil {
+		return err
+	}
+	return private.Remove(path)
+}
