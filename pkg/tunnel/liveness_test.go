@@ -148,33 +148,40 @@ func TestFreshSessionHasLonger(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEnds(t, pipeNetwork(t))
 		e.client.ResumeWindow = -1
-		var bad *badConn
-		dial := e.client.Carrier
-		e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
-			c, peer, err := dial(ctx)
-			if err != nil {
-				return nil, "", err
-			}
-			bad = newBadConn(c)
-			return bad, peer, nil
+		var pods sync.WaitGroup
+		defer pods.Wait()
+		e.client.Carrier = func(context.Context) (net.Conn, string, error) {
+			laptop, pod := net.Pipe()
+			// A pod that takes the session, and then says nothing.
+			pods.Go(func() {
+				defer pod.Close()
+				l, err := acceptTLS(context.Background(), pod, e.server.Key, e.server.Client)
+				if err != nil {
+					return
+				}
+				if acceptHello(context.Background(), l, hello{protocol: protocolVersion}) == nil {
+					_, _ = readAttach(l)
+					_ = answer(context.Background(), l, attached{})
+					_, _ = io.Copy(io.Discard, l)
+				}
+			})
+			return laptop, "pod-1", nil
 		}
-		var ready, lost time.Time
-		first := make(chan error, 1)
+		var ready time.Time
+		lost := make(chan State, 10)
 		e.client.OnState = func(s State) {
-			switch {
-			case s.Phase == Ready && ready.IsZero():
+			switch s.Phase {
+			case Ready:
 				ready = time.Now()
-				bad.deaf.Store(true)
-			case s.Phase == Reconnecting && lost.IsZero():
-				lost = time.Now()
-				_ = bad.Conn.Close()
-				first <- s.Err
+			case Reconnecting:
+				lost <- s
 			}
 		}
 		e.start()
 		defer e.close()
-		wantErr(t, "reason", <-first, ErrDead)
-		if took := lost.Sub(ready); took != freshAfter {
+		s := <-lost
+		wantErr(t, "reason", s.Err, ErrDead)
+		if took := s.Since.Sub(ready); took != freshAfter {
 			t.Errorf("dead after %v, want %v", took, freshAfter)
 		}
 	})
