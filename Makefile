@@ -11,7 +11,7 @@ VERSION ?=
 
 LINT_VERSION = v2.15.0
 
-.PHONY: build proxies demo test unit e2e e2e-programs test-programs bench down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
+.PHONY: build proxies demo test unit fuzz e2e e2e-programs test-programs bench down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
 
 build: proxies
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(if $(VERSION),-X main.version=$(VERSION))" -o bin/bridge ./cmd/bridge
@@ -33,7 +33,7 @@ bench: build test-programs
 down: test-programs
 	bin/cluster down
 
-test: tools unit e2e test-cluster
+test: tools unit fuzz e2e test-cluster
 
 # -race needs cgo, and the checks need a few programs of Debian's.
 tools:
@@ -43,7 +43,14 @@ unit: proxies
 	go vet ./...
 	go test -race $$(go list ./... | grep -v /test/e2e)
 
-e2e:
+# Fuzzes what reads the tunnel's bytes, each target for FUZZTIME, two at a time.
+FUZZTIME ?= 30s
+fuzz:
+	targets=$$(go test -list '^Fuzz' ./pkg/tunnel) && echo "$$targets" | grep '^Fuzz' | xargs -P 2 -I TARGET \
+		go test -run '^$$' -fuzz '^TARGET$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 1 ./pkg/tunnel
+
+# Some of these tests start the proxy that is built into them.
+e2e: proxies
 	go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
 
 # What the end-to-end tests run: bridge with the race detector.

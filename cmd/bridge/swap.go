@@ -42,7 +42,7 @@ The process has to listen on the container's ports, or on those that --port maps
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&o.ports, "port", "p", nil, "LOCAL[:REMOTE], REMOTE a number or a container port's name; without it the pod's port LOCAL, or its only one (repeatable; default: every port of the container to the same port here)")
+	f.StringArrayVarP(&o.ports, "port", "p", nil, "LOCAL[:REMOTE], REMOTE a container port's name or a number (53/udp: UDP alone); without it the pod's port LOCAL, or its only one (repeatable; default: every port of the container to the same port here)")
 	f.StringVar(&o.container, "container", "", "the container to stand in for (default: kubectl's default container, else the first with a port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the container's own image)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,7 +57,8 @@ type config struct {
 	tunnel     string // the tunnel's listener, on loopback
 	podProxy   string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
 	health     string // the readiness listener
-	listen     []int  // the target's ports; none for connect
+	listen     []int  // the target's TCP ports
+	listenUDP  []int  // and UDP ports; none of either for connect
 	serveDials bool
 	drainDelay time.Duration // new connections are still taken after SIGTERM
 	drain      time.Duration // open ones may take this long after that
@@ -75,12 +77,17 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	f.StringVar(&c.tunnel, "tunnel", "", "`address` for the tunnel, on loopback")
 	f.StringVar(&c.podProxy, "podproxy", "", "`address` for the tunnel by HTTP Upgrade, where the API server's proxy to pods reaches it")
 	f.StringVar(&c.health, "health", "", "`address` that answers the readiness probe")
-	f.Func("listen", "`port` whose connections go to the laptop (repeatable)", func(s string) error {
-		port, err := strconv.ParseUint(s, 10, 16)
+	f.Func("listen", "`port`, or port/udp, whose traffic goes to the laptop (repeatable)", func(s string) error {
+		number, udp := strings.CutSuffix(s, "/udp")
+		port, err := strconv.ParseUint(number, 10, 16)
 		if err != nil || port == 0 {
-			return errors.New("want a port, 1 to 65535")
+			return errors.New("want a port, 1 to 65535, and /udp behind it for one of UDP")
 		}
-		c.listen = append(c.listen, int(port))
+		if udp {
+			c.listenUDP = append(c.listenUDP, int(port))
+		} else {
+			c.listen = append(c.listen, int(port))
+		}
 		return nil
 	})
 	f.BoolVar(&c.serveDials, "serve-dials", true, "dial from the pod for the laptop")
@@ -103,3 +110,6 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	}
 	return c, nil
 }
+
+// standsIn says whether the proxy has ports of a target: it does for swap, and not for connect.
+func (c config) standsIn() bool { return len(c.listen)+len(c.listenUDP) > 0 }

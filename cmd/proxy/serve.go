@@ -52,7 +52,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 	if c.serveDials {
 		p.server.Dial = (&intercept.Dialer{Resolvers: resolver.addrs()}).DialContext
 	}
-	p.ports = &intercept.Interceptor{Ports: c.listen, Open: p.server.Open, Log: log}
+	p.ports = &intercept.Interceptor{Ports: c.listen, UDP: c.listenUDP, Open: p.server.Open, Log: log}
 	if err := p.ports.Check(); err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen)
+	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen, "udp", c.listenUDP)
 	return p.run(ctx, doors)
 }
 
@@ -105,7 +105,7 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 	defer stop()
 	group, parts := errgroup.WithContext(parts)
 	p.ports.Start(parts)
-	p.health.set(len(p.listen) == 0)
+	p.health.set(!p.standsIn())
 	group.Go(func() error { p.ports.Wait(); return nil })
 	group.Go(func() error { return p.health.serve(parts, d.health) })
 	group.Go(func() error { return p.server.Serve(parts, d.tunnel) })
@@ -129,7 +129,7 @@ func (p *proxy) onReady(ready bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ready = ready
-	if len(p.listen) == 0 {
+	if !p.standsIn() {
 		return
 	}
 	if p.ending {
@@ -168,7 +168,7 @@ func (p *proxy) end(parts context.Context) {
 		p.giveUp()
 	}
 	p.mu.Unlock()
-	if len(p.listen) == 0 || !p.server.Connected() {
+	if !p.standsIn() || !p.server.Connected() {
 		p.log.Info("ends at once")
 		return
 	}

@@ -15,11 +15,16 @@ const (
 )
 
 // Drain closes the listeners, losing none of the connections that the kernel has queued, then ends
-// every connection at a quiet moment, and resets what is left after limit or when ctx is done. It
-// returns when there is no connection any more. New ones should go elsewhere before it is called.
+// every connection at a quiet moment, and resets what is left after limit or when ctx is done. UDP ports stay open until all
+// callers are answered, or silent. It returns when there is nothing open any more. New callers should go elsewhere before it is called.
 func (i *Interceptor) Drain(ctx context.Context, limit time.Duration) {
 	i.stopAccepting(ctx)
 	i.draining.Store(true)
+	defer func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.closePorts()
+	}()
 	begin := time.Now()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -27,10 +32,10 @@ func (i *Interceptor) Drain(ctx context.Context, limit time.Duration) {
 	defer look.Stop()
 	for {
 		all := i.all()
-		if len(all) == 0 {
+		now := time.Now()
+		if len(all) == 0 && i.flowsQuiet(now) {
 			return
 		}
-		now := time.Now()
 		for _, c := range all {
 			c.endIfQuiet(now, float64(now.Sub(begin))/float64(limit))
 		}
@@ -39,13 +44,33 @@ func (i *Interceptor) Drain(ctx context.Context, limit time.Duration) {
 		case <-i.changed:
 		case <-deadline.C:
 			i.log().Warn("drain: connections reset", "count", len(all), "after", limit)
-			i.resetAll()
+			i.cut()
 			ctx = context.Background() // done or not: what is left now ends by itself
 		case <-ctx.Done():
-			i.resetAll()
+			i.cut()
 			ctx = context.Background()
 		}
 	}
+}
+
+// cut resets every connection and ends every flow.
+func (i *Interceptor) cut() {
+	i.mu.Lock()
+	i.closePorts()
+	i.mu.Unlock()
+	i.resetAll()
+}
+
+// flowsQuiet says whether no caller of a UDP port waits for an answer.
+func (i *Interceptor) flowsQuiet(now time.Time) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, p := range i.udp {
+		if !p.quiet(now) {
+			return false
+		}
+	}
+	return true
 }
 
 // stopAccepting closes the listeners when their queues are empty.

@@ -37,17 +37,21 @@ const (
 // connection on. Set the fields, call Start, then Wait; SetReady and Drain in between.
 type Interceptor struct {
 	Host  string // the address to listen on; empty means all
-	Ports []int
+	Ports []int  // TCP
+	UDP   []int  // ports, likewise
 	// Open opens a stream to the laptop; (*tunnel.Server).Open is one.
 	Open func(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
 	Log  *slog.Logger // nil: no log
 
-	wg       sync.WaitGroup // accept loops and connections
-	draining atomic.Bool
+	wg        sync.WaitGroup // accept loops, connections and flows
+	draining  atomic.Bool
+	datagrams datagrams
 
 	mu        sync.Mutex
 	state     state
+	open      bool // the ports are
 	listeners []*listener
+	udp       []*udpPort
 	conns     map[*conn]struct{}
 	slots     chan struct{} // one for each connection, and for each accept under way
 	changed   chan struct{} // has an item after a connection has ended
@@ -146,18 +150,31 @@ func (i *Interceptor) Check() error {
 			return fmt.Errorf("port %d: %w", port, err)
 		}
 	}
+	for _, port := range i.UDP {
+		p, err := i.listenUDP(port)
+		if err != nil {
+			return err
+		}
+		if err := p.conn.Close(); err != nil {
+			return fmt.Errorf("port %d/udp: %w", port, err)
+		}
+	}
 	return nil
 }
 
 func (i *Interceptor) listen(port int) (*listener, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(i.Host, strconv.Itoa(port)))
-	if errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("%w: the pod needs the sysctl net.ipv4.ip_unprivileged_port_start=0", err)
-	}
 	if err != nil {
-		return nil, err
+		return nil, explainListen(err)
 	}
 	return &listener{l.(*net.TCPListener), port, make(chan struct{})}, nil
+}
+
+func explainListen(err error) error {
+	if errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("%w: the pod needs the sysctl net.ipv4.ip_unprivileged_port_start=0", err)
+	}
+	return err
 }
 
 // Start makes SetReady work. When ctx is done the listeners are closed and the connections reset;
@@ -177,43 +194,70 @@ func (i *Interceptor) Wait() {
 	<-i.ctx.Done()
 	i.mu.Lock()
 	i.state = stopped
-	i.closeListeners()
+	i.closePorts()
 	i.mu.Unlock()
 	i.resetAll()
 	i.wg.Wait()
 }
 
-// SetReady opens the ports or closes them; open connections stay. Callers meet a refusal while the
+// SetReady opens the ports or closes them; open connections stay, flows of datagrams end. Callers meet a refusal while the
 // ports are closed. When it fails, all are closed.
 func (i *Interceptor) SetReady(ready bool) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.state != running {
 		if !ready && i.state == closing {
-			i.closeListeners()
+			i.closePorts()
 		}
 		return errNotRunning
 	}
 	if !ready {
-		i.closeListeners()
+		i.closePorts()
 		return nil
 	}
-	if len(i.listeners) > 0 {
+	if i.open {
 		return nil
 	}
+	if err := i.openPorts(); err != nil {
+		i.closePorts()
+		return err
+	}
+	i.open = true
+	return nil
+}
+
+// openPorts opens all, or some and fails. mu is held.
+func (i *Interceptor) openPorts() error {
 	for _, port := range i.Ports {
 		l, err := i.listen(port)
 		if err != nil {
-			i.closeListeners()
 			return err
 		}
 		i.listeners = append(i.listeners, l)
 		i.wg.Go(func() { i.accept(l) })
 	}
+	for _, port := range i.UDP {
+		p, err := i.listenUDP(port)
+		if err != nil {
+			return err
+		}
+		p.ctx, p.cancel = context.WithCancel(i.ctx)
+		i.udp = append(i.udp, p)
+		i.wg.Go(p.read)
+	}
 	return nil
 }
 
-// closeListeners closes them at once. mu is held.
+// closePorts closes all at once, and ends the flows. mu is held.
+func (i *Interceptor) closePorts() {
+	i.closeListeners()
+	for _, p := range i.udp {
+		p.close()
+	}
+	i.udp, i.open = nil, false
+}
+
+// closeListeners closes the TCP ports at once. mu is held.
 func (i *Interceptor) closeListeners() {
 	for _, l := range i.listeners {
 		_ = l.Close()

@@ -29,6 +29,7 @@ type rig struct {
 	laptop  *tunnel.Client
 	address string             // where callers in the cluster connect
 	app     net.Listener       // the laptop's program; the test accepts
+	udp     *net.UDPConn       // its UDP port; the test reads
 	headers chan tunnel.Header // of the streams that reached the laptop
 	ready   chan bool          // what the pod was told, after it has acted on it
 	cut     context.CancelFunc // ends the laptop's side
@@ -36,7 +37,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, headers: make(chan tunnel.Header, 100), ready: make(chan bool, 10)}
+	r := &rig{t: t, headers: make(chan tunnel.Header, 2*maxPortFlows), ready: make(chan bool, 10)}
 	podKey, laptopKey := newKey(t), newKey(t)
 	r.app = listen(t, "127.0.0.1:0")
 	carrier := listen(t, "127.0.0.1:0")
@@ -49,7 +50,8 @@ func newRig(t *testing.T) *rig {
 	r.address = net.JoinHostPort(host, strconv.Itoa(port))
 
 	server := &tunnel.Server{Key: podKey, Client: laptopKey.Fingerprint()}
-	r.pod = &Interceptor{Host: host, Ports: []int{port}, Open: server.Open}
+	r.udp = listenPacket(t)
+	r.pod = &Interceptor{Host: host, Ports: []int{port}, UDP: []int{port}, Open: server.Open}
 	server.OnReady = func(ready bool) {
 		if err := r.pod.SetReady(ready); err != nil && !errors.Is(err, errNotRunning) {
 			t.Error(err)
@@ -76,7 +78,7 @@ func newRig(t *testing.T) *rig {
 	t.Cleanup(func() {
 		cut()
 		podStop()
-		_ = r.app.Close()
+		_, _ = r.app.Close(), r.udp.Close()
 		wg.Wait()
 	})
 	return r
@@ -85,13 +87,21 @@ func newRig(t *testing.T) *rig {
 // handle is what bridge does with a stream on the laptop.
 func (r *rig) handle(ctx context.Context, s *tunnel.Stream) {
 	r.headers <- s.Header()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.app.Addr().String())
+	network, address := s.Header().Network, r.app.Addr()
+	if network == "udp" {
+		address = r.udp.LocalAddr()
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address.String())
 	if err != nil {
 		_ = s.Refuse(err)
 		return
 	}
 	if err := s.Accept(); err != nil {
 		_ = conn.Close()
+		return
+	}
+	if network == "udp" {
+		_, _ = tunnel.SpliceDatagrams(s, conn, 0)
 		return
 	}
 	_ = tunnel.Splice(s, conn)

@@ -32,8 +32,8 @@ type Spec struct {
 	Ports  Ports
 	// Client is the laptop's key, the only one the proxy lets in.
 	Client tunnel.Fingerprint
-	// Listen are the pod's ports whose connections go to the laptop; none for connect.
-	Listen []int32
+	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
+	Listen, ListenUDP []int32
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -90,7 +90,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)
 	}
-	lowPorts(pod, s.Listen)
+	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP))
 
 	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
 	if pod.Affinity != nil {

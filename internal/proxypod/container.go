@@ -88,6 +88,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.Listen {
 		args = append(args, "--listen", strconv.Itoa(int(p)))
 	}
+	for _, p := range s.ListenUDP {
+		args = append(args, "--listen", strconv.Itoa(int(p))+"/udp")
+	}
 	out := corev1.Container{
 		Name:            c.Name,
 		Image:           c.Image,

@@ -17,20 +17,24 @@ import (
 // its backlog is full.
 const localDialTimeout = 5 * time.Second
 
-// dialLocal reaches the local process, which may listen on 127.0.0.1 or on ::1 alone.
-func dialLocal(ctx context.Context, port int32) (net.Conn, error) {
+// dialLocal reaches the local process, which may listen on 127.0.0.1 or on ::1 alone, with UDP on 127.0.0.1 only: there
+// is no answer to a dial by which to choose.
+func dialLocal(ctx context.Context, p Port) (net.Conn, error) {
 	d := net.Dialer{Timeout: localDialTimeout}
-	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(port))))
+	if p.UDP {
+		return d.DialContext(ctx, "udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Local))))
+	}
+	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))))
 }
 
-// AwaitLocal waits until every local port answers a TCP dial, at most timeout. say is told once what
-// it waits for.
+// AwaitLocal waits until every local port answers a TCP dial, at most timeout; UDP has nothing that it could wait for. say
+// is told once what it waits for.
 func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say func(string)) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for _, p := range ports {
-		for said := false; ; said = true {
-			conn, err := dialLocal(bounded, p.Local)
+		for said := false; !p.UDP; said = true {
+			conn, err := dialLocal(bounded, p)
 			if err == nil {
 				_ = conn.Close()
 				break
@@ -54,17 +58,17 @@ func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say fu
 // localPoll is how often AwaitLocal tries.
 const localPoll = 200 * time.Millisecond
 
-// handle is one connection from the cluster: it dials the local process and joins the two.
+// handle is one connection from the cluster, or the datagrams of one caller: it dials the local process and joins the two.
 func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 	h := st.Header()
 	remote, err := strconv.ParseUint(strings.TrimPrefix(h.Address, ":"), 10, 16)
-	i := slices.IndexFunc(s.Plan.Ports, func(p Port) bool { return p.Remote == int32(remote) })
+	i := slices.IndexFunc(s.Plan.Ports, func(p Port) bool { return p.at() == at{int32(remote), h.Network == "udp"} })
 	if err != nil || i < 0 {
 		s.Log.Debug("connection to a port that is not mapped", "address", h.Address)
 		_ = st.Refuse(fmt.Errorf("port %q is not mapped", h.Address))
 		return
 	}
-	local, err := dialLocal(ctx, s.Plan.Ports[i].Local)
+	local, err := dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
 		if !s.refused.Swap(true) {
 			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d are reset until your process is back", s.Plan.Ports[i].Local, remote))
@@ -73,9 +77,18 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 		_ = st.Refuse(err)
 		return
 	}
-	s.refused.Store(false)
+	if h.Network == "tcp" {
+		s.refused.Store(false)
+	}
 	if err := st.Accept(); err != nil {
 		_ = local.Close()
+		return
+	}
+	if h.Network == "udp" {
+		// How long silence may last is the pod's decision: two would cross.
+		if dropped, err := tunnel.SpliceDatagrams(st, local, 0); err != nil || dropped > 0 {
+			s.Log.Debug("flow ended", "caller", h.Peer, "err", err, "dropped", dropped)
+		}
 		return
 	}
 	if err := tunnel.Splice(st, local); err != nil {

@@ -98,23 +98,27 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		return nil, hint.New(hint.Usage, err, "")
 	}
 	for _, q := range p.Ports {
-		if c, taken := others(template.Spec, app.Name)[q.Remote]; taken {
+		if c, taken := others(template.Spec, app.Name)[q.at()]; taken {
 			return nil, hint.Newf(hint.Usage, "to stand in for that container: --container "+c,
 				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
 		}
 	}
 	for _, q := range have {
-		if !slices.ContainsFunc(p.Ports, func(r Port) bool { return r.Remote == q.Remote }) {
-			p.Notes = append(p.Notes, fmt.Sprintf("port %d is refused while swapped: no --port maps it", q.Remote))
+		if !slices.ContainsFunc(p.Ports, func(r Port) bool { return r.at() == q.at() }) {
+			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
 
 	lease := proxypod.LeaseName("deployment", d.Name)
-	listen := make([]int32, len(p.Ports))
-	for i, q := range p.Ports {
-		listen[i] = q.Remote
+	var tcp, udp []int32
+	for _, q := range p.Ports {
+		if q.UDP {
+			udp = append(udp, q.Remote)
+		} else {
+			tcp = append(tcp, q.Remote)
+		}
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, listen, o.PodProxy && f.MayPodProxy)
+	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp), o.PodProxy && f.MayPodProxy)
 	switch {
 	case p.Own.PodProxy != 0:
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
@@ -125,7 +129,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: listen, LimitCPU: f.LimitCPU,
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU,
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "deployment/%s: %w", d.Name, err)

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,6 +129,7 @@ func TestPlanRefuses(t *testing.T) {
 			f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9102}}
 			o.Ports = []string{"1:9102"}
 		}},
+		{"a UDP port twice", "port 53 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:53/udp", "2:dns"} }},
 		{"a port that fits several", "which port of the pod?", func(_ *Facts, o *Options) { o.Ports = []string{"3000"} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -176,6 +178,30 @@ func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
 	for _, q := range p.Ports {
 		if q.Remote == 9090 {
 			t.Errorf("port 9090 comes to the laptop: %v", p.Ports)
+		}
+	}
+}
+
+// A number means what the pod has by it: TCP, UDP, or both.
+func TestPortFlagsAndUDP(t *testing.T) {
+	have := []Port{{Remote: 53, Local: 53}, {Remote: 53, UDP: true, Name: "dns", Local: 53}, {Remote: 123, UDP: true, Local: 123}, {Remote: 80, Local: 80}}
+	for _, c := range []struct {
+		flag string
+		have []Port
+		want []Port
+	}{
+		{"5353:53", have, []Port{{Remote: 53, Local: 5353}, {Remote: 53, UDP: true, Name: "dns", Local: 5353}}},
+		{"53", have, have[:2]},
+		{"5353:53/udp", have, []Port{{Remote: 53, UDP: true, Name: "dns", Local: 5353}}},
+		{"5353:dns", have, []Port{{Remote: 53, UDP: true, Name: "dns", Local: 5353}}},
+		{"9:123", have, []Port{{Remote: 123, UDP: true, Local: 9}}},
+		{"9:80/udp", have, []Port{{Remote: 80, UDP: true, Local: 9}}},
+		{"9:7", have, []Port{{Remote: 7, Local: 9}}},
+		{"9:7/udp", have, []Port{{Remote: 7, UDP: true, Local: 9}}},
+		{"5353", have[:2], []Port{{Remote: 53, Local: 5353}, {Remote: 53, UDP: true, Name: "dns", Local: 5353}}},
+	} {
+		if got, err := mapPorts([]string{c.flag}, c.have); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("--port %s: %v, %v; want %v", c.flag, got, err, c.want)
 		}
 	}
 }

@@ -13,55 +13,70 @@ import (
 // Port maps a port of the pod to one on the laptop.
 type Port struct {
 	Remote int32  `json:"remote"`
+	UDP    bool   `json:"udp,omitempty"`  // else TCP
 	Name   string `json:"name,omitempty"` // the container port's, if it has one
 	Local  int32  `json:"local"`
 }
 
-func (p Port) String() string {
-	if p.Name == "" {
-		return fmt.Sprintf("%d -> localhost:%d", p.Remote, p.Local)
+func (p Port) String() string { return fmt.Sprintf("%s -> localhost:%d", p.remote(), p.Local) }
+
+// remote is the pod's port in words: "8080 (http)", "53/udp (dns)".
+func (p Port) remote() string {
+	text := strconv.Itoa(int(p.Remote))
+	if p.UDP {
+		text += "/udp"
 	}
-	return fmt.Sprintf("%d (%s) -> localhost:%d", p.Remote, p.Name, p.Local)
+	if p.Name != "" {
+		text += " (" + p.Name + ")"
+	}
+	return text
 }
 
-// podPorts are the TCP ports at which callers may expect the container: those it declares, and
-// those that a Service names by number without any container declaring them; others are the other
-// containers' ports. UDP is left out, and noted.
-func podPorts(c corev1.Container, services []corev1.Service, others map[int32]string) (ports []Port, notes []string) {
+// at is a place in the pod where a program may listen.
+type at struct {
+	port int32
+	udp  bool
+}
+
+func (p Port) at() at { return at{p.Remote, p.UDP} }
+
+// podPorts are the ports at which callers may expect the container: those it declares, and those that a Service names by
+// number without any container declaring them; others are the other containers' ports. SCTP is left out, and noted.
+func podPorts(c corev1.Container, services []corev1.Service, others map[at]string) (ports []Port, notes []string) {
 	add := func(p Port) {
-		if _, taken := others[p.Remote]; !taken && !slices.ContainsFunc(ports, func(q Port) bool { return q.Remote == p.Remote }) {
+		if _, taken := others[p.at()]; !taken && !slices.ContainsFunc(ports, func(q Port) bool { return q.at() == p.at() }) {
 			ports = append(ports, p)
 		}
 	}
 	for _, p := range c.Ports {
-		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
-			notes = append(notes, fmt.Sprintf("port %d/%s does not come to the laptop: only TCP does", p.ContainerPort, p.Protocol))
+		if p.Protocol == corev1.ProtocolSCTP {
+			notes = append(notes, fmt.Sprintf("port %d/%s does not come to the laptop: only TCP and UDP do", p.ContainerPort, p.Protocol))
 			continue
 		}
-		add(Port{Remote: p.ContainerPort, Name: p.Name, Local: p.ContainerPort})
+		add(Port{Remote: p.ContainerPort, UDP: p.Protocol == corev1.ProtocolUDP, Name: p.Name, Local: p.ContainerPort})
 	}
 	for _, s := range services {
 		for _, p := range s.Spec.Ports {
-			if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP || p.TargetPort.Type != intstr.Int {
+			if p.Protocol == corev1.ProtocolSCTP || p.TargetPort.Type != intstr.Int {
 				continue
 			}
 			target := p.TargetPort.IntVal
 			if target == 0 { // the API server fills it in; a Service made by hand in a test may not
 				target = p.Port
 			}
-			add(Port{Remote: target, Local: target})
+			add(Port{Remote: target, UDP: p.Protocol == corev1.ProtocolUDP, Local: target})
 		}
 	}
 	return ports, notes
 }
 
 // others are the ports that the pod's other containers declare, which go on beside the proxy.
-func others(pod corev1.PodSpec, app string) map[int32]string {
-	out := map[int32]string{}
+func others(pod corev1.PodSpec, app string) map[at]string {
+	out := map[at]string{}
 	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		for _, p := range c.Ports {
 			if c.Name != app {
-				out[p.ContainerPort] = c.Name
+				out[at{p.ContainerPort, p.Protocol == corev1.ProtocolUDP}] = c.Name
 			}
 		}
 	}
@@ -74,51 +89,69 @@ func others(pod corev1.PodSpec, app string) map[int32]string {
 func mapPorts(flags []string, have []Port) ([]Port, error) {
 	if len(flags) == 0 {
 		if len(have) == 0 {
-			return nil, fmt.Errorf("the container declares no TCP port and no Service names one: say which with --port LOCAL:REMOTE")
+			return nil, fmt.Errorf("the container declares no port and no Service names one: say which with --port LOCAL:REMOTE")
 		}
 		return have, nil
 	}
 	var out []Port
 	for _, flag := range flags {
-		p, err := mapPort(flag, have)
+		ports, err := mapPort(flag, have)
 		if err != nil {
 			return nil, fmt.Errorf("--port %s: %w", flag, err)
 		}
-		if slices.ContainsFunc(out, func(q Port) bool { return q.Remote == p.Remote }) {
-			return nil, fmt.Errorf("--port %s: port %d is mapped twice", flag, p.Remote)
+		for _, p := range ports {
+			if slices.ContainsFunc(out, func(q Port) bool { return q.at() == p.at() }) {
+				return nil, fmt.Errorf("--port %s: port %d is mapped twice", flag, p.Remote)
+			}
 		}
-		out = append(out, p)
+		out = append(out, ports...)
 	}
 	return out, nil
 }
 
-func mapPort(flag string, have []Port) (Port, error) {
+// mapPort is what one flag maps. A number that the pod has for TCP and for UDP, as DNS has 53, means both.
+func mapPort(flag string, have []Port) ([]Port, error) {
 	localText, remoteText, both := strings.Cut(flag, ":")
 	local, err := parsePort(localText)
 	if err != nil {
-		return Port{}, err
+		return nil, err
 	}
+	pick := func(which func(Port) bool) (ports []Port) {
+		for _, p := range have {
+			if which(p) {
+				p.Local = local
+				ports = append(ports, p)
+			}
+		}
+		return ports
+	}
+	numbered := func(n int32) func(Port) bool { return func(p Port) bool { return p.Remote == n } }
 	if !both {
-		if i := slices.IndexFunc(have, func(p Port) bool { return p.Remote == local }); i >= 0 {
-			return have[i], nil
+		if ports := pick(numbered(local)); len(ports) > 0 {
+			return ports, nil
 		}
-		if len(have) != 1 {
-			return Port{}, fmt.Errorf("which port of the pod? It has %s: write LOCAL:REMOTE", portList(have))
+		ports := pick(func(p Port) bool { return p.Remote == have[0].Remote })
+		if len(ports) == 0 || len(ports) != len(have) {
+			return nil, fmt.Errorf("which port of the pod? It has %s: write LOCAL:REMOTE", portList(have))
 		}
-		return Port{Remote: have[0].Remote, Name: have[0].Name, Local: local}, nil
+		return ports, nil
 	}
-	if i := slices.IndexFunc(have, func(p Port) bool { return p.Name != "" && p.Name == remoteText }); i >= 0 {
-		return Port{Remote: have[i].Remote, Name: have[i].Name, Local: local}, nil
+	if ports := pick(func(p Port) bool { return p.Name != "" && p.Name == remoteText }); len(ports) > 0 {
+		return ports, nil
 	}
-	remote, err := parsePort(remoteText)
+	number, udp := strings.CutSuffix(remoteText, "/udp")
+	remote, err := parsePort(number)
 	if err != nil {
-		return Port{}, fmt.Errorf("no port %q: the pod has %s", remoteText, portList(have))
+		return nil, fmt.Errorf("no port %q: the pod has %s", remoteText, portList(have))
 	}
-	p := Port{Remote: remote, Local: local}
-	if i := slices.IndexFunc(have, func(q Port) bool { return q.Remote == remote }); i >= 0 {
-		p.Name = have[i].Name
+	wanted := numbered(remote)
+	if udp {
+		wanted = func(p Port) bool { return p.at() == at{remote, true} }
 	}
-	return p, nil
+	if ports := pick(wanted); len(ports) > 0 {
+		return ports, nil
+	}
+	return []Port{{Remote: remote, UDP: udp, Local: local}}, nil
 }
 
 func parsePort(s string) (int32, error) {
@@ -135,11 +168,7 @@ func portList(ports []Port) string {
 	}
 	var names []string
 	for _, p := range ports {
-		if p.Name != "" {
-			names = append(names, fmt.Sprintf("%d (%s)", p.Remote, p.Name))
-		} else {
-			names = append(names, strconv.Itoa(int(p.Remote)))
-		}
+		names = append(names, p.remote())
 	}
 	return strings.Join(names, ", ")
 }

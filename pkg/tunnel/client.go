@@ -96,7 +96,8 @@ type Client struct {
 	Epoch uint64
 
 	// Handle is called for each Inbound stream, in a goroutine of its own; it calls Accept or Refuse. ctx is done when
-	// the stream or its session is; Run waits for its return. The stream is closed then. Nil refuses all.
+	// the stream or its session is; Run waits for its return. The stream is closed then. Nil refuses all. A header with
+	// the network "udp" says that it carries datagrams: see SpliceDatagrams.
 	Handle func(ctx context.Context, s *Stream)
 	// OnState is called at each change, one call at a time. It must not block.
 	OnState func(State)
@@ -445,15 +446,15 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 	}
 }
 
-// DialContext has the pod dial address ("tcp" only) and waits until it is connected. It waits for a session first, for
-// its next carrier, and for the next session when that is lost before the pod has answered; ctx bounds all of it. The error wraps
-// syscall.ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT or EACCES (not allowed) or a *net.DNSError when the pod met
+// DialContext has the pod dial address and waits until it is connected ("tcp"; a *Stream), or until the pod has a socket for
+// it ("udp"; a *Datagrams). It waits for a session first, for its next carrier, and for the next session when that is lost
+// before the pod has answered; ctx bounds all of it. The error wraps syscall.ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT or EACCES (not allowed) or a *net.DNSError when the pod met
 // that, and ErrClosed when Run has returned.
 func (c *Client) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
 	}
-	if network != "tcp" {
+	if network != "tcp" && network != "udp" {
 		return fail(net.UnknownNetworkError(network))
 	}
 	for {
@@ -463,7 +464,9 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 		}
 		st, err := s.open(ctx, Header{Kind: Dial, Network: network, Address: address})
 		if err == nil {
-			if err = st.WaitStatus(ctx); err == nil {
+			if err = st.WaitStatus(ctx); err == nil && network == "udp" {
+				return st.Datagrams(), nil
+			} else if err == nil {
 				return st, nil
 			}
 			st.Reset()

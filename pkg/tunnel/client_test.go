@@ -57,10 +57,10 @@ func TestRefusals(t *testing.T) {
 		if err := dial("strange:1"); err == nil || err.Error() != "dial strange:1 through the tunnel: the moon is full" {
 			t.Errorf("strange: %v", err)
 		}
-		_, err := e.client.DialContext(context.Background(), "udp", "a:53")
+		_, err := e.client.DialContext(context.Background(), "unix", "a:53")
 		var unknown net.UnknownNetworkError
 		if !errors.As(err, &unknown) {
-			t.Errorf("udp: %v", err)
+			t.Errorf("unix: %v", err)
 		}
 		e.wantNoStreams()
 	})

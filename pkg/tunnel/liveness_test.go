@@ -18,11 +18,10 @@ import (
 // move between a bubble and the world: two collections empty every sync.Pool.
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
-	runtime.GC()
-	runtime.GC()
+	empty := func() { runtime.GC(); runtime.GC() }
+	empty()
+	defer empty() // also when f fails, which ends this
 	synctest.Test(t, f)
-	runtime.GC()
-	runtime.GC()
 }
 
 // badConn is a carrier that can go bad.
@@ -146,42 +145,58 @@ func TestDeadPathIsNoticed(t *testing.T) {
 // TestFreshSessionHasLonger: before the first answer the other end has 30 s.
 func TestFreshSessionHasLonger(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		e := newEnds(t, pipeNetwork(t))
-		e.client.ResumeWindow = -1
-		var pods sync.WaitGroup
-		defer pods.Wait()
-		e.client.Carrier = func(context.Context) (net.Conn, string, error) {
-			laptop, pod := net.Pipe()
-			// A pod that takes the session, and then says nothing.
-			pods.Go(func() {
-				defer pod.Close()
-				l, err := acceptTLS(context.Background(), pod, e.server.Key, e.server.Client)
-				if err != nil {
-					return
+		n := pipeNetwork(t)
+		laptop, pod := newKey(t), newKey(t)
+		var ready, lost time.Time
+		ctx, cancel := context.WithCancel(context.Background())
+		var reason error
+		c := &Client{
+			Key: laptop, ResumeWindow: -1,
+			Carrier: func(ctx context.Context) (net.Conn, string, error) {
+				conn, err := n.dial(ctx)
+				return conn, "pod", err
+			},
+			OnState: func(s State) {
+				switch {
+				case s.Phase == Ready && ready.IsZero():
+					ready = time.Now()
+				case s.Phase == Reconnecting && lost.IsZero():
+					lost, reason = time.Now(), s.Err
+					cancel()
 				}
-				if acceptHello(context.Background(), l, hello{protocol: protocolVersion}) == nil {
-					_, _ = readAttach(l)
-					_ = answer(context.Background(), l, attached{})
-					_, _ = io.Copy(io.Discard, l)
-				}
-			})
-			return laptop, "pod-1", nil
+			},
 		}
-		var ready time.Time
-		lost := make(chan State, 10)
-		e.client.OnState = func(s State) {
-			switch s.Phase {
-			case Ready:
-				ready = time.Now()
-			case Reconnecting:
-				lost <- s
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = c.Run(ctx) })
+		wg.Go(func() {
+			// A pod that lets the laptop in, and says nothing any more.
+			conn, err := n.ln.Accept()
+			if err != nil {
+				t.Error(err)
+				return
 			}
-		}
-		e.start()
-		defer e.close()
-		s := <-lost
-		wantErr(t, "reason", s.Err, ErrDead)
-		if took := s.Since.Sub(ready); took != freshAfter {
+			l, err := acceptTLS(ctx, conn, pod, laptop.Fingerprint())
+			if err == nil {
+				err = acceptHello(ctx, l, hello{protocol: protocolVersion})
+			}
+			if err == nil {
+				_, err = readAttach(l)
+			}
+			if err == nil {
+				err = answer(ctx, l, attached{})
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, l)
+			_ = l.Close()
+		})
+		<-ctx.Done()
+		_ = n.ln.Close()
+		wg.Wait()
+		wantErr(t, "reason", reason, ErrDead)
+		if took := lost.Sub(ready); took != freshAfter {
 			t.Errorf("dead after %v, want %v", took, freshAfter)
 		}
 	})

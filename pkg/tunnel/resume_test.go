@@ -605,3 +605,42 @@ func FuzzSendBuffer(f *testing.F) {
 		}
 	})
 }
+
+// TestLostSessionWakesItsReaders, thousands of them, without delay: yamux lets them spin while it closes.
+func TestLostSessionWakesItsReaders(t *testing.T) {
+	for _, how := range []string{"killed", "link failed"} {
+		t.Run(how, func(t *testing.T) {
+			const many = 700
+			e := newEnds(t, tcpNetwork(t)).start().waitReady()
+			var reading, wg sync.WaitGroup
+			for range many {
+				pod, laptop := e.streams()
+				for _, st := range []*Stream{pod, laptop} {
+					reading.Add(1)
+					wg.Go(func() {
+						reading.Done()
+						_, err := st.Read(make([]byte, 1))
+						wantErr(t, "read", err, syscall.ECONNRESET)
+						_ = st.Close()
+					})
+				}
+			}
+			reading.Wait()
+			s, err := e.server.current()
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			if how == "killed" {
+				s.kill(errors.New("by the test"))
+			} else {
+				s.conn.fail(errors.New("by the test"))
+			}
+			wg.Wait()
+			// It takes a fraction of a second; with readers that spin, minutes.
+			if took := time.Since(begin); took > 20*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}

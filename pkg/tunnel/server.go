@@ -14,6 +14,10 @@ import (
 // when it reconnects; the rest are strangers.
 const maxUnknown = 8
 
+// maxFlows is how many flows of datagrams the laptop may have open: each has a socket, and those of a client that forgets them
+// live for minutes.
+const maxFlows = 2048
+
 // Server is the pod's end: it serves one laptop, the one whose key it was given.
 // Set the fields before Serve; Key and Client are needed.
 type Server struct {
@@ -21,7 +25,7 @@ type Server struct {
 	Client Fingerprint // the laptop's key, and no other
 	// Info is asked at the start of each session. Nil tells the laptop nothing.
 	Info func() Info
-	// Dial serves the laptop's Dial streams. ctx is done when the laptop has lost interest. Nil refuses all.
+	// Dial serves the laptop's Dial streams, network "tcp" and "udp". ctx is done when the laptop has lost interest. Nil refuses all.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// OnReady is told, at each change and one call at a time, whether there is a session whose laptop said that
 	// its process is ready. False at the start, without a call. It must not block.
@@ -29,6 +33,7 @@ type Server struct {
 	Log     *slog.Logger // nil: no log
 
 	refused atomic.Uint64
+	flows   atomic.Int32 // that are open
 
 	mu      sync.Mutex
 	session *session
@@ -280,9 +285,12 @@ func (s *Server) handle(ctx context.Context, st *Stream) {
 		_ = st.Refuse(fmt.Errorf("%v is not served here", h.Kind))
 		return
 	}
-	if h.Network != "tcp" {
-		_ = st.Refuse(net.UnknownNetworkError(h.Network))
-		return
+	if h.Network == "udp" {
+		defer s.flows.Add(-1)
+		if s.flows.Add(1) > maxFlows {
+			_ = st.Refuse(fmt.Errorf("more than %d flows of datagrams", maxFlows))
+			return
+		}
 	}
 	conn, err := s.Dial(ctx, h.Network, h.Address)
 	if err != nil {
@@ -291,6 +299,12 @@ func (s *Server) handle(ctx context.Context, st *Stream) {
 	}
 	if err := st.Accept(); err != nil {
 		_ = conn.Close()
+		return
+	}
+	if h.Network == "udp" {
+		if dropped, err := SpliceDatagrams(st, conn, FlowIdle(h.Address)); err != nil || dropped > 0 {
+			s.log().Debug("tunnel: flow ended", "target", h.Address, "error", err, "dropped", dropped)
+		}
 		return
 	}
 	if err := Splice(st, conn); err != nil {

@@ -50,6 +50,10 @@ type session struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // everything that run waits for
 
+	ending   atomic.Bool   // no reader may wait in yamux any more
+	over     chan struct{} // closed when yamux has ended every stream
+	overOnce sync.Once
+
 	controlSeen uint64 // payload of the control stream that has arrived; frameTap's goroutine only
 	read        progress
 
@@ -76,6 +80,7 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	s.out = newOutbox()
 	s.live.Store(&liveness{start: time.Now()})
 	s.streams = make(map[uint32]*Stream)
+	s.over = make(chan struct{})
 	s.read.moved = sync.NewCond(&s.read.mu)
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	tap := &frameTap{ReadWriteCloser: s.conn, see: s.seeFrame, failed: s.linkFailed}
@@ -139,7 +144,26 @@ func (s *session) kill(err error) {
 	}
 	s.mu.Unlock()
 	s.cancel()
+	s.wakeReaders()
 	_ = s.mux.Close() // and with it the conn
+	s.overOnce.Do(func() { close(s.over) })
+}
+
+// wakeReaders takes every reader out of yamux, before yamux ends the session: between that and the end of its
+// streams they would spin there, and thousands of them let nothing else run. They wait for over instead.
+func (s *session) wakeReaders() {
+	s.mu.Lock()
+	again := s.ending.Swap(true)
+	streams := slices.Collect(maps.Values(s.streams))
+	s.mu.Unlock()
+	if again {
+		return
+	}
+	for _, st := range streams {
+		st.mu.Lock()
+		st.wake()
+		st.mu.Unlock()
+	}
 }
 
 // lost is kill for an error of yamux's, which knows less than the link.
@@ -196,10 +220,11 @@ func (s *session) resume(l *link, turn int, theirs uint64) error {
 // linkFailed is called by frameTap, before yamux hears of err.
 func (s *session) linkFailed(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.linkErr == nil {
 		s.linkErr = err
 	}
+	s.mu.Unlock()
+	s.wakeReaders()
 }
 
 // alive says whether the session can still be used.

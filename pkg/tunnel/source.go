@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -53,30 +54,49 @@ func (s *source) next() ([]byte, error) {
 
 // nextRaw tries to read as net does, with a buffer only for the try.
 func (s *source) nextRaw() (p []byte, err error) {
-	waitErr := s.raw.Read(func(fd uintptr) bool {
+	n, err := tryRead(s.raw, func() []byte {
 		s.big = buffers.Get().(*[spliceBuffer]byte)
-		var n int
+		return s.big[:]
+	}, s.release)
+	switch {
+	case err != nil:
+		return nil, readError(s.conn, "tcp", err)
+	case n == 0:
+		return nil, io.EOF
+	}
+	return s.big[:n], nil
+}
+
+// tryRead waits until there is something to read, and reads it to what lend gives; after a try in vain back takes that
+// again. The error is the wait's, or an errno.
+func tryRead(raw syscall.RawConn, lend func() []byte, back func()) (n int, err error) {
+	waitErr := raw.Read(func(fd uintptr) bool {
+		p := lend()
 		for {
-			if n, err = readFD(fd, s.big[:]); !isErrno(err, syscall.EINTR) {
+			if n, err = readFD(fd, p); !isErrno(err, syscall.EINTR) {
 				break
 			}
 		}
 		if isErrno(err, syscall.EAGAIN) {
-			s.release()
+			back()
 			return false
 		}
-		p = s.big[:max(0, n)]
+		n = max(0, n)
 		return true
 	})
-	switch {
-	case waitErr != nil:
-		return nil, waitErr
-	case err != nil:
-		return nil, &net.OpError{Op: "read", Net: "tcp", Source: s.conn.LocalAddr(), Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError("read", err)}
-	case len(p) == 0:
-		return nil, io.EOF
+	if waitErr != nil {
+		return 0, waitErr
 	}
-	return p, nil
+	return n, err
+}
+
+// readError is err of tryRead as net has it.
+func readError(c net.Conn, network string, err error) error {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return err
+	}
+	return &net.OpError{Op: "read", Net: network, Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("read", err)}
 }
 
 func (s *source) release() {

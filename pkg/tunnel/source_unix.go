@@ -2,13 +2,10 @@
 
 package tunnel
 
-import (
-	"net"
-	"syscall"
-)
+import "syscall"
 
 // rawRead lets the caller try to read c without waiting.
-func rawRead(c *net.TCPConn) syscall.RawConn {
+func rawRead(c syscall.Conn) syscall.RawConn {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil // closed: a plain read says so

@@ -92,7 +92,7 @@ func (st *Stream) wake() {
 	if st.mux == nil {
 		return
 	}
-	if st.reset || st.closed {
+	if st.reset || st.closed || st.s.ending.Load() {
 		_ = st.mux.SetReadDeadline(past)
 	}
 	if st.reset || st.closed || st.peerReset || st.stopped {
@@ -219,6 +219,9 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 	if st.moved.turn {
 		return st.readMoved(p)
 	}
+	if st.s.ending.Load() {
+		<-st.s.over // what has arrived can be read then, as ever
+	}
 	n, err := st.mux.Read(p)
 	switch {
 	case n > 0 || err == nil:
@@ -333,15 +336,41 @@ func (st *Stream) Write(p []byte) (int, error) {
 	return st.write(p)
 }
 
+// errNoRoom says that there was no room for a whole write in time.
+var errNoRoom = errors.New("no room")
+
+// writeWhole writes all of p, which is no longer than firstWindow / 2, or, when there is no room for it by then, nothing: errNoRoom.
+// What it has begun no deadline ends.
+func (st *Stream) writeWhole(p []byte, until time.Time) error {
+	st.writeMu.Lock()
+	defer st.writeMu.Unlock()
+	if err := st.answerLocked(status{}); err != nil {
+		return err
+	}
+	_, err := st.writeWith(p, patience{room: len(p), until: until})
+	return err
+}
+
+// patience is what a write waits for before its first frame, and for how long.
+type patience struct {
+	room  int       // in the window
+	until time.Time // zero: for ever
+	begun bool      // no deadline counts any more
+}
+
 // write needs writeMu.
-func (st *Stream) write(p []byte) (total int, err error) {
+func (st *Stream) write(p []byte) (int, error) {
+	return st.writeWith(p, patience{room: min(1, len(p))})
+}
+
+func (st *Stream) writeWith(p []byte, w patience) (total int, err error) {
 	for {
-		if err := st.writeError(); err != nil {
-			return total, err
-		}
-		n, err := st.turn(len(p))
+		n, err := st.turn(len(p), w)
 		if err != nil {
 			return total, err
+		}
+		if !w.until.IsZero() {
+			w = patience{room: 1, begun: true}
 		}
 		reserved := n
 		conn, gate := st.way()
@@ -368,7 +397,7 @@ func (st *Stream) write(p []byte) (total int, err error) {
 				// yamux may still send it: the stream's state is not known, nor the carrier's worth.
 				st.s.lost(err)
 			}
-			if err := st.writeError(); err != nil {
+			if err := st.writeError(w); err != nil {
 				return total, err
 			}
 			return total, st.fail("write", syscall.ECONNRESET)
@@ -403,29 +432,37 @@ func (st *Stream) hasMoved() bool { return st.hasLeft.Load() || st.moved.here.Lo
 
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
 // room for it, and the gate has let it in. writeMu is held.
-func (st *Stream) turn(n int) (int, error) {
+func (st *Stream) turn(n int, w patience) (int, error) {
 	n = min(n, maxFrame)
 	_, gate := st.way()
 	for {
-		if err := st.writeError(); err != nil {
+		if err := st.writeError(w); err != nil {
 			gate.leave(st)
 			return 0, err
 		}
-		if m := int(min(uint64(n), st.sendLimit.Load()-st.sent)); m > 0 && gate.enter(st, m) {
-			return m, nil
+		if room := st.sendLimit.Load() - st.sent; room >= uint64(w.room) {
+			if m := int(min(uint64(n), room)); gate.enter(st, m) {
+				return m, nil
+			}
 		}
-		if err := st.waitWritable(); err != nil {
+		if err := st.waitWritable(w); err != nil {
 			gate.leave(st)
 			return 0, err
 		}
 	}
 }
 
-// waitWritable waits for a notice, or our deadline.
-func (st *Stream) waitWritable() error {
+// waitWritable waits for a notice, or the time when w is over.
+func (st *Stream) waitWritable(w patience) error {
 	st.mu.Lock()
 	deadline := st.writeDeadline
 	st.mu.Unlock()
+	if w.begun {
+		deadline = time.Time{}
+	}
+	if deadline.IsZero() || !w.until.IsZero() && w.until.Before(deadline) {
+		deadline = w.until
+	}
 	late, stop := timerAt(deadline)
 	defer stop()
 	select {
@@ -452,7 +489,7 @@ func (st *Stream) sparse() bool {
 }
 
 // writeError is why writing is not possible now, nil when it is. writeMu is held.
-func (st *Stream) writeError() error {
+func (st *Stream) writeError(w patience) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	switch {
@@ -462,8 +499,11 @@ func (st *Stream) writeError() error {
 		return st.fail("write", syscall.ECONNRESET)
 	case st.done || st.stopped:
 		return st.fail("write", syscall.EPIPE)
+	case w.begun:
 	case passed(st.writeDeadline):
 		return st.fail("write", os.ErrDeadlineExceeded)
+	case passed(w.until):
+		return errNoRoom
 	}
 	return nil
 }
@@ -485,7 +525,7 @@ func (st *Stream) CloseWrite() error {
 	if err := st.answerLocked(status{}); err != nil {
 		return err
 	}
-	if err := st.writeError(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := st.writeError(patience{begun: true}); err != nil {
 		return err
 	}
 	st.finishLocked()
@@ -590,10 +630,13 @@ func (st *Stream) RemoteAddr() net.Addr {
 }
 
 func (st *Stream) callerAddr() net.Addr {
-	if st.header.Peer.IsValid() {
-		return net.TCPAddrFromAddrPort(st.header.Peer)
+	if !st.header.Peer.IsValid() {
+		return addr{st.header.Network, "tunnel"}
 	}
-	return addr{st.header.Network, "tunnel"}
+	if st.header.Network == "udp" {
+		return net.UDPAddrFromAddrPort(st.header.Peer)
+	}
+	return net.TCPAddrFromAddrPort(st.header.Peer)
 }
 
 // addr is a net.Addr that is only a text.

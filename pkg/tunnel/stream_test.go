@@ -335,6 +335,23 @@ func TestResetAtOnce(t *testing.T) {
 	})
 }
 
+// TestEmptyWrite returns, also when the window is full.
+func TestEmptyWrite(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t)).start().waitReady()
+	pod, laptop := e.streams()
+	for range 2 {
+		if n, err := pod.Write(nil); n != 0 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		_ = pod.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		_, err := pod.Write(make([]byte, 2*firstWindow))
+		wantErr(t, "a full window", err, os.ErrDeadlineExceeded)
+		_ = pod.SetWriteDeadline(time.Time{})
+	}
+	_, _ = pod.Close(), laptop.Close()
+	e.wantNoStreams()
+}
+
 func TestDeadlines(t *testing.T) {
 	e := newEnds(t, tcpNetwork(t)).start().waitReady()
 	pod, laptop := e.streams()

@@ -16,9 +16,9 @@ import (
 
 // check makes one connection (many: several) to a server and fails when something is not as TCP has it.
 type check struct {
-	address, what string
-	bytes         int64
-	connections   int
+	address, what, name string
+	bytes               int64
+	connections         int
 }
 
 // checkTimeout bounds a whole check: a hang is a failure.
@@ -27,6 +27,7 @@ const checkTimeout = 2 * time.Minute
 func (c *check) run(out io.Writer) error {
 	f, ok := map[string]func() error{
 		"half-close": c.halfClose, "reset": c.reset, "send-reset": c.sendReset, "upload": c.upload, "download": c.download, "many": c.many,
+		"datagrams": c.datagrams,
 	}[c.what]
 	if !ok {
 		return fmt.Errorf("unknown check %q", c.what)
@@ -170,6 +171,43 @@ func (c *check) many() error {
 		line, err := bufio.NewReader(conn).ReadString('\n')
 		if want := fmt.Sprintf("connection %d\n", i); err != nil || line != want {
 			return fmt.Errorf("connection %d: got %q, %w", i, line, err)
+		}
+	}
+	return nil
+}
+
+// maxDatagram is the longest that UDP carries over IPv4.
+const maxDatagram = 65507
+
+// datagrams expects each datagram back with the server's name before it, and no other. One that is lost is sent again, as
+// UDP may lose it.
+func (c *check) datagrams() error {
+	conn, err := net.Dial("udp", c.address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	buf := make([]byte, maxDatagram+1)
+	until := time.Now().Add(checkTimeout)
+	for _, size := range []int64{0, 1, 1400, 30_000, maxDatagram - int64(len(c.name)), 2} {
+		p, err := io.ReadAll(random(size))
+		if err != nil {
+			return err
+		}
+		for {
+			if _, err := conn.Write(p); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				return err
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				return err
+			}
+			n, err := conn.Read(buf)
+			if got := string(buf[:n]); err == nil && got == c.name+string(p) {
+				break
+			}
+			if time.Now().After(until) || err == nil && !strings.HasPrefix(string(buf[:n]), c.name) {
+				return fmt.Errorf("datagram of %d bytes: got %d, %.20q, %w", size, n, buf[:n], err)
+			}
 		}
 	}
 	return nil

@@ -32,6 +32,7 @@ func run(args []string) error {
 		flags.StringVar(&s.name, "name", hostname(), "who answers")
 		flags.StringVar(&s.http, "http", ":8080", "HTTP address")
 		flags.StringVar(&s.tcp, "tcp", "", "address of the TCP server that check talks to")
+		flags.StringVar(&s.udp, "udp", "", "address of a UDP server that sends back what it gets, with its name before it")
 		flags.DurationVar(&s.startup, "startup", 0, "how long to wait before listening")
 		_ = flags.Parse(args[1:])
 		exitOnSIGTERM()
@@ -45,8 +46,9 @@ func run(args []string) error {
 		return l.run(os.Stdin, os.Stdout)
 	case "check":
 		var c check
-		flags.StringVar(&c.address, "address", "", "host:port of a serve -tcp")
-		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download or many")
+		flags.StringVar(&c.address, "address", "", "host:port of a serve -tcp, or -udp for datagrams")
+		flags.StringVar(&c.name, "name", "", "who is to answer datagrams")
+		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download, many or datagrams")
 		flags.Int64Var(&c.bytes, "bytes", 100<<20, "for upload and download")
 		flags.IntVar(&c.connections, "connections", 500, "for many")
 		_ = flags.Parse(args[1:])

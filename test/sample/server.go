@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// server answers HTTP with its name, and the orders of check over TCP.
+// server answers HTTP with its name, the orders of check over TCP, and datagrams with its name and what they hold.
 type server struct {
-	name, http, tcp string
-	startup         time.Duration
+	name, http, tcp, udp string
+	startup              time.Duration
 }
 
 func (s *server) run() error {
@@ -29,11 +29,31 @@ func (s *server) run() error {
 		}
 		go serveTCP(ln)
 	}
+	if s.udp != "" {
+		conn, err := net.ListenPacket("udp", s.udp)
+		if err != nil {
+			return err
+		}
+		go s.serveUDP(conn)
+	}
 	log.Printf("%s listens on %s", s.name, s.http)
 	return http.ListenAndServe(s.http, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, s.name)
 	}))
+}
+
+func (s *server) serveUDP(conn net.PacketConn) {
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := conn.WriteTo(append([]byte(s.name), buf[:n]...), from); err != nil {
+			log.Printf("%s: %v", from, err)
+		}
+	}
 }
 
 func serveTCP(ln net.Listener) {
