@@ -104,7 +104,7 @@ type resumable struct {
 	buf     sendBuffer          // what the other end has not acknowledged
 	next    uint64              // position that link gets next
 	sent    uint64              // position up to which some link got it
-	ask     uint64              // position from which the next segment asks for an acknowledgement
+	ask     uint64              // position up to which an acknowledgement was asked for
 	latest  [fewSegments]uint64 // where the last segments of data ended; a ring
 	oldest  int                 // the oldest of them
 	sentAt  time.Time           // when the last one was sent
@@ -161,7 +161,7 @@ func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
 	r.buf.discard(theirs)
 	r.next = theirs
 	r.acked, r.due = r.received, false // as we told
-	r.ask = theirs + askEvery
+	r.ask = theirs
 	r.link = l
 	r.path.begin()
 	r.moved()
@@ -276,6 +276,12 @@ func (r *resumable) flush() {
 	}
 }
 
+// stuck says whether as much is on its way as may be, and no acknowledgement was asked for that would change that: what may be has
+// become less. mu is held.
+func (r *resumable) stuck() bool {
+	return r.link != nil && int(r.next-r.buf.start) >= r.path.limit && r.ask <= r.buf.start
+}
+
 // hold says whether what there is to send had better wait for more, and sees to it that this ends. mu is held.
 func (r *resumable) hold() bool {
 	if r.buf.end-r.next >= holdBelow || r.latest[r.oldest] <= r.buf.start {
@@ -304,7 +310,7 @@ func (r *resumable) release() {
 func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.err == nil && !r.closing && (r.link == nil || !r.due && !r.pinging && (r.next == r.buf.end || r.hold())) {
+	for r.err == nil && !r.closing && (r.link == nil || !r.due && !r.pinging && !r.stuck() && (r.next == r.buf.end || r.hold())) {
 		r.work.Wait()
 	}
 	if r.err != nil || r.link == nil {
@@ -315,11 +321,13 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	switch {
 	case n == 0 && r.closing:
 		s.typ = segmentEnd
-	case n == 0 && !r.pinging:
+	case n == 0 && !r.pinging && !r.stuck():
 		s.typ = segmentAck
-	case r.pinging || r.next+uint64(n) >= r.ask:
+	case r.pinging || r.stuck() || r.next+uint64(n)-r.ask >= uint64(max(askEvery, r.path.limit/askParts)):
 		s.typ = segmentAsk
-		r.ask = r.next + uint64(n) + uint64(max(askEvery, r.path.limit/askParts))
+	}
+	if s.typ == segmentAsk {
+		r.ask = r.next + uint64(n)
 	}
 	b = appendSegment(out[:0], s)
 	b = b[:segmentHeader+n]
