@@ -292,6 +292,9 @@ func (w *world) exec(ctx context.Context, stdin io.Reader, stdout io.Writer, arg
 	}
 	var stderr bytes.Buffer
 	if err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: stdout, Stderr: &stderr}); err != nil {
+		if ctx.Err() != nil {
+			return err // it may still write to stderr
+		}
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return nil
@@ -460,7 +463,7 @@ func start(t *testing.T, path string, env []string, args ...string) *process {
 // bridge starts the real bridge in the world's namespace.
 func (w *world) bridge(args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, append(args, "-n", w.ns)...)
+	return w.bridgeAs(s.kubeconfig, nil, args...)
 }
 
 // elsewhere is the same world seen from another laptop: it has the kubeconfig, and nothing that bridge keeps.
