@@ -275,6 +275,7 @@ func embedded(t *testing.T) {
 }
 
 func TestHealCarrierCut(t *testing.T) {
+	t.Parallel()
 	cuts := soak(100, 20)
 	for _, way := range []struct {
 		fault *fault
@@ -299,6 +300,7 @@ func TestHealCarrierCut(t *testing.T) {
 // end all are reset, on both ends, while the path is still dead.
 func TestHealBlackHole(t *testing.T) {
 	embedded(t)
+	t.Parallel()
 	for _, c := range []struct {
 		fault *fault
 		hole  time.Duration
@@ -342,6 +344,7 @@ func TestHealBlackHole(t *testing.T) {
 }
 
 func TestHealFrozenLaptop(t *testing.T) {
+	t.Parallel()
 	for f, sleep := range map[*fault]time.Duration{frozen: 20 * time.Second, frozenLong: soak(10*time.Minute, 90*time.Second)} {
 		t.Run(f.what, func(t *testing.T) {
 			t.Parallel()

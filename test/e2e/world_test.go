@@ -284,8 +284,12 @@ func (w *world) exec(ctx context.Context, stdin io.Reader, stdout io.Writer, arg
 	if len(pods) != 1 {
 		return fmt.Errorf("%d pods of the client", len(pods))
 	}
-	req := s.client.CoreV1().RESTClient().Post().Namespace(w.ns).Resource("pods").Name(pods[0].Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Command: append([]string{"/sample"}, args...), Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	return w.execIn(ctx, pods[0].Name, "client", stdin, stdout, args...)
+}
+
+func (w *world) execIn(ctx context.Context, pod, container string, stdin io.Reader, stdout io.Writer, args ...string) error {
+	req := s.client.CoreV1().RESTClient().Post().Namespace(w.ns).Resource("pods").Name(pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: append([]string{"/sample"}, args...), Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	e, err := remotecommand.NewWebSocketExecutor(s.config, "GET", req.URL().String())
 	if err != nil {
 		return err
