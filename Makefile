@@ -11,7 +11,7 @@ VERSION ?=
 
 LINT_VERSION = v2.15.0
 
-.PHONY: build proxies demo test unit fuzz e2e e2e-programs test-programs bench down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
+.PHONY: build proxies demo test unit fuzz e2e soak e2e-programs test-programs bench down sample-image test-cluster test-matrix lint cross tools loader check-loader clean
 
 build: proxies
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(if $(VERSION),-X main.version=$(VERSION))" -o bin/bridge ./cmd/bridge
@@ -52,6 +52,13 @@ fuzz:
 # Some of these tests start the proxy that is built into them.
 e2e: proxies
 	go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
+
+# The long forms of the same, and of fuzzing: some two hours. The first part writes docs/recovery.md.
+soak: export BRIDGE_SOAK = 1
+soak: tools proxies
+	go test -race -count=1 -parallel 8 -timeout 1h -run '^TestHeal' ./test/e2e
+	go test -race -count=1 -parallel 4 -timeout 4h -skip '^TestHeal' ./test/e2e
+	$(MAKE) fuzz FUZZTIME=10m
 
 # What the end-to-end tests run: bridge with the race detector.
 e2e-programs: proxies test-programs

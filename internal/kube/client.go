@@ -98,12 +98,24 @@ func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext
 	}
+	noticeDeadConnections()
 	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return limitedTransport{rt} })
 	cs, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
 		return nil, configError(err)
 	}
 	return &Client{Config: cfg, Clientset: cs, Namespace: namespace}, nil
+}
+
+// noticeDeadConnections has client-go drop a connection that lies dead for 15 seconds, as the tunnel does its carrier. By
+// its own settings, which it takes from the environment only, the request that looks for the pod of the next carrier
+// would wait 45 seconds on the connection that died with the last. What the user has set stays.
+func noticeDeadConnections() {
+	for name, seconds := range map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": "5", "HTTP2_PING_TIMEOUT_SECONDS": "10"} {
+		if _, set := os.LookupEnv(name); !set {
+			_ = os.Setenv(name, seconds) // fails for impossible names only
+		}
+	}
 }
 
 func configError(err error) error {

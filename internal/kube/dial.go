@@ -144,6 +144,12 @@ const (
 	belowRead = 64 << 10
 )
 
+// ownDeadline keeps the library from setting write deadlines: it has one at each write, and may not be given another
+// meanwhile. Ours are set below it, by wsCarrier, at any time.
+type ownDeadline struct{ *cork.Conn }
+
+func (ownDeadline) SetWriteDeadline(time.Time) error { return nil }
+
 // wsUpgrade is the transport of one upgrade request; it keeps the connection.
 type wsUpgrade struct {
 	proxy func(*http.Request) (*url.URL, error)
@@ -170,7 +176,7 @@ func (u *wsUpgrade) RoundTrip(req *http.Request) (*http.Response, error) {
 			stop = context.AfterFunc(req.Context(), func() { _ = conn.Close() })
 			u.below = &cork.Conn{Conn: conn}
 			u.below.Open(belowRead)
-			return u.below, nil
+			return ownDeadline{u.below}, nil
 		},
 	}
 	at := *req.URL
@@ -338,7 +344,10 @@ func (w *wsCarrier) WriteFrame(head, payload []byte) error {
 
 func (w *wsCarrier) Gather(write func() error) error { return w.below.Gather(write) }
 
+func (w *wsCarrier) SetWriteDeadline(t time.Time) error { return w.below.SetWriteDeadline(t) }
+
 func (w *wsCarrier) Close() error {
+	_ = w.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
 	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	_ = w.WriteControl(websocket.CloseMessage, bye, time.Now().Add(goodbyeTimeout))
 	return w.Conn.Close()

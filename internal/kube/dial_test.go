@@ -300,6 +300,38 @@ func TestDeadlinesEndAReadAndAWrite(t *testing.T) {
 	})
 }
 
+func TestAWriteDeadlineEndsTheWriteUnderWay(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		stop := make(chan struct{})
+		_, c := newForwardServer(t, ws, func(d io.ReadWriteCloser, _ string) error {
+			<-stop
+			_, _ = io.Copy(io.Discard, d)
+			return nil
+		})
+		t.Cleanup(func() { close(stop) })
+		conn := dial(t, c, 80)
+		ended := make(chan error)
+		writes := make(chan struct{}, 1)
+		go func() {
+			for {
+				if _, err := conn.Write(make([]byte, maxGather)); err != nil {
+					ended <- err
+					return
+				}
+				select {
+				case writes <- struct{}{}:
+				default:
+				}
+			}
+		}()
+		<-writes // and the pod does not read: sooner or later the next one waits
+		_ = conn.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write: %v", err)
+		}
+	})
+}
+
 func TestAPodThatIsGoneIsNotFoundAtOnce(t *testing.T) {
 	s, c := newForwardServer(t, true, echoPort)
 	_, err := c.DialPod(t.Context(), "shop", "gone", 80)

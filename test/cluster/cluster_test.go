@@ -268,6 +268,36 @@ func TestCluster(t *testing.T) {
 		must(t, "kubectl", "--name", testName, "wait", "--for=condition=Ready", "pod/sample", "--timeout=60s")
 	})
 
+	t.Run("RestartedComponentsGoOn", func(t *testing.T) {
+		for _, component := range []string{"kube-apiserver", "kubelet-node1", "containerd-node1"} {
+			must(t, "restart", "--name", testName, component)
+		}
+		before := c.Processes
+		if c, err = running(testName); err != nil {
+			t.Fatal(err)
+		}
+		again := 0
+		for _, p := range c.Processes {
+			if !slices.Contains(before, p) {
+				again++
+			}
+		}
+		if again != 3 || len(c.Processes) != len(before) {
+			t.Errorf("the processes were %v, and are %v; want three new ones", before, c.Processes)
+		}
+		// exec goes through all three; the container is the one from before.
+		_, stderr, _ := runProgram(t, "kubectl", "--name", testName, "exec", "sample", "--", "/no-such-program")
+		if !strings.Contains(stderr, "no such file") {
+			t.Errorf("exec came back with %q", stderr)
+		}
+		if got := must(t, "kubectl", "--name", testName, "get", "pod", "sample", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); got != "0" {
+			t.Errorf("the container was started again %s times", got)
+		}
+		if _, stderr, code := runProgram(t, "restart", "--name", testName, "kubelet"); code != 2 || !strings.Contains(stderr, "status") {
+			t.Errorf("a wrong name: exit code %d, %q", code, stderr)
+		}
+	})
+
 	t.Run("NetemSlowsBothDirections", func(t *testing.T) {
 		quick := roundTrip(t, c)
 		must(t, "netem", "--name", testName, "delay=40ms")

@@ -31,6 +31,8 @@ func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) e
 		return loadImages(o.name, args, stdout)
 	case "netem":
 		return netem(o.name, args, stderr)
+	case "restart":
+		return restart(o.name, args, stderr)
 	case netemVerb:
 		return netemRun(o.name, args)
 	case "build":

@@ -32,6 +32,8 @@ Usage:
                                                direction, so a round trip takes twice the delay
                                                longer (ping -U shows it; ping alone, half of it)
   cluster netem   [--name NAME] off
+  cluster restart [--name NAME] COMPONENT...   kill components, by the names that status prints, and start them
+                                               again; returns when they work
   cluster build   [--kubernetes VERSION]       build what up would build, and start nothing
 
 --name defaults to BRIDGE_CLUSTER_NAME, else "bridge". Results go to stdout, progress to stderr.

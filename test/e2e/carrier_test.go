@@ -54,13 +54,19 @@ func podProxyRole() rbacv1.Role {
 // start starts bridge in the world's namespace with another kubeconfig.
 func (w *world) bridgeAs(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1"}, env...), append(args, "-n", w.ns)...)
+	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), append(args, "-n", w.ns)...)
 }
 
 // connect starts bridge connect.
 func (w *world) connect(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
 	return w.bridgeAs(kubeconfig, env, append([]string{"connect", "--listen", "127.0.0.1:0", "--dns-listen", "127.0.0.1:0"}, args...)...)
+}
+
+// socks waits for connect's proxy and returns its address.
+func (p *process) socks() string {
+	p.t.Helper()
+	return regexp.MustCompile(`ALL_PROXY=socks5h://(\S+)`).FindStringSubmatch(p.prints("export ALL_PROXY="))[1]
 }
 
 // line is an open connection through a connect, to something that sends back each line.
@@ -74,8 +80,7 @@ type line struct {
 // dialThrough opens one to the service orders.
 func (w *world) dialThrough(c *process) *line {
 	w.t.Helper()
-	socks := regexp.MustCompile(`ALL_PROXY=socks5h://(\S+)`).FindStringSubmatch(c.prints("export ALL_PROXY="))
-	d, err := proxy.SOCKS5("tcp", socks[1], nil, nil)
+	d, err := proxy.SOCKS5("tcp", c.socks(), nil, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -343,10 +348,7 @@ func TestConnectionsOutliveALoadBalancersCuts(t *testing.T) {
 // shorter, but for a soak.
 func TestSilentCarriersAreKeptAlive(t *testing.T) {
 	t.Parallel()
-	idle := 10 * time.Second
-	if os.Getenv(soakEnv) == "1" {
-		idle = time.Minute
-	}
+	idle := soak(time.Minute, 10*time.Second)
 	for _, carrier := range []string{"portforward", "podproxy"} {
 		t.Run(carrier, func(t *testing.T) {
 			t.Parallel()

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -54,8 +55,9 @@ const (
 	datagramPort             = 7000
 )
 
-// newDirect starts the proxy, of the executable that this test was built with.
-func newDirect(t *testing.T) *direct {
+// newDirect starts the proxy, of the executable that this test was built with. What the laptop writes to carriers is also
+// written to each of tapes.
+func newDirect(t *testing.T, tapes ...io.Writer) *direct {
 	t.Helper()
 	w := newWorld(t)
 	key, err := tunnel.NewKey()
@@ -69,6 +71,12 @@ func newDirect(t *testing.T) *direct {
 	}
 	p, carriers := d.startProxy(k)
 	d.client = &tunnel.Client{Carrier: carriers.Dial, Key: key, Handle: d.handle}
+	if len(tapes) > 0 {
+		d.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+			c, peer, err := carriers.Dial(ctx)
+			return taped{c, io.MultiWriter(append(tapes, c)...)}, peer, err
+		}
+	}
 	d.client.SetReady(true)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -89,6 +97,13 @@ func newDirect(t *testing.T) *direct {
 	d.ip = pods[0].Status.PodIP
 	return d
 }
+
+type taped struct {
+	net.Conn
+	w io.Writer
+}
+
+func (c taped) Write(p []byte) (int, error) { return c.w.Write(p) }
 
 func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers) {
 	d.t.Helper()

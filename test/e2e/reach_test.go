@@ -3,11 +3,9 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -146,41 +144,6 @@ func TestKilledConnectIsRemoved(t *testing.T) {
 	restore := regexp.MustCompile(`bridge (restore connect \S+)`).FindStringSubmatch(st.prints("bridge restore connect "))
 	w.bridge(strings.Fields(restore[1])...).exits(0)
 	w.assertSnapshot(before)
-}
-
-// A path that swallows everything is noticed and announced, and the session comes back by itself.
-func TestDeadPath(t *testing.T) {
-	if !s.embedded {
-		t.Skip("packets are dropped in the embedded cluster's laptop only")
-	}
-	// Not parallel: it cuts every test's path to the API server.
-	w := newWorld(t).withOrders()
-	b := w.swap()
-	drop := func(op string) {
-		t.Helper()
-		var stderr bytes.Buffer
-		cmd := exec.Command("iptables", op, "OUTPUT", "-p", "tcp", "--dport", apiPort(t), "-j", "DROP")
-		cmd.Stderr = &stderr
-		if err := cmd.Run(); err != nil {
-			t.Fatalf("%v: %s", err, stderr.String())
-		}
-	}
-	drop("-I")
-	restored := false
-	defer func() {
-		if !restored {
-			drop("-D")
-		}
-	}()
-	b.says("tunnel: degraded (no answer for ")
-	b.says("tunnel: reconnecting (") // patience bounds it; pkg/tunnel has the 15 s
-	drop("-D")
-	restored = true
-	w.await("an answer by the laptop", func() bool {
-		out := newLines()
-		return w.exec(t.Context(), nil, out, "get", "--url", "http://orders") == nil && slices.Contains(out.all(), "laptop")
-	})
-	b.terminate()
 }
 
 func apiPort(t *testing.T) string {

@@ -284,14 +284,21 @@ func (w *world) exec(ctx context.Context, stdin io.Reader, stdout io.Writer, arg
 	if len(pods) != 1 {
 		return fmt.Errorf("%d pods of the client", len(pods))
 	}
-	req := s.client.CoreV1().RESTClient().Post().Namespace(w.ns).Resource("pods").Name(pods[0].Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Command: append([]string{"/sample"}, args...), Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	return w.execIn(ctx, pods[0].Name, "client", stdin, stdout, args...)
+}
+
+func (w *world) execIn(ctx context.Context, pod, container string, stdin io.Reader, stdout io.Writer, args ...string) error {
+	req := s.client.CoreV1().RESTClient().Post().Namespace(w.ns).Resource("pods").Name(pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: append([]string{"/sample"}, args...), Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	e, err := remotecommand.NewWebSocketExecutor(s.config, "GET", req.URL().String())
 	if err != nil {
 		return err
 	}
 	var stderr bytes.Buffer
 	if err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: stdout, Stderr: &stderr}); err != nil {
+		if ctx.Err() != nil {
+			return err // it may still write to stderr
+		}
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return nil
@@ -460,7 +467,7 @@ func start(t *testing.T, path string, env []string, args ...string) *process {
 // bridge starts the real bridge in the world's namespace.
 func (w *world) bridge(args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, append(args, "-n", w.ns)...)
+	return w.bridgeAs(s.kubeconfig, nil, args...)
 }
 
 // elsewhere is the same world seen from another laptop: it has the kubeconfig, and nothing that bridge keeps.

@@ -23,7 +23,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|get|check|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|check|dial|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -53,6 +53,17 @@ func run(args []string) error {
 		flags.IntVar(&c.connections, "connections", 500, "for many")
 		_ = flags.Parse(args[1:])
 		return c.run(os.Stdout)
+	case "busy":
+		var b busy
+		flags.StringVar(&b.address, "address", "", "host:port of a serve -tcp")
+		flags.StringVar(&b.via, "via", "", "host:port of an HTTP proxy")
+		flags.IntVar(&b.connections, "connections", 32, "how many")
+		_ = flags.Parse(args[1:])
+		return b.run(os.Stdin, os.Stdout)
+	case "dial":
+		address := flags.String("address", "", "host:port to join the standard streams to")
+		_ = flags.Parse(args[1:])
+		return dial(*address, os.Stdin, os.Stdout)
 	case "get":
 		url := flags.String("url", "", "what to GET, once")
 		_ = flags.Parse(args[1:])

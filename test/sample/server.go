@@ -75,10 +75,10 @@ func serveTCP(ln net.Listener) {
 //
 //	half-close   read to the end, then answer with what came, and close
 //	reset        close with a reset
-
-// upload       read to the end, answer with the SHA-256 of what came
-// download N   send N bytes and their SHA-256
-// echo         send back each line at once
+//	copy         send back what comes, as it comes, and its end
+//	upload       read to the end, answer with the SHA-256 of what came
+//	download N   send N bytes and their SHA-256
+//	echo         send back each line at once
 func order(conn *net.TCPConn) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	line, err := r.ReadString('\n')
@@ -96,6 +96,9 @@ func order(conn *net.TCPConn) error {
 		return err
 	case "reset":
 		return conn.SetLinger(0)
+	case "copy":
+		_, err := io.Copy(conn, r)
+		return err
 	case "upload":
 		h := sha256.New()
 		if _, err := io.Copy(h, r); err != nil {
