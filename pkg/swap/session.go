@@ -173,7 +173,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		return nil, nil
 	case err != nil:
 		return nil, kube.Explain(err, "get the swap's Lease in "+k.Namespace)
-	case strings.HasPrefix(holder(lease), proxypod.RestoreBy):
+	case saved.Held && strings.HasPrefix(holder(lease), proxypod.RestoreBy):
 		return nil, nil // who swaps anew is told
 	}
 	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])

@@ -15,6 +15,7 @@ type attachKind uint8
 const (
 	attachNew    attachKind = 1 // a session
 	attachResume attachKind = 2 // to go on with one
+	attachLane   attachKind = 3 // to begin or go on with the bulk lane of one
 )
 
 // sessionID names a session. The laptop makes it up at random.
@@ -52,7 +53,7 @@ func readAttach(r io.Reader) (attach, error) {
 	a.epoch, a.received = binary.BigEndian.Uint64(rest), binary.BigEndian.Uint64(rest[8:])
 	a.window = time.Duration(binary.BigEndian.Uint32(rest[16:])) * time.Millisecond
 	switch {
-	case a.kind != attachNew && a.kind != attachResume:
+	case a.kind < attachNew || a.kind > attachLane:
 		return attach{}, fmt.Errorf("attach: kind %d", a.kind)
 	case a.kind == attachNew && a.received != 0:
 		return attach{}, fmt.Errorf("attach: a new session of which %d bytes have arrived", a.received)

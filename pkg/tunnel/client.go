@@ -185,6 +185,7 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 		if next != s {
 			if next != nil {
 				sessions.Go(func() { _ = next.run(ctx) })
+				sessions.Go(func() { c.keepLane(ctx, next) })
 			}
 			s = next
 		}

@@ -228,6 +228,8 @@ var goldenMessages = map[string]message{
 	"control-ready":       {typ: messageReady, on: true},
 	"control-window":      {typ: messageWindow, stream: 258, limit: 1 << 33},
 	"control-not-ready":   {typ: messageReady},
+	"control-moved":       {typ: messageMoved, stream: 258},
+	"control-lane":        {typ: messageLane},
 }
 
 func TestControlBytes(t *testing.T) {
@@ -335,6 +337,7 @@ func TestHelloBytes(t *testing.T) {
 var goldenAttach = map[string]attach{
 	"attach-new":    {kind: attachNew, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, window: time.Minute},
 	"attach-resume": {kind: attachResume, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33, window: time.Minute},
+	"attach-lane":   {kind: attachLane, id: sessionID{0: 1, 15: 16}, epoch: 1 << 60, received: 1 << 33},
 }
 
 var goldenAttached = map[string]attached{
@@ -347,6 +350,7 @@ var goldenSegments = map[string]segment{
 	"segment-data": {typ: segmentData, length: maxBatch, received: 1 << 33},
 	"segment-ack":  {typ: segmentAck, received: 1 << 33},
 	"segment-end":  {typ: segmentEnd, received: 1 << 33},
+	"segment-ask":  {typ: segmentAsk, length: 1, received: 1 << 33},
 }
 
 func TestResumeBytes(t *testing.T) {
@@ -376,7 +380,7 @@ func TestResumeBytes(t *testing.T) {
 func TestResumeLimits(t *testing.T) {
 	zeros := strings.Repeat("\x00", attachSize)
 	for name, bad := range map[string]string{
-		"kind 0": zeros, "kind 3": "\x03" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
+		"kind 0": zeros, "kind 4": "\x04" + zeros[1:], "cut": "\x02" + zeros[2:], "empty": "",
 		"new with bytes":  "\x01" + zeros[:24] + "\x01" + zeros[:11],
 		"window too long": "\x01" + zeros[:32] + "\xff" + zeros[:3],
 	} {
@@ -392,7 +396,7 @@ func TestResumeLimits(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]string{
-		"type 0": zeros[:12], "type 4": "\x04" + zeros[:11], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
+		"type 0": zeros[:12], "type 5": "\x05" + zeros[:11], "end with data": "\x03\x00\x00\x01" + zeros[:8], "cut": "\x02" + zeros[:10], "empty": "", "data without data": "\x01" + zeros[:11],
 		"ack with data": "\x02\x00\x00\x01" + zeros[:8], "too long": "\x01\x01\x00\x01" + zeros[:8],
 	} {
 		if s, err := readSegment(strings.NewReader(bad)); err == nil {

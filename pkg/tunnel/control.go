@@ -16,6 +16,8 @@ const (
 	messageReset  messageType = 3
 	messageReady  messageType = 4
 	messageWindow messageType = 5
+	messageMoved  messageType = 6
+	messageLane   messageType = 7
 )
 
 // resetCode says how much of a stream is over.
@@ -36,7 +38,7 @@ const (
 type message struct {
 	typ    messageType
 	echo   uint64    // ping, pong
-	stream uint32    // reset, window
+	stream uint32    // reset, window, moved
 	code   resetCode // reset
 	limit  uint64    // window
 	on     bool      // ready
@@ -54,6 +56,8 @@ func appendMessage(b []byte, m message) []byte {
 	case messageWindow:
 		b = binary.BigEndian.AppendUint32(b, m.stream)
 		b = binary.BigEndian.AppendUint64(b, m.limit)
+	case messageMoved:
+		b = binary.BigEndian.AppendUint32(b, m.stream)
 	case messageReady:
 		on := byte(0)
 		if m.on {
@@ -94,6 +98,12 @@ func readMessage(r io.Reader) (message, error) {
 		if want = 12; size == want {
 			m.stream, m.limit = binary.BigEndian.Uint32(p), binary.BigEndian.Uint64(p[4:])
 		}
+	case messageMoved:
+		if want = 4; size == want {
+			m.stream = binary.BigEndian.Uint32(p)
+		}
+	case messageLane:
+		want = 0
 	case messageReady:
 		if want = 1; size == want {
 			m.on = p[0] != 0
@@ -106,8 +116,8 @@ func readMessage(r io.Reader) (message, error) {
 }
 
 // outbox holds the control messages that wait to be written. Putting never blocks, and the number
-// waiting is bounded without dropping: one ping, one pong (the newest), one ready, and at most two
-// resets and one window (the newest) for each stream that was open.
+// waiting is bounded without dropping: one ping, one pong (the newest), one ready, one for the lane, and at most
+// two resets, one move and one window (the newest) for each stream that was open.
 type outbox struct {
 	wake chan struct{} // capacity 1: something was put
 
@@ -115,20 +125,20 @@ type outbox struct {
 	ping, pong, ready *message
 	resets            []message
 	windows           map[uint32]uint64 // stream to limit
-	finish            []*Stream         // to be finished once their reset is written
+	after             []func()          // to be called once the messages are written
 }
 
 func newOutbox() *outbox {
 	return &outbox{wake: make(chan struct{}, 1), windows: make(map[uint32]uint64)}
 }
 
-func (o *outbox) put(m message) { o.putThenFinish(m, nil) }
+func (o *outbox) put(m message) { o.putThen(m, nil) }
 
-// putThenFinish has the writer call st.finish once m is written: a reset goes out before the FIN.
-func (o *outbox) putThenFinish(m message, st *Stream) {
+// putThen has the writer call after once m is written: a reset, or a move, goes out before the FIN.
+func (o *outbox) putThen(m message, after func()) {
 	o.mu.Lock()
-	if st != nil {
-		o.finish = append(o.finish, st)
+	if after != nil {
+		o.after = append(o.after, after)
 	}
 	switch m.typ {
 	case messagePing:
@@ -149,8 +159,8 @@ func (o *outbox) putThenFinish(m message, st *Stream) {
 	}
 }
 
-// take appends all that waits to b; the streams are to be finished after it is written.
-func (o *outbox) take(b []byte) ([]byte, []*Stream) {
+// take appends all that waits to b; after is to be called after it is written.
+func (o *outbox) take(b []byte) (messages []byte, after []func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, m := range []**message{&o.pong, &o.ping, &o.ready} {
@@ -167,7 +177,7 @@ func (o *outbox) take(b []byte) ([]byte, []*Stream) {
 		b = appendMessage(b, message{typ: messageWindow, stream: stream, limit: limit})
 	}
 	clear(o.windows)
-	finish := o.finish
-	o.finish = nil
-	return b, finish
+	after = o.after
+	o.after = nil
+	return b, after
 }

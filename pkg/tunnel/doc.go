@@ -9,5 +9,5 @@
 // From the wire up: handshake.go (TLS and hello) makes a link (wire.go) of a carrier; attach.go says which session it
 // is for; resume.go makes one byte stream of a session's links; mux.go puts yamux on that; session.go runs
 // the control stream and the accept loop; stream.go is one connection, gate.go says whose turn it is to write,
-// flight.go how much may be on its way, and window.go how far a stream may go.
+// flight.go how much may be on its way, and window.go how far a stream may go. lane.go is a second carrier, for bulk.
 package tunnel

@@ -5,18 +5,23 @@ import "time"
 const (
 	// firstFlight is what may be on its way before anything is known of the path.
 	firstFlight = 256 << 10
-	// minFlight is the least that may be on its way: two acknowledgements' worth, so that one is always coming.
-	minFlight = 2 * ackEvery
+	// minFlight is the least that may be on its way: two acknowledgements' worth.
+	minFlight = 2 * askEvery
 	// flightGain times the bandwidth-delay product is what may be on its way: 1 would not show that a path has
 	// become faster, and what is above 1 waits in queues, where small frames wait behind it.
 	flightGain = 1.5
 	// flightSlack is added to the round trip: on short paths the ends' own scheduling takes longer than the path.
 	flightSlack = 2 * time.Millisecond
+	// bulkSlack is that on a lane of its own, less two round trips: so much work lies in front of every hop of a short path
+	// that it never runs out. A long path's queue is the network's, which small frames share.
+	bulkSlack = 30 * time.Millisecond
 	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
 	rttWindow = 10 * time.Second
 	// rttProbe is how long that lasts at least, and probeRounds in round trips.
 	rttProbe    = 200 * time.Millisecond
 	probeRounds = 2
+	// lateWeight is how many round trips count for what they take lately.
+	lateWeight = 8
 	// rateRounds is how many round trips the highest rate is believed.
 	rateRounds = 10
 	// markEvery is how far marks are apart: it bounds their number.
@@ -27,12 +32,15 @@ const (
 // no queue. As in BBR the path is the shortest round trip times the highest rate seen lately, both
 // taken from acknowledgements. Its user locks.
 type flight struct {
-	limit int // bytes
+	limit int  // bytes
+	bulk  bool // nothing small waits behind it
 
 	marks []mark
 
 	rtt   time.Duration // the shortest; 0: not known
 	rttAt time.Time     // when it was seen
+
+	lately time.Duration // what round trips take with what is on the way now, smoothed
 
 	probing  time.Time     // a probe ends then; zero: none
 	probeRTT time.Duration // the shortest since it began; 0: none yet
@@ -49,7 +57,7 @@ type mark struct {
 }
 
 // begin forgets the path: another one begins. Nothing is on its way.
-func (f *flight) begin() { *f = flight{limit: firstFlight, marks: f.marks[:0]} }
+func (f *flight) begin() { *f = flight{limit: firstFlight, bulk: f.bulk, marks: f.marks[:0]} }
 
 // sent notes that everything up to pos is on its way, and everything up to delivered acknowledged.
 func (f *flight) sent(pos, delivered uint64, now time.Time) {
@@ -72,12 +80,17 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	m := f.marks[n-1]
 	f.marks = f.marks[:copy(f.marks, f.marks[n:])]
 	took := max(now.Sub(m.at), time.Microsecond)
+	f.lately += (took - f.lately) / lateWeight
 	f.sawRTT(took, m.full, now)
 	f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
 
 	f.limit = minFlight
 	if f.probing.IsZero() {
-		path := flightGain*f.rtt.Seconds() + flightSlack.Seconds()
+		slack := flightSlack
+		if f.bulk {
+			slack = max(slack, bulkSlack-2*f.rtt)
+		}
+		path := flightGain*f.rtt.Seconds() + slack.Seconds()
 		f.limit = int(min(maxReplay, max(minFlight, max(f.rate, f.before)*path)))
 	}
 }

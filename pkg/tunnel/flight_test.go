@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"io"
 	"net"
 	"slices"
@@ -64,8 +65,10 @@ func TestNoBufferbloat(t *testing.T) {
 				var carriers sync.WaitGroup
 				defer carriers.Wait()
 				e := newEnds(t, pipeNetwork(t))
-				cuttable(e).wrap = shaped(&carriers, c.rate, c.rtt/2)
+				cut := cuttable(e)
+				cut.wrap = shaped(&carriers, c.rate, c.rtt/2)
 				e.start().waitReady()
+				cut.setRefuse(errors.New("one carrier"))
 				defer e.close()
 				var wg sync.WaitGroup
 				from, to := e.streams()
@@ -92,7 +95,7 @@ func TestNoBufferbloat(t *testing.T) {
 				mu.Unlock()
 				start := time.Now()
 				var took []time.Duration
-				for time.Since(start) < 3*time.Second {
+				for time.Since(start) < rttWindow+5*time.Second { // so that the path is probed
 					sent := time.Now()
 					if _, err := here.Write([]byte("x")); err != nil {
 						t.Error(err)
@@ -110,6 +113,18 @@ func TestNoBufferbloat(t *testing.T) {
 				t.Logf("%.0f %% of the link, small answers after %v (median) and %v (p99)", 100*use, took[len(took)/2], p99)
 				if use < .9 || p99 > 2*c.rtt {
 					t.Errorf("want 90 %% and at most %v", 2*c.rtt)
+				}
+				// And with nothing in the other direction that would acknowledge by the way.
+				mu.Lock()
+				before = got
+				mu.Unlock()
+				start = time.Now()
+				time.Sleep(rttWindow + 5*time.Second)
+				mu.Lock()
+				use = float64(got-before) / time.Since(start).Seconds() / c.rate
+				mu.Unlock()
+				if use < .9 {
+					t.Errorf("alone %.0f %% of the link", 100*use)
 				}
 				from.Reset()
 				to.Reset()

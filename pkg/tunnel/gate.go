@@ -21,6 +21,8 @@ const (
 // taken is what a late small frame waits for: the gate lets in no more bulk than keeps the carrier
 // busy, one frame of each stream in turn. Frames of yamux's own and the control stream's do not pass it.
 type gate struct {
+	ahead int // bytes that may wait to be written; of bulk
+
 	mu       sync.Mutex
 	limit    int       // of bytes in flight
 	unsent   int       // bytes that the conn below has, and no link yet
@@ -77,7 +79,7 @@ func (g *gate) set(unsent, inFlight, limit int) {
 }
 
 // open says whether bulk may enter. mu is held.
-func (g *gate) open() bool { return g.reserved+g.unsent < bulkAhead && g.reserved+g.inFlight < g.limit }
+func (g *gate) open() bool { return g.reserved+g.unsent < g.ahead && g.reserved+g.inFlight < g.limit }
 
 // notify tells the first that waits, when it may enter. mu is held.
 func (g *gate) notify() {

@@ -23,9 +23,20 @@ const (
 	maxReplay = 16 << 20
 	// replaySlack is room beyond it for what does not pass the gate: small frames.
 	replaySlack = 1 << 20
-	// ackEvery is how much arrives before it is acknowledged by a segment of its own. What arrives is
-	// mostly answered, and data carries an acknowledgement for nothing; the pings see to the rest.
-	ackEvery = 64 << 10
+	// ackEvery is how much arrives at most before it is acknowledged unasked.
+	ackEvery = 1 << 20
+	// An acknowledgement is asked for askParts times for what may be in flight, and not more often than every askEvery
+	// bytes: one that nothing else carries costs every hop as much as a small request. What arrives is mostly
+	// answered, and data carries an acknowledgement for nothing; the pings see to the rest.
+	askParts = 4
+	askEvery = maxBatch
+	// A segment costs every hop of a port-forward as much as 16 KiB do, so a small one waits for company: while fewSegments
+	// are on their way already, for a part of what a round trip takes now, until there are holdBelow bytes. A path that carries little
+	// is never kept waiting.
+	fewSegments = 4
+	holdBelow   = 8 << 10
+	holdPart    = 4
+	holdMost    = 2 * time.Millisecond
 	// lastTimeout bounds how long closing waits for what was written before.
 	lastTimeout = time.Second
 )
@@ -37,6 +48,7 @@ const (
 	segmentData segmentType = 1
 	segmentAck  segmentType = 2
 	segmentEnd  segmentType = 3
+	segmentAsk  segmentType = 4 // data, perhaps none, to be acknowledged at once
 )
 
 const segmentHeader = 12 // type, length (3), received (8)
@@ -60,7 +72,8 @@ func readSegment(r io.Reader) (segment, error) {
 	}
 	first := binary.BigEndian.Uint32(b[:])
 	s := segment{typ: segmentType(first >> 24), length: int(first & 0xffffff), received: binary.BigEndian.Uint64(b[4:])}
-	if s.typ < segmentData || s.typ > segmentEnd || s.length > maxBatch || (s.typ == segmentData) != (s.length > 0) {
+	if s.typ < segmentData || s.typ > segmentAsk || s.length > maxBatch || s.typ == segmentData && s.length == 0 ||
+		(s.typ == segmentAck || s.typ == segmentEnd) && s.length > 0 {
 		return segment{}, &protocolError{fmt.Sprintf("segment: type %d with %d bytes", s.typ, s.length)}
 	}
 	return s, nil
@@ -86,16 +99,23 @@ type resumable struct {
 	room *sync.Cond // for Write: room in buf, or the end
 	up   *sync.Cond // for Read: a link, or the end
 
-	link *link      // nil: none now
-	turn int        // counts the links that came and went
-	buf  sendBuffer // what the other end has not acknowledged
-	next uint64     // position that link gets next
-	sent uint64     // position up to which some link got it
-	body bool       // a frame's header was written, and its body comes next
-	path flight     // how much may be on its way
+	link    *link               // nil: none now
+	turn    int                 // counts the links that came and went
+	buf     sendBuffer          // what the other end has not acknowledged
+	next    uint64              // position that link gets next
+	sent    uint64              // position up to which some link got it
+	ask     uint64              // position up to which an acknowledgement was asked for
+	latest  [fewSegments]uint64 // where the last segments of data ended; a ring
+	oldest  int                 // the oldest of them
+	sentAt  time.Time           // when the last one was sent
+	held    *time.Timer         // ends a wait for company
+	pinging bool                // the next segment asks for an acknowledgement
+	body    bool                // a frame's header was written, and its body comes next
+	path    flight              // how much may be on its way
 
 	received uint64 // bytes given to yamux
 	acked    uint64 // of them acknowledged to the other end
+	due      bool   // to be acknowledged now
 
 	closing bool        // send what is there and the end, then close
 	last    *time.Timer // bounds that
@@ -140,7 +160,8 @@ func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
 	}
 	r.buf.discard(theirs)
 	r.next = theirs
-	r.acked = r.received // as we told
+	r.acked, r.due = r.received, false // as we told
+	r.ask = theirs
 	r.link = l
 	r.path.begin()
 	r.moved()
@@ -181,18 +202,52 @@ func (r *resumable) moved() {
 	r.room.Signal()
 }
 
+// linked says whether there is a link.
+func (r *resumable) linked() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.link != nil
+}
+
+// ping has the other end send a segment.
+func (r *resumable) ping() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pinging = true
+	r.work.Signal()
+}
+
+// roomFor waits while too much is kept already. mu is held.
+func (r *resumable) roomFor(n int) error {
+	for r.err == nil && !r.closing && r.buf.len()+n > maxReplay+replaySlack {
+		r.room.Wait()
+	}
+	if r.err == nil && r.closing {
+		return net.ErrClosed
+	}
+	return r.err
+}
+
+// writeTwo keeps head and body, which belong together.
+func (r *resumable) writeTwo(head, body []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.roomFor(len(head) + len(body)); err != nil {
+		return 0, err
+	}
+	r.buf.append(head)
+	r.buf.append(body)
+	r.moved()
+	r.work.Signal()
+	return len(head) + len(body), nil
+}
+
 // Write keeps p. It waits only when too much is kept already.
 func (r *resumable) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.err == nil && !r.closing && r.buf.len()+len(p) > maxReplay+replaySlack {
-		r.room.Wait()
-	}
-	if r.err != nil {
-		return 0, r.err
-	}
-	if r.closing {
-		return 0, net.ErrClosed
+	if err := r.roomFor(len(p)); err != nil {
+		return 0, err
 	}
 	r.buf.append(p)
 	r.moved()
@@ -221,12 +276,41 @@ func (r *resumable) flush() {
 	}
 }
 
+// stuck says whether as much is on its way as may be, and no acknowledgement was asked for that would change that: what may be has
+// become less. mu is held.
+func (r *resumable) stuck() bool {
+	return r.link != nil && int(r.next-r.buf.start) >= r.path.limit && r.ask <= r.buf.start
+}
+
+// hold says whether what there is to send had better wait for more, and sees to it that this ends. mu is held.
+func (r *resumable) hold() bool {
+	if r.buf.end-r.next >= holdBelow || r.latest[r.oldest] <= r.buf.start {
+		return false
+	}
+	wait := min(holdMost, r.path.lately/holdPart) - time.Since(r.sentAt)
+	if wait <= 0 {
+		return false
+	}
+	if r.held == nil {
+		r.held = time.AfterFunc(wait, r.release)
+	} else {
+		r.held.Reset(wait)
+	}
+	return true
+}
+
+// release has flush look again.
+func (r *resumable) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.work.Signal()
+}
+
 // nextSegment waits for something to send and a link to send it on, and puts it in out. A nil link is the end.
 func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.err == nil && (r.link == nil && !r.closing || r.link != nil && !r.closing &&
-		r.next == r.buf.end && r.received-r.acked < ackEvery) {
+	for r.err == nil && !r.closing && (r.link == nil || !r.due && !r.pinging && !r.stuck() && (r.next == r.buf.end || r.hold())) {
 		r.work.Wait()
 	}
 	if r.err != nil || r.link == nil {
@@ -234,18 +318,30 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	}
 	n := int(min(fullBatch, r.buf.end-r.next))
 	s := segment{typ: segmentData, length: n, received: r.received}
-	if n == 0 {
-		if s.typ = segmentAck; r.closing {
-			s.typ = segmentEnd
-		}
+	switch {
+	case n == 0 && r.closing:
+		s.typ = segmentEnd
+	case n == 0 && !r.pinging && !r.stuck():
+		s.typ = segmentAck
+	case r.pinging || r.stuck() || r.next+uint64(n)-r.ask >= uint64(max(askEvery, r.path.limit/askParts)):
+		s.typ = segmentAsk
+	}
+	if s.typ == segmentAsk {
+		r.ask = r.next + uint64(n)
 	}
 	b = appendSegment(out[:0], s)
 	b = b[:segmentHeader+n]
 	r.buf.copyAt(b[segmentHeader:], r.next)
-	r.acked = r.received
+	r.acked, r.due, r.pinging = r.received, false, false
 	r.next += uint64(n)
 	r.sent = max(r.sent, r.next)
-	r.path.sent(r.next, r.buf.start, time.Now())
+	now := time.Now()
+	if n > 0 {
+		r.latest[r.oldest] = r.next
+		r.oldest = (r.oldest + 1) % fewSegments
+		r.sentAt = now
+	}
+	r.path.sent(r.next, r.buf.start, now)
 	r.moved()
 	return r.link, b, s.typ == segmentEnd
 }
@@ -290,13 +386,20 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		l.heard.Store(time.Now().UnixNano())
 		if err := r.acknowledged(l, s.received); err != nil {
 			return 0, err
 		}
 		if s.typ == segmentEnd {
 			return 0, errEnded
 		}
-		if l.left = s.length; l.left == 0 {
+		l.left, l.asked = s.length, s.typ == segmentAsk
+		if l.left == 0 {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if l.asked && r.link == l {
+				r.owe()
+			}
 			return 0, nil
 		}
 	}
@@ -309,10 +412,16 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 	}
 	r.received += uint64(n)
 	l.useful = l.useful || n > 0
-	if r.received-r.acked >= ackEvery {
-		r.work.Signal()
+	if l.left == 0 && l.asked || r.received-r.acked >= ackEvery {
+		r.owe()
 	}
 	return n, err
+}
+
+// owe has the next segment, which acknowledges, be sent now. mu is held.
+func (r *resumable) owe() {
+	r.due = true
+	r.work.Signal()
 }
 
 // acknowledged drops what the other end has.
@@ -329,6 +438,7 @@ func (r *resumable) acknowledged(l *link, theirs uint64) error {
 	r.buf.discard(theirs)
 	r.path.acked(theirs, time.Now())
 	r.moved()
+	r.work.Signal() // what was held may go
 	r.mu.Unlock()
 	return nil
 }
@@ -341,8 +451,10 @@ func (r *resumable) fail(err error) {
 	}
 	l := r.link
 	r.dropLocked(err)
-	if r.last != nil {
-		r.last.Stop()
+	for _, t := range []*time.Timer{r.last, r.held} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	r.work.Broadcast()
 	r.room.Broadcast()

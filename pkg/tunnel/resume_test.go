@@ -16,11 +16,11 @@ import (
 
 // cutter keeps the carriers that a client dials, and can refuse new ones.
 type cutter struct {
-	mu      sync.Mutex
-	current net.Conn
-	refuse  error // dialling meets this
-	wrap    func(net.Conn) net.Conn
-	dialled chan struct{} // capacity 1: a carrier was made
+	mu       sync.Mutex
+	carriers []net.Conn
+	refuse   error // dialling meets this
+	wrap     func(net.Conn) net.Conn
+	dialled  chan struct{} // capacity 1: a carrier was made
 }
 
 // cuttable makes e's client dial through a cutter.
@@ -42,7 +42,7 @@ func cuttable(e *ends) *cutter {
 			conn = wrap(conn)
 		}
 		c.mu.Lock()
-		c.current = conn
+		c.carriers = append(c.carriers, conn)
 		c.mu.Unlock()
 		select {
 		case c.dialled <- struct{}{}:
@@ -53,10 +53,14 @@ func cuttable(e *ends) *cutter {
 	return c
 }
 
+// cut closes all carriers.
 func (c *cutter) cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.current.Close()
+	for _, conn := range c.carriers {
+		_ = conn.Close()
+	}
+	c.carriers = nil
 }
 
 func (c *cutter) setRefuse(err error) {
@@ -138,8 +142,9 @@ func TestCutUnderLoad(t *testing.T) {
 		}
 		waitPhase(phases, Ready)
 		for range cuts {
-			before := session.conn.end.Load()
-			for session.conn.end.Load() < before+100_000 {
+			given := func() uint64 { return session.conn.end.Load() + session.bulk.conn.end.Load() }
+			before := given()
+			for given() < before+100_000 {
 				time.Sleep(100 * time.Microsecond) // there is no event for bytes on their way
 			}
 			c.cut()

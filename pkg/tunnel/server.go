@@ -143,7 +143,15 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 			s.run(ctx, l, a)
 			return nil
 		}
-		if current, err := s.current(); err == nil && current.id == a.id {
+		current, err := s.current()
+		if err == nil && current.id == a.id && a.kind == attachLane {
+			received, turn := current.bulk.conn.detach(errReplaced)
+			if err := answer(ctx, l, attached{received: received}); err != nil {
+				return err
+			}
+			return current.bulk.resume(l, turn, a.received)
+		}
+		if err == nil && current.id == a.id {
 			received, turn := current.conn.detach(errReplaced)
 			if err := answer(ctx, l, attached{received: received}); err != nil {
 				return err

@@ -35,6 +35,7 @@ type session struct {
 	pod      Fingerprint   // laptop: whose session it is
 	conn     *resumable
 	gate     gate
+	bulk     *lane
 	budget   budget
 	mux      *yamux.Session
 	control  *yamux.Stream
@@ -70,7 +71,9 @@ type session struct {
 
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
+	s.gate.ahead = bulkAhead
 	s.conn = newResumable(&s.gate)
+	s.bulk = newLane(s)
 	if _, err := s.conn.attach(l, 0, 0); err != nil {
 		return nil, err
 	}
@@ -125,6 +128,7 @@ func (s *session) run(ctx context.Context) error {
 	for range acceptors {
 		s.wg.Go(s.acceptStreams)
 	}
+	s.wg.Go(s.bulk.run)
 	s.wg.Go(func() { s.watch(ctx) })
 	s.wg.Done() // newSession's
 	s.wg.Wait()
@@ -395,6 +399,13 @@ func (p *progress) wait(bytes uint64) {
 	}
 }
 
+// reached says whether so many bytes are acted on, or none will be any more.
+func (p *progress) reached(bytes uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bytes >= bytes || p.ended
+}
+
 // readControl reads the other end's messages until the session ends.
 func (s *session) readControl() {
 	var bytes uint64
@@ -426,6 +437,14 @@ func (s *session) readControl() {
 				st.sendLimit.Store(max(st.sendLimit.Load(), m.limit))
 				st.notify()
 			}
+		case messageMoved:
+			if st := s.stream(m.stream); st != nil {
+				st.moved.here.Store(true)
+			}
+		case messageLane:
+			if s.laptop {
+				s.bulk.ask()
+			}
 		case messageReady:
 			s.tellReady(func() { s.laptopReady = m.on })
 		}
@@ -436,14 +455,14 @@ func (s *session) readControl() {
 // writeControl writes our messages, and the FINs that must come after them, until the session ends.
 func (s *session) writeControl() {
 	var buf []byte
-	var finish []*Stream
+	var after []func()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.out.wake:
 		}
-		buf, finish = s.out.take(buf[:0])
+		buf, after = s.out.take(buf[:0])
 		for rest := buf; len(rest) > 0; {
 			n := min(len(rest), maxFrame)
 			if _, err := s.control.Write(rest[:n]); err != nil {
@@ -452,8 +471,8 @@ func (s *session) writeControl() {
 			}
 			rest = rest[n:]
 		}
-		for _, st := range finish {
-			st.finish()
+		for _, f := range after {
+			f()
 		}
 	}
 }
@@ -570,6 +589,13 @@ func (s *session) stream(id uint32) *Stream {
 	return s.streams[id]
 }
 
+// all is a copy of the streams there are.
+func (s *session) all() []*Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.streams))
+}
+
 // forget drops a stream that is closed on this end: nothing the other end says of it matters any more.
 func (s *session) forget(st *Stream) {
 	s.mu.Lock()
@@ -579,6 +605,7 @@ func (s *session) forget(st *Stream) {
 	}
 	delete(s.streams, st.id)
 	st.receive.end(&s.budget)
+	st.moved.drop()
 	if !st.opener {
 		s.accepted--
 	}

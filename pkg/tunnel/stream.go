@@ -42,6 +42,10 @@ type Stream struct {
 	sent     uint64        // bytes given to yamux
 	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
 
+	readMu  sync.Mutex  // one read of yamux's at a time: two, with a FIN behind unread data, can lock each other out
+	hasLeft atomic.Bool // our direction has moved to the bulk lane
+	moved   arrivals    // what the other end sent there
+
 	sendLimit atomic.Uint64 // how many bytes the other end lets us send
 	receive   window        // how many we let the other end send
 
@@ -84,6 +88,7 @@ func (st *Stream) attach(y *yamux.Stream) {
 // wake makes blocked reads and writes return when the state says so. mu is held.
 func (st *Stream) wake() {
 	st.notify()
+	st.moved.notify()
 	if st.mux == nil {
 		return
 	}
@@ -203,11 +208,16 @@ var errAgain = errors.New("woken")
 
 // readOnce is one read of yamux's, with its errors made ours.
 func (st *Stream) readOnce(p []byte) (int, error) {
+	st.readMu.Lock()
+	defer st.readMu.Unlock()
 	if err := st.readError(); err != nil {
 		return 0, err
 	}
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if st.moved.turn {
+		return st.readMoved(p)
 	}
 	if st.s.ending.Load() {
 		<-st.s.over // what has arrived can be read then, as ever
@@ -215,9 +225,7 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 	n, err := st.mux.Read(p)
 	switch {
 	case n > 0 || err == nil:
-		if limit, changed := st.receive.read(n, &st.s.budget); changed && !st.peerDone.Load() {
-			st.s.out.put(message{typ: messageWindow, stream: st.id, limit: limit})
-		}
+		st.took(n)
 		return n, nil // yamux may add the error of a window update: the next read meets it
 	case errors.Is(err, yamux.ErrTimeout):
 		if err := st.readError(); err != nil {
@@ -226,6 +234,10 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 		return 0, errAgain
 	case errors.Is(err, io.EOF) && st.peerDone.Load():
 		st.s.read.wait(st.peerDoneAt)
+		if st.moved.here.Load() {
+			st.moved.turn = true
+			return 0, errAgain
+		}
 		if st.wasReset() {
 			return 0, st.fail("read", syscall.ECONNRESET)
 		}
@@ -236,6 +248,61 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 		}
 		return 0, st.fail("read", syscall.ECONNRESET)
 	}
+}
+
+// took counts n bytes that were read, and tells the other end when it may send more.
+func (st *Stream) took(n int) {
+	if limit, changed := st.receive.read(n, &st.s.budget); changed && !st.peerEnded() {
+		st.s.out.put(message{typ: messageWindow, stream: st.id, limit: limit})
+	}
+}
+
+// peerEnded says whether nothing more comes from the other end; false when that is not known yet.
+func (st *Stream) peerEnded() bool {
+	switch {
+	case !st.peerDone.Load() || !st.s.read.reached(st.peerDoneAt):
+		return false
+	case st.moved.here.Load():
+		return st.moved.over()
+	}
+	return true
+}
+
+// readMoved reads what came on the bulk lane.
+func (st *Stream) readMoved(p []byte) (int, error) {
+	n, ended, wake := st.moved.take(p)
+	switch {
+	case n > 0:
+		st.took(n)
+		return n, nil
+	case st.wasReset():
+		return 0, st.fail("read", syscall.ECONNRESET)
+	case ended:
+		return 0, io.EOF
+	}
+	st.mu.Lock()
+	late, stop := timerAt(st.readDeadline)
+	st.mu.Unlock()
+	defer stop()
+	select {
+	case <-wake:
+	case <-late:
+	case <-st.s.ctx.Done():
+		if n, ended, _ := st.moved.take(p); n > 0 || ended {
+			return n, nil
+		}
+		return 0, st.fail("read", syscall.ECONNRESET)
+	}
+	return 0, errAgain
+}
+
+// timerAt fires at deadline, or never when that is zero.
+func timerAt(deadline time.Time) (<-chan time.Time, func() bool) {
+	if deadline.IsZero() {
+		return nil, func() bool { return true }
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	return timer.C, timer.Stop
 }
 
 func (st *Stream) wasReset() bool {
@@ -306,10 +373,18 @@ func (st *Stream) writeWith(p []byte, w patience) (total int, err error) {
 			w = patience{room: 1, begun: true}
 		}
 		reserved := n
-		n, err = st.mux.Write(p[:n])
+		conn, gate := st.way()
+		if st.hasLeft.Load() {
+			if err = st.s.bulk.send(laneData, st, p[:n]); err != nil {
+				n = 0
+			}
+		} else {
+			n, err = st.mux.Write(p[:n])
+		}
 		st.sent += uint64(n)
-		st.s.gate.done(reserved)
-		st.lastEnd = st.s.conn.end.Load()
+		gate.done(reserved)
+		st.lastEnd = conn.end.Load()
+		st.perhapsMove()
 		total += n
 		p = p[n:]
 		switch {
@@ -330,22 +405,48 @@ func (st *Stream) writeWith(p []byte, w patience) (total int, err error) {
 	}
 }
 
+// way is what our direction goes by. writeMu is held.
+func (st *Stream) way() (*resumable, *gate) {
+	if st.hasLeft.Load() {
+		return st.s.bulk.conn, &st.s.bulk.gate
+	}
+	return st.s.conn, &st.s.gate
+}
+
+// perhapsMove moves our direction to the bulk lane when it has sent enough: what was written before comes by yamux and ends
+// with its FIN, behind the message that says so. writeMu is held.
+func (st *Stream) perhapsMove() {
+	if st.hasLeft.Load() || st.sent < wantAfter {
+		return
+	}
+	st.s.bulk.ask()
+	if st.sent >= moveAfter && st.s.bulk.open() {
+		st.hasLeft.Store(true)
+		st.lastEnd = 0
+		st.s.out.putThen(message{typ: messageMoved, stream: st.id}, func() { _ = st.mux.Close() })
+	}
+}
+
+// hasMoved says whether a direction uses the bulk lane.
+func (st *Stream) hasMoved() bool { return st.hasLeft.Load() || st.moved.here.Load() }
+
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
 // room for it, and the gate has let it in. writeMu is held.
 func (st *Stream) turn(n int, w patience) (int, error) {
 	n = min(n, maxFrame)
+	_, gate := st.way()
 	for {
 		if err := st.writeError(w); err != nil {
-			st.s.gate.leave(st)
+			gate.leave(st)
 			return 0, err
 		}
 		if room := st.sendLimit.Load() - st.sent; room >= uint64(w.room) {
-			if m := int(min(uint64(n), room)); st.s.gate.enter(st, m) {
+			if m := int(min(uint64(n), room)); gate.enter(st, m) {
 				return m, nil
 			}
 		}
 		if err := st.waitWritable(w); err != nil {
-			st.s.gate.leave(st)
+			gate.leave(st)
 			return 0, err
 		}
 	}
@@ -362,12 +463,8 @@ func (st *Stream) waitWritable(w patience) error {
 	if deadline.IsZero() || !w.until.IsZero() && w.until.Before(deadline) {
 		deadline = w.until
 	}
-	var late <-chan time.Time
-	if !deadline.IsZero() {
-		timer := time.NewTimer(time.Until(deadline))
-		defer timer.Stop()
-		late = timer.C
-	}
+	late, stop := timerAt(deadline)
+	defer stop()
 	select {
 	case <-st.writable:
 	case <-late:
@@ -386,7 +483,10 @@ func (st *Stream) notify() {
 }
 
 // sparse says whether all that we gave yamux has left. writeMu is held.
-func (st *Stream) sparse() bool { return st.s.conn.handed.Load() >= st.lastEnd }
+func (st *Stream) sparse() bool {
+	conn, _ := st.way()
+	return conn.handed.Load() >= st.lastEnd
+}
 
 // writeError is why writing is not possible now, nil when it is. writeMu is held.
 func (st *Stream) writeError(w patience) error {
@@ -440,10 +540,22 @@ func (st *Stream) finish() {
 }
 
 func (st *Stream) finishLocked() {
-	if !st.done {
-		st.done = true
-		_ = st.mux.Close() // always nil; a lost session is met elsewhere
+	if st.done {
+		return
 	}
+	st.done = true
+	switch {
+	case !st.hasLeft.Load():
+		_ = st.mux.Close() // always nil; a lost session is met elsewhere
+	case !st.isReset():
+		_ = st.s.bulk.send(laneEnd, st, nil) // likewise. After a reset it could arrive before that, as a good end
+	}
+}
+
+func (st *Stream) isReset() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.reset
 }
 
 // Close ends both directions. What was written still arrives; the other end's writes fail from now on.
@@ -455,7 +567,7 @@ func (st *Stream) Close() error {
 		return nil
 	}
 	st.closed = true
-	if !st.reset && !st.peerDone.Load() {
+	if !st.reset && !st.peerEnded() {
 		st.s.out.put(message{typ: messageReset, stream: st.id, code: resetNotReading})
 	}
 	reset := st.reset
@@ -478,7 +590,7 @@ func (st *Stream) Reset() {
 		return
 	}
 	st.reset = true
-	st.s.out.putThenFinish(message{typ: messageReset, stream: st.id, code: resetBoth}, st)
+	st.s.out.putThen(message{typ: messageReset, stream: st.id, code: resetBoth}, st.finish)
 	st.wake()
 	st.mu.Unlock()
 	st.cancel()

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// UpgradeProtocol is what the laptop asks for where only HTTP passes, SPEC.md section 9.
+// UpgradeProtocol is what the laptop asks for where only HTTP passes, SPEC.md section 10.
 const UpgradeProtocol = "bridge-tunnel"
 
 // maxUpgrade bounds the request. Ours, with what an API server adds, has some 400 bytes.

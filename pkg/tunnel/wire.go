@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"sync/atomic"
 
 	"bridge/internal/cork"
 )
@@ -16,6 +17,8 @@ type link struct {
 	peer     hello
 
 	left    int           // of a segment's data, still to be read; of the goroutine that reads
+	asked   bool          // it is to be acknowledged; likewise
+	heard   atomic.Int64  // when the last segment came, in Unix nanoseconds; 0: none yet
 	gone    chan struct{} // closed when the session does not use it any more
 	cause   error         // why; set before
 	useful  bool          // something arrived on it; set before

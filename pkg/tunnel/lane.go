@@ -1,0 +1,378 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// wantAfter is how much a stream has sent when a bulk lane is asked for: a second carrier is not worth it for less.
+	wantAfter = 256 << 10
+	// moveAfter is how much it has sent when it moves there.
+	moveAfter = 512 << 10
+	// laneAhead is what bulkAhead is on the bulk lane, where nothing small waits: two batches.
+	laneAhead = 2 * maxBatch
+)
+
+// laneFrame is the first byte of a frame on the bulk lane, SPEC.md section 9.
+type laneFrame uint8
+
+const (
+	laneData laneFrame = 1
+	laneEnd  laneFrame = 2
+)
+
+const laneHeader = 8 // type, length (3), stream (4)
+
+func appendLaneHeader(b []byte, typ laneFrame, stream uint32, length int) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(typ)<<24|uint32(length))
+	return binary.BigEndian.AppendUint32(b, stream)
+}
+
+func parseLaneHeader(b [laneHeader]byte) (typ laneFrame, stream uint32, length int, err error) {
+	first := binary.BigEndian.Uint32(b[:])
+	typ, length = laneFrame(first>>24), int(first&0xffffff)
+	if typ != laneData && typ != laneEnd || length > maxFrame || (typ == laneData) != (length > 0) {
+		return 0, 0, 0, fmt.Errorf("bulk lane: frame type %d with %d bytes", typ, length)
+	}
+	return typ, binary.BigEndian.Uint32(b[4:]), length, nil
+}
+
+// lane is a session's second carrier, for bulk. On one carrier everything waits for what was sent before it, in every hop
+// between the ends: little may be in flight there, so that small frames are quick, and then no hop has enough to do.
+// A direction of a stream that has sent a lot moves here, once and for good, where more may be in flight. It is a resumable
+// connection of its own, without yamux: windows and resets are the session's.
+type lane struct {
+	s      *session
+	conn   *resumable
+	gate   gate
+	wanted chan struct{} // laptop: closed when there is something for it
+	want   sync.Once
+	over   atomic.Bool // it could not be kept: nothing moves any more
+}
+
+func newLane(s *session) *lane {
+	b := &lane{s: s, wanted: make(chan struct{})}
+	b.gate.ahead = laneAhead
+	b.conn = newResumable(&b.gate)
+	b.conn.path.bulk = true
+	return b
+}
+
+// run keeps the lane until the session is over.
+func (b *lane) run() {
+	var wg sync.WaitGroup
+	wg.Go(b.conn.flush)
+	wg.Go(b.read)
+	b.watch()
+	_ = b.conn.Close()
+	wg.Wait()
+}
+
+// ask has the lane made, on both ends once for each session.
+func (b *lane) ask() {
+	b.want.Do(func() {
+		if b.s.laptop {
+			close(b.wanted)
+		} else {
+			b.s.out.put(message{typ: messageLane})
+		}
+	})
+}
+
+// open says whether a stream may move now.
+func (b *lane) open() bool { return !b.over.Load() && b.conn.linked() }
+
+// watch pings, drops a link on which nothing came, and gives up when there was none for the session's window.
+func (b *lane) watch() {
+	tick := time.NewTicker(clockEvery)
+	defer tick.Stop()
+	end := stoppedTimer()
+	defer end.Stop()
+	var (
+		l      *link
+		gone   <-chan struct{} // of l; nil when there is none
+		live   *liveness
+		pinged time.Time
+		last   time.Time // when tick fired
+		clocks clocks
+	)
+	for {
+		select {
+		case <-b.s.ctx.Done():
+			return
+		case l = <-b.conn.links:
+			gone = l.gone
+			end.Stop()
+			last = time.Now()
+			live, pinged = &liveness{start: last}, last
+			b.conn.ping()
+		case <-gone:
+			gone = nil
+			b.s.log.Info("tunnel: bulk carrier lost", "error", l.cause)
+			if b.s.window == 0 {
+				b.giveUp(l.cause)
+				return
+			}
+			end.Reset(b.s.window)
+		case <-end.C:
+			b.giveUp(fmt.Errorf("no bulk carrier for %v: %w", b.s.window, l.cause))
+			return
+		case <-tick.C:
+			if gone == nil {
+				break
+			}
+			now := time.Now()
+			if heard := l.heard.Load(); heard > 0 {
+				live.answer(time.Unix(0, heard))
+			}
+			woke := clocks.jumped(now)
+			if woke {
+				live.woke(now)
+			}
+			dead, late := live.check(last.Add(clockEvery), now)
+			last = now
+			switch {
+			case dead:
+				b.conn.drop(l, fmt.Errorf("%w for %v", ErrDead, now.Sub(live.last()).Round(time.Second)))
+			case woke, late, now.Sub(pinged) >= pingEvery:
+				pinged = now
+				b.conn.ping()
+			}
+		}
+	}
+}
+
+// giveUp resets what has moved: what was in flight is lost. The session goes on without the lane.
+func (b *lane) giveUp(err error) {
+	b.over.Store(true)
+	b.conn.fail(err)
+	for _, st := range b.s.all() {
+		if st.hasMoved() {
+			st.Reset()
+		}
+	}
+}
+
+// send gives the conn a frame of st's.
+func (b *lane) send(typ laneFrame, st *Stream, p []byte) error {
+	var head [laneHeader]byte
+	_, err := b.conn.writeTwo(appendLaneHeader(head[:0], typ, st.id, len(p)), p)
+	return err
+}
+
+// read hands out what arrives until the lane is over.
+func (b *lane) read() {
+	err := b.readFrames()
+	if b.s.ctx.Err() == nil && !b.over.Load() {
+		b.giveUp(err)
+	}
+}
+
+func (b *lane) readFrames() error {
+	for {
+		var head [laneHeader]byte
+		if _, err := io.ReadFull(b.conn, head[:]); err != nil {
+			return err
+		}
+		typ, id, length, err := parseLaneHeader(head)
+		if err != nil {
+			b.s.kill(err)
+			return err
+		}
+		p := buffers.Get().(*[spliceBuffer]byte)
+		if _, err := io.ReadFull(b.conn, p[:length]); err != nil {
+			buffers.Put(p)
+			return err
+		}
+		st := b.s.stream(id)
+		switch {
+		case st == nil: // closed here
+			buffers.Put(p)
+		case typ == laneEnd:
+			buffers.Put(p)
+			st.moved.finish()
+		case !st.receive.arrived(uint32(length)):
+			buffers.Put(p)
+			err := fmt.Errorf("stream %d: more than its window", id)
+			b.s.kill(err)
+			return err
+		default:
+			st.moved.add(p, length)
+		}
+	}
+}
+
+// arrivals are what has come of a stream on the bulk lane and is not yet read. The zero value is ready.
+type arrivals struct {
+	here atomic.Bool // the other end has said that it moved
+	turn bool        // what came on the main lane is read: under readMu
+
+	mu    sync.Mutex
+	wake  chan struct{} // capacity 1, made when first waited for: something came
+	parts []part
+	ended bool
+	gone  bool // nobody reads any more
+}
+
+// part is what is left of a frame.
+type part struct {
+	buffer     *[spliceBuffer]byte
+	begin, end int
+}
+
+func (a *arrivals) add(b *[spliceBuffer]byte, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone {
+		buffers.Put(b)
+		return
+	}
+	a.parts = append(a.parts, part{b, 0, n})
+	a.notifyLocked()
+}
+
+func (a *arrivals) finish() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+	a.notifyLocked()
+}
+
+// over says whether the end has come.
+func (a *arrivals) over() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ended
+}
+
+// notify has a waiting reader look again.
+func (a *arrivals) notify() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.notifyLocked()
+}
+
+func (a *arrivals) notifyLocked() {
+	select {
+	case a.wake <- struct{}{}:
+	default: // nobody waits, or it knows
+	}
+}
+
+// take copies to p what there is. Without anything it says whether that was the end, and else what to wait for.
+func (a *arrivals) take(p []byte) (n int, ended bool, wake <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.parts) > 0 && n < len(p) {
+		first := &a.parts[0]
+		m := copy(p[n:], first.buffer[first.begin:first.end])
+		n += m
+		if first.begin += m; first.begin == first.end {
+			buffers.Put(first.buffer)
+			a.parts[0] = part{}
+			a.parts = a.parts[1:]
+		}
+	}
+	if a.wake == nil {
+		a.wake = make(chan struct{}, 1)
+	}
+	return n, a.ended, a.wake
+}
+
+// drop gives back what nobody will read.
+func (a *arrivals) drop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gone = true
+	for _, p := range a.parts {
+		buffers.Put(p.buffer)
+	}
+	a.parts = nil
+}
+
+// errNoLane says that the pod would not have the carrier.
+var errNoLane = errors.New("the pod does not take a second carrier")
+
+// keepLane makes one carrier after the other for s's bulk lane, once it is wanted.
+func (c *Client) keepLane(ctx context.Context, s *session) {
+	select {
+	case <-s.bulk.wanted:
+	case <-s.ctx.Done():
+		return
+	}
+	for failures := 0; ; {
+		l, err := c.connectLane(ctx, s)
+		switch {
+		case err == nil:
+			select {
+			case <-l.gone:
+			case <-s.ctx.Done():
+				return
+			}
+			if err = l.cause; l.useful {
+				failures = 0
+			}
+		case errors.Is(err, errNoLane):
+			c.log().Info("tunnel: no bulk carrier", "error", err)
+			return
+		}
+		wait := backoff(failures)
+		failures++
+		c.log().Info("tunnel: no bulk carrier", "error", err, "next try in", wait)
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if s.bulk.over.Load() {
+			return
+		}
+	}
+}
+
+func (c *Client) connectLane(ctx context.Context, s *session) (*link, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, carrierTimeout)
+	defer cancel()
+	stop := context.AfterFunc(s.ctx, cancel)
+	defer stop()
+	carrier, _, err := c.Carrier(dialCtx)
+	if err != nil {
+		return nil, err
+	}
+	want := attach{kind: attachLane, id: s.id, epoch: c.c.epoch}
+	received, turn := s.bulk.conn.detach(errReplaced)
+	want.received = received
+	// The pod that has the session, and no other.
+	l, met, err := dialHandshake(dialCtx, carrier, c.Key, s.pod, hello{protocol: protocolVersion, info: Info{Version: c.Version}}, want)
+	if err != nil {
+		return nil, err
+	}
+	if err := met.answer.err(); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("%w: %w", errNoLane, err)
+	}
+	return l, s.bulk.resume(l, turn, met.answer.received)
+}
+
+// resume goes on with l, on which the other end said that it has the first theirs bytes of what we sent. On error l is
+// closed.
+func (b *lane) resume(l *link, turn int, theirs uint64) error {
+	ok, err := b.conn.attach(l, turn, theirs)
+	switch {
+	case err != nil:
+		_ = l.Close()
+		b.giveUp(err)
+		return fmt.Errorf("%w: %w", errNoLane, err)
+	case !ok:
+		_ = l.Close()
+		return errReplaced
+	}
+	return nil
+}

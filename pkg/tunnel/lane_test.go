@@ -1,0 +1,293 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// moveBoth sends enough each way that both directions of the stream move, and reads all of it.
+func moveBoth(t *testing.T, a, b *Stream) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, way := range [][2]*Stream{{a, b}, {b, a}} {
+		stop := make(chan struct{})
+		wg.Go(func() {
+			buf := make([]byte, maxFrame)
+			for !way[0].hasLeft.Load() {
+				if _, err := way[0].Write(buf); err != nil {
+					t.Error(err)
+					break
+				}
+			}
+			close(stop)
+			_, _ = way[0].Write([]byte{1})
+		})
+		wg.Go(func() {
+			buf := make([]byte, maxFrame)
+			for {
+				n, err := way[1].Read(buf)
+				if err != nil || n > 0 && buf[n-1] == 1 {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestBulkMoves: a stream that sends much gets the second carrier, each way, and arrives exactly, up to its half-close.
+func TestBulkMoves(t *testing.T) {
+	onAll(t, func(t *testing.T, e *ends) {
+		e.start().waitReady()
+		pod, laptop := e.streams()
+		var wg sync.WaitGroup
+		for i, way := range [][2]*Stream{{pod, laptop}, {laptop, pod}} {
+			sent, got := sha256.New(), sha256.New()
+			var n, m int64
+			var pair sync.WaitGroup
+			pair.Go(func() {
+				source := rand.NewChaCha8([32]byte{byte(i)})
+				buf := make([]byte, 100_000)
+				for range 20_000 { // bounded: moving is not a matter of how much, but of when the carrier is there
+					_, _ = source.Read(buf)
+					sent.Write(buf)
+					w, err := way[0].Write(buf)
+					n += int64(w)
+					if err != nil {
+						t.Errorf("write: %v", err)
+						break
+					}
+					if way[0].hasLeft.Load() && n > 8<<20 {
+						break
+					}
+				}
+				if !way[0].hasLeft.Load() {
+					t.Error("not moved")
+				}
+				if err := way[0].CloseWrite(); err != nil {
+					t.Errorf("close write: %v", err)
+				}
+			})
+			pair.Go(func() {
+				var err error
+				if m, err = io.Copy(got, onlyReader{way[1]}); err != nil {
+					t.Errorf("read: %v", err)
+				}
+			})
+			wg.Go(func() {
+				pair.Wait()
+				if n != m || !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
+					t.Errorf("sent %d bytes, got %d, or others", n, m)
+				}
+			})
+		}
+		wg.Wait()
+		_, _ = pod.Close(), laptop.Close()
+		e.wantNoStreams()
+	})
+}
+
+// TestMovedStreamEnds: what Close, Reset and a deadline mean does not depend on the lane.
+func TestMovedStreamEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		end   func(*Stream)
+		read  error
+		write error
+	}{
+		"close": {func(st *Stream) { _ = st.Close() }, io.EOF, syscall.EPIPE},
+		"reset": {func(st *Stream) { st.Reset() }, syscall.ECONNRESET, syscall.ECONNRESET},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnds(t, tcpNetwork(t)).start().waitReady()
+			pod, laptop := e.streams()
+			moveBoth(t, pod, laptop)
+			_ = laptop.SetReadDeadline(time.Now().Add(time.Millisecond))
+			_, err := laptop.Read(make([]byte, 1))
+			if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() {
+				t.Errorf("read beyond a deadline: %v", err)
+			}
+			_ = laptop.SetReadDeadline(time.Time{})
+			if name == "close" {
+				send(t, pod, "last")
+				c.end(pod)
+				wantRead(t, laptop, "last")
+			} else {
+				c.end(pod)
+			}
+			_, err = laptop.Read(make([]byte, 1))
+			wantErr(t, "read", err, c.read)
+			for err = nil; err == nil; {
+				_, err = laptop.Write([]byte("x"))
+			}
+			wantErr(t, "write", err, c.write)
+			_ = laptop.Close()
+			_ = pod.Close()
+			e.wantNoStreams()
+		})
+	}
+}
+
+// TestAMovedStreamNobodyReads holds its window and no more, and the others go on beside it.
+func TestAMovedStreamNobodyReads(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t)).start().waitReady()
+	pod, laptop := e.streams()
+	moveBoth(t, pod, laptop)
+	_ = pod.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+	n, err := io.Copy(pod, onlyReader{endless{}})
+	if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() || n > maxWindow {
+		t.Errorf("wrote %d bytes: %v; want a timeout and at most %d", n, err, maxWindow)
+	}
+	beside, here := e.streams()
+	moveBoth(t, beside, here)
+	for _, st := range []*Stream{pod, laptop, beside, here} {
+		st.Reset()
+		_ = st.Close()
+	}
+	e.wantNoStreams()
+}
+
+// TestWithoutASecondCarrier: when there is none, bulk stays where it is.
+func TestWithoutASecondCarrier(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	dial := e.client.Carrier
+	var carriers atomic.Int32
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		if carriers.Add(1) > 1 {
+			return nil, "", errors.New("one is all you get")
+		}
+		return dial(ctx)
+	}
+	e.start().waitReady()
+	pod, laptop := e.streams()
+	const size = 32 << 20
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.CopyN(pod, onlyReader{endless{}}, size)
+		_ = pod.CloseWrite()
+	})
+	if n, err := io.Copy(io.Discard, onlyReader{laptop}); n != size || err != nil {
+		t.Errorf("got %d bytes: %v", n, err)
+	}
+	wg.Wait()
+	if carriers.Load() < 2 {
+		t.Error("no second carrier was tried")
+	}
+	_, _ = pod.Close(), laptop.Close()
+	e.wantNoStreams()
+}
+
+// TestTheLaneIsLost: beyond the window what has moved is reset on both ends, and the rest of the session goes on, on one carrier.
+func TestTheLaneIsLost(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	e.client.ResumeWindow = 200 * time.Millisecond
+	dial := e.client.Carrier
+	var mu sync.Mutex
+	var second net.Conn
+	carriers := 0
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if carriers++; carriers > 2 {
+			return nil, "", errors.New("no more")
+		}
+		conn, peer, err := dial(ctx)
+		second = conn
+		return conn, peer, err
+	}
+	e.start().waitReady()
+	session, _ := e.client.wait(t.Context(), true)
+	pod, laptop := e.streams()
+	quietPod, quietLaptop := e.streams()
+	moveBoth(t, pod, laptop)
+	mu.Lock()
+	_ = second.Close()
+	mu.Unlock()
+	for _, st := range []*Stream{pod, laptop} {
+		_, err := st.Read(make([]byte, 1))
+		wantErr(t, "read", err, syscall.ECONNRESET)
+		_ = st.Close()
+	}
+	send(t, quietPod, "still here")
+	wantRead(t, quietLaptop, "still here")
+	if now, _ := e.client.wait(t.Context(), true); now != session {
+		t.Error("another session")
+	}
+	_, _ = quietPod.Close(), quietLaptop.Close()
+	e.wantNoStreams()
+}
+
+// TestADeadLaneIsReplaced: a bulk carrier that swallows everything is noticed within 15 s, and the stream goes on.
+func TestADeadLaneIsReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEnds(t, pipeNetwork(t))
+		dial := e.client.Carrier
+		carriers := make(chan *badConn, 10)
+		e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+			conn, peer, err := dial(ctx)
+			if err != nil {
+				return nil, "", err
+			}
+			bad := newBadConn(conn)
+			carriers <- bad
+			return bad, peer, nil
+		}
+		e.start().waitReady()
+		defer e.close()
+		<-carriers
+		pod, laptop := e.streams()
+		moveBoth(t, pod, laptop)
+		lane := <-carriers
+		time.Sleep(pingEvery + pingEvery/2) // bubble time: a ping has been answered
+		start := time.Now()
+		lane.swallow.Store(true)
+		lane.deaf.Store(true)
+		send(t, pod, "through the hole")
+		wantRead(t, laptop, "through the hole")
+		if took := time.Since(start); took > deadAfter+clockEvery {
+			t.Errorf("healed after %v", took)
+		}
+		_ = lane.Conn.Close()
+		_, _ = pod.Close(), laptop.Close()
+		e.wantNoStreams()
+	})
+}
+
+func TestLaneHeaderLimits(t *testing.T) {
+	for name, bad := range map[string][laneHeader]byte{
+		"type 0": {0, 0, 0, 1}, "type 3": {3, 0, 0, 0}, "data without data": {1}, "end with data": {2, 0, 0, 1}, "too long": {1, 0, 0x80, 1},
+	} {
+		if typ, id, n, err := parseLaneHeader(bad); err == nil {
+			t.Errorf("%s: read %d, %d, %d", name, typ, id, n)
+		}
+	}
+}
+
+func TestGoldenLane(t *testing.T) {
+	golden(t, "lane-data", append(appendLaneHeader(nil, laneData, 6, 5), "hello"...))
+	golden(t, "lane-end", appendLaneHeader(nil, laneEnd, 6, 0))
+}
+
+func FuzzLaneHeader(f *testing.F) {
+	f.Add(appendLaneHeader(nil, laneData, 6, 5))
+	f.Add(appendLaneHeader(nil, laneEnd, 6, 0))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var head [laneHeader]byte
+		if copy(head[:], b) < laneHeader {
+			return
+		}
+		typ, id, n, err := parseLaneHeader(head)
+		if err == nil && !bytes.Equal(appendLaneHeader(nil, typ, id, n), head[:]) {
+			t.Errorf("%x came back as %x", head, appendLaneHeader(nil, typ, id, n))
+		}
+	})
+}
