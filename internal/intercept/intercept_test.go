@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -511,5 +512,34 @@ func TestRhythmFindsTheGap(t *testing.T) {
 	r.halfClosed()
 	if r.quiet(start.Add(never), 0.9) {
 		t.Error("quiet while the other direction ends by itself")
+	}
+}
+
+// TestIdleConnectionsHoldNoBuffer: what one takes, at all its ends together, is less than the buffer that it is read with.
+func TestIdleConnectionsHoldNoBuffer(t *testing.T) {
+	r := newRig(t)
+	r.open()
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what was in pools goes with the second
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	use := func() {
+		caller, app := r.pair()
+		write(t, caller, "question")
+		read(t, app, "question")
+		write(t, app, "answer")
+		read(t, caller, "answer")
+	}
+	use() // what all of them share
+	before := heap()
+	const many = 500
+	for range many {
+		use()
+	}
+	if each := (heap() - before) / many; each > 24<<10 {
+		t.Errorf("each takes %d bytes", each)
 	}
 }

@@ -73,6 +73,7 @@ const (
 
 	flagSYN = 1 << 0
 	flagFIN = 1 << 2
+	flagRST = 1 << 3
 )
 
 // frame is a frame's header, as far as it matters here.

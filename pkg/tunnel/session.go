@@ -62,7 +62,7 @@ type session struct {
 	linkErr    error // the first that reading the link met
 	streams    map[uint32]*Stream
 	unaccepted int // in streams, not yet taken from yamux
-	accepted   int // in streams, opened by the other end and taken from yamux
+	accepted   int // in streams, opened by the other end and taken from yamux, also those that only the other end has not ended
 
 	readyMu     sync.Mutex // one onReady at a time
 	laptopReady bool       // as it said
@@ -154,12 +154,11 @@ func (s *session) kill(err error) {
 func (s *session) wakeReaders() {
 	s.mu.Lock()
 	again := s.ending.Swap(true)
-	streams := slices.Collect(maps.Values(s.streams))
 	s.mu.Unlock()
 	if again {
 		return
 	}
-	for _, st := range streams {
+	for _, st := range s.all() {
 		st.mu.Lock()
 		st.wake()
 		st.mu.Unlock()
@@ -346,7 +345,7 @@ func (s *session) seeFrame(f frame) error {
 		return nil
 	}
 	s.live.Load().answer(time.Now())
-	if flags&(flagSYN|flagFIN) == 0 && f.data == 0 {
+	if flags&(flagSYN|flagFIN|flagRST) == 0 && f.data == 0 {
 		return nil
 	}
 	s.mu.Lock()
@@ -357,6 +356,9 @@ func (s *session) seeFrame(f frame) error {
 		}
 		if s.unaccepted == acceptBacklog {
 			return fmt.Errorf("more than %d streams at once", acceptBacklog)
+		}
+		if s.accepted >= 2*maxStreams {
+			return fmt.Errorf("more than %d streams that were closed or reset, and which it does not end", maxStreams)
 		}
 		s.unaccepted++
 		s.streams[id] = newStream(s, id, false)
@@ -371,6 +373,12 @@ func (s *session) seeFrame(f frame) error {
 	if flags&flagFIN != 0 {
 		st.peerDoneAt = s.controlSeen
 		st.peerDone.Store(true)
+	}
+	if flags&(flagFIN|flagRST) != 0 {
+		st.ended = true
+		if st.forgotten {
+			s.remove(st)
+		}
 	}
 	return nil
 }
@@ -596,16 +604,25 @@ func (s *session) all() []*Stream {
 	return slices.Collect(maps.Values(s.streams))
 }
 
-// forget drops a stream that is closed on this end: nothing the other end says of it matters any more.
+// forget drops a stream that is closed on this end, once the other end has ended it, too: until then what it sends counts
+// against the stream's window, which does not grow any more, and the stream against its number.
 func (s *session) forget(st *Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.forgotten = true
+	st.moved.drop()
+	if st.ended {
+		s.remove(st)
+	}
+}
+
+// remove drops a stream that has ended on both ends. mu is held.
+func (s *session) remove(st *Stream) {
 	if s.streams[st.id] != st {
 		return
 	}
 	delete(s.streams, st.id)
 	st.receive.end(&s.budget)
-	st.moved.drop()
 	if !st.opener {
 		s.accepted--
 	}

@@ -23,8 +23,16 @@ var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
 type source struct {
 	conn  net.Conn
 	raw   syscall.RawConn // of a TCP connection, where the system lets us read it so; else nil
-	small []byte          // of a Stream, else nil
+	seen  func(p []byte, err error)
+	small []byte // of a Stream, else nil
 	big   *[spliceBuffer]byte
+}
+
+// watched is a TCP connection whose owner is told what was read, as its own Read would have told it.
+type watched interface {
+	net.Conn
+	syscall.Conn
+	Seen(p []byte, err error)
 }
 
 func newSource(c net.Conn) *source {
@@ -32,6 +40,8 @@ func newSource(c net.Conn) *source {
 	switch c := c.(type) {
 	case *net.TCPConn:
 		s.raw = rawRead(c)
+	case watched:
+		s.raw, s.seen = rawRead(c), c.Seen
 	case *Stream:
 		s.small = make([]byte, smallRead)
 	}
@@ -60,11 +70,16 @@ func (s *source) nextRaw() (p []byte, err error) {
 	}, s.release)
 	switch {
 	case err != nil:
-		return nil, readError(s.conn, "tcp", err)
+		err = readError(s.conn, "tcp", err)
 	case n == 0:
-		return nil, io.EOF
+		err = io.EOF
+	default:
+		p = s.big[:n]
 	}
-	return s.big[:n], nil
+	if s.seen != nil {
+		s.seen(p, err)
+	}
+	return p, err
 }
 
 // tryRead waits until there is something to read, and reads it to what lend gives; after a try in vain back takes that

@@ -36,6 +36,9 @@ type Stream struct {
 	peerDone   atomic.Bool
 	peerDoneAt uint64
 
+	forgotten bool // closed on this end; the session's mu guards it
+	ended     bool // by the other end; likewise
+
 	writeMu  sync.Mutex    // one Write (or CloseWrite) at a time
 	done     bool          // our FIN is sent
 	lastEnd  uint64        // where our last frame ends in what the conn was given
@@ -333,6 +336,9 @@ func (st *Stream) Write(p []byte) (int, error) {
 	if err := st.answerLocked(status{}); err != nil {
 		return 0, err
 	}
+	if len(p) == 0 {
+		return 0, st.writeError(patience{})
+	}
 	return st.write(p)
 }
 
@@ -360,7 +366,7 @@ type patience struct {
 
 // write needs writeMu.
 func (st *Stream) write(p []byte) (int, error) {
-	return st.writeWith(p, patience{room: min(1, len(p))})
+	return st.writeWith(p, patience{room: 1})
 }
 
 func (st *Stream) writeWith(p []byte, w patience) (total int, err error) {

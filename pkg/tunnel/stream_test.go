@@ -509,3 +509,50 @@ func TestNeverAccepted(t *testing.T) {
 		e.wantNoStreams()
 	})
 }
+
+// TestClosedStreamTakesNoMoreThanItsWindow: a peer that goes on sending to a stream that we have closed loses its session.
+func TestClosedStreamTakesNoMoreThanItsWindow(t *testing.T) {
+	for _, end := range []string{"closed", "reset"} {
+		e := newEnds(t, tcpNetwork(t)).start().waitReady()
+		pod, laptop := e.streams()
+		s, err := e.client.wait(context.Background(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end == "closed" {
+			_ = laptop.Close()
+		} else {
+			laptop.Reset()
+		}
+		sent := 0
+		for s.alive() && sent < muxWindow { // past our own windows and messages
+			_ = pod.mux.SetWriteDeadline(time.Now().Add(time.Second))
+			n, _ := pod.mux.Write(make([]byte, maxFrame))
+			sent += n
+		}
+		<-s.ctx.Done()
+		if sent < firstWindow-maxFrame {
+			t.Errorf("%s: lost after %d bytes", end, sent)
+		}
+		s.mu.Lock()
+		if !strings.Contains(s.err.Error(), "more than its window") {
+			t.Errorf("%s: %v", end, s.err)
+		}
+		s.mu.Unlock()
+		_ = pod.Close()
+		e.close()
+	}
+}
+
+// TestStreamsThatTheOtherEndDoesNotEndAreBounded.
+func TestStreamsThatTheOtherEndDoesNotEndAreBounded(t *testing.T) {
+	s := &session{laptop: true, streams: make(map[uint32]*Stream), accepted: 2*maxStreams - 1, ctx: context.Background()}
+	s.live.Store(&liveness{start: time.Now()})
+	if err := s.seeFrame(frame{stream: 2, flags: flagSYN}); err != nil {
+		t.Error(err)
+	}
+	s.accepted++
+	if err := s.seeFrame(frame{stream: 4, flags: flagSYN}); err == nil {
+		t.Error("took one more")
+	}
+}

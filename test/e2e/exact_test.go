@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -232,6 +233,84 @@ func (d *direct) descriptors(process string) int {
 		d.t.Fatal(err)
 	}
 	return len(all)
+}
+
+// Ten thousand connections of connect are held idle through one proxy, within its memory, and so are as many of a swap; and
+// all of them still work.
+func TestExactIdleConnections(t *testing.T) {
+	// Not parallel: it counts what the whole process has.
+	d := newDirect(t)
+	d.apply(fmt.Sprintf(clientYAML, s.image))
+	d.apply(fmt.Sprintf(ordersYAML, s.image))
+	d.awaitReady("app=client", 1)
+	d.awaitReady("app=orders", 2)
+	server := net.JoinHostPort(d.pods("app=orders")[0].Status.PodIP, "7000")
+	many := soak(10_000, 500)
+	before := d.usage()
+	conns := make([]net.Conn, many)
+	defer func() {
+		for _, c := range conns {
+			if c != nil {
+				_ = c.Close()
+			}
+		}
+	}()
+	each := func(f func(i int) error) {
+		t.Helper()
+		const workers = 16
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				for i := w; i < many; i += workers {
+					if err := f(i); err != nil {
+						t.Errorf("connection %d of %d: %v", i, many, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	line := []byte("still there?\n")
+	ask := func(i int) error {
+		if _, err := conns[i].Write(line); err != nil {
+			return err
+		}
+		got := make([]byte, len(line))
+		if _, err := io.ReadFull(conns[i], got); err != nil || !bytes.Equal(got, line) {
+			return fmt.Errorf("%q, %w", got, err)
+		}
+		return nil
+	}
+	each(func(i int) (err error) {
+		if conns[i], err = d.client.DialContext(t.Context(), "tcp", server); err != nil {
+			return err
+		}
+		if _, err := conns[i].Write([]byte("echo\n")); err != nil {
+			return err
+		}
+		return ask(i)
+	})
+	if t.Failed() {
+		return
+	}
+	held := d.usage()
+	each(ask)
+	each(func(i int) error { return conns[i].Close() })
+	t.Logf("each of %d took %d bytes of the laptop's heap, and %d of the pod's memory: %+v, before %+v",
+		many, (held.heap-min(held.heap, before.heap))/uint64(many), (held.podMemory-min(held.podMemory, before.podMemory))/uint64(many), held, before)
+
+	d.serveWith(func(st *tunnel.Stream) { // as the sample's server does with "echo"
+		r := bufio.NewReaderSize(st, 64)
+		if _, err := r.ReadString('\n'); err != nil {
+			return
+		}
+		_, _ = io.CopyBuffer(st, struct{ io.Reader }{r}, make([]byte, 64))
+	})
+	d.check("--what", "many", "--address", net.JoinHostPort(d.ip, strconv.Itoa(firstListen)), "--connections", strconv.Itoa(many))
+	if s.embedded {
+		t.Logf("after as many of a swap: %+v", d.usage())
+	}
 }
 
 // A server that answers and closes at once loses nothing, however much is still on its way.
