@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,16 +45,16 @@ type Carriers struct {
 	// OnState says what becomes of the tunnel. It is tunnel.Client's.
 	OnState func(tunnel.State)
 
-	mu      sync.Mutex
-	detour  bool
-	forward *detourConn // that carries the tunnel; nil: none does
-	useful  bool        // something came by pods/proxy since the last detour began
-	refused int         // by the pod, in a row
+	mu       sync.Mutex
+	detour   bool
+	forwards map[*detourConn]struct{} // that carry the tunnel: it can have two carriers
+	useful   bool                     // something came by pods/proxy since the last detour began
+	refused  int                      // by the pod, in a row
 }
 
 // NewCarriers are those to p. say gets what the user should know, a line each, from several goroutines.
 func NewCarriers(p *Proxy, ports Ports, say func(string)) *Carriers {
-	c := &Carriers{proxy: p, ports: ports, say: say, left: make(chan error, 1)}
+	c := &Carriers{proxy: p, ports: ports, say: say, left: make(chan error, 1), forwards: make(map[*detourConn]struct{})}
 	c.OnState = sayTunnel(say, c.by)
 	return c
 }
@@ -127,8 +129,9 @@ func (c *Carriers) dialForward(ctx context.Context, pod corev1.Pod, why error) (
 		_ = conn.Close()
 		return nil, errWorksAgain
 	}
-	c.forward = &detourConn{Conn: conn}
-	return c.forward, nil
+	d := &detourConn{Conn: conn, c: c}
+	c.forwards[d] = struct{}{}
+	return d, nil
 }
 
 var errWorksAgain = errors.New("podproxy works again")
@@ -136,7 +139,15 @@ var errWorksAgain = errors.New("podproxy works again")
 // detourConn is a port-forward where pods/proxy was wanted.
 type detourConn struct {
 	net.Conn
+	c     *Carriers
 	ended atomic.Bool // the detour
+}
+
+func (d *detourConn) Close() error {
+	d.c.mu.Lock()
+	delete(d.c.forwards, d)
+	d.c.mu.Unlock()
+	return d.Conn.Close()
 }
 
 // Degraded is for tunnel.Client.
@@ -171,8 +182,9 @@ func (c *Carriers) dialPodProxy(ctx context.Context, pod corev1.Pod) (net.Conn, 
 		return nil, err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.detour, c.forward, c.refused = false, nil, 0
+	c.refused = 0
+	c.mu.Unlock()
+	c.goBack()
 	return &proxiedConn{Conn: conn, c: c}, nil
 }
 
@@ -269,12 +281,12 @@ func (c *Carriers) probe(ctx context.Context) bool {
 // goBack ends the detour: the tunnel goes on over another carrier when its own is closed.
 func (c *Carriers) goBack() {
 	c.mu.Lock()
-	forward := c.forward
-	c.detour, c.forward = false, nil
+	c.detour = false
+	forwards := slices.Collect(maps.Keys(c.forwards))
 	c.mu.Unlock()
-	if forward != nil {
-		forward.ended.Store(true)
-		_ = forward.Close()
+	for _, d := range forwards {
+		d.ended.Store(true)
+		_ = d.Close()
 	}
 }
 
@@ -282,7 +294,7 @@ func (c *Carriers) goBack() {
 func (c *Carriers) by() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ports.PodProxy == 0 || c.forward != nil {
+	if c.ports.PodProxy == 0 || len(c.forwards) > 0 {
 		return ""
 	}
 	return ", by podproxy"
