@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -31,14 +31,16 @@ var conditions = []condition{
 
 // wants is whether a condition is measured: quick takes the first, and the one that has everything.
 func (o options) wants(c condition) bool {
-	return strings.Contains(c.name, o.only) && (!o.quick || c.isNear() || len(c.netem) == 3)
+	return matches(o.only, c.name) && (!o.quick || c.isNear() || len(c.netem) == 3)
 }
 
 // measures is whether m is wanted, and way whether v is.
 func (o options) measures(m measure) bool {
-	return slices.ContainsFunc(m.figures, func(f figure) bool { return strings.Contains(f.name, o.what) })
+	return slices.ContainsFunc(m.figures, func(f figure) bool { return matches(o.what, f.name) })
 }
-func (o options) way(v *variant) bool { return strings.Contains(v.name, o.ways) }
+func (o options) way(v *variant) bool { return matches(o.ways, v.name) }
+
+func matches(expression, name string) bool { return regexp.MustCompile(expression).MatchString(name) }
 
 func (c condition) isNear() bool { return c.netem[0] == "off" }
 
