@@ -354,7 +354,8 @@ func (s *session) seeFrame(f frame) error {
 		if theirs := id%2 == 0; theirs != s.laptop {
 			return fmt.Errorf("stream %d opened by the wrong end", id)
 		}
-		if s.unaccepted == acceptBacklog {
+		// The other end knows of a stream that an acceptor takes before that has counted it.
+		if s.unaccepted == acceptBacklog+acceptors {
 			return fmt.Errorf("more than %d streams at once", acceptBacklog)
 		}
 		if s.accepted >= 2*maxStreams {

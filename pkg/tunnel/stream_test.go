@@ -556,3 +556,15 @@ func TestStreamsThatTheOtherEndDoesNotEndAreBounded(t *testing.T) {
 		t.Error("took one more")
 	}
 }
+
+// TestStreamsThatWaitAreBounded, and as many as the other end may think fit do.
+func TestStreamsThatWaitAreBounded(t *testing.T) {
+	s := &session{laptop: true, streams: make(map[uint32]*Stream), unaccepted: acceptBacklog + acceptors - 1, ctx: context.Background()}
+	s.live.Store(&liveness{start: time.Now()})
+	if err := s.seeFrame(frame{stream: 2, flags: flagSYN}); err != nil {
+		t.Error(err)
+	}
+	if err := s.seeFrame(frame{stream: 4, flags: flagSYN}); err == nil {
+		t.Error("took one more")
+	}
+}
