@@ -101,7 +101,10 @@ func checkUpgrade(head string) error {
 		return errNoUpgrade
 	}
 	var connection, upgrade bool
-	for _, line := range lines[1:] {
+	for _, line := range lines {
+		if strings.ContainsAny(line, "\r\n") {
+			return errNoUpgrade // whoever takes that for the end of a line has read another request
+		}
 		name, value, _ := strings.Cut(line, ":")
 		switch {
 		case strings.EqualFold(name, "Connection"):

@@ -182,6 +182,7 @@ func FuzzUpgrade(f *testing.F) {
 	f.Add([]byte(testUpgrade))
 	f.Add([]byte("GET / HTTP/1.1\r\nconnection: keep-alive, upgrade\r\nUPGRADE: BRIDGE-TUNNEL\r\n\r\nbehind"))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add([]byte("GET / HTTP/1.1\r\n\nConnection: Upgrade\r\nUpgrade: bridge-tunnel\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		rest, err := acceptUpgrade(said{r: bytes.NewReader(b)})
 		if err != nil {
