@@ -410,7 +410,7 @@ func (e *Endpoints) resolve(port string) ([]Endpoint, error) {
 			return nil, hint.Newf(hint.Usage, "it has: "+portList(e.service), "%s in %s has no port %s", e.Target, e.Namespace, port)
 		}
 		if sp.Protocol == corev1.ProtocolUDP {
-			return nil, hint.Newf(hint.Usage, "bridge connect brings UDP to this machine", "port %s of %s is UDP", port, e.Target)
+			return nil, hint.Newf(hint.Usage, "forward has TCP only; bridge swap carries UDP, from the cluster to this machine", "port %s of %s is UDP", port, e.Target)
 		}
 		if e.service.Spec.Type == corev1.ServiceTypeExternalName {
 			return nil, hint.Newf(hint.Usage, "bridge connect reaches what is not a pod", "%s in %s is the name %s outside the cluster", e.Target, e.Namespace, e.service.Spec.ExternalName)
