@@ -36,7 +36,7 @@ type gate struct {
 func (g *gate) enter(st *Stream, n int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	sparse := n <= sparseWrite && st.sparse()
+	sparse := n <= sparseWrite && st.sparse() && g.reserved+g.inFlight < maxReplay
 	i := slices.Index(g.waiting, st)
 	if !sparse && (!g.open() || i > 0 || i < 0 && len(g.waiting) > 0) {
 		if i < 0 {

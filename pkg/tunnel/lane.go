@@ -116,11 +116,15 @@ func (b *lane) watch() {
 		case <-gone:
 			gone = nil
 			b.s.log.Info("tunnel: bulk carrier lost", "error", l.cause)
-			if b.s.window == 0 {
+			switch {
+			case errors.Is(l.cause, errEnded): // the session's end is about to come on the other carrier
+				end.Reset(max(b.s.window, lastTimeout))
+			case b.s.window == 0:
 				b.giveUp(l.cause)
 				return
+			default:
+				end.Reset(b.s.window)
 			}
-			end.Reset(b.s.window)
 		case <-end.C:
 			b.giveUp(fmt.Errorf("no bulk carrier for %v: %w", b.s.window, l.cause))
 			return
@@ -130,7 +134,7 @@ func (b *lane) watch() {
 			}
 			now := time.Now()
 			if heard := l.heard.Load(); heard > 0 {
-				live.answer(time.Unix(0, heard))
+				live.answer(l.born.Add(time.Duration(heard)))
 			}
 			woke := clocks.jumped(now)
 			if woke {
@@ -149,12 +153,13 @@ func (b *lane) watch() {
 	}
 }
 
-// giveUp resets what has moved: what was in flight is lost. The session goes on without the lane.
+// giveUp resets what has moved: what was in flight is lost. The session goes on without the lane. A stream that moves just now
+// is reset by who moves it, or learns that it moved.
 func (b *lane) giveUp(err error) {
 	b.over.Store(true)
 	b.conn.fail(err)
 	for _, st := range b.s.all() {
-		if st.hasMoved() {
+		if st.hasLeft.Load() || st.moved.here.Load() && !st.moved.over() {
 			st.Reset()
 		}
 	}
@@ -170,7 +175,7 @@ func (b *lane) send(typ laneFrame, st *Stream, p []byte) error {
 // read hands out what arrives until the lane is over.
 func (b *lane) read() {
 	err := b.readFrames()
-	if b.s.ctx.Err() == nil && !b.over.Load() {
+	if b.s.ctx.Err() == nil && !b.over.Load() && !errors.Is(err, errEnded) {
 		b.giveUp(err)
 	}
 }
@@ -234,8 +239,14 @@ func (a *arrivals) add(b *[spliceBuffer]byte, n int) {
 		buffers.Put(b)
 		return
 	}
+	defer a.notifyLocked()
+	if last := len(a.parts) - 1; last >= 0 && a.parts[last].end+n <= spliceBuffer {
+		copy(a.parts[last].buffer[a.parts[last].end:], b[:n]) // small frames share a buffer: what is kept is what the window counts
+		a.parts[last].end += n
+		buffers.Put(b)
+		return
+	}
 	a.parts = append(a.parts, part{b, 0, n})
-	a.notifyLocked()
 }
 
 func (a *arrivals) finish() {
@@ -297,6 +308,12 @@ func (a *arrivals) drop() {
 	a.parts = nil
 }
 
+// Where no second carrier can be had at all, it is tried laneTries times like a first one, and then every laneRetry.
+const (
+	laneTries = 5
+	laneRetry = time.Minute
+)
+
 // errNoLane says that the pod would not have the carrier.
 var errNoLane = errors.New("the pod does not take a second carrier")
 
@@ -307,24 +324,34 @@ func (c *Client) keepLane(ctx context.Context, s *session) {
 	case <-s.ctx.Done():
 		return
 	}
+	never := true
 	for failures := 0; ; {
 		l, err := c.connectLane(ctx, s)
 		switch {
 		case err == nil:
+			never = false
 			select {
 			case <-l.gone:
 			case <-s.ctx.Done():
 				return
 			}
-			if err = l.cause; l.useful {
+			if err = l.cause; errors.Is(err, errEnded) {
+				return
+			}
+			if l.heard.Load() > 0 {
 				failures = 0
 			}
 		case errors.Is(err, errNoLane):
 			c.log().Info("tunnel: no bulk carrier", "error", err)
+			if s.ctx.Err() == nil {
+				s.bulk.giveUp(err)
+			}
 			return
 		}
 		wait := backoff(failures)
-		failures++
+		if failures++; never && failures > laneTries {
+			wait = laneRetry
+		}
 		c.log().Info("tunnel: no bulk carrier", "error", err, "next try in", wait)
 		select {
 		case <-s.ctx.Done():

@@ -191,6 +191,7 @@ func (r *resumable) dropLocked(cause error) {
 		close(r.link.gone)
 		r.link = nil
 		r.work.Signal() // to end, when closing
+		r.room.Broadcast()
 	}
 }
 
@@ -199,7 +200,7 @@ func (r *resumable) moved() {
 	r.handed.Store(r.next)
 	r.end.Store(r.buf.end)
 	r.gate.set(int(r.buf.end-r.next), r.buf.len(), r.path.limit)
-	r.room.Signal()
+	r.room.Broadcast()
 }
 
 // linked says whether there is a link.
@@ -215,6 +216,27 @@ func (r *resumable) ping() {
 	defer r.mu.Unlock()
 	r.pinging = true
 	r.work.Signal()
+}
+
+// drain waits until the other end has all that was written, while there is a link, and not longer than atMost.
+func (r *resumable) drain(atMost time.Duration) {
+	late := false
+	timer := time.AfterFunc(atMost, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		late = true
+		r.room.Broadcast()
+	})
+	defer timer.Stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.err == nil && r.link != nil && r.buf.len() > 0 && !late {
+		if r.next == r.buf.end && r.ask < r.next {
+			r.pinging = true // what was sent last did not ask
+			r.work.Signal()
+		}
+		r.room.Wait()
+	}
 }
 
 // roomFor waits while too much is kept already. mu is held.
@@ -386,7 +408,7 @@ func (r *resumable) readFrom(l *link, p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		l.heard.Store(time.Now().UnixNano())
+		l.heard.Store(max(1, int64(time.Since(l.born))))
 		if err := r.acknowledged(l, s.received); err != nil {
 			return 0, err
 		}

@@ -144,6 +144,9 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 			return nil
 		}
 		current, err := s.current()
+		if err == nil && a.kind == attachLane && current.bulk.over.Load() {
+			err = errNoLane
+		}
 		if err == nil && current.id == a.id && a.kind == attachLane {
 			received, turn := current.bulk.conn.detach(errReplaced)
 			if err := answer(ctx, l, attached{received: received}); err != nil {

@@ -260,6 +260,7 @@ func (s *session) watch(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			s.bulk.conn.drain(lastTimeout) // the end must not overtake it
 			s.kill(context.Cause(ctx))
 			return
 		case <-s.ctx.Done():
@@ -449,6 +450,9 @@ func (s *session) readControl() {
 		case messageMoved:
 			if st := s.stream(m.stream); st != nil {
 				st.moved.here.Store(true)
+				if s.bulk.over.Load() {
+					st.Reset()
+				}
 			}
 		case messageLane:
 			if s.laptop {

@@ -139,6 +139,7 @@ func (st *Stream) WaitStatus(ctx context.Context) error {
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = st.mux.SetReadDeadline(past)
+		st.moved.notify()
 		close(woken)
 	})
 	err := st.readStatus(ctx)
@@ -274,10 +275,15 @@ func (st *Stream) peerEnded() bool {
 // readMoved reads what came on the bulk lane.
 func (st *Stream) readMoved(p []byte) (int, error) {
 	n, ended, wake := st.moved.take(p)
-	switch {
-	case n > 0:
+	if n > 0 {
 		st.took(n)
 		return n, nil
+	}
+	// Asked again: whoever ends the stream from now on wakes us.
+	if err := st.readError(); err != nil {
+		return 0, err
+	}
+	switch {
 	case st.wasReset():
 		return 0, st.fail("read", syscall.ECONNRESET)
 	case ended:
@@ -291,8 +297,16 @@ func (st *Stream) readMoved(p []byte) (int, error) {
 	case <-wake:
 	case <-late:
 	case <-st.s.ctx.Done():
-		if n, ended, _ := st.moved.take(p); n > 0 || ended {
+		n, ended, _ := st.moved.take(p)
+		err := st.readError()
+		switch {
+		case n > 0:
+			st.took(n)
 			return n, nil
+		case err != nil:
+			return 0, err
+		case ended && !st.wasReset():
+			return 0, io.EOF
 		}
 		return 0, st.fail("read", syscall.ECONNRESET)
 	}
@@ -430,11 +444,11 @@ func (st *Stream) perhapsMove() {
 		st.hasLeft.Store(true)
 		st.lastEnd = 0
 		st.s.out.putThen(message{typ: messageMoved, stream: st.id}, func() { _ = st.mux.Close() })
+		if st.s.bulk.over.Load() {
+			st.Reset()
+		}
 	}
 }
-
-// hasMoved says whether a direction uses the bulk lane.
-func (st *Stream) hasMoved() bool { return st.hasLeft.Load() || st.moved.here.Load() }
 
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
 // room for it, and the gate has let it in. writeMu is held.

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"net"
 	"sync/atomic"
+	"time"
 
 	"bridge/internal/cork"
 )
@@ -16,9 +17,10 @@ type link struct {
 	wire     *cork.Conn
 	peer     hello
 
-	left    int           // of a segment's data, still to be read; of the goroutine that reads
-	asked   bool          // it is to be acknowledged; likewise
-	heard   atomic.Int64  // when the last segment came, in Unix nanoseconds; 0: none yet
+	left    int  // of a segment's data, still to be read; of the goroutine that reads
+	asked   bool // it is to be acknowledged; likewise
+	born    time.Time
+	heard   atomic.Int64  // when the last segment came, in nanoseconds since born; 0: none yet
 	gone    chan struct{} // closed when the session does not use it any more
 	cause   error         // why; set before
 	useful  bool          // something arrived on it; set before
@@ -27,7 +29,7 @@ type link struct {
 }
 
 func newLink(t net.Conn, w *cork.Conn) *link {
-	return &link{Conn: t, wire: w, gone: make(chan struct{}), judged: make(chan string, 1)}
+	return &link{Conn: t, wire: w, born: time.Now(), gone: make(chan struct{}), judged: make(chan string, 1)}
 }
 
 // complaint is what the carrier says is wrong with it.
