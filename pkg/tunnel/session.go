@@ -372,6 +372,7 @@ func (s *session) seeFrame(f frame) error {
 	if !st.receive.arrived(f.data) {
 		return fmt.Errorf("stream %d: more than its window", id)
 	}
+	st.came.Add(uint64(f.data))
 	if flags&flagFIN != 0 {
 		st.peerDoneAt = s.controlSeen
 		st.peerDone.Store(true)
@@ -400,13 +401,14 @@ func (p *progress) advance(to uint64, ended bool) {
 	p.moved.Broadcast()
 }
 
-// wait returns once so many bytes are acted on, or none will be any more.
-func (p *progress) wait(bytes uint64) {
+// wait returns once so many bytes are acted on, or, with false, none will be any more.
+func (p *progress) wait(bytes uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.bytes < bytes && !p.ended {
 		p.moved.Wait()
 	}
+	return p.bytes >= bytes
 }
 
 // reached says whether so many bytes are acted on, or none will be any more.

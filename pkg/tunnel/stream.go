@@ -45,6 +45,11 @@ type Stream struct {
 	sent     uint64        // bytes given to yamux
 	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
 
+	// came is how much has arrived by yamux, and got how much of it was read (under readMu): a session that ends between the two
+	// must not pass for the end of the stream.
+	came atomic.Uint64
+	got  uint64
+
 	readMu  sync.Mutex  // one read of yamux's at a time: two, with a FIN behind unread data, can lock each other out
 	hasLeft atomic.Bool // our direction has moved to the bulk lane
 	moved   arrivals    // what the other end sent there
@@ -229,6 +234,7 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 	n, err := st.mux.Read(p)
 	switch {
 	case n > 0 || err == nil:
+		st.got += uint64(n)
 		st.took(n)
 		return n, nil // yamux may add the error of a window update: the next read meets it
 	case errors.Is(err, yamux.ErrTimeout):
@@ -237,7 +243,9 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 		}
 		return 0, errAgain
 	case errors.Is(err, io.EOF) && st.peerDone.Load():
-		st.s.read.wait(st.peerDoneAt)
+		if !st.s.read.wait(st.peerDoneAt) || st.got != st.came.Load() {
+			return 0, st.fail("read", syscall.ECONNRESET) // the session ended first
+		}
 		if st.moved.here.Load() {
 			st.moved.turn = true
 			return 0, errAgain
