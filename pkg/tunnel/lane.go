@@ -168,8 +168,7 @@ func (b *lane) giveUp(err error) {
 // send gives the conn a frame of st's.
 func (b *lane) send(typ laneFrame, st *Stream, p []byte) error {
 	var head [laneHeader]byte
-	_, err := b.conn.writeTwo(appendLaneHeader(head[:0], typ, st.id, len(p)), p)
-	return err
+	return b.conn.writeTwo(appendLaneHeader(head[:0], typ, st.id, len(p)), p)
 }
 
 // read hands out what arrives until the lane is over.
@@ -391,15 +390,10 @@ func (c *Client) connectLane(ctx context.Context, s *session) (*link, error) {
 // resume goes on with l, on which the other end said that it has the first theirs bytes of what we sent. On error l is
 // closed.
 func (b *lane) resume(l *link, turn int, theirs uint64) error {
-	ok, err := b.conn.attach(l, turn, theirs)
-	switch {
-	case err != nil:
-		_ = l.Close()
+	err := b.conn.attach(l, turn, theirs)
+	if err != nil && !errors.Is(err, errReplaced) {
 		b.giveUp(err)
 		return fmt.Errorf("%w: %w", errNoLane, err)
-	case !ok:
-		_ = l.Close()
-		return errReplaced
 	}
-	return nil
+	return err
 }

@@ -230,16 +230,11 @@ func TestTheLaneIsLost(t *testing.T) {
 func TestADeadLaneIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEnds(t, pipeNetwork(t))
-		dial := e.client.Carrier
 		carriers := make(chan *badConn, 10)
-		e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
-			conn, peer, err := dial(ctx)
-			if err != nil {
-				return nil, "", err
-			}
+		cuttable(e).wrap = func(conn net.Conn) net.Conn {
 			bad := newBadConn(conn)
 			carriers <- bad
-			return bad, peer, nil
+			return bad
 		}
 		e.start().waitReady()
 		defer e.close()

@@ -147,16 +147,24 @@ func (r *resumable) detach(cause error) (received uint64, turn int) {
 	return received, turn
 }
 
-// attach goes on with l, on which the other end said that it has the first theirs bytes. Unless it says
-// false, another detach came between. An error ends the session, as the other end cannot have that.
-func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
+// attach goes on with l, on which the other end said that it has the first theirs bytes. It closes l on error: errReplaced when another
+// detach came between. Any other is the end, as the other end cannot have that.
+func (r *resumable) attach(l *link, turn int, theirs uint64) error {
+	err := r.attachLocked(l, turn, theirs)
+	if err != nil {
+		_ = l.Close()
+	}
+	return err
+}
+
+func (r *resumable) attachLocked(l *link, turn int, theirs uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if turn != r.turn || r.err != nil || r.closing {
-		return false, nil
+		return errReplaced
 	}
 	if theirs < r.buf.start || theirs > r.sent {
-		return false, fmt.Errorf("resume: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.sent)
+		return fmt.Errorf("resume: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.sent)
 	}
 	r.buf.discard(theirs)
 	r.next = theirs
@@ -172,7 +180,7 @@ func (r *resumable) attach(l *link, turn int, theirs uint64) (bool, error) {
 	r.links <- l
 	r.work.Signal()
 	r.up.Broadcast()
-	return true, nil
+	return nil
 }
 
 // drop takes l out of use. The session goes on when another link is attached.
@@ -251,17 +259,17 @@ func (r *resumable) roomFor(n int) error {
 }
 
 // writeTwo keeps head and body, which belong together.
-func (r *resumable) writeTwo(head, body []byte) (int, error) {
+func (r *resumable) writeTwo(head, body []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.roomFor(len(head) + len(body)); err != nil {
-		return 0, err
+		return err
 	}
 	r.buf.append(head)
 	r.buf.append(body)
 	r.moved()
 	r.work.Signal()
-	return len(head) + len(body), nil
+	return nil
 }
 
 // Write keeps p. It waits only when too much is kept already.
@@ -301,7 +309,7 @@ func (r *resumable) flush() {
 // stuck says whether as much is on its way as may be, and no acknowledgement was asked for that would change that: what may be has
 // become less. mu is held.
 func (r *resumable) stuck() bool {
-	return r.link != nil && int(r.next-r.buf.start) >= r.path.limit && r.ask <= r.buf.start
+	return int(r.next-r.buf.start) >= r.path.limit && r.ask <= r.buf.start
 }
 
 // hold says whether what there is to send had better wait for more, and sees to it that this ends. mu is held.
@@ -340,16 +348,15 @@ func (r *resumable) nextSegment(out []byte) (l *link, b []byte, end bool) {
 	}
 	n := int(min(fullBatch, r.buf.end-r.next))
 	s := segment{typ: segmentData, length: n, received: r.received}
+	enough := n > 0 && r.next+uint64(n)-r.ask >= uint64(max(askEvery, r.path.limit/askParts))
 	switch {
 	case n == 0 && r.closing:
 		s.typ = segmentEnd
-	case n == 0 && !r.pinging && !r.stuck():
-		s.typ = segmentAck
-	case r.pinging || r.stuck() || r.next+uint64(n)-r.ask >= uint64(max(askEvery, r.path.limit/askParts)):
+	case r.pinging || enough || r.stuck():
 		s.typ = segmentAsk
-	}
-	if s.typ == segmentAsk {
 		r.ask = r.next + uint64(n)
+	case n == 0:
+		s.typ = segmentAck
 	}
 	b = appendSegment(out[:0], s)
 	b = b[:segmentHeader+n]

@@ -143,23 +143,16 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 			s.run(ctx, l, a)
 			return nil
 		}
-		current, err := s.current()
-		if err == nil && a.kind == attachLane && current.bulk.over.Load() {
-			err = errNoLane
-		}
-		if err == nil && current.id == a.id && a.kind == attachLane {
-			received, turn := current.bulk.conn.detach(errReplaced)
+		if current, err := s.current(); err == nil && current.id == a.id && (a.kind != attachLane || !current.bulk.over.Load()) {
+			conn, resume := current.conn, current.resume
+			if a.kind == attachLane {
+				conn, resume = current.bulk.conn, current.bulk.resume
+			}
+			received, turn := conn.detach(errReplaced)
 			if err := answer(ctx, l, attached{received: received}); err != nil {
 				return err
 			}
-			return current.bulk.resume(l, turn, a.received)
-		}
-		if err == nil && current.id == a.id {
-			received, turn := current.conn.detach(errReplaced)
-			if err := answer(ctx, l, attached{received: received}); err != nil {
-				return err
-			}
-			return current.resume(l, turn, a.received)
+			return resume(l, turn, a.received)
 		}
 		if err := answer(ctx, l, attached{verdict: attachUnknown}); err != nil {
 			return err

@@ -74,7 +74,7 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	s.gate.ahead = bulkAhead
 	s.conn = newResumable(&s.gate)
 	s.bulk = newLane(s)
-	if _, err := s.conn.attach(l, 0, 0); err != nil {
+	if err := s.conn.attach(l, 0, 0); err != nil {
 		return nil, err
 	}
 	s.out = newOutbox()
@@ -203,17 +203,11 @@ func (s *session) waitLink(l *link, judged func(why string)) error {
 // resume goes on with l, on which the other end said that it has the first theirs bytes of what we sent. On error
 // l is closed.
 func (s *session) resume(l *link, turn int, theirs uint64) error {
-	ok, err := s.conn.attach(l, turn, theirs)
-	switch {
-	case err != nil:
-		_ = l.Close()
+	err := s.conn.attach(l, turn, theirs)
+	if err != nil && !errors.Is(err, errReplaced) {
 		s.kill(err)
-		return err
-	case !ok:
-		_ = l.Close()
-		return errReplaced
 	}
-	return nil
+	return err
 }
 
 // linkFailed is called by frameTap, before yamux hears of err.

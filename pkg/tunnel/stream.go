@@ -282,6 +282,7 @@ func (st *Stream) peerEnded() bool {
 
 // readMoved reads what came on the bulk lane.
 func (st *Stream) readMoved(p []byte) (int, error) {
+	over := st.s.ctx.Err() != nil // then nothing more comes
 	n, ended, wake := st.moved.take(p)
 	if n > 0 {
 		st.took(n)
@@ -292,7 +293,7 @@ func (st *Stream) readMoved(p []byte) (int, error) {
 		return 0, err
 	}
 	switch {
-	case st.wasReset():
+	case st.wasReset(), over && !ended:
 		return 0, st.fail("read", syscall.ECONNRESET)
 	case ended:
 		return 0, io.EOF
@@ -305,18 +306,6 @@ func (st *Stream) readMoved(p []byte) (int, error) {
 	case <-wake:
 	case <-late:
 	case <-st.s.ctx.Done():
-		n, ended, _ := st.moved.take(p)
-		err := st.readError()
-		switch {
-		case n > 0:
-			st.took(n)
-			return n, nil
-		case err != nil:
-			return 0, err
-		case ended && !st.wasReset():
-			return 0, io.EOF
-		}
-		return 0, st.fail("read", syscall.ECONNRESET)
 	}
 	return 0, errAgain
 }
