@@ -277,6 +277,46 @@ func TestMovedWordsOutliveTheSession(t *testing.T) {
 	}
 }
 
+// TestAPodThatEndsResetsWhatMoved: connections that were under way end as reset, never as if their end had come.
+func TestAPodThatEndsResetsWhatMoved(t *testing.T) {
+	for range 5 {
+		e := newEnds(t, tcpNetwork(t))
+		e.server.Dial = echoTCP(t)
+		e.start().waitReady()
+		var busy, over sync.WaitGroup
+		for range 16 {
+			conn, err := e.client.DialContext(t.Context(), "tcp", "orders:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			busy.Add(1)
+			over.Go(func() { _, _ = io.Copy(onlyWriter{conn}, endless{}) })
+			over.Go(func() {
+				st := conn.(*Stream)
+				buf := make([]byte, maxFrame)
+				var err error
+				for moved := false; err == nil; {
+					_, err = st.Read(buf)
+					if !moved && (err != nil || st.moved.here.Load()) {
+						moved = true
+						busy.Done()
+					}
+				}
+				wantErr(t, "read", err, syscall.ECONNRESET)
+				_ = st.Close()
+			})
+		}
+		busy.Wait()
+		current, err := e.server.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		current.kill(errors.New("the pod ends"))
+		over.Wait()
+		e.close()
+	}
+}
+
 // TestTheEndWaitsForTheLane: a bridge that ends in order has sent what was written before, on both carriers.
 func TestTheEndWaitsForTheLane(t *testing.T) {
 	for range 10 {

@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -12,9 +14,13 @@ import (
 
 // Splice copies both ways between a and b until both directions are done, and closes both. The end of
 // one direction becomes a half-close of the other side (CloseWrite; a conn without it is closed), a
-// reset, or any other failure, becomes a reset (Reset, or SetLinger(0) and Close) after what came before it. When someone
+// reset, or any other failure, becomes a reset (Reset, or SetLinger(0) and Close) after what came before it; when nobody takes that
+// within resetLinger of a Stream's reset, or the end of its session, without it. When someone
 // else closes a or b, the other is closed too, without a reset. It returns the first error; the end of a direction and a local close are none.
 func Splice(a, b net.Conn) error { return new(Flow).Splice(a, b) }
+
+// resetLinger is how long what came before a reset may wait for its reader.
+const resetLinger = 5 * time.Second
 
 // Direction is the way that bytes went.
 type Direction int
@@ -32,7 +38,8 @@ const (
 type Flow struct {
 	last   atomic.Int64 // nanoseconds after flowEpoch, shifted left by 2, and the Direction; 0: nothing yet
 	moving atomic.Int32 // directions that hold bytes which are read and not yet written
-	reset  atomic.Bool  // one side was reset, as writing to it told
+	ended  atomic.Int32 // directions that are over
+	reset  atomic.Bool  // one side was reset, or failed, and so both are to be
 }
 
 // flowEpoch makes the times in Flow.last small, and monotonic.
@@ -55,17 +62,24 @@ func (f *Flow) moved(way Direction) {
 
 // Splice is the function Splice, watched.
 func (f *Flow) Splice(a, b net.Conn) error {
+	done := make(chan struct{})
+	defer close(done)
+	for _, c := range []net.Conn{a, b} {
+		if st, ok := c.(*Stream); ok {
+			defer context.AfterFunc(st.ctx, func() {
+				select {
+				case <-done:
+				case <-time.After(resetLinger):
+					f.fail(a, b)
+				}
+			})()
+		}
+	}
 	var first firstError
 	var wg sync.WaitGroup
 	wg.Go(func() { f.copy(b, a, AToB, &first) })
 	f.copy(a, b, BToA, &first)
 	wg.Wait()
-	if f.reset.Load() {
-		abort(a)
-		abort(b)
-	}
-	_ = a.Close()
-	_ = b.Close()
 	return first.err
 }
 
@@ -76,14 +90,13 @@ type firstError struct {
 
 func (e *firstError) set(err error) { e.once.Do(func() { e.err = err }) }
 
-// copy moves one direction, and passes on how it ended.
+// copy moves one direction, and passes on how it ended. After both directions, dst and src are closed.
 func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 	readErr, writeErr := f.move(dst, src, way)
 	switch {
 	case errors.Is(readErr, net.ErrClosed), errors.Is(readErr, io.ErrClosedPipe), errors.Is(writeErr, net.ErrClosed):
-		// Closed by the other direction, or by somebody who wants the connection to end.
-		_ = dst.Close()
-		_ = src.Close()
+		// Closed by the other direction, which may not have come to src yet, or by somebody who wants the connection to end.
+		f.close(dst, src)
 	case isErrno(writeErr, syscall.ECONNRESET), isErrno(writeErr, syscall.EPIPE), errors.Is(writeErr, io.ErrClosedPipe):
 		// dst takes no more, but what it said before may be still to be read: the other direction goes
 		// on and finds the end behind that. A system tells of a reset only once, so it must be remembered.
@@ -91,22 +104,48 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 		if isErrno(writeErr, syscall.ECONNRESET) {
 			f.reset.Store(true)
 		}
-	case writeErr != nil || readErr != nil:
-		if readErr == nil {
-			readErr = writeErr
+		if f.ended.Add(1) == 2 {
+			f.close(dst, src)
+			return
 		}
-		first.set(readErr)
-		abort(dst)
-		abort(src)
-	case f.reset.Load():
+		// src may read nothing, and so stop the other direction, before it has written all that it has to.
+		_, _ = io.Copy(io.Discard, onlyRead{src})
+	case writeErr != nil || readErr != nil:
+		first.set(cmp.Or(readErr, writeErr))
+		f.fail(dst, src)
 	default:
-		if half, ok := dst.(interface{ CloseWrite() error }); ok {
-			_ = half.CloseWrite() // fails when dst is gone, which the other direction finds
-		} else {
-			_ = dst.Close()
+		if !f.reset.Load() {
+			if half, ok := dst.(interface{ CloseWrite() error }); ok {
+				_ = half.CloseWrite() // fails when dst is gone, which the other direction finds
+			} else {
+				_ = dst.Close()
+			}
+		}
+		if f.ended.Add(1) == 2 {
+			f.close(dst, src)
 		}
 	}
 }
+
+// fail resets both conns. The other direction learns first that it is no close.
+func (f *Flow) fail(a, b net.Conn) {
+	f.reset.Store(true)
+	f.close(a, b)
+}
+
+// close closes both conns, or resets them where one was.
+func (f *Flow) close(a, b net.Conn) {
+	for _, c := range []net.Conn{a, b} {
+		if f.reset.Load() {
+			abort(c)
+		} else {
+			_ = c.Close()
+		}
+	}
+}
+
+// onlyRead keeps io.Copy from taking a way of its own.
+type onlyRead struct{ io.Reader }
 
 // move copies until src ends or one of them fails; both nil is the end.
 func (f *Flow) move(dst, src net.Conn, way Direction) (readErr, writeErr error) {

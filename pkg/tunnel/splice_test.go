@@ -235,6 +235,43 @@ func TestSpliceClosedByOthers(t *testing.T) {
 	}
 }
 
+// TestSpliceStuckAtTheEndOfItsSession: a program that reads nothing, or reads only after it could write, does not keep a
+// connection whose session is over.
+func TestSpliceStuckAtTheEndOfItsSession(t *testing.T) {
+	for name, serve := range map[string]func(*net.TCPConn){
+		"reads nothing": func(c *net.TCPConn) {
+			for {
+				if _, err := c.Write([]byte("x")); err != nil {
+					return
+				}
+			}
+		},
+		"echoes": func(c *net.TCPConn) { _, _ = io.Copy(onlyWriter{c}, onlyReader{c}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnds(t, tcpNetwork(t)).start().waitReady()
+			pod, laptop := e.streams()
+			local, program := tcpPair(t)
+			done := make(chan error, 1)
+			go func() { done <- Splice(laptop, local) }()
+			served := make(chan struct{})
+			go func() { defer close(served); serve(program) }()
+			for { // until nothing moves any more
+				_ = pod.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+				if _, err := pod.Write(make([]byte, maxFrame)); err != nil {
+					break
+				}
+			}
+			laptop.s.kill(errors.New("over"))
+			wantErr(t, "splice", <-done, syscall.ECONNRESET)
+			<-served
+			_ = program.Close()
+			_ = pod.Close()
+		})
+	}
+}
+
 // TestSpliceWithoutHalfClose: a conn that has no CloseWrite is closed instead.
 func TestSpliceWithoutHalfClose(t *testing.T) {
 	left, a := tcpPair(t)

@@ -28,7 +28,7 @@ type Stream struct {
 	id     uint32
 	opener bool
 	header Header          // set before anyone but the session has the stream
-	ctx    context.Context // accepting end: done when the stream or its session is
+	ctx    context.Context // done when the stream or its session is
 	cancel context.CancelFunc
 
 	// peerDone: the other end's FIN has arrived, perhaps behind data that is not read yet. peerDoneAt
@@ -76,12 +76,10 @@ type Stream struct {
 var past = time.Unix(1, 0)
 
 func newStream(s *session, id uint32, opener bool) *Stream {
-	st := &Stream{s: s, id: id, opener: opener, ctx: s.ctx, cancel: func() {}, writable: make(chan struct{}, 1)}
+	st := &Stream{s: s, id: id, opener: opener, writable: make(chan struct{}, 1)}
+	st.ctx, st.cancel = context.WithCancel(s.ctx)
 	st.sendLimit.Store(firstWindow)
 	st.receive.limit, st.receive.size = firstWindow, firstWindow
-	if !opener {
-		st.ctx, st.cancel = context.WithCancel(s.ctx)
-	}
 	return st
 }
 
