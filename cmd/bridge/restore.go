@@ -10,10 +10,10 @@ import (
 
 func newRestoreCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "restore deployment NAME | connect NAME",
+		Use:   "restore deployment NAME | connect NAME | env NAME",
 		Short: "Give back what a swap changed, from any machine",
 		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
-undo is in the cluster. It also removes the pod of a connect that was killed. bridge status lists both.`,
+undo is in the cluster. It also removes the pod of a connect, env or files that was killed. bridge status lists them.`,
 		Example: `  bridge restore deployment orders -n shop
   bridge restore connect bridge-connect-7k2m4x9q -n shop`,
 		Args: targetArgs,
@@ -23,14 +23,14 @@ undo is in the cluster. It also removes the pod of a connect that was killed. br
 			if err != nil {
 				return err
 			}
-			if args[0] == "connect" {
+			if kind := args[0]; kind == proxypod.KindConnect || kind == proxypod.KindEnv {
 				if len(args) != 2 {
-					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
+					return hint.Newf(hint.Usage, "bridge status lists them", "name the %[1]s to remove: bridge restore %[1]s NAME", kind)
 				}
-				if err := proxypod.Remove(ctx, k, k.Namespace, args[1]); err != nil {
+				if err := proxypod.Remove(ctx, k, kind, k.Namespace, args[1]); err != nil {
 					return err
 				}
-				a.say("connect " + args[1] + " is removed")
+				a.say(kind + " " + args[1] + " is removed")
 				return nil
 			}
 			name, err := parseWorkload(args)

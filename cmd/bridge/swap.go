@@ -22,18 +22,31 @@ import (
 func newSwapCommand(a *app) *cobra.Command {
 	var o swapOptions
 	cmd := &cobra.Command{
-		Use:   "swap deployment NAME",
+		Use:   "swap deployment NAME [-- CMD...]",
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
 stays at 0 replicas until the same command takes the swap up again or somebody runs bridge restore.
 
-The process has to listen on the container's ports, or on those that --port maps.`,
+The process has to listen on the container's ports, or on those that --port maps. With CMD bridge starts it, with
+the environment and the files of the container (below the folder BRIDGE_ROOT), moves callers when it answers, and gives
+back when it ends; signals and the exit code are CMD's.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
+  bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
   bridge swap deployment orders --dry-run         # every object and change, nothing done`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+				args, o.program = args[:dash], args[dash:]
+				if len(o.program) == 0 {
+					return hint.Newf(hint.Usage, "see: bridge swap --help", "there is nothing behind --")
+				}
+			}
+			if o.token && len(o.program) == 0 {
+				return hint.Newf(hint.Usage, "write: bridge swap deployment NAME --token -- CMD", "--token is for a CMD")
+			}
+			o.localTimeoutSet = cmd.Flags().Changed("local-timeout")
 			t, err := parseWorkload(args)
 			if err != nil {
 				return err
@@ -48,7 +61,8 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
-	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports (default with CMD: as long as it runs)")
+	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
 	return cmd
@@ -59,8 +73,10 @@ type swapOptions struct {
 	container, image, arch     string
 	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
+	localTimeoutSet            bool
 	resumeWindow               time.Duration
-	dryRun                     bool
+	dryRun, token              bool
+	program                    []string // CMD
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
@@ -72,6 +88,10 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
 	if o.dryRun {
 		return a.dryRun(ctx, k, name, options, source)
+	}
+	program, err := a.programOf(ctx, k, name, o)
+	if err != nil {
+		return err
 	}
 	step := a.progress()
 	session, note, err := swap.OpenSession(k, name)
@@ -93,8 +113,10 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 			return err
 		}
 	}
-	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
-		return err
+	if program == nil {
+		if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+			return err
+		}
 	}
 	if session.TakenUp() {
 		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is",
@@ -112,9 +134,29 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	defer a.onSecondSignal(nil)
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Session: session,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
 	return s.Run(ctx)
+}
+
+// programOf is CMD, which can be started, nil without one. It says what the container runs in the cluster.
+func (a *app) programOf(ctx context.Context, k *kube.Client, name string, o swapOptions) (*swap.Program, error) {
+	if len(o.program) == 0 {
+		return nil, nil
+	}
+	p := &swap.Program{Args: o.program, Token: o.token, Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr, OnSignal: a.onSignal}
+	if o.localTimeoutSet {
+		p.LocalTimeout = o.localTimeout
+	}
+	if err := p.Check(ctx, k); err != nil {
+		return nil, err
+	}
+	like, err := proxypod.FindLike(ctx, k, name, o.container)
+	if err != nil {
+		return nil, err
+	}
+	a.say("in the cluster the container runs " + like.Instead())
+	return p, nil
 }
 
 // planSwap reads the cluster and plans; parts are a carried proxy's.
@@ -154,6 +196,9 @@ func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, o swap.Op
 
 // targetArgs accepts "deployment NAME" and "deployment/NAME".
 func targetArgs(cmd *cobra.Command, args []string) error {
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		args = args[:dash]
+	}
 	if len(args) < 1 || len(args) > 2 {
 		return fmt.Errorf("name one workload: %s", cmd.Use)
 	}

@@ -16,16 +16,17 @@ const (
 	ProxyLabel = Prefix + "proxy"
 	// UndoAnnotation holds the undo record, on the Lease and on the target.
 	UndoAnnotation = Prefix + "undo"
-	// TargetAnnotation on a Lease names what it is for: "deployment/orders" or "connect".
+	// TargetAnnotation on a Lease names what it is for: "deployment/orders", "connect" or "env".
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
 	ClientAnnotation = Prefix + "client"
 	// TunnelAnnotation on a Lease is the tunnel's state at the last heartbeat, as State's String gives it.
 	TunnelAnnotation = Prefix + "tunnel"
-	// KindLabel on a Lease is "swap" or "connect".
+	// KindLabel on a Lease is "swap", "connect", or "env": of a pod to look by.
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"
 	KindConnect = "connect"
+	KindEnv     = "env"
 
 	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).
 	ManagedByLabel = "app.kubernetes.io/managed-by"

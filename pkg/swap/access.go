@@ -69,6 +69,9 @@ func moving() []access {
 // podProxy is the right for --carrier podproxy, whose request is a GET; it is in no Role unless that is wanted.
 var podProxy = []access{{"", "pods", "proxy", "get"}}
 
+// tokens is the right for --token; it is in no Role unless that is wanted.
+var tokens = []access{{"", "serviceaccounts", "token", "create"}}
+
 // everything is what deploy/swap.yaml grants: swap, restore and status.
 func everything() []access {
 	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}})

@@ -86,7 +86,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		}
 	}
 
-	app, err := appContainer(template, o.Container)
+	app, err := proxypod.AppContainer(template, o.Container)
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
@@ -169,28 +169,6 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 	p.Lease = newLease(&p.Undo, record, o.Owner, o.Client.String(), o.Now)
 	return p, nil
-}
-
-// appContainer is the one named, else the default container (the annotation kubectl knows), else
-// the first that declares a port, else the first.
-func appContainer(t corev1.PodTemplateSpec, name string) (corev1.Container, error) {
-	var names []string
-	for _, c := range t.Spec.Containers {
-		names = append(names, c.Name)
-	}
-	if name == "" {
-		name = t.Annotations["kubectl.kubernetes.io/default-container"]
-	}
-	if name != "" {
-		if i := slices.Index(names, name); i >= 0 {
-			return t.Spec.Containers[i], nil
-		}
-		return corev1.Container{}, fmt.Errorf("no container %q in the pod template: it has %s", name, strings.Join(names, ", "))
-	}
-	if i := slices.IndexFunc(t.Spec.Containers, func(c corev1.Container) bool { return len(c.Ports) > 0 }); i >= 0 {
-		return t.Spec.Containers[i], nil
-	}
-	return t.Spec.Containers[0], nil
 }
 
 // selecting are the Services that select pods with these labels.

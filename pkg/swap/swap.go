@@ -47,6 +47,8 @@ type Swap struct {
 	ReadyTimeout time.Duration
 	ResumeWindow time.Duration // as tunnel.Client's
 	Version      string
+	// Program is started to answer; nil: a process answers already.
+	Program *Program
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
 	Log *slog.Logger
@@ -54,14 +56,15 @@ type Swap struct {
 	claim   *claim
 	proxy   *proxypod.Proxy
 	tunnel  *tunnel.Client
-	ending  atomic.Bool // giving back has begun
-	refused atomic.Bool // the local process refused the last connection
+	answers chan struct{} // closed when Program does
+	ending  atomic.Bool   // giving back has begun
+	refused atomic.Bool   // the local process refused the last connection
 }
 
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
 // after a swap that ctx ended, or whose target was deleted. Any other end is an error, after everything was given back as far
 // as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
-// (tunnel.ErrDisplaced) nothing is given back.
+// (tunnel.ErrDisplaced) nothing is given back. With Program its end ends the swap too: with a *child.ExitError.
 func (s *Swap) Run(ctx context.Context) error {
 	if err := s.Session.begin(s.Plan); err != nil {
 		s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
@@ -99,6 +102,11 @@ func (s *Swap) Run(ctx context.Context) error {
 			release(err)
 		}
 	})
+
+	if s.Program != nil {
+		s.answers = make(chan struct{})
+		running.Go(func() { release(s.Program.run(background, held, s, func() { close(s.answers) })) })
+	}
 
 	if s.Session.TakenUp() {
 		err = s.takeUp(held)
@@ -151,9 +159,11 @@ func (s *Swap) enter(ctx context.Context) (*claim, error) {
 
 // takeUp waits until the proxy of the earlier bridge has this one.
 func (s *Swap) takeUp(ctx context.Context) error {
+	if err := s.awaitProgram(ctx); err != nil {
+		return err
+	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}
@@ -239,9 +249,11 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err := proxypod.Create(ctx, s.Kube, lease, maps, s.Plan.Proxy); err != nil {
 		return proxyError(err)
 	}
+	if err := s.awaitProgram(ctx); err != nil {
+		return err
+	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered before the claim
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -38,6 +39,10 @@ func (s *server) run() error {
 	}
 	log.Printf("%s listens on %s", s.name, s.http)
 	return http.ListenAndServe(s.http, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/look" {
+			_ = json.NewEncoder(w).Encode(look(r.URL.Query()["path"]))
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, s.name)
 	}))
