@@ -24,6 +24,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,12 @@ func podProxyRole() rbacv1.Role {
 // start starts bridge in the world's namespace with another kubeconfig.
 func (w *world) bridgeAs(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), append(args, "-n", w.ns)...)
+	end := len(args)
+	if i := slices.Index(args, "--"); i >= 0 {
+		end = i
+	}
+	args = slices.Insert(slices.Clone(args), end, "-n", w.ns)
+	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), args...)
 }
 
 // connect starts bridge connect.

@@ -19,7 +19,6 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // everySourceYAML is a workload that has its environment and files from everywhere that there is.
@@ -136,16 +135,20 @@ var ofThePod = []string{"POD", "IP", "HOSTNAME"}
 // ofTheLaptop are what stays this machine's.
 var ofTheLaptop = []string{"PATH", "HOME", "TMPDIR"}
 
-func newLikepod(t *testing.T) *world {
-	t.Helper()
-	w := newWorld(t)
+func everySource() string {
 	blob := make([]byte, 1000)
 	for i := range blob {
 		blob[i] = byte(i)
 	}
 	// With its name the ConfigMap fills the MiB that the API server allows.
 	large := strings.Repeat("0123456789abcde ", 1<<20/16)[:1<<20-len("text")]
-	w.apply(fmt.Sprintf(everySourceYAML, s.image, restrictedYAML, base64.StdEncoding.EncodeToString(blob), large))
+	return fmt.Sprintf(everySourceYAML, s.image, restrictedYAML, base64.StdEncoding.EncodeToString(blob), large)
+}
+
+func newLikepod(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	w.apply(everySource())
 	w.apply(fmt.Sprintf(clientYAML, s.image))
 	w.awaitReady("app=orders", 1)
 	w.awaitReady("app=client", 1)
@@ -230,10 +233,8 @@ func TestProgramLikeInThePod(t *testing.T) {
 	}
 
 	// What changes in the cluster arrives: as soon as the kubelet has it, which takes it a minute or so.
-	patch := []byte(`{"data":{"app.conf":"level = debug\n","new.conf":"new"}}`)
-	if _, err := s.client.CoreV1().ConfigMaps(w.ns).Patch(t.Context(), "settings", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "team"}); err != nil {
-		t.Fatal(err)
-	}
+	settings, _, _ := strings.Cut(everySource(), "\n---\n")
+	w.apply(strings.Replace(settings, `app.conf: "level = info\n"`, `app.conf: "level = debug\n"`+"\n  new.conf: new", 1))
 	b.says("changed in the cluster: ")
 	if text, err := os.ReadFile(filepath.Join(root, "etc/orders/app.conf")); err != nil || string(text) != "level = debug\n" {
 		t.Errorf("%q, %v", text, err)
@@ -246,10 +247,7 @@ func TestProgramLikeInThePod(t *testing.T) {
 			t.Errorf("%s still runs", p.Name)
 		}
 	}
-	if _, err := s.client.CoreV1().ConfigMaps(w.ns).Patch(t.Context(), "settings", types.MergePatchType,
-		[]byte(`{"data":{"app.conf":"level = info\n","new.conf":null}}`), metav1.PatchOptions{FieldManager: "team"}); err != nil {
-		t.Fatal(err)
-	}
+	w.apply(settings)
 
 	b.signal(syscall.SIGINT) // the sample dies of it, as most programs do
 	b.exits(128 + int(syscall.SIGINT))
