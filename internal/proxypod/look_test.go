@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/yaml"
 )
 
@@ -102,10 +103,8 @@ func TestAPodToLookBy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, _ := yaml.Marshal(before); true {
-		if b, _ := yaml.Marshal(template); string(a) != string(b) {
-			t.Error("the template was changed")
-		}
+	if !equality.Semantic.DeepEqual(before, template) {
+		t.Error("the template was changed")
 	}
 	pod := d.Spec.Template
 	if len(pod.Labels) != 1 || pod.Labels[ProxyLabel] != "bridge-env-x" || len(pod.Spec.Containers) != 1 || len(pod.Spec.InitContainers) != 0 || pod.Spec.HostNetwork {
