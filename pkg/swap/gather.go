@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -73,7 +74,7 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		}))
 	}
 	f.LimitCPU = proxypod.WantsCPULimit(ctx, k, ns)
-	return f, nil
+	return f, fault.After(fault.PlanRead, nil)
 }
 
 // sharedWith are the pods that the Service selects beside the target's: moving its endpoints would
