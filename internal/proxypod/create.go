@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/fault"
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 )
 
@@ -29,12 +30,12 @@ func OwnedBy(l *coordinationv1.Lease) []metav1.OwnerReference {
 const (
 	// goneTimeout is how long a proxy's pods may take to end: their grace period and a slow node.
 	goneTimeout = time.Minute
-	// collectTimeout is how long the garbage collector may take with what an earlier Lease of the name owned.
+	// collectTimeout is how long the garbage collector may take with what a Lease owned that somebody has deleted.
 	collectTimeout = 30 * time.Second
 )
 
-// Create creates the proxy's ConfigMaps and its Deployment, owned by the Lease. What an earlier Lease owned, that somebody has
-// just deleted, it waits for to be gone.
+// Create creates the proxy's ConfigMaps and its Deployment, owned by the Lease. An earlier Lease's ConfigMaps may be there for a
+// moment still, when AwaitNone has returned.
 func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, maps []*corev1.ConfigMap, d *appsv1.Deployment) error {
 	options := metav1.CreateOptions{FieldManager: FieldManager}
 	for _, m := range maps {
@@ -50,10 +51,7 @@ func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, ma
 	}
 	d = d.DeepCopy()
 	d.OwnerReferences = OwnedBy(lease)
-	err := afresh(ctx, func() error {
-		_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, options)
-		return err
-	})
+	_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, options)
 	return kube.Explain(fault.After(fault.ProxyCreated, err), "create deployment "+d.Name+" in "+d.Namespace)
 }
 
@@ -64,6 +62,24 @@ func afresh(ctx context.Context, create func() error) error {
 		err = create()
 		return !apierrors.IsAlreadyExists(err), nil
 	})
+	return err
+}
+
+// AwaitNone waits until an earlier proxy is gone whose Lease somebody has deleted: its pods know another key, and a tunnel that
+// comes to one of them would end. A pod that lingers is not waited for.
+func (p *Proxy) AwaitNone(ctx context.Context) error {
+	err := wait.PollUntilContextTimeout(ctx, Poll, collectTimeout, true, func(ctx context.Context) (bool, error) {
+		_, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, p.Lease, metav1.GetOptions{})
+		return apierrors.IsNotFound(err), nil
+	})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace,
+			"deployment/%s in %s, which has the proxy's name, is there already, and no Lease of that name", p.Lease, p.Namespace)
+	}
+	_, err = p.waitGone(ctx)
 	return err
 }
 

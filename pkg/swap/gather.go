@@ -42,6 +42,9 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 	if !apierrors.IsNotFound(err) {
 		return Facts{}, kube.Explain(err, "get the swap's Lease in "+ns)
 	}
+	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: proxypod.LeaseName("deployment", name)}).AwaitNone(ctx); err != nil {
+		return Facts{}, err
+	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return Facts{}, kube.Explain(err, "list services in "+ns)

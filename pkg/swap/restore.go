@@ -66,9 +66,8 @@ func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *c
 	}
 	x := changer{r.Kube, c}
 	for _, change := range u.Changes {
-		if err := r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) }); err != nil {
-			return nil, nil, err
-		}
+		// What keeps a Service from being written to is no reason not to give back the rest.
+		_ = r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) })
 	}
 	return u, c, nil
 }
