@@ -78,7 +78,7 @@ func TestStopGoesOn(t *testing.T) {
 func TestAfterKeepsTheStepsError(t *testing.T) {
 	t.Setenv(Env, string(Claimed)+":error")
 	failed := errors.New("the step failed")
-	if err := After(Claimed, failed); err != failed {
+	if err := After(Claimed, failed); !errors.Is(err, failed) {
 		t.Errorf("got %v", err)
 	}
 }

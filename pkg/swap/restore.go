@@ -226,7 +226,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	if ready && changed {
-		if err := fault.After(fault.Settled, r.moveBack(ctx, x, u, proxy, back)); err != nil {
+		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, back)); err != nil {
 			return err
 		}
 	}
@@ -365,7 +365,7 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
 // proxy's, and callers know it.
-func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *proxypod.Proxy, back []Object) error {
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
 		return kube.IgnoreTransient(err) // no proxy: nothing to move from
