@@ -302,7 +302,7 @@ func (w *world) answersSteadily(name string) {
 func TestErrorAtEachPoint(t *testing.T) {
 	t.Parallel()
 	ignored := []point.Point{point.SessionKept, point.SessionHeld, point.Beat, point.SessionEnding, point.SessionForgotten}
-	short := []point.Point{point.MapCreated, point.Moved, point.Scaled, point.MovedBack, point.ProxyGone}
+	short := []point.Point{point.Moved, point.ProxyGone}
 	for _, st := range stages() {
 		if slices.Contains(ignored, st.point) || st.how == takingUp || st.how == orphaned || !soak(true, slices.Contains(short, st.point)) {
 			continue
@@ -393,7 +393,7 @@ func (p *process) goesOnToItsEnd() {
 // Whoever is frozen at any point, and wakes up when another has given back, finds nothing to do, and both say so.
 func TestFrozenRestoreWakesUp(t *testing.T) {
 	t.Parallel()
-	short := []point.Point{point.Checked, point.RestoreTaken, point.RecordRemoved, point.ProxyGone}
+	short := []point.Point{point.Checked, point.ProxyGone}
 	points := stages()
 	points = append(points, stage{point: point.Checked, how: restoring})
 	for _, st := range points {
