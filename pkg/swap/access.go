@@ -72,9 +72,9 @@ var podProxy = []access{{"", "pods", "proxy", "get"}}
 // tokens is the right for --token; it is in no Role unless that is wanted.
 var tokens = []access{{"", "serviceaccounts", "token", "create"}}
 
-// everything is what deploy/swap.yaml grants: swap, restore and status.
+// everything is what deploy/swap.yaml grants: swap, restore, also --all, and status.
 func everything() []access {
-	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}})
+	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}, {"apps", "deployments", "", "list"}})
 }
 
 // missing asks the API server which of the rights the user lacks in the namespace.
