@@ -3,6 +3,7 @@ package proxypod
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -31,9 +32,15 @@ const (
 	maxReason = 256
 )
 
+// More is what else a heartbeat writes into the Lease.
+type More struct {
+	Annotations func() map[string]string // nil: nothing
+	News        <-chan struct{}          // asks for a heartbeat soon
+}
+
 // Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client) error {
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More) error {
 	due := time.NewTimer(0)
 	defer due.Stop()
 	state, changed := t.Watch()
@@ -48,10 +55,20 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 				due.Reset(changeDelay)
 			}
 			continue
+		case <-more.News:
+			if !soon {
+				soon = true
+				due.Reset(changeDelay)
+			}
+			continue
 		case <-due.C:
 		}
 		state, changed = t.Watch()
-		if err := beat(ctx, k, lease, state); err != nil {
+		annotations := map[string]string{TunnelAnnotation: StateOf(state).String()}
+		if more.Annotations != nil {
+			maps.Copy(annotations, more.Annotations())
+		}
+		if err := beat(ctx, k, lease, annotations); err != nil {
 			return err
 		}
 		soon, written = false, state.Phase
@@ -61,7 +78,7 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 
 // beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
 // lapses meanwhile.
-func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
+func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, annotations map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
 	defer cancel()
 	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
@@ -76,7 +93,10 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, stat
 	}
 	stamp := metav1.NowMicro()
 	now.Spec.RenewTime = &stamp
-	metav1.SetMetaDataAnnotation(&now.ObjectMeta, TunnelAnnotation, StateOf(state).String())
+	if now.Annotations == nil {
+		now.Annotations = map[string]string{}
+	}
+	maps.Copy(now.Annotations, annotations)
 	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"bridge/internal/carry"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
 )
@@ -56,6 +57,14 @@ type Swap struct {
 	tunnel  *tunnel.Client
 	ending  atomic.Bool // giving back has begun
 	refused atomic.Bool // the local process refused the last connection
+	probes  *probe.Runner
+	probed  chan struct{} // there is news of them for the Lease
+}
+
+func (s *Swap) init() {
+	if s.probes == nil {
+		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+	}
 }
 
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
@@ -63,6 +72,7 @@ type Swap struct {
 // as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
 // (tunnel.ErrDisplaced) nothing is given back.
 func (s *Swap) Run(ctx context.Context) error {
+	s.init()
 	if err := s.Session.begin(s.Plan); err != nil {
 		s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 	}
@@ -94,8 +104,11 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
+	s.probes.OnChange(s.sayProbe)
+	running.Go(func() { s.probes.Run(background) })
+	running.Go(func() { s.followProbes(background) })
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel); err != nil {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, proxypod.More{Annotations: s.probesAnnotation, News: s.probed}); err != nil {
 			release(err)
 		}
 	})
@@ -153,7 +166,6 @@ func (s *Swap) enter(ctx context.Context) (*claim, error) {
 func (s *Swap) takeUp(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}
@@ -241,7 +253,6 @@ func (s *Swap) apply(ctx context.Context) error {
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered before the claim
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}
