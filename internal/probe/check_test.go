@@ -362,10 +362,18 @@ func TestOf(t *testing.T) {
 	probes, notes = Of(c, o)
 	want := []string{
 		`the startupProbe is not run here: the container has no port "admin"`,
-		"the readinessProbe is not run here: it asks another host than the pod, 127.0.0.1",
+		"the readinessProbe is not run here: it asks another host than the pod, \"127.0.0.1\"",
 		"the livenessProbe is not run here: port 9000 is elsewhere",
 	}
 	if len(probes) != 0 || !slices.Equal(notes, want) {
 		t.Errorf("%v, %q, want %q", probes, notes, want)
+	}
+}
+
+// What comes from the cluster is shown on one line, and drives no terminal.
+func TestWordsAreOneLine(t *testing.T) {
+	p := of(t, corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "one\n\x1b[2Jtwo" + strings.Repeat("x", 1000)}}}, 1, Options{Exec: true})
+	if strings.ContainsAny(p.What, "\n\x1b") || len(p.What) != maxWhy {
+		t.Errorf("%q", p.What)
 	}
 }

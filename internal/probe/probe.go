@@ -119,6 +119,7 @@ func Of(c corev1.Container, o Options) (probes []*Probe, notes []string) {
 		if note != "" {
 			notes = append(notes, fmt.Sprintf("the %sProbe %s", s.kind, note))
 		}
+		p.What = words(p.What)
 		probes = append(probes, p)
 	}
 	return probes, notes
@@ -176,7 +177,7 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 // at is the local port for a probe's.
 func (o Options) at(host string, port intstr.IntOrString, c *corev1.Container) (int32, error) {
 	if host != "" {
-		return 0, fmt.Errorf("it asks another host than the pod, %s", host)
+		return 0, fmt.Errorf("it asks another host than the pod, %q", host)
 	}
 	n := port.IntVal
 	if port.Type == intstr.String {
