@@ -34,7 +34,7 @@ const (
 
 // More is what else a heartbeat writes into the Lease.
 type More struct {
-	Annotations func() map[string]string // nil: nothing
+	Annotations func() map[string]string // nil: nothing; an empty value removes one
 	News        <-chan struct{}          // asks for a heartbeat soon
 }
 
@@ -93,10 +93,13 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, anno
 	}
 	stamp := metav1.NowMicro()
 	now.Spec.RenewTime = &stamp
-	if now.Annotations == nil {
-		now.Annotations = map[string]string{}
+	for key, value := range annotations {
+		if value == "" {
+			delete(now.Annotations, key)
+			continue
+		}
+		metav1.SetMetaDataAnnotation(&now.ObjectMeta, key, value)
 	}
-	maps.Copy(now.Annotations, annotations)
 	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
 	return nil
 }

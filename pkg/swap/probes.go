@@ -100,18 +100,15 @@ func times(n int) string {
 	return fmt.Sprintf("%d times in a row", n)
 }
 
-// probesAnnotation is for the Lease.
+// probesAnnotation is for the Lease. Without probes it removes that of an earlier bridge.
 func (s *Swap) probesAnnotation() map[string]string {
 	states, _, _ := s.probes.Watch()
-	if len(states) == 0 {
-		return nil
-	}
 	for i := range states {
 		states[i].Since = states[i].Since.UTC().Truncate(time.Second)
 	}
-	b, err := json.Marshal(states)
-	if err != nil {
-		return nil
+	text := ""
+	if b, err := json.Marshal(states); err == nil && len(states) > 0 {
+		text = string(b)
 	}
-	return map[string]string{proxypod.ProbesAnnotation: string(b)}
+	return map[string]string{proxypod.ProbesAnnotation: text}
 }
