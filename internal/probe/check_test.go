@@ -66,6 +66,9 @@ func silentPort(t *testing.T) int32 {
 	return portOf(t, ln.Addr())
 }
 
+// patient is the timeout of a probe that has to come in time, in seconds, on a machine that is busy.
+const patient = 60
+
 // of is the one probe of a container that has this handler.
 func of(t *testing.T, h corev1.ProbeHandler, timeoutSeconds int32, o Options) *Probe {
 	t.Helper()
@@ -138,7 +141,11 @@ func TestHTTPGet(t *testing.T) {
 		{"HTTP", silent, "/", Outcome{Failure, "no answer in time", false}},
 		{"HTTP", nobody, "/", Outcome{Failure, "connection refused", true}},
 	} {
-		p := of(t, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: tt.scheme, Path: tt.path, Port: intstr.FromInt32(tt.port)}}, 1, Options{})
+		timeout := int32(patient)
+		if tt.port == silent {
+			timeout = 1
+		}
+		p := of(t, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: tt.scheme, Path: tt.path, Port: intstr.FromInt32(tt.port)}}, timeout, Options{})
 		if got := p.run(t.Context()); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", p.What, got, tt.want)
 		}
@@ -159,7 +166,7 @@ func TestHTTPGetSendsWhatTheKubeletSends(t *testing.T) {
 		{[]corev1.HTTPHeader{{Name: "host", Value: "shop.example"}, {Name: "user-agent", Value: "mine"}, {Name: "Accept", Value: ""}, {Name: "x-a", Value: "1"}, {Name: "X-A", Value: "2"}},
 			"shop.example", http.Header{"User-Agent": {"mine"}, "X-A": {"1", "2"}, "Connection": {"close"}}},
 	} {
-		p := of(t, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/a", Port: intstr.FromInt32(port), HTTPHeaders: tt.headers}}, 1, Options{})
+		p := of(t, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/a", Port: intstr.FromInt32(port), HTTPHeaders: tt.headers}}, patient, Options{})
 		for range 2 { // headers are not used up
 			if out := p.run(t.Context()); out.Result != Success {
 				t.Fatalf("%+v", out)
@@ -174,7 +181,7 @@ func TestHTTPGetSendsWhatTheKubeletSends(t *testing.T) {
 func TestTCP(t *testing.T) {
 	open, closed := silentPort(t), closedPort(t)
 	for port, want := range map[int32]Outcome{open: {Success, "connected", false}, closed: {Failure, "connection refused", true}} {
-		p := of(t, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}}, 1, Options{})
+		p := of(t, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}}, patient, Options{})
 		if got := p.run(t.Context()); got != want {
 			t.Errorf("%s: %+v, want %+v", p.What, got, want)
 		}
@@ -194,7 +201,11 @@ func TestExec(t *testing.T) {
 		{[]string{"sh", "-c", "sleep 3600 & echo $! >$0", mark}, Outcome{Result: Success, Why: "exit status 0"}},
 		{[]string{"/does/not/exist"}, Outcome{Result: Unknown, Why: "fork/exec /does/not/exist: no such file or directory"}},
 	} {
-		p := of(t, corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: tt.command}}, 2, Options{Exec: true})
+		timeout := int32(patient)
+		if slices.Contains(tt.command, "exec sleep 3600") {
+			timeout = 1
+		}
+		p := of(t, corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: tt.command}}, timeout, Options{Exec: true})
 		if got := p.run(t.Context()); got != tt.want {
 			t.Errorf("%q: %+v, want %+v", tt.command, got, tt.want)
 		}
@@ -213,14 +224,14 @@ func TestExecNeedsLeave(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "ran")
 	h := corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"touch", mark}}}
 	port := closedPort(t)
-	p := of(t, h, 1, Options{Port: port})
+	p := of(t, h, patient, Options{Port: port})
 	if out := p.run(t.Context()); !out.Absent {
 		t.Errorf("%s: %+v", p.What, out)
 	}
 	if _, err := os.Stat(mark); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the command ran")
 	}
-	of(t, h, 1, Options{Port: port, Exec: true}).run(t.Context())
+	of(t, h, patient, Options{Port: port, Exec: true}).run(t.Context())
 	if _, err := os.Stat(mark); err != nil {
 		t.Errorf("the command did not run: %v", err)
 	}
@@ -285,6 +296,7 @@ func TestGRPC(t *testing.T) {
 	port := serve(t, s, s.Start)
 	s = httptest.NewUnstartedServer(http.NotFoundHandler())
 	old := serve(t, s, s.Start)
+	silent := silentPort(t)
 	for _, tt := range []struct {
 		port    int32
 		service string
@@ -299,10 +311,14 @@ func TestGRPC(t *testing.T) {
 		{port, "other", Outcome{Failure, "gRPC status 5: the server does not know the service", false}},
 		{port, "none", Outcome{Failure, "gRPC status 12: the server has no health service (grpc.health.v1.Health)", false}},
 		{port, "hang", Outcome{Failure, "no answer in time", false}},
-		{silentPort(t), "", Outcome{Failure, "no answer in time", false}},
+		{silent, "", Outcome{Failure, "no answer in time", false}},
 		{closedPort(t), "", Outcome{Failure, "connection refused", true}},
 	} {
-		p := of(t, corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: tt.port, Service: &tt.service}}, 1, Options{})
+		timeout := int32(patient)
+		if tt.port == silent || tt.service == "hang" {
+			timeout = 1
+		}
+		p := of(t, corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: tt.port, Service: &tt.service}}, timeout, Options{})
 		if got := p.run(t.Context()); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", p.What, got, tt.want)
 		}

@@ -112,7 +112,7 @@ func TestProbesBesideTheKubelet(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			probe := "readinessProbe: {" + handler + ", periodSeconds: 1, failureThreshold: 3, successThreshold: 2}"
+			probe := "readinessProbe: {" + handler + ", periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 3, successThreshold: 2}"
 			w := newWorld(t).withProbes("orders", probe, 1).withProbes("twin", probe, 1)
 			local := startHealthy(t, freePort(t), "S")
 			b := w.bridge(local.swapFlags()...)
@@ -172,7 +172,7 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 		w.await("an answer by the laptop", func() bool { who, err := get(); return err == nil && who == "laptop" })
 	}
 	local.answers("F")
-	refused("status 503, 3 times in a row")
+	refused(", 3 times in a row: callers are refused until it succeeds")
 	w.await("the status", func() bool { return slices.Contains(w.probeResults(), "readiness failure") })
 	local.answers("S")
 	answered(1)
