@@ -21,7 +21,7 @@ import (
 // withProbes is withOrders with other probes of the deployment, and as many pods.
 func (w *world) withProbes(name, probes string, pods int) *world {
 	w.t.Helper()
-	const usual = "readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}"
+	const usual = "readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}"
 	docs := fmt.Sprintf(ordersYAML, s.image)
 	docs = strings.ReplaceAll(strings.Replace(docs, usual, probes, 1), "orders", name)
 	w.apply(strings.Replace(docs, "replicas: 2", fmt.Sprintf("replicas: %d", pods), 1))
