@@ -42,7 +42,7 @@ func (e absentError) Unwrap() error { return e.error }
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
 	var timeout net.Error
-	if err != nil && ctx.Err() == nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+	if err != nil && ctx.Err() == nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
 		return nil, absentError{err}
 	}
 	return conn, err
