@@ -2,6 +2,7 @@ package proxypod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -39,8 +41,10 @@ type More struct {
 }
 
 // Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
-// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More) error {
+// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
+// when it has not come through for StaleAfter, why, and when it does again.
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More, say func(string)) error {
+	last, silent := time.Now(), false
 	due := time.NewTimer(0)
 	defer due.Stop()
 	state, changed := t.Watch()
@@ -68,16 +72,27 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 		if more.Annotations != nil {
 			maps.Copy(annotations, more.Annotations())
 		}
-		if err := beat(ctx, k, lease, annotations); err != nil {
-			return err
+		err := beat(ctx, k, lease, annotations)
+		if taken := new(TakenError); errors.As(err, &taken) {
+			return taken
+		}
+		since := time.Since(last).Round(time.Second)
+		switch {
+		case err == nil && silent:
+			say(fmt.Sprintf("the heartbeat comes through again, after %v", since))
+			fallthrough
+		case err == nil:
+			last, silent = time.Now(), false
+		case since >= StaleAfter && !silent && ctx.Err() == nil:
+			say(fmt.Sprintf("no heartbeat has come through for %v; after %d s this counts as left behind: %v", since, LeaseSeconds, err))
+			silent = true
 		}
 		soon, written = false, state.Phase
 		due.Reset(HeartbeatPeriod)
 	}
 }
 
-// beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
-// lapses meanwhile.
+// beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
 func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, annotations map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
 	defer cancel()
@@ -87,7 +102,7 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, anno
 	case apierrors.IsNotFound(err):
 		return &TakenError{}
 	case err != nil:
-		return nil
+		return kube.Explain(err, "get lease "+lease.Name)
 	case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
 		return &TakenError{By: value(now.Spec.HolderIdentity)}
 	}
@@ -100,8 +115,8 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, anno
 		}
 		metav1.SetMetaDataAnnotation(&now.ObjectMeta, key, value)
 	}
-	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
-	return nil
+	_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+	return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
 }
 
 // State is a tunnel's state as a Lease has it, "degraded since 2026-11-24T06:30:00Z: an answer takes 900ms".
