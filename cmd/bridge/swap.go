@@ -61,7 +61,9 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
-	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports (default with CMD: as long as it runs)")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes (default with CMD: as long as it runs)")
+	f.Var((*offValue)(&o.noProbes), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
+	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
@@ -77,6 +79,7 @@ type swapOptions struct {
 	resumeWindow               time.Duration
 	dryRun, token              bool
 	program                    []string // CMD
+	noProbes, execProbes       bool
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
@@ -85,7 +88,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes}
 	if o.dryRun {
 		return a.dryRun(ctx, k, name, options, source)
 	}
@@ -113,8 +116,12 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 			return err
 		}
 	}
+	s := &swap.Swap{
+		Kube: k, Plan: plan, Parts: parts, Session: session,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
+	}
 	if program == nil {
-		if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
 			return err
 		}
 	}
@@ -130,12 +137,11 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	for _, p := range plan.Ports {
 		a.say("port " + p.String())
 	}
+	for _, p := range plan.Probes {
+		a.say("probe " + p.String())
+	}
 	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
-	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
-	}
 	return s.Run(ctx)
 }
 

@@ -122,7 +122,7 @@ func (p *Program) await(ctx context.Context, s *Swap) error {
 	if timeout == 0 {
 		timeout = forever
 	}
-	return AwaitLocal(ctx, s.Plan.Ports, timeout, s.Say)
+	return s.AwaitLocal(ctx, timeout)
 }
 
 // forever is longer than anybody waits.
@@ -170,12 +170,20 @@ func (s *Swap) awaitProgram(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		select {
-		case <-s.answers:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
 	}
-	s.tunnel.SetReady(true)
+	if !s.answered(ctx) {
+		return context.Cause(ctx)
+	}
 	return nil
+}
+
+// answered waits until the local process answers, and tells whether it does before ctx is done. From then on its probes are run, and
+// followed: until then nobody may be sent to it.
+func (s *Swap) answered(ctx context.Context) bool {
+	select {
+	case <-s.answers:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

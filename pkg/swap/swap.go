@@ -24,6 +24,7 @@ import (
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
 )
@@ -60,6 +61,14 @@ type Swap struct {
 	answers chan struct{} // closed when Program does
 	ending  atomic.Bool   // giving back has begun
 	refused atomic.Bool   // the local process refused the last connection
+	probes  *probe.Runner
+	probed  chan struct{} // there is news of them for the Lease
+}
+
+func (s *Swap) init() {
+	if s.probes == nil {
+		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+	}
 }
 
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
@@ -67,6 +76,7 @@ type Swap struct {
 // as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
 // (tunnel.ErrDisplaced) nothing is given back. With Program its end ends the swap too: with a *child.ExitError.
 func (s *Swap) Run(ctx context.Context) error {
+	s.init()
 	if err := s.Session.begin(s.Plan); err != nil {
 		s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 	}
@@ -87,6 +97,10 @@ func (s *Swap) Run(ctx context.Context) error {
 		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
 	}
 
+	s.answers = make(chan struct{})
+	if s.Program == nil {
+		close(s.answers) // AwaitLocal has seen to that
+	}
 	// The tunnel and the heartbeat outlive ctx: traffic flows until the proxy is gone.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
@@ -98,14 +112,25 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
+	s.probes.OnChange(s.sayProbe)
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, s.Say); err != nil {
+		if s.answered(background) {
+			s.probes.Run(background)
+		}
+	})
+	running.Go(func() {
+		if s.answered(background) {
+			s.followProbes(background)
+		}
+	})
+	running.Go(func() {
+		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, more, s.Say); err != nil {
 			release(err)
 		}
 	})
 
 	if s.Program != nil {
-		s.answers = make(chan struct{})
 		running.Go(func() { release(s.Program.run(background, held, s, func() { close(s.answers) })) })
 	}
 

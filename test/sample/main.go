@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|check|dial|look|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -34,6 +34,7 @@ func run(args []string) error {
 		flags.StringVar(&s.http, "http", ":8080", "HTTP address")
 		flags.StringVar(&s.tcp, "tcp", "", "address of the TCP server that check talks to")
 		flags.StringVar(&s.udp, "udp", "", "address of a UDP server that sends back what it gets, with its name before it")
+		flags.StringVar(&s.health.pattern, "health", "S", "what probes get, one letter each: S good, F bad, H no answer; the last goes on")
 		flags.DurationVar(&s.startup, "startup", 0, "how long to wait before listening")
 		_ = flags.Parse(args[1:])
 		exitOnSIGTERM()
@@ -76,6 +77,10 @@ func run(args []string) error {
 		return err
 	case "look":
 		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
+	case "put":
+		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
+		_ = flags.Parse(args[1:])
+		return put(*url, *body)
 	case "wait": // a pod to run the others in
 		exitOnSIGTERM()
 		select {}
