@@ -5,6 +5,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/swap"
 )
 
@@ -27,6 +28,9 @@ undo is in the cluster. It also removes the pod of a connect that was killed. br
 				if len(args) != 2 {
 					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
 				}
+				if err := rights.CheckRemove(ctx, k, args[1]); err != nil {
+					return err
+				}
 				if err := proxypod.Remove(ctx, k, k.Namespace, args[1]); err != nil {
 					return err
 				}
@@ -35,6 +39,9 @@ undo is in the cluster. It also removes the pod of a connect that was killed. br
 			}
 			name, err := parseWorkload(args)
 			if err != nil {
+				return err
+			}
+			if err := rights.Restore.Check(ctx, k, "restore deployment/"+name, false); err != nil {
 				return err
 			}
 			r := &swap.Restorer{Kube: k, Say: a.progress()}

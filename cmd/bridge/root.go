@@ -85,8 +85,9 @@ It reads the kubeconfig that kubectl reads.`,
 		newRestoreCommand(a),
 		newStatusCommand(a),
 		newForwardCommand(a),
-		newImageCommand(a),
 		newConnectCommand(a),
+		newRBACCommand(a),
+		newImageCommand(a),
 		newVersionCommand(a),
 	)
 

@@ -9,14 +9,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/pkg/swap"
-	"bridge/pkg/tunnel"
 )
 
 func newSwapCommand(a *app) *cobra.Command {
@@ -31,7 +29,8 @@ stays at 0 replicas until the same command takes the swap up again or somebody r
 The process has to listen on the container's ports, or on those that --port maps.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
-  bridge swap deployment orders --dry-run         # every object and change, nothing done`,
+  bridge swap deployment orders --dry-run         # every object and change, nothing done
+  bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := parseWorkload(args)
@@ -50,7 +49,9 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
 	resumeWindowFlag(cmd, &o.resumeWindow)
-	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
+	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
+	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
+	f.VarP(&o.output, "output", "o", "yaml or json, of a dry run")
 	return cmd
 }
 
@@ -60,18 +61,22 @@ type swapOptions struct {
 	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
 	resumeWindow               time.Duration
-	dryRun                     bool
+	dryRun                     dryRun
+	output                     dryRunOutput
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+	if o.output != "" && o.dryRun == "" {
+		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
+	}
 	k, err := a.kube()
 	if err != nil {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
-	if o.dryRun {
-		return a.dryRun(ctx, k, name, options, source)
+	if o.dryRun != "" {
+		return a.dryRun(ctx, k, name, options, source, o)
 	}
 	step := a.progress()
 	session, note, err := swap.OpenSession(k, name)
@@ -129,27 +134,11 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		}
 		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
-	plan, err = swap.NewPlan(facts, o)
-	return plan, parts, err
-}
-
-// dryRun prints the plan, with a key that nobody has.
-func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) error {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		return err
+	if plan, err = swap.NewPlan(facts, o); err != nil {
+		return nil, nil, err
 	}
-	o.Client = key.Fingerprint()
-	plan, _, err := planSwap(ctx, k, name, o, source)
-	if err != nil {
-		return err
-	}
-	b, err := yaml.Marshal(plan)
-	if err != nil {
-		return err
-	}
-	_, err = a.stdout.Write(b)
-	return err
+	plan.LookAround(ctx, k)
+	return plan, parts, nil
 }
 
 // targetArgs accepts "deployment NAME" and "deployment/NAME".

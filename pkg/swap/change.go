@@ -21,7 +21,8 @@ import (
 // changer makes and unmakes the changes of an undo record, each with preconditions: the object's
 // UID, and the value that is expected there.
 type changer struct {
-	kube *kube.Client
+	kube   *kube.Client
+	dryRun []string // as in metav1.UpdateOptions
 }
 
 var (
@@ -111,7 +112,7 @@ func (x changer) scale(ctx context.Context, o Object, from, to json.RawMessage) 
 			return nil
 		}
 		scale.Spec.Replicas = set
-		_, err = deployments.UpdateScale(ctx, o.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
+		_, err = deployments.UpdateScale(ctx, o.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
 		return err
 	})
 	return now, explainUnlessOurs(err, fmt.Sprintf("scale %s in %s", o, o.Namespace))
@@ -291,7 +292,7 @@ func (x changer) patch(ctx context.Context, o Object, resourceVersion string, bo
 	if err != nil {
 		return err
 	}
-	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager}
+	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
 	set := x.kube.Clientset
 	switch o.Kind {
 	case "Deployment":

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -157,7 +158,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
-	x := changer{r.Kube}
+	x := changer{kube: r.Kube}
 	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
 	record, err := u.Marshal()
 	if err != nil {
@@ -220,6 +221,10 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) }); err != nil {
 			return err
 		}
+	}
+	if changed {
+		by, _ := strings.CutPrefix(holder(c.lease), proxypod.RestoreBy)
+		_ = tell(ctx, r.Kube, u.Target, corev1.EventTypeNormal, reasonGiven, by+" has given it back", time.Now())
 	}
 	if err := r.patiently(ctx, c, func() error { return c.release(ctx) }); err != nil {
 		return err

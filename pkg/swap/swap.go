@@ -56,6 +56,7 @@ type Swap struct {
 	tunnel  *tunnel.Client
 	ending  atomic.Bool // giving back has begun
 	refused atomic.Bool // the local process refused the last connection
+	guard   guard
 }
 
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
@@ -95,12 +96,19 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
 	running.Go(func() {
+		if err := s.watchOthers(background); err != nil {
+			s.Say(err.Error())
+			release(err)
+		}
+	})
+	running.Go(func() {
 		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel); err != nil {
 			release(err)
 		}
 	})
 
 	if s.Session.TakenUp() {
+		s.guard.changed(s.Plan.Undo.Changes...)
 		err = s.takeUp(held)
 	} else {
 		err = s.apply(held)
@@ -109,6 +117,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		if err := s.Session.held(lease); err != nil {
 			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 		}
+		running.Go(func() { s.narrate(background) })
 		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
 		err = s.hold(held)
 	}
@@ -161,11 +170,10 @@ func (s *Swap) takeUp(ctx context.Context) error {
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
-// is taken (*proxypod.TakenError), or the proxy is deleted. It says when somebody else scales the target.
+// is taken (*proxypod.TakenError), or the proxy is deleted.
 func (s *Swap) hold(ctx context.Context) error {
 	target := s.Plan.Undo.Target
 	deployments := s.Kube.Clientset.AppsV1().Deployments(target.Namespace)
-	scaled := false
 	for {
 		if sleep(ctx, targetPeriod) != nil {
 			return nil
@@ -179,10 +187,6 @@ func (s *Swap) hold(ctx context.Context) error {
 		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
-		}
-		if err == nil && d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && !scaled {
-			scaled = true
-			s.Say(fmt.Sprintf("somebody has scaled %s to %d: it stays so when this ends", target, *d.Spec.Replicas))
 		}
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
@@ -232,7 +236,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
 // original serving.
 func (s *Swap) apply(ctx context.Context) error {
-	x := changer{s.Kube}
+	x := changer{kube: s.Kube}
 	u, lease := &s.Plan.Undo, s.claim.lease
 	s.Say("creating the proxy " + lease.Name)
 	maps := proxypod.ConfigMaps(lease.Namespace, lease.Name, s.Parts)
@@ -279,7 +283,11 @@ func (s *Swap) change(ctx context.Context, x changer, c Change) error {
 	if err := s.claim.check(ctx); err != nil {
 		return err
 	}
-	return x.apply(ctx, c)
+	if err := x.apply(ctx, c); err != nil {
+		return err
+	}
+	s.guard.changed(c)
+	return nil
 }
 
 // awaitStopped waits until the original's pods have ended, so that "swapped" means that the laptop
