@@ -28,7 +28,7 @@ func autoscalerNotes(list []autoscalingv2.HorizontalPodAutoscaler, s *Subject) (
 			continue // KEDA's own, and said there
 		}
 		if h.Spec.MinReplicas != nil && *h.Spec.MinReplicas == 0 {
-			notes = append(notes, fmt.Sprintf("horizontalpodautoscaler/%s may scale the original up from 0 (minReplicas: 0): then the swap ends", h.Name))
+			notes = append(notes, fmt.Sprintf("horizontalpodautoscaler/%s may scale the original up from 0 (minReplicas: 0), and it runs beside your process", h.Name))
 			continue
 		}
 		notes = append(notes, fmt.Sprintf("horizontalpodautoscaler/%s stands still while the original is at 0 replicas, and goes on when it is given back", h.Name))

@@ -59,11 +59,11 @@ func kedaNotes(list []scaled, s *Subject) (notes []string) {
 		case has && at == "0":
 			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused at 0 replicas: it leaves the original there", o.Name))
 		case has:
-			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused at %s replicas: it scales the original up to that, and the swap ends", o.Name, at))
+			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused at %s replicas: it scales the original up to that, which then runs beside your process", o.Name, at))
 		case o.Annotations[paused] == "true":
 			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused: it leaves the original at 0 replicas", o.Name))
 		default:
-			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) scales the original up from 0 when a trigger fires: then the swap ends; to keep it, kubectl annotate scaledobject %s -n %s %s=0",
+			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) scales the original up from 0 when a trigger fires, and it runs beside your process; to keep it at 0: kubectl annotate scaledobject %s -n %s %s=0",
 				o.Name, o.Name, s.Target.Namespace, pausedAt))
 		}
 	}

@@ -111,9 +111,10 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 	if err != nil || by.Manager == proxypod.FieldManager {
 		return "", err
 	}
-	who := by.Manager
-	if who == "" {
-		who = "somebody"
+	// The API server notes nobody for an update of the scale subresource, as autoscalers make them.
+	who, named := "somebody", ""
+	if by.Manager != "" {
+		who, named = by.Manager, " ("+by.Manager+")"
 	}
 	what := fmt.Sprintf("%s has scaled %s to %d", who, c.Object, *d.Spec.Replicas)
 	switch {
@@ -123,7 +124,7 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 		return "", s.reverted(what + " again")
 	case !g.said:
 		g.said = true
-		s.Say(fmt.Sprintf("somebody has scaled %s to %d (%s): it stays so when this ends", c.Object, *d.Spec.Replicas, who))
+		s.Say(fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, *d.Spec.Replicas))
 	}
 	return what, nil
 }
@@ -158,7 +159,7 @@ func lastOwner(entries []metav1.ManagedFieldsEntry, path string) (last FieldOwne
 // controller tells whether a program wrote the field that will do so again: one that is known, or one that declares fields
 // (server-side apply) and is not a person's tool.
 func (o FieldOwner) controller() bool {
-	for _, known := range []string{"argocd", "kustomize-controller", "helm-controller", "keda", "kube-controller-manager", "fleetagent", "kapp-controller"} {
+	for _, known := range []string{"argocd", "kustomize-controller", "helm-controller", "fleetagent", "kapp-controller"} {
 		if strings.HasPrefix(o.Manager, known) {
 			return true
 		}

@@ -52,8 +52,7 @@ func TestWhoScalesUp(t *testing.T) {
 		{"argocd-controller", update, true},
 		{"kustomize-controller", apply, true},
 		{"helm-controller", update, true},
-		{"keda", update, true},
-		{"kube-controller-manager", update, true},
+		{"", update, false},
 		{"our-own-sync", apply, true},
 	} {
 		s, scale, _, said := guarded(t)

@@ -27,7 +27,7 @@ const checkTimeout = 2 * time.Minute
 func (c *check) run(out io.Writer) error {
 	f, ok := map[string]func() error{
 		"half-close": c.halfClose, "reset": c.reset, "send-reset": c.sendReset, "upload": c.upload, "download": c.download, "many": c.many,
-		"datagrams": c.datagrams, "ports": c.ports,
+		"datagrams": c.datagrams,
 	}[c.what]
 	if !ok {
 		return fmt.Errorf("unknown check %q", c.what)

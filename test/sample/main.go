@@ -46,9 +46,9 @@ func run(args []string) error {
 		return l.run(os.Stdin, os.Stdout)
 	case "check":
 		var c check
-		flags.StringVar(&c.address, "address", "", "host:port of a serve -tcp, or -udp for datagrams; for ports a host")
-		flags.StringVar(&c.name, "name", "", "who is to answer datagrams; for ports those that may accept, \"80,443\"")
-		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download, many, datagrams or ports")
+		flags.StringVar(&c.address, "address", "", "host:port of a serve -tcp, or -udp for datagrams")
+		flags.StringVar(&c.name, "name", "", "who is to answer datagrams")
+		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download, many or datagrams")
 		flags.Int64Var(&c.bytes, "bytes", 100<<20, "for upload and download")
 		flags.IntVar(&c.connections, "connections", 500, "for many")
 		_ = flags.Parse(args[1:])
