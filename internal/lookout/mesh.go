@@ -37,4 +37,3 @@ func meshNotes(ns *corev1.Namespace, s *Subject) (notes []string) {
 	}
 	return notes
 }
-

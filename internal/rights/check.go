@@ -113,7 +113,7 @@ func (c Command) refuse(namespace, doing string, lacking []Right) error {
 		lines[i] = strings.Join(verbs[kind], ", ") + " " + kind
 	}
 	return hint.Newf(hint.Forbidden,
-		fmt.Sprintf("the built-in role edit has all of it. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", c, namespace, c.Role(namespace, false)),
+		fmt.Sprintf("the built-in role edit has all of it. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", c, namespace, strings.TrimSpace(c.Role(namespace, false))),
 		"%s in %s: your account may not do this:\n  %s", doing, namespace, strings.Join(lines, "\n  "))
 }
 
