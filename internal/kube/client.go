@@ -126,6 +126,11 @@ func flagsOf(flags *genericclioptions.ConfigFlags) string {
 	return out.String()
 }
 
+// In is the same cluster with another namespace.
+func (c *Client) In(namespace string) *Client {
+	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags}
+}
+
 // NewForConfig makes a Client from a configuration that is there already. It copies cfg.
 func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
 	cfg = rest.CopyConfig(cfg)

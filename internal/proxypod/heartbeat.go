@@ -2,6 +2,7 @@ package proxypod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -32,8 +34,10 @@ const (
 )
 
 // Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
-// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client) error {
+// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
+// when it has not come through for StaleAfter, why, and when it does again.
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, say func(string)) error {
+	last, silent := time.Now(), false
 	due := time.NewTimer(0)
 	defer due.Stop()
 	state, changed := t.Watch()
@@ -51,16 +55,27 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 		case <-due.C:
 		}
 		state, changed = t.Watch()
-		if err := beat(ctx, k, lease, state); err != nil {
-			return err
+		err := beat(ctx, k, lease, state)
+		if taken := new(TakenError); errors.As(err, &taken) {
+			return taken
+		}
+		since := time.Since(last).Round(time.Second)
+		switch {
+		case err == nil && silent:
+			say(fmt.Sprintf("the heartbeat comes through again, after %v", since))
+			fallthrough
+		case err == nil:
+			last, silent = time.Now(), false
+		case since >= StaleAfter && !silent && ctx.Err() == nil:
+			say(fmt.Sprintf("no heartbeat has come through for %v; after %d s this counts as left behind: %v", since, LeaseSeconds, err))
+			silent = true
 		}
 		soon, written = false, state.Phase
 		due.Reset(HeartbeatPeriod)
 	}
 }
 
-// beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
-// lapses meanwhile.
+// beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
 func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
 	defer cancel()
@@ -70,15 +85,15 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, stat
 	case apierrors.IsNotFound(err):
 		return &TakenError{}
 	case err != nil:
-		return nil
+		return kube.Explain(err, "get lease "+lease.Name)
 	case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
 		return &TakenError{By: value(now.Spec.HolderIdentity)}
 	}
 	stamp := metav1.NowMicro()
 	now.Spec.RenewTime = &stamp
 	metav1.SetMetaDataAnnotation(&now.ObjectMeta, TunnelAnnotation, StateOf(state).String())
-	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
-	return nil
+	_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+	return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
 }
 
 // State is a tunnel's state as a Lease has it, "degraded since 2026-11-24T06:30:00Z: an answer takes 900ms".

@@ -16,6 +16,8 @@ const (
 	ProxyLabel = Prefix + "proxy"
 	// UndoAnnotation holds the undo record, on the Lease and on the target.
 	UndoAnnotation = Prefix + "undo"
+	// FenceAnnotation is on a Service while its swap is given back by another than made it.
+	FenceAnnotation = Prefix + "fence"
 	// TargetAnnotation on a Lease names what it is for: "deployment/orders" or "connect".
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.

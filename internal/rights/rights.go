@@ -141,6 +141,8 @@ func (c Command) rules() []rule {
 			{"Take the claim with the undo record, and delete it at the end.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 			{"The parts of a carried proxy.", required, "", list("configmaps"), list("list", "delete")},
+			{"Find what was left behind: bridge restore --all.", optional, "coordination.k8s.io", list("leases"), list("list")},
+			{"", optional, "apps", list("deployments"), list("list")},
 			telling(),
 		})
 	case Status:

@@ -6,23 +6,37 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 )
 
 // changer makes and unmakes the changes of an undo record, each with preconditions: the object's
-// UID, and the value that is expected there.
+// UID, and the value that is expected there; and that the claim is ours after the object was read and before it is
+// written. What others write after that is a conflict: a bridge that is frozen in between, and wakes up when all is
+// given back and swapped anew, changes nothing.
 type changer struct {
 	kube   *kube.Client
+	claim  *claim   // nil for a dry run, which changes nothing
 	dryRun []string // as in metav1.UpdateOptions
+}
+
+// ours is nil if the claim is still ours, or a *proxypod.TakenError.
+func (x changer) ours(ctx context.Context) error {
+	if x.claim == nil {
+		return nil
+	}
+	return fault.After(fault.Checked, x.claim.check(ctx))
 }
 
 var (
@@ -111,6 +125,9 @@ func (x changer) scale(ctx context.Context, o Object, from, to json.RawMessage) 
 		case set == want:
 			return nil
 		}
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
 		scale.Spec.Replicas = set
 		_, err = deployments.UpdateScale(ctx, o.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
 		return err
@@ -144,6 +161,9 @@ func (x changer) reselect(ctx context.Context, o Object, from, to json.RawMessag
 			}
 			target = maps.Clone(s.Spec.Selector)
 			delete(target, proxypod.ProxyLabel)
+		}
+		if err := x.ours(ctx); err != nil {
+			return err
 		}
 		return x.patch(ctx, o, s.ResourceVersion, map[string]any{"spec": map[string]any{"selector": mergePatch(s.Spec.Selector, target)}})
 	})
@@ -182,6 +202,9 @@ func (x changer) annotate(ctx context.Context, o Object, from, to string) error 
 		case to:
 			return nil
 		case from:
+			if err := x.ours(ctx); err != nil {
+				return err
+			}
 			return x.patch(ctx, o, d.ResourceVersion, annotation(to))
 		}
 		return errMoved
@@ -221,16 +244,11 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 const cleanFor = time.Second
 
 func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
-	sets := x.kube.Clientset.AppsV1().ReplicaSets(target.Namespace)
-	list, err := sets.List(ctx, metav1.ListOptions{})
+	copies, err := replicaSetCopies(ctx, x.kube, target.Namespace, target.UID)
 	if err != nil {
-		return 0, kube.Explain(err, "list replicasets in "+target.Namespace)
+		return 0, err
 	}
-	for _, rs := range list.Items {
-		owner := metav1.GetControllerOf(&rs)
-		if _, has := rs.Annotations[proxypod.UndoAnnotation]; !has || owner == nil || owner.UID != target.UID {
-			continue
-		}
+	for _, rs := range copies {
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: rs.UID}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
 		if err := x.patch(ctx, o, "", annotation("")); err != nil && !apierrors.IsNotFound(err) {
@@ -241,8 +259,37 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 	return n, nil
 }
 
+// fence writes to a Service, so that whoever has read it before cannot write to it any more. giveBackFields removes what it
+// writes. The target needs none: what is written to it is the record's copy, which is found, or comes after that, which giving
+// back removes.
+func (x changer) fence(ctx context.Context, o Object) error {
+	if o.Kind != "Service" {
+		return nil
+	}
+	err := x.patch(ctx, o, "", map[string]any{"metadata": map[string]any{
+		"uid": o.UID, "annotations": map[string]any{proxypod.FenceAnnotation: x.claim.lease.ResourceVersion},
+	}})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // it is gone, or another one has its name
+	}
+	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
+}
+
+// replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
+func replicaSetCopies(ctx context.Context, k *kube.Client, namespace string, target types.UID) ([]appsv1.ReplicaSet, error) {
+	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, kube.Explain(err, "list replicasets in "+namespace)
+	}
+	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
+		_, has := rs.Annotations[proxypod.UndoAnnotation]
+		owner := metav1.GetControllerOf(&rs)
+		return !has || owner == nil || owner.UID != target
+	}), nil
+}
+
 // giveBackFields returns the ownership of the fields in changes, all of one object, to those who
-// had it. It changes metadata.managedFields alone, so that no field counts as written by bridge.
+// had it, and removes the fence. No field counts as written by bridge then.
 func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		meta, err := x.meta(ctx, o)
@@ -261,7 +308,12 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if len(entries) == 0 {
 			list = []any{map[string]any{}} // an empty list would mean "leave it" to the API server
 		}
-		return x.patch(ctx, o, meta.GetResourceVersion(), map[string]any{"metadata": map[string]any{"managedFields": list}})
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
+		return x.patch(ctx, o, meta.GetResourceVersion(), map[string]any{"metadata": map[string]any{
+			"managedFields": list, "annotations": map[string]any{proxypod.FenceAnnotation: nil},
+		}})
 	})
 	if errors.Is(err, errGone) {
 		return nil
@@ -309,7 +361,7 @@ func (x changer) patch(ctx context.Context, o Object, resourceVersion string, bo
 
 // explainUnlessOurs leaves the errors of this package as they are.
 func explainUnlessOurs(err error, doing string) error {
-	if errors.Is(err, errGone) || errors.Is(err, errMoved) {
+	if taken := new(proxypod.TakenError); errors.Is(err, errGone) || errors.Is(err, errMoved) || errors.As(err, &taken) {
 		return err
 	}
 	return kube.Explain(err, doing)

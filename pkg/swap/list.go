@@ -43,12 +43,8 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 	list, err := k.Clientset.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: proxypod.ManagedByLabel + "=" + proxypod.ManagedBy + "," + proxypod.KindLabel,
 	})
-	where := "in " + namespace
-	if namespace == "" {
-		where = "in all namespaces"
-	}
 	if err != nil {
-		return nil, kube.Explain(err, "list leases "+where)
+		return nil, kube.Explain(err, "list leases "+in(namespace))
 	}
 	entries := []Entry{}
 	for _, l := range list.Items {
