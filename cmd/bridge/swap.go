@@ -47,7 +47,9 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
-	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes")
+	f.Var((*offValue)(&o.noProbes), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
+	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
 	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
@@ -63,6 +65,7 @@ type swapOptions struct {
 	resumeWindow               time.Duration
 	dryRun                     dryRun
 	output                     dryRunOutput
+	noProbes, execProbes       bool
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
@@ -74,7 +77,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, name, options, source, o)
 	}
@@ -98,7 +101,11 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 			return err
 		}
 	}
-	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+	s := &swap.Swap{
+		Kube: k, Plan: plan, Parts: parts, Session: session,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
+	}
+	if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
 		return err
 	}
 	if session.TakenUp() {
@@ -113,12 +120,11 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	for _, p := range plan.Ports {
 		a.say("port " + p.String())
 	}
+	for _, p := range plan.Probes {
+		a.say("probe " + p.String())
+	}
 	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
-	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
-	}
 	return s.Run(ctx)
 }
 

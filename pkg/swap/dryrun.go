@@ -15,6 +15,7 @@ import (
 	"bridge/internal/carry"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
 )
@@ -25,7 +26,9 @@ type DryRun struct {
 	Notes []string       `json:"notes"`
 	Ports []Port         `json:"ports"`
 	Own   proxypod.Ports `json:"proxyPorts"`
-	Steps []Step         `json:"steps"`
+	// Probes are the target's that are run on the laptop.
+	Probes []*probe.Probe `json:"probes,omitempty"`
+	Steps  []Step         `json:"steps"`
 	// Undo is the record of how to change all of it back.
 	Undo Undo `json:"undo"`
 
@@ -52,7 +55,7 @@ type Step struct {
 // DryRun is what p does with the carried proxy's parts, if there are any.
 func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	u, ns := &p.Undo, p.Lease.Namespace
-	d := &DryRun{Notes: append([]string{}, p.Notes...), Ports: p.Ports, Own: p.Own, Undo: *u, where: u.Target.String() + " in " + ns}
+	d := &DryRun{Notes: append([]string{}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
 	create := metav1.CreateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	x := changer{kube: k, dryRun: create.DryRun}
 
@@ -185,6 +188,9 @@ func (d *DryRun) YAML() ([]byte, error) {
 	}
 	for _, p := range d.Ports {
 		say("port %s", p)
+	}
+	for _, p := range d.Probes {
+		say("probe %s", p)
 	}
 	documents := 0
 	for i, s := range d.Steps {

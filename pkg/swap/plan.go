@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"bridge/internal/hint"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
@@ -43,6 +44,8 @@ type Options struct {
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
+	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
+	NoProbes, ExecProbes bool
 }
 
 // Plan is everything a swap will create and change. Making it touches nothing.
@@ -55,6 +58,8 @@ type Plan struct {
 	Proxy *appsv1.Deployment
 	Ports []Port
 	Own   proxypod.Ports
+	// Probes are the target's that are run on the laptop.
+	Probes []*probe.Probe
 	// Services whose endpoints move, by name.
 	Services []string
 	// Replicas of the original before.
@@ -110,6 +115,8 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
+	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o)
+	p.Notes = append(p.Notes, notes...)
 
 	lease := proxypod.LeaseName("deployment", d.Name)
 	var tcp, udp []int32
