@@ -21,6 +21,7 @@ import (
 	"bridge/internal/connect"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -61,6 +62,9 @@ It prints what to paste into a shell, and ends with Ctrl-C.`,
 func (a *app) connect(ctx context.Context, o connectOptions) error {
 	k, err := a.kube()
 	if err != nil {
+		return err
+	}
+	if err := rights.Connect.Check(ctx, k, "connect", o.image == ""); err != nil {
 		return err
 	}
 	e, err := connect.Open(connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log})

@@ -13,6 +13,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/podview"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -32,6 +33,9 @@ func lookFlags(cmd *cobra.Command, o *lookOptions) {
 
 // look starts a pod like those of the deployment, has use ask it, and removes it.
 func (a *app) look(ctx context.Context, k *kube.Client, name string, o lookOptions, use func(ctx context.Context, p *proxypod.Proxy, t *tunnel.Client) error) error {
+	if err := rights.Connect.Check(ctx, k, "look at deployment/"+name, o.image == ""); err != nil {
+		return err
+	}
 	like, err := proxypod.FindLike(ctx, k, name, o.container)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/swap"
 )
 
@@ -52,6 +53,9 @@ With --all it does so for everything in the namespace that was left behind, and 
 				if len(args) != 2 {
 					return hint.Newf(hint.Usage, "bridge status lists them", "name the %[1]s to remove: bridge restore %[1]s NAME", kind)
 				}
+				if err := rights.CheckRemove(ctx, k, kind, args[1]); err != nil {
+					return err
+				}
 				if err := proxypod.Remove(ctx, k, kind, k.Namespace, args[1], a.say); err != nil {
 					return err
 				}
@@ -60,6 +64,9 @@ With --all it does so for everything in the namespace that was left behind, and 
 			}
 			name, err := parseWorkload(args)
 			if err != nil {
+				return err
+			}
+			if err := rights.Restore.Check(ctx, k, "restore deployment/"+name, false); err != nil {
 				return err
 			}
 			return r.Restore(ctx, name, identity())

@@ -104,8 +104,9 @@ It reads the kubeconfig that kubectl reads.`,
 		newEnvCommand(a),
 		newFilesCommand(a),
 		newForwardCommand(a),
-		newImageCommand(a),
 		newConnectCommand(a),
+		newRBACCommand(a),
+		newImageCommand(a),
 		newVersionCommand(a),
 	)
 

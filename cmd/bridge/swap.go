@@ -9,14 +9,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/pkg/swap"
-	"bridge/pkg/tunnel"
 )
 
 func newSwapCommand(a *app) *cobra.Command {
@@ -34,7 +32,8 @@ back when it ends; signals and the exit code are CMD's.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
   bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
-  bridge swap deployment orders --dry-run         # every object and change, nothing done`,
+  bridge swap deployment orders --dry-run         # every object and change, nothing done
+  bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
@@ -66,7 +65,9 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
-	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
+	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
+	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
+	f.VarP(&o.output, "output", "o", "yaml or json, of a dry run")
 	return cmd
 }
 
@@ -77,20 +78,25 @@ type swapOptions struct {
 	proxyTimeout, localTimeout time.Duration
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
-	dryRun, token              bool
+	dryRun                     dryRun
+	output                     dryRunOutput
+	token                      bool
 	program                    []string // CMD
 	noProbes, execProbes       bool
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+	if o.output != "" && o.dryRun == "" {
+		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
+	}
 	k, err := a.kube()
 	if err != nil {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes}
-	if o.dryRun {
-		return a.dryRun(ctx, k, name, options, source)
+	if o.dryRun != "" {
+		return a.dryRun(ctx, k, name, options, source, o)
 	}
 	program, err := a.programOf(ctx, k, name, o)
 	if err != nil {
@@ -177,27 +183,11 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		}
 		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
-	plan, err = swap.NewPlan(facts, o)
-	return plan, parts, err
-}
-
-// dryRun prints the plan, with a key that nobody has.
-func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) error {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		return err
+	if plan, err = swap.NewPlan(facts, o); err != nil {
+		return nil, nil, err
 	}
-	o.Client = key.Fingerprint()
-	plan, _, err := planSwap(ctx, k, name, o, source)
-	if err != nil {
-		return err
-	}
-	b, err := yaml.Marshal(plan)
-	if err != nil {
-		return err
-	}
-	_, err = a.stdout.Write(b)
-	return err
+	plan.LookAround(ctx, k)
+	return plan, parts, nil
 }
 
 // targetArgs accepts "deployment NAME" and "deployment/NAME".

@@ -243,6 +243,10 @@ func (o *Own) bare(ctx context.Context) (t corev1.PodTemplateSpec, donors []core
 		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == ""
 	})
 	if i < 0 {
+		// A namespace that is not there has an empty list of pods. Who may not ask gets the other answer.
+		if _, err := o.Kube.Clientset.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return t, nil, hint.Newf(hint.NotFound, "name another one with -n: kubectl get namespaces", "there is no namespace %s", ns)
+		}
 		return t, nil, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",
 			"no pod runs in %s whose image the proxy could be carried on", ns)
 	}

@@ -17,6 +17,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -50,20 +51,21 @@ type Options struct {
 // Plan is everything a swap will create and change. Making it touches nothing.
 type Plan struct {
 	// Notes are what the user should know, a sentence each.
-	Notes []string `json:"notes"`
+	Notes []string
 	// Undo has every change, in order, with what was there before.
-	Undo  Undo                  `json:"undo"`
-	Lease *coordinationv1.Lease `json:"lease"`
-	Proxy *appsv1.Deployment    `json:"proxy"`
-	Ports []Port                `json:"ports"`
-	Own   proxypod.Ports        `json:"proxyPorts"`
+	Undo  Undo
+	Lease *coordinationv1.Lease
+	Proxy *appsv1.Deployment
+	Ports []Port
+	Own   proxypod.Ports
 	// Probes are the target's that are run on the laptop.
-	Probes []*probe.Probe `json:"probes,omitempty"`
+	Probes []*probe.Probe
 	// Services whose endpoints move, by name.
-	Services []string `json:"services"`
+	Services []string
 	// Replicas of the original before.
-	Replicas int32 `json:"replicas"`
+	Replicas int32
 
+	target    *appsv1.Deployment
 	selector  *metav1.LabelSelector // of the original's pods
 	container string                // whose place the proxy takes
 	have      []Port                // what --port chose from
@@ -75,7 +77,7 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
+	p := &Plan{Replicas: 1, target: d, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}
@@ -131,7 +133,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
 	case o.PodProxy:
 		p.Notes = append(p.Notes, fmt.Sprintf("your account may not %s in %s, so the tunnel goes by port-forward; ask for a Role with that, or leave out --carrier",
-			podProxy[0], d.Namespace))
+			rights.PodProxy()[0], d.Namespace))
 	}
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,

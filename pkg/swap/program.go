@@ -15,6 +15,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/podview"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -44,7 +45,8 @@ func (p *Program) Check(ctx context.Context, k *kube.Client) error {
 
 // MayToken says whether the user may have tokens made, in k's namespace: nil, or an error with the code Forbidden.
 func MayToken(ctx context.Context, k *kube.Client) error {
-	lacking, err := missing(ctx, k, k.Namespace, tokens)
+	tokens := rights.Tokens()
+	lacking, err := rights.Missing(ctx, k, tokens)
 	if err == nil && len(lacking) > 0 {
 		err = hint.Newf(hint.Forbidden, "the built-in role edit has that; or leave out --token", "--token: your account may not %s in %s", tokens[0], k.Namespace)
 	}

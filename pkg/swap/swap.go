@@ -61,6 +61,7 @@ type Swap struct {
 	answers chan struct{} // closed when Program does
 	ending  atomic.Bool   // giving back has begun
 	refused atomic.Bool   // the local process refused the last connection
+	guard   guard
 	probes  *probe.Runner
 	probed  chan struct{} // there is news of them for the Lease
 }
@@ -124,6 +125,12 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() {
+		if err := s.watchOthers(background); err != nil {
+			s.Say(err.Error())
+			release(err)
+		}
+	})
+	running.Go(func() {
 		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
 		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, more, s.Say); err != nil {
 			release(err)
@@ -135,6 +142,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	}
 
 	if s.Session.TakenUp() {
+		s.guard.changed(s.Plan.Undo.Changes...)
 		err = s.takeUp(held)
 	} else {
 		err = s.apply(held)
@@ -143,6 +151,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		if err := s.Session.held(lease); err != nil {
 			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 		}
+		running.Go(func() { s.narrate(background) })
 		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
 		err = s.hold(held)
 	}
@@ -197,11 +206,10 @@ func (s *Swap) takeUp(ctx context.Context) error {
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
-// is taken (*proxypod.TakenError), or the proxy is deleted. It says when somebody else scales the target.
+// is taken (*proxypod.TakenError), or the proxy is deleted.
 func (s *Swap) hold(ctx context.Context) error {
 	target := s.Plan.Undo.Target
 	deployments := s.Kube.Clientset.AppsV1().Deployments(target.Namespace)
-	scaled := false
 	for {
 		if sleep(ctx, targetPeriod) != nil {
 			return nil
@@ -215,10 +223,6 @@ func (s *Swap) hold(ctx context.Context) error {
 		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
-		}
-		if err == nil && d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && !scaled {
-			scaled = true
-			s.Say(fmt.Sprintf("somebody has scaled %s to %d: it stays so when this ends", target, *d.Spec.Replicas))
 		}
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
@@ -275,7 +279,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
 // original serving.
 func (s *Swap) apply(ctx context.Context) error {
-	x := changer{s.Kube, s.claim}
+	x := changer{kube: s.Kube, claim: s.claim}
 	u, lease := &s.Plan.Undo, s.claim.lease
 	if err := fault.After(fault.Claimed, nil); err != nil {
 		return err
@@ -309,6 +313,7 @@ func (s *Swap) apply(ctx context.Context) error {
 			if err := fault.After(fault.Scaled, x.apply(ctx, c)); err != nil {
 				return err
 			}
+			s.guard.changed(c)
 		}
 	}
 	return fault.After(fault.Stopped, s.awaitStopped(ctx))
@@ -361,6 +366,7 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 			if err := fault.After(fault.Moved, x.apply(ctx, c)); err != nil {
 				return err
 			}
+			s.guard.changed(c)
 		}
 	}
 	if err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxyOnly); err != nil {
