@@ -136,8 +136,8 @@ func TestAPodToLookBy(t *testing.T) {
 			continue
 		}
 		for _, item := range v.DownwardAPI.Items {
-			switch want := map[string]string{"labels": "app=\"orders\"\ntier=\"back\"", "memory": "104857600"}[item.Path]; {
-			case item.Path == "nodes":
+			switch want := map[string]string{"labels": "app=\"orders\"\ntier=\"back\"", "memory": "104857600"}[item.Path]; item.Path {
+			case "nodes":
 				if item.ResourceFieldRef == nil || item.ResourceFieldRef.ContainerName != "app" {
 					t.Errorf("nodes: %v", item)
 				}

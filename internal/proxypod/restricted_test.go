@@ -26,11 +26,11 @@ func TestOurContainersAreRestricted(t *testing.T) {
 		return out
 	}
 
-	own, _, err := (&Own{Image: "bridge-proxy:1"}).template(t.Context())
+	own, container, _, err := (&Own{Image: "bridge-proxy:1"}).template(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, _, err := Deployment(Spec{Name: "c", Namespace: "shop", Lease: "c", Template: own, Container: own.Spec.Containers[0].Name, Source: Source{Image: "bridge-proxy:1"}})
+	d, _, err := Deployment(Spec{Name: "c", Namespace: "shop", Lease: "c", Template: own, Container: container, Source: Source{Image: "bridge-proxy:1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
