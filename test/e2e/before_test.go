@@ -422,10 +422,16 @@ func TestEventsTellTheStory(t *testing.T) {
 	}
 	b := w.swap()
 	w.await("the first event", func() bool { return slices.Contains(told(), "Swapped") })
+	// The proxy's pod goes, and until the quota does no other may come.
+	w.create("apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: none}\nspec: {hard: {pods: 0}}")
 	if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), w.proxy().Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	w.await("the tunnel's events", func() bool { return slices.Contains(told(), "TunnelRestored") })
+	w.await("the cut in the events", func() bool { return slices.Contains(told(), "TunnelLost") })
+	if err := s.client.CoreV1().ResourceQuotas(w.ns).Delete(t.Context(), "none", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.await("its end in the events", func() bool { return slices.Contains(told(), "TunnelRestored") })
 	b.terminate()
 	if got, want := told(), []string{"GivenBack", "Swapped", "TunnelLost", "TunnelRestored"}; !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
