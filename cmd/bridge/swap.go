@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +28,9 @@ func newSwapCommand(a *app) *cobra.Command {
 		Use:   "swap deployment NAME",
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
-this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
-stays at 0 replicas until the same command takes the swap up again or somebody runs bridge restore.
+this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
+gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
+then the same command takes the swap up again. Without a keeper somebody has to run bridge restore.
 
 The process has to listen on the container's ports, or on those that --port maps.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
@@ -38,7 +42,13 @@ The process has to listen on the container's ports, or on those that --port maps
 			if err != nil {
 				return err
 			}
-			return a.swap(cmd.Context(), t, o)
+			for {
+				err := a.swap(cmd.Context(), t, o)
+				if !o.rejoin || !swap.GivenBackMeanwhile(err) || cmd.Context().Err() != nil {
+					return err
+				}
+				a.say(fmt.Sprintf("%v; swapping anew", err))
+			}
 		},
 	}
 	f := cmd.Flags()
@@ -50,6 +60,9 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
 	resumeWindowFlag(cmd, &o.resumeWindow)
+	f.Var(&o.selfRestore, "self-restore", "auto, always or never: whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
+	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
+	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
 	return cmd
 }
@@ -60,16 +73,35 @@ type swapOptions struct {
 	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
 	resumeWindow               time.Duration
-	dryRun                     bool
+	selfRestore                selfRestore
+	restoreAfter               time.Duration
+	rejoin, dryRun             bool
+}
+
+// selfRestore is the flag --self-restore.
+type selfRestore struct{ swap.SelfRestore }
+
+func (s *selfRestore) String() string { return string(cmp.Or(s.SelfRestore, swap.SelfRestoreAuto)) }
+func (s *selfRestore) Type() string   { return "string" }
+func (s *selfRestore) Set(v string) error {
+	s.SelfRestore = swap.SelfRestore(v)
+	if !slices.Contains([]swap.SelfRestore{swap.SelfRestoreAuto, swap.SelfRestoreAlways, swap.SelfRestoreNever}, s.SelfRestore) {
+		return errors.New("there are auto, always and never")
+	}
+	return nil
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+	if o.restoreAfter < 6*time.Second || o.restoreAfter > 24*time.Hour {
+		return hint.Newf(hint.Usage, "", "--restore-after %v: 6s to 24h", o.restoreAfter)
+	}
 	k, err := a.kube()
 	if err != nil {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now()}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(),
+		SelfRestore: o.selfRestore.SelfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun {
 		return a.dryRun(ctx, k, name, options, source)
 	}
@@ -97,10 +129,10 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 	if session.TakenUp() {
-		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is",
-			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan")))
+		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
+			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
 	} else {
-		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge start it again, or give back with `" + swap.Command(k, plan.Undo.Target) + "`: nothing else does")
+		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; " + plan.Restores(k))
 	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
@@ -111,7 +143,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
 	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session,
+		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
 	}
 	return s.Run(ctx)
@@ -129,8 +161,10 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		}
 		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
-	plan, err = swap.NewPlan(facts, o)
-	return plan, parts, err
+	if plan, err = swap.NewPlan(facts, o); err != nil {
+		return nil, nil, err
+	}
+	return plan, parts, plan.AddKeeper(ctx, k, o)
 }
 
 // dryRun prints the plan, with a key that nobody has.

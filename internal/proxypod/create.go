@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -30,14 +31,48 @@ func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, ma
 	for _, m := range maps {
 		m = m.DeepCopy()
 		m.OwnerReferences = OwnedBy(lease)
-		if _, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, options); err != nil {
+		err := OnceFree(ctx, func() error {
+			_, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, options)
+			return err
+		})
+		if err != nil {
 			return kube.Explain(err, "create configmap "+m.Name+" in "+m.Namespace)
 		}
 	}
+	return CreateDeployment(ctx, k, lease, d)
+}
+
+// CreateDeployment creates d, owned by the Lease.
+func CreateDeployment(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, d *appsv1.Deployment) error {
 	d = d.DeepCopy()
 	d.OwnerReferences = OwnedBy(lease)
-	_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, options)
+	err := OnceFree(ctx, func() error {
+		_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, metav1.CreateOptions{FieldManager: FieldManager})
+		return err
+	})
 	return kube.Explain(err, "create deployment "+d.Name+" in "+d.Namespace)
+}
+
+// garbageTimeout is how long the garbage collector may take for what an earlier Lease of the same name owned.
+const garbageTimeout = 15 * time.Second
+
+// OnceFree calls create until the name that it creates is free: what an earlier Lease owned goes by garbage collection, a
+// moment after it.
+func OnceFree(ctx context.Context, create func() error) error {
+	bounded, cancel := context.WithTimeout(ctx, garbageTimeout)
+	defer cancel()
+	var last error
+	err := wait.PollUntilContextCancel(bounded, Poll, true, func(context.Context) (bool, error) {
+		last = create()
+		if apierrors.IsAlreadyExists(last) {
+			return false, nil
+		}
+		return true, last
+	})
+	if err != nil && last != nil {
+		return last
+	}
+	return err
 }
 
 // Delete deletes the proxy's Deployment, waits until its pods are gone (they drain), and deletes

@@ -12,17 +12,27 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
-// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
-// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
-const (
-	LeaseSeconds    = 60
-	HeartbeatPeriod = LeaseSeconds * time.Second / 6
-	// StaleAfter is how old a heartbeat may be for what it says of the tunnel to be believed: one may be late.
-	StaleAfter = 5 * HeartbeatPeriod / 2
-)
+// LeaseSeconds is the usual duration of bridge's Leases: after this long without a heartbeat one counts as left behind, and
+// a keeper gives back.
+const LeaseSeconds = 60
+
+// Duration is a Lease's own.
+func Duration(l *coordinationv1.Lease) time.Duration {
+	if l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
+		return LeaseSeconds * time.Second
+	}
+	return time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second
+}
+
+// HeartbeatPeriod renews a Lease six times in its duration, so one slow answer means nothing.
+func HeartbeatPeriod(l *coordinationv1.Lease) time.Duration { return Duration(l) / 6 }
+
+// StaleAfter is how old a heartbeat may be for what it says of the tunnel to be believed: one may be late.
+func StaleAfter(l *coordinationv1.Lease) time.Duration { return 5 * HeartbeatPeriod(l) / 2 }
 
 const (
 	// changeDelay is how long a change of the tunnel's state waits to be written: a cut that is healed by then is none.
@@ -31,7 +41,7 @@ const (
 	maxReason = 256
 )
 
-// Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
+// Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
 func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client) error {
 	due := time.NewTimer(0)
@@ -55,14 +65,14 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 			return err
 		}
 		soon, written = false, state.Phase
-		due.Reset(HeartbeatPeriod)
+		due.Reset(HeartbeatPeriod(lease))
 	}
 }
 
 // beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
 // lapses meanwhile.
 func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
-	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
+	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod(lease))
 	defer cancel()
 	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
 	now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
@@ -120,7 +130,7 @@ func ParseState(text string) (s State, ok bool) {
 }
 
 // RestoreBy begins the holder of a Lease whose swap is being given back.
-const RestoreBy = "restore by "
+const RestoreBy = undo.RestoreBy
 
 // TakenError says that the Lease is no longer ours.
 type TakenError struct {

@@ -218,7 +218,7 @@ func (o *Own) template(ctx context.Context) (t corev1.PodTemplateSpec, donors []
 		return t, nil, kube.Explain(err, "list pods in "+ns)
 	}
 	i := slices.IndexFunc(list.Items, func(p corev1.Pod) bool {
-		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == ""
+		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == "" && p.Labels[KeeperLabel] == ""
 	})
 	if i < 0 {
 		return t, nil, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",

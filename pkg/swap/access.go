@@ -71,7 +71,7 @@ var podProxy = []access{{"", "pods", "proxy", "get"}}
 
 // everything is what deploy/swap.yaml grants: swap, restore and status.
 func everything() []access {
-	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}})
+	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}, {"", "serviceaccounts", "", "get"}})
 }
 
 // missing asks the API server which of the rights the user lacks in the namespace.
@@ -105,16 +105,20 @@ func missing(ctx context.Context, k *kube.Client, namespace string, rights []acc
 	return out, nil
 }
 
+func accessList(list []access) string {
+	var names []string
+	for _, a := range list {
+		names = append(names, a.String())
+	}
+	return strings.Join(names, ", ")
+}
+
 // errMissing names the missing rights, with a Role ready to apply as the hint: all of it, since
 // applying a part over the Role in deploy/ would take the rest away.
 func errMissing(target, namespace string, lacking []access) error {
-	var names []string
-	for _, a := range lacking {
-		names = append(names, a.String())
-	}
 	return hint.Newf(hint.Forbidden, "the built-in role edit has all of them; or ask for this:\n"+role(namespace, everything())+
 		"and to be bound to it: kubectl create rolebinding NAME -n "+namespace+" --role bridge-swap --user YOU",
-		"swap %s in %s: your account may not %s", target, namespace, strings.Join(names, ", "))
+		"swap %s in %s: your account may not %s", target, namespace, accessList(lacking))
 }
 
 // role is a Role with these rights, as YAML.

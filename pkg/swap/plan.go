@@ -16,6 +16,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -42,6 +43,9 @@ type Options struct {
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
+	// SelfRestore and RestoreAfter are AddKeeper's: after how long a silence the keeper gives back, in whole seconds.
+	SelfRestore  SelfRestore
+	RestoreAfter time.Duration
 }
 
 // Plan is everything a swap will create and change. Making it touches nothing.
@@ -52,8 +56,10 @@ type Plan struct {
 	Undo  Undo                  `json:"undo"`
 	Lease *coordinationv1.Lease `json:"lease"`
 	Proxy *appsv1.Deployment    `json:"proxy"`
-	Ports []Port                `json:"ports"`
-	Own   proxypod.Ports        `json:"proxyPorts"`
+	// Keeper is added by AddKeeper; nil: nobody gives back when this machine is gone.
+	Keeper *Keeper        `json:"keeper,omitempty"`
+	Ports  []Port         `json:"ports"`
+	Own    proxypod.Ports `json:"proxyPorts"`
 	// Services whose endpoints move, by name.
 	Services []string `json:"services"`
 	// Replicas of the original before.
@@ -63,7 +69,8 @@ type Plan struct {
 	container string                // whose place the proxy takes
 	have      []Port                // what --port chose from
 	source    proxypod.Source
-	podProxy  bool // was asked for
+	podProxy  bool   // was asked for
+	noKeeper  string // why there is none
 }
 
 // NewPlan works out a swap in mode replace.
@@ -80,7 +87,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 
 	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
-		if u, err := ParseUndo(record); err != nil || u.Target.UID == d.UID {
+		if u, err := undo.Parse(record); err != nil || u.Target.UID == string(d.UID) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore deployment %s -n %s", d.Name, d.Namespace),
 				"deployment/%s in %s has the record of an earlier swap, which was not given back", d.Name, d.Namespace)
 		}
@@ -203,13 +210,13 @@ func selecting(services []corev1.Service, podLabels map[string]string) []corev1.
 
 func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int32) (Undo, error) {
 	d := f.Deployment
-	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: d.UID}
-	u := Undo{Version: undoVersion, Target: target, Owner: o.Owner, Since: o.Now.UTC().Truncate(time.Second)}
+	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)}
+	u := undo.New(target, o.Owner, o.Now)
 	if f.MayPatchServices {
 		for _, s := range services {
 			set := maps.Clone(s.Spec.Selector)
 			set[proxypod.ProxyLabel] = proxypod.LabelValue(lease)
-			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID},
+			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)},
 				"spec.selector", s.Spec.Selector, set, s.ManagedFields)
 			if err != nil {
 				return Undo{}, err
@@ -231,7 +238,11 @@ func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int3
 }
 
 func newChange(o Object, path string, before, set any, managed []metav1.ManagedFieldsEntry) (Change, error) {
-	owners, err := ownersOf(managed, path)
+	fields, err := json.Marshal(managed)
+	if err != nil {
+		return Change{}, err
+	}
+	owners, err := undo.OwnersOf(fields, path)
 	if err != nil {
 		return Change{}, fmt.Errorf("%s: %w", o, err)
 	}

@@ -260,3 +260,18 @@ func TestServiceSharedWithOthersIsNotMoved(t *testing.T) {
 		t.Errorf("the notes do not say so: %s", notes)
 	}
 }
+
+// What a plan writes is the golden record, which every later bridge has to read.
+func TestPlanWritesTheGoldenRecord(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	p, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "../../../internal/undo/testdata/undo.v1.json", s+"\n")
+}

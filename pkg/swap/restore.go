@@ -15,6 +15,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 const (
@@ -92,7 +93,7 @@ func (r *Restorer) take(ctx context.Context, name, by string) (*Undo, *claim, er
 
 // read is the Lease's record, or its copy when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
-	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -118,11 +119,11 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 	if !ok {
 		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
 	}
-	u, err = ParseUndo(record)
+	u, err = undo.Parse(record)
 	if err != nil {
 		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
 	}
-	if u.Target.UID != d.UID {
+	if u.Target.UID != string(d.UID) {
 		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
 			"deployment/%s in %s is not swapped", name, ns)
 	}
@@ -167,14 +168,14 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	said := map[string]bool{}
 	changed := x.changed(ctx, u.Target)
 	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
-	if _, err := r.undo(ctx, x, c, u, replicas, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u, undo.Replicas, said); err != nil {
 		return err
 	}
 	ready, notReady := r.awaitOriginal(ctx, u)
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, selector, said)
+	back, err := r.undo(ctx, x, c, u, undo.Selector, said)
 	if err != nil {
 		return err
 	}
@@ -188,7 +189,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	// is gone, and does not copy it to a ReplicaSet again.
 	err = r.patiently(ctx, c, func() error {
 		switch err := x.annotate(ctx, u.Target, record, ""); {
-		case errors.Is(err, errMoved):
+		case errors.Is(err, undo.ErrMoved):
 			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
 		case !errors.Is(err, errGone):
 			return err
@@ -208,7 +209,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
-	for _, f := range []field{replicas, selector} {
+	for _, f := range []undo.Field{undo.Replicas, undo.Selector} {
 		if _, err := r.undo(ctx, x, c, u, f, said); err != nil {
 			return err
 		}
@@ -216,7 +217,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err := r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) }); err != nil {
 		return err
 	}
-	for _, changes := range byObject(u) {
+	for _, changes := range u.ByObject() {
 		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) }); err != nil {
 			return err
 		}
@@ -224,6 +225,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err := r.patiently(ctx, c, func() error { return c.release(ctx) }); err != nil {
 		return err
 	}
+	awaitKeeperGone(ctx, r.Kube, c.lease)
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
@@ -234,11 +236,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It says
 // once what it left alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f field, said map[string]bool) (back []Object, err error) {
-	for _, change := range u.Changes {
-		if g, err := changedField(change); err != nil || g != f {
-			continue
-		}
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, said map[string]bool) (back []Object, err error) {
+	for _, change := range u.Of(f) {
 		var left string
 		err := r.patiently(ctx, c, func() (err error) {
 			left, err = x.undo(ctx, change)
@@ -339,20 +338,4 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *prox
 		return nil
 	}
 	return sleep(ctx, settle)
-}
-
-// byObject groups the changes by the object they are about, in the record's order.
-func byObject(u *Undo) [][]Change {
-	var out [][]Change
-	index := map[Object]int{}
-	for _, c := range u.Changes {
-		i, ok := index[c.Object]
-		if !ok {
-			i = len(out)
-			index[c.Object] = i
-			out = append(out, nil)
-		}
-		out[i] = append(out[i], c)
-	}
-	return out
 }
