@@ -47,7 +47,7 @@ type giving struct {
 // patiently takes one step if the Lease is still ours, and again while the API server is away or fails for a moment. What is
 // gone needs nothing. A dry run is tried once.
 func (g giving) patiently(ctx context.Context, what string, step func() error) error {
-	for {
+	for said := ""; ; {
 		var err error
 		if !g.api.dry {
 			err = g.check(ctx)
@@ -62,6 +62,9 @@ func (g giving) patiently(ctx context.Context, what string, step func() error) e
 			return err
 		case g.api.dry || !transient(err):
 			return fmt.Errorf("%s: %w", what, err)
+		case err.Error() != said:
+			said = err.Error()
+			g.Log.Info(what+"; trying again", "because", said)
 		}
 		if err := sleep(ctx, retryPause); err != nil {
 			return err

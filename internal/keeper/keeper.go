@@ -16,7 +16,7 @@ import (
 
 const (
 	// proveTimeout is how long a refusal is not believed: a Role that was just made takes a moment to be known.
-	proveTimeout = 10 * time.Second
+	proveTimeout = 5 * time.Second
 	// retryPause is between two tries of one step, againPause between two of the whole.
 	retryPause = time.Second
 	againPause = 10 * time.Second
@@ -78,7 +78,7 @@ func (k *Keeper) holder() string { return undo.RestoreBy + "keeper " + k.Name }
 func (k *Keeper) prove(ctx context.Context) error {
 	patience, cancel := context.WithTimeout(ctx, proveTimeout)
 	defer cancel()
-	for {
+	for said := ""; ; {
 		lease, err := k.ask(ctx)
 		var c claim
 		if err == nil {
@@ -92,6 +92,9 @@ func (k *Keeper) prove(ctx context.Context) error {
 			return ctx.Err()
 		case !transient(err) && patience.Err() != nil, !transient(err) && !isForbidden(err) && !isNotFound(err):
 			return err
+		case err.Error() != said:
+			said = err.Error()
+			k.Log.Warn("not ready", "because", said)
 		}
 		if err := sleep(ctx, retryPause); err != nil {
 			return err

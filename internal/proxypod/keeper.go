@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // keeperPort is the keeper's health port, on its pod's address.
@@ -65,12 +64,9 @@ func Keeper(proxy *appsv1.Deployment, container, account string, replicaSets []s
 					Containers: []corev1.Container{{
 						Name: "keeper", Image: program.Image, ImagePullPolicy: program.ImagePullPolicy,
 						Command: program.Command, Args: args,
-						VolumeMounts: slices.DeleteFunc(slices.Clone(program.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != volumeName }),
-						Resources:    resources,
-						ReadinessProbe: &corev1.Probe{
-							ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(keeperPort)}},
-							PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
-						},
+						VolumeMounts:             slices.DeleteFunc(slices.Clone(program.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != volumeName }),
+						Resources:                resources,
+						ReadinessProbe:           readiness(keeperPort),
 						SecurityContext:          securityContext(nil, nil),
 						TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 					}},

@@ -23,7 +23,7 @@ import (
 
 const (
 	// keeperTimeout is how long a keeper may take to be Ready once the proxy is: both were started at once.
-	keeperTimeout = 20 * time.Second
+	keeperTimeout = 30 * time.Second
 	// keeperGoneTimeout bounds the wait for the garbage collector, when all else is given back.
 	keeperGoneTimeout = 10 * time.Second
 	// KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
