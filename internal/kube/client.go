@@ -46,6 +46,7 @@ type Client struct {
 
 	ways      ways
 	requestID atomic.Int64
+	requests  *requestConns
 }
 
 // New reads the configuration that flags describe. userAgent is what the API server logs and audits. It does not talk to the cluster. Its errors carry
@@ -98,13 +99,15 @@ func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext
 	}
+	requests := new(requestConns)
+	cfg.Dial = requests.dialer(cfg.Dial)
 	noticeDeadConnections()
 	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return limitedTransport{rt} })
 	cs, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
 		return nil, configError(err)
 	}
-	return &Client{Config: cfg, Clientset: cs, Namespace: namespace}, nil
+	return &Client{Config: cfg, Clientset: cs, Namespace: namespace, requests: requests}, nil
 }
 
 // noticeDeadConnections has client-go drop a connection that lies dead for 15 seconds, as the tunnel does its carrier. By

@@ -58,6 +58,9 @@ func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (
 		// From here on the carrier is ours: closing it is what ends a wait.
 		stop := context.AfterFunc(ctx, func() { _ = car.NetConn().Close() })
 		conn, err := newPodConn(car, remote, c.requestID.Add(1), lost)
+		if conn != nil {
+			conn.requests = c.requests
+		}
 		if !stop() && ctx.Err() != nil {
 			if conn != nil {
 				_ = conn.Close()
@@ -74,7 +77,7 @@ func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (
 
 // DialPodProxy opens a connection to port on the address of pod through the API server's proxy: by an HTTP
 // Upgrade to protocol, which the pod has to agree to. The connection is the pod's bytes as they are: nothing in it finds
-// out that the path is dead. It has Degraded. Without a deadline ctx is given 30 seconds. The error says what may be in the way; it wraps
+// out that the path is dead. It has Degraded and Dead. Without a deadline ctx is given 30 seconds. The error says what may be in the way; it wraps
 // ECONNREFUSED when the API server met that at the pod.
 func (c *Client) DialPodProxy(ctx context.Context, namespace, pod string, port int, protocol string) (net.Conn, error) {
 	ctx, cancel := bounded(ctx)
@@ -85,13 +88,14 @@ func (c *Client) DialPodProxy(ctx context.Context, namespace, pod string, port i
 	if err != nil {
 		return nil, explainPodProxy(err, fmt.Sprintf("connect to port %d of pod %s/%s through pods/proxy", port, namespace, pod))
 	}
-	return &proxyConn{rawCarrier: conn}, nil
+	return &proxyConn{rawCarrier: conn, requests: c.requests}, nil
 }
 
 // proxyConn is a connection by pods/proxy.
 type proxyConn struct {
 	*rawCarrier
-	loss loss // of Degraded's caller
+	loss     loss // of Degraded's caller
+	requests *requestConns
 }
 
 // Degraded is like podConn's.

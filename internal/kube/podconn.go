@@ -113,7 +113,8 @@ type podConn struct {
 	wroteAt  atomic.Uint64 // wrote when the last ping was sent
 	answered atomic.Uint64 // wrote when the last answered ping was sent: so much has been taken
 
-	loss loss // of Degraded's caller
+	loss     loss          // of Degraded's caller
+	requests *requestConns // of Dead's
 }
 
 // newPodConn opens the pair of streams for port on c and waits for the other side to accept them.

@@ -153,6 +153,16 @@ func (d *detourConn) Close() error {
 // Degraded is for tunnel.Client.
 func (*detourConn) Degraded() string { return "it goes by port-forward, for podproxy does not work" }
 
+// Dead is for tunnel.Client.
+func (d *detourConn) Dead() error { return dead(d.Conn) }
+
+func dead(carrier net.Conn) error {
+	if c, ok := carrier.(interface{ Dead() error }); ok {
+		return c.Dead()
+	}
+	return nil
+}
+
 func (d *detourConn) Read(b []byte) (int, error) {
 	n, err := d.Conn.Read(b)
 	if err != nil && d.ended.Load() {
@@ -222,6 +232,9 @@ func (p *proxiedConn) Degraded() string {
 	}
 	return ""
 }
+
+// Dead is for tunnel.Client.
+func (p *proxiedConn) Dead() error { return dead(p.Conn) }
 
 // Run ends detours as soon as that is possible, and says when one begins and ends, until ctx is done.
 func (c *Carriers) Run(ctx context.Context) {

@@ -80,6 +80,7 @@ type Client struct {
 	//
 	// A conn that has a method Degraded() string is asked every second by one goroutine what is wrong with it: that it is
 	// the fallback for a better carrier, for instance. While that is not "" the phase is Degraded instead of Ready.
+	// One that has a method Dead() error is asked as often whether it is beyond use, before silence would tell.
 	Carrier func(ctx context.Context) (conn net.Conn, peer string, err error)
 	Key     Key
 	Version string // of this software, for the other end's messages

@@ -132,6 +132,10 @@ func (b *lane) watch() {
 			if gone == nil {
 				break
 			}
+			if err := l.dead(); err != nil {
+				b.conn.drop(l, err)
+				break
+			}
 			now := time.Now()
 			if heard := l.heard.Load(); heard > 0 {
 				live.answer(l.born.Add(time.Duration(heard)))

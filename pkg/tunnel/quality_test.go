@@ -2,8 +2,11 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"net"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -88,6 +91,14 @@ type gateConn struct {
 	net.Conn
 	shut      chan struct{} // holds a token while shut
 	complains atomic.Pointer[string]
+	dies      atomic.Bool
+}
+
+func (c *gateConn) Dead() error {
+	if c.dies.Load() {
+		return errors.New("no address")
+	}
+	return nil
 }
 
 func (c *gateConn) Write(p []byte) (int, error) {
@@ -101,6 +112,50 @@ func (c *gateConn) Degraded() string {
 		return *s
 	}
 	return ""
+}
+
+// TestDeadByItsOwnWord: a carrier that says so is replaced at once, on the bulk lane too.
+func TestDeadByItsOwnWord(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	var mu sync.Mutex
+	var gates []*gateConn
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		c, err := e.network.dial(ctx)
+		gate := &gateConn{Conn: c, shut: make(chan struct{}, 1)}
+		mu.Lock()
+		defer mu.Unlock()
+		gates = append(gates, gate)
+		return gate, "pod-1", err
+	}
+	states := make(chan State, 100)
+	e.client.OnState = func(s State) { states <- s }
+	e.start().waitReady()
+	pod, laptop := e.streams()
+	moveBoth(t, pod, laptop)
+	for (<-states).Phase != Ready {
+	}
+	mu.Lock()
+	before := slices.Clone(gates)
+	mu.Unlock()
+	for _, g := range before {
+		g.dies.Store(true)
+	}
+	if s := <-states; s.Phase != Reconnecting || !strings.Contains(s.Err.Error(), "no address") {
+		t.Errorf("%v: %v", s.Phase, s.Err)
+	}
+	if s := <-states; s.Phase != Ready {
+		t.Errorf("%v: %v", s.Phase, s.Err)
+	}
+	send(t, pod, "goes on")
+	wantRead(t, laptop, "goes on")
+	mu.Lock()
+	after := len(gates)
+	mu.Unlock()
+	if after < 2*len(before) {
+		t.Errorf("%d carriers for %d dead ones", after-len(before), len(before))
+	}
+	_, _ = pod.Close(), laptop.Close()
+	e.wantNoStreams()
 }
 
 // TestDegraded: a path that stalls for some seconds is said to be degraded for a while, and so is one whose carrier says

@@ -295,6 +295,9 @@ func (s *session) watch(ctx context.Context) {
 				ping(now)
 			}
 			if gone != nil {
+				if err := l.dead(); err != nil {
+					s.conn.drop(l, err)
+				}
 				l.judge(cmp.Or(l.complaint(), s.quality.look(now)))
 			}
 		case <-due.C:

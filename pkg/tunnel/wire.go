@@ -40,6 +40,14 @@ func (l *link) complaint() string {
 	return ""
 }
 
+// dead is what the carrier knows of its end before any byte or silence tells it; nil for nothing.
+func (l *link) dead() error {
+	if c, ok := l.wire.Conn.(interface{ Dead() error }); ok {
+		return c.Dead()
+	}
+	return nil
+}
+
 // judge has waitLink know why. One goroutine calls it.
 func (l *link) judge(why string) {
 	if l.verdict != nil && *l.verdict == why {

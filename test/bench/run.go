@@ -110,6 +110,9 @@ func inside(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
+	if len(r.values) == 0 {
+		return errors.New("nothing was measured: what -only, -measures and -variants say fits no name")
+	}
 	text := document(&r.results, o, began, load)
 	if o.quick {
 		_, err := fmt.Println(text)

@@ -216,7 +216,7 @@ var (
 	apiServer   = &fault{what: "API server killed", becomes: goOn, within: 10 * time.Second, from: "its being back"}
 	kubelet     = &fault{what: "kubelet killed", becomes: goOn, within: 10 * time.Second, from: "its being back"}
 	containerd  = &fault{what: "container runtime killed", becomes: goOn, within: 10 * time.Second, from: "its being back"}
-	newAddress  = &fault{what: "laptop's address changed", becomes: goOn, within: 20 * time.Second, from: "the change"}
+	newAddress  = &fault{what: "laptop's address changed", becomes: goOn, within: 10 * time.Second, from: "the change"}
 	loss1       = &fault{what: "1 % of packets lost each way", becomes: goOn, within: 5 * time.Second, from: "any moment"}
 	loss5       = &fault{what: "5 % of packets lost each way", becomes: goOn, within: 10 * time.Second, from: "any moment"}
 
