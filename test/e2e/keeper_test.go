@@ -348,7 +348,7 @@ func TestAPIServerAwayLapsesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
+	for range soak(3, 1) {
 		if err := p.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
