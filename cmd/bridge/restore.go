@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"bridge/internal/hint"
@@ -9,25 +11,48 @@ import (
 )
 
 func newRestoreCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "restore deployment NAME | connect NAME",
+	var all, everywhere, held bool
+	cmd := &cobra.Command{
+		Use:   "restore deployment NAME | connect NAME | --all",
 		Short: "Give back what a swap changed, from any machine",
 		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
-undo is in the cluster. It also removes the pod of a connect that was killed. bridge status lists both.`,
+undo is in the cluster. It also removes the pod of a connect that was killed. bridge status lists both.
+
+With --all it does so for everything in the namespace that was left behind, and names what somebody holds.`,
 		Example: `  bridge restore deployment orders -n shop
-  bridge restore connect bridge-connect-7k2m4x9q -n shop`,
-		Args: targetArgs,
+  bridge restore connect bridge-connect-7k2m4x9q -n shop
+  bridge restore --all -n shop            # what killed bridges have left there
+  bridge restore --all -A --held          # everything, everywhere, also from those who are at work`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case all && len(args) > 0:
+				return fmt.Errorf("--all takes no name: %s", cmd.Use)
+			case all:
+				return nil
+			case everywhere || held:
+				return fmt.Errorf("--all-namespaces and --held go with --all")
+			}
+			return targetArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			k, err := a.kube()
 			if err != nil {
 				return err
 			}
+			r := &swap.Restorer{Kube: k, Say: a.progress()}
+			if all {
+				namespace := k.Namespace
+				if everywhere {
+					namespace = ""
+				}
+				return r.RestoreAll(ctx, namespace, identity(), held)
+			}
 			if args[0] == "connect" {
 				if len(args) != 2 {
 					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
 				}
-				if err := proxypod.Remove(ctx, k, k.Namespace, args[1]); err != nil {
+				if err := proxypod.Remove(ctx, k, k.Namespace, args[1], a.say); err != nil {
 					return err
 				}
 				a.say("connect " + args[1] + " is removed")
@@ -37,14 +62,12 @@ undo is in the cluster. It also removes the pod of a connect that was killed. br
 			if err != nil {
 				return err
 			}
-			r := &swap.Restorer{Kube: k, Say: a.progress()}
-			err = r.Restore(ctx, name, identity())
-			if err == nil || hint.CodeOf(err) == hint.NotFound {
-				if e := swap.ForgetSession(k, name); e != nil {
-					a.log.Warn("what this machine keeps of the swap is not removed", "error", e)
-				}
-			}
-			return err
+			return r.Restore(ctx, name, identity())
 		},
 	}
+	f := cmd.Flags()
+	f.BoolVar(&all, "all", false, "everything in the namespace that was left behind")
+	f.BoolVarP(&everywhere, "all-namespaces", "A", false, "with --all: in all namespaces")
+	f.BoolVar(&held, "held", false, "with --all: also what a bridge that is at work holds; it ends")
+	return cmd
 }

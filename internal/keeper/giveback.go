@@ -24,7 +24,7 @@ const (
 func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 	g := giving{Keeper: k, api: api, claim: c}
 	for _, step := range []func(context.Context) error{
-		g.undoAll(undo.Replicas), g.awaitReady, g.undoAll(undo.Selector), g.awaitCallers,
+		g.fence, g.undoAll(undo.Replicas), g.awaitReady, g.undoAll(undo.Selector), g.awaitCallers,
 		g.unmarkTarget, g.endProxy,
 		// A bridge that was still swapping when the Lease was taken may have made one more change.
 		g.undoAll(undo.Replicas), g.undoAll(undo.Selector),
@@ -82,6 +82,23 @@ func (g giving) same(ctx context.Context, o undo.Object, path string) (object, e
 		err = errGone
 	}
 	return is, err
+}
+
+// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot.
+func (g giving) fence(ctx context.Context) error {
+	for _, c := range g.record.Of(undo.Selector) {
+		err := g.patiently(ctx, "annotate "+c.Object.String(), func() error {
+			path := g.api.pathOf(c.Object)
+			if _, err := g.same(ctx, c.Object, path); err != nil {
+				return err
+			}
+			return g.api.patch(ctx, path, undo.FencePatch(c.Object, g.version))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (g giving) undoAll(f undo.Field) func(context.Context) error {

@@ -89,6 +89,11 @@ func New(flags *genericclioptions.ConfigFlags, userAgent string) (*Client, error
 	return c, nil
 }
 
+// In is the same cluster with another namespace.
+func (c *Client) In(namespace string) *Client {
+	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags}
+}
+
 // NewForConfig makes a Client from a configuration that is there already. It copies cfg.
 func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
 	cfg = rest.CopyConfig(cfg)

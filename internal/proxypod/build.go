@@ -100,6 +100,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	pod.NodeName, pod.Hostname, pod.Subdomain = "", "", ""
 	pod.ReadinessGates, pod.SchedulingGates, pod.ResourceClaims = nil, nil, nil
 	pod.Resources = nil
+	leaveLostNodes(pod)
 	pod.RestartPolicy = corev1.RestartPolicyAlways
 	pod.ActiveDeadlineSeconds = nil
 	grace := drainSeconds
@@ -133,6 +134,25 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 			},
 		},
 	}, notes, nil
+}
+
+// lostNodeSeconds is how long the proxy stays with a node that does not answer. Usual are five minutes, in which callers have
+// other pods; they have no other proxy.
+const lostNodeSeconds = 10
+
+// leaveLostNodes has the pod replaced soon when its node is lost, unless the template says something else.
+func leaveLostNodes(pod *corev1.PodSpec) {
+	for _, taint := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+		if slices.ContainsFunc(pod.Tolerations, func(t corev1.Toleration) bool {
+			return (t.Key == taint || t.Key == "") && (t.Effect == corev1.TaintEffectNoExecute || t.Effect == "")
+		}) {
+			continue
+		}
+		seconds := int64(lostNodeSeconds)
+		pod.Tolerations = append(pod.Tolerations, corev1.Toleration{
+			Key: taint, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds,
+		})
+	}
 }
 
 // keptVolume tells whether a second pod may have the same volume beside the first.

@@ -50,6 +50,7 @@ type Carriers struct {
 	forwards map[*detourConn]struct{} // that carry the tunnel: it can have two carriers
 	useful   bool                     // something came by pods/proxy since the last detour began
 	refused  int                      // by the pod, in a row
+	last     corev1.Pod               // that a carrier went to
 }
 
 // NewCarriers are those to p. say gets what the user should know, a line each, from several goroutines.
@@ -90,7 +91,21 @@ func (c *Carriers) Dial(ctx context.Context) (conn net.Conn, name string, err er
 			conn, err = c.dialForward(ctx, pod, err)
 		}
 	}
+	if err == nil {
+		c.sayOther(pod)
+	}
 	return conn, peer(pod), err
+}
+
+// sayOther says when the tunnel goes to another process than before.
+func (c *Carriers) sayOther(pod corev1.Pod) {
+	c.mu.Lock()
+	before := c.last
+	c.last = pod
+	c.mu.Unlock()
+	if before.Name != "" && peer(before) != peer(pod) {
+		c.say(fmt.Sprintf("the proxy was lost in pod %s, and runs again in pod %s on node %s: connections through it were reset", before.Name, pod.Name, pod.Spec.NodeName))
+	}
 }
 
 func (c *Carriers) onDetour() bool {

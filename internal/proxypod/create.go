@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"bridge/internal/fault"
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 )
 
@@ -25,60 +27,75 @@ func OwnedBy(l *coordinationv1.Lease) []metav1.OwnerReference {
 	return []metav1.OwnerReference{{APIVersion: "coordination.k8s.io/v1", Kind: "Lease", Name: l.Name, UID: l.UID}}
 }
 
-// Create creates the proxy's ConfigMaps and its Deployment, owned by the Lease.
+const (
+	// goneTimeout is how long a proxy's pods may take to end: their grace period and a slow node.
+	goneTimeout = time.Minute
+	// collectTimeout is how long the garbage collector may take with what a Lease owned that somebody has deleted.
+	collectTimeout = 30 * time.Second
+)
+
+// Create creates the proxy's ConfigMaps and its Deployment, owned by the Lease. An earlier Lease's ConfigMaps may be there for a
+// moment still, when AwaitNone has returned.
 func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, maps []*corev1.ConfigMap, d *appsv1.Deployment) error {
 	options := metav1.CreateOptions{FieldManager: FieldManager}
 	for _, m := range maps {
 		m = m.DeepCopy()
 		m.OwnerReferences = OwnedBy(lease)
-		err := OnceFree(ctx, func() error {
+		err := Afresh(ctx, func() error {
 			_, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, options)
 			return err
 		})
-		if err != nil {
+		if err := fault.After(fault.MapCreated, err); err != nil {
 			return kube.Explain(err, "create configmap "+m.Name+" in "+m.Namespace)
 		}
 	}
-	return CreateDeployment(ctx, k, lease, d)
+	return fault.After(fault.ProxyCreated, CreateDeployment(ctx, k, lease, d))
 }
 
 // CreateDeployment creates d, owned by the Lease.
 func CreateDeployment(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, d *appsv1.Deployment) error {
 	d = d.DeepCopy()
 	d.OwnerReferences = OwnedBy(lease)
-	err := OnceFree(ctx, func() error {
+	err := Afresh(ctx, func() error {
 		_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, metav1.CreateOptions{FieldManager: FieldManager})
 		return err
 	})
 	return kube.Explain(err, "create deployment "+d.Name+" in "+d.Namespace)
 }
 
-// garbageTimeout is how long the garbage collector may take for what an earlier Lease of the same name owned.
-const garbageTimeout = 15 * time.Second
-
-// OnceFree calls create until the name that it creates is free: what an earlier Lease owned goes by garbage collection, a
-// moment after it.
-func OnceFree(ctx context.Context, create func() error) error {
-	bounded, cancel := context.WithTimeout(ctx, garbageTimeout)
-	defer cancel()
-	var last error
-	err := wait.PollUntilContextCancel(bounded, Poll, true, func(context.Context) (bool, error) {
-		last = create()
-		if apierrors.IsAlreadyExists(last) {
-			return false, nil
-		}
-		return true, last
+// Afresh creates something whose name may still be taken for a moment.
+func Afresh(ctx context.Context, create func() error) error {
+	var err error
+	_ = wait.PollUntilContextTimeout(ctx, Poll, collectTimeout, true, func(context.Context) (bool, error) {
+		err = create()
+		return !apierrors.IsAlreadyExists(err), nil
 	})
-	if err != nil && last != nil {
-		return last
+	return err
+}
+
+// AwaitNone waits until an earlier proxy is gone whose Lease somebody has deleted: its pods know another key, and a tunnel that
+// comes to one of them would end. A pod that lingers is not waited for.
+func (p *Proxy) AwaitNone(ctx context.Context) error {
+	err := wait.PollUntilContextTimeout(ctx, Poll, collectTimeout, true, func(ctx context.Context) (bool, error) {
+		_, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, p.Lease, metav1.GetOptions{})
+		return apierrors.IsNotFound(err), nil
+	})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace,
+			"deployment/%s in %s, which has the proxy's name, is there already, and no Lease of that name", p.Lease, p.Namespace)
 	}
+	_, err = p.WaitGone(ctx)
 	return err
 }
 
 // Delete deletes the proxy's Deployment, waits until its pods are gone (they drain), and deletes
 // its ConfigMaps: those that the Lease with this UID owns. What is gone already is fine, and what an
-// earlier Lease of the name owned goes by garbage collection.
-func (p *Proxy) Delete(ctx context.Context, lease types.UID) error {
+// earlier Lease of the name owned goes by garbage collection. A pod that is deleted but does not end, since its node
+// is lost, it leaves to the cluster, and says so.
+func (p *Proxy) Delete(ctx context.Context, lease types.UID, say func(string)) error {
 	deployments := p.Kube.Clientset.AppsV1().Deployments(p.Namespace)
 	d, err := deployments.Get(ctx, p.Lease, metav1.GetOptions{})
 	if err == nil && ownedBy(d, lease) {
@@ -90,8 +107,16 @@ func (p *Proxy) Delete(ctx context.Context, lease types.UID) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return kube.Explain(err, "delete deployment "+p.Lease+" in "+p.Namespace)
 	}
-	if err := p.WaitGone(ctx); err != nil {
+	if err := fault.After(fault.ProxyDeleted, nil); err != nil {
 		return err
+	}
+	lingering, err := p.WaitGone(ctx)
+	if err := fault.After(fault.ProxyGone, err); err != nil {
+		return err
+	}
+	if len(lingering) > 0 {
+		say(fmt.Sprintf("deleted, but not ended in %v, for the node does not answer: pod %s; it goes with the node, or when that is back",
+			goneTimeout, strings.Join(lingering, ", ")))
 	}
 	maps := p.Kube.Clientset.CoreV1().ConfigMaps(p.Namespace)
 	list, err := maps.List(ctx, metav1.ListOptions{LabelSelector: ProxyLabel + "=" + LabelValue(p.Lease)})
@@ -102,7 +127,8 @@ func (p *Proxy) Delete(ctx context.Context, lease types.UID) error {
 		if !ownedBy(&m, lease) {
 			continue
 		}
-		if err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{})
+		if err := fault.After(fault.MapDeleted, err); err != nil && !apierrors.IsNotFound(err) {
 			return kube.Explain(err, "delete configmap "+m.Name+" in "+p.Namespace)
 		}
 	}
@@ -113,22 +139,23 @@ func ownedBy(o metav1.Object, lease types.UID) bool {
 	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == lease })
 }
 
-// WaitGone waits until the proxy has no pod any more.
-func (p *Proxy) WaitGone(ctx context.Context) error {
-	var left []string
-	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
-		pods, err := p.list(ctx)
-		if err != nil {
-			return false, kube.IgnoreTransient(err)
-		}
-		left = nil
-		for _, pod := range pods {
-			left = append(left, pod.Name)
-		}
-		return len(left) == 0, nil
+// WaitGone waits until the proxy has no pod any more, or none but those that linger: deleted, and not ending.
+func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
+	bounded, cancel := context.WithTimeout(ctx, goneTimeout)
+	defer cancel()
+	var left []corev1.Pod
+	err = wait.PollUntilContextCancel(bounded, Poll, true, func(ctx context.Context) (bool, error) {
+		left, err = p.Pods(ctx)
+		return len(left) == 0 && err == nil, kube.IgnoreTransient(err)
 	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("the proxy's pods have not ended: %s in %s", strings.Join(left, ", "), p.Namespace)
+	if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		return nil, err
 	}
-	return err
+	for _, pod := range left {
+		if pod.DeletionTimestamp == nil {
+			return nil, fmt.Errorf("the proxy's pod %s in %s is not deleted", pod.Name, p.Namespace)
+		}
+		lingering = append(lingering, pod.Name)
+	}
+	return lingering, nil
 }

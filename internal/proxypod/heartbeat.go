@@ -2,6 +2,7 @@ package proxypod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/undo"
@@ -28,11 +30,19 @@ func Duration(l *coordinationv1.Lease) time.Duration {
 	return time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second
 }
 
-// HeartbeatPeriod renews a Lease six times in its duration, so one slow answer means nothing.
-func HeartbeatPeriod(l *coordinationv1.Lease) time.Duration { return Duration(l) / 6 }
+// StaleAfter is how old a heartbeat may be at most for what it says of the tunnel to be believed: one may be late.
+const StaleAfter = 5 * maxHeartbeatPeriod / 2
 
-// StaleAfter is how old a heartbeat may be for what it says of the tunnel to be believed: one may be late.
-func StaleAfter(l *coordinationv1.Lease) time.Duration { return 5 * HeartbeatPeriod(l) / 2 }
+// maxHeartbeatPeriod is that of a Lease of the usual duration, and of longer ones.
+const maxHeartbeatPeriod = LeaseSeconds * time.Second / 6
+
+// HeartbeatPeriod renews a Lease six times in its duration or more often, so one slow answer means nothing.
+func HeartbeatPeriod(l *coordinationv1.Lease) time.Duration {
+	return min(Duration(l)/6, maxHeartbeatPeriod)
+}
+
+// Stale is StaleAfter for this Lease, which may be of a shorter duration.
+func Stale(l *coordinationv1.Lease) time.Duration { return 5 * HeartbeatPeriod(l) / 2 }
 
 const (
 	// changeDelay is how long a change of the tunnel's state waits to be written: a cut that is healed by then is none.
@@ -42,8 +52,10 @@ const (
 )
 
 // Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
-// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError).
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client) error {
+// until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
+// when it has not come through for StaleAfter, why, and when it does again.
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, say func(string)) error {
+	last, silent := time.Now(), false
 	due := time.NewTimer(0)
 	defer due.Stop()
 	state, changed := t.Watch()
@@ -61,16 +73,27 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 		case <-due.C:
 		}
 		state, changed = t.Watch()
-		if err := beat(ctx, k, lease, state); err != nil {
-			return err
+		err := beat(ctx, k, lease, state)
+		if taken := new(TakenError); errors.As(err, &taken) {
+			return taken
+		}
+		since := time.Since(last).Round(time.Second)
+		switch {
+		case err == nil && silent:
+			say(fmt.Sprintf("the heartbeat comes through again, after %v", since))
+			fallthrough
+		case err == nil:
+			last, silent = time.Now(), false
+		case since >= Stale(lease) && !silent && ctx.Err() == nil:
+			say(fmt.Sprintf("no heartbeat has come through for %v; after %v this counts as left behind: %v", since, Duration(lease), err))
+			silent = true
 		}
 		soon, written = false, state.Phase
 		due.Reset(HeartbeatPeriod(lease))
 	}
 }
 
-// beat is one heartbeat. An API server that is away or a conflict is no error: the next one looks again, and nothing
-// lapses meanwhile.
+// beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
 func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod(lease))
 	defer cancel()
@@ -80,15 +103,15 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, stat
 	case apierrors.IsNotFound(err):
 		return &TakenError{}
 	case err != nil:
-		return nil
+		return kube.Explain(err, "get lease "+lease.Name)
 	case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
 		return &TakenError{By: value(now.Spec.HolderIdentity)}
 	}
 	stamp := metav1.NowMicro()
 	now.Spec.RenewTime = &stamp
 	metav1.SetMetaDataAnnotation(&now.ObjectMeta, TunnelAnnotation, StateOf(state).String())
-	_, _ = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
-	return nil
+	_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+	return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
 }
 
 // State is a tunnel's state as a Lease has it, "degraded since 2026-11-24T06:30:00Z: an answer takes 900ms".

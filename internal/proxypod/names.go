@@ -18,6 +18,8 @@ const (
 	ProxyLabel = undo.ProxyLabel
 	// UndoAnnotation holds the undo record, on the Lease and on the target.
 	UndoAnnotation = undo.Annotation
+	// FenceAnnotation is on a Service while its swap is given back by another than made it.
+	FenceAnnotation = undo.FenceAnnotation
 	// KeeperLabel is on the pod of a swap's keeper, with the same value.
 	KeeperLabel = Prefix + "keeper"
 	// KeeperAnnotation on a Lease names its keeper's Deployment; a swap without a keeper has none.

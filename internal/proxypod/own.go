@@ -23,7 +23,7 @@ import (
 )
 
 // cleanUpTimeout bounds removing a proxy of one's own.
-const cleanUpTimeout = time.Minute
+const cleanUpTimeout = 2 * goneTimeout
 
 // Own is a proxy pod that stands in for nothing: the cluster's end of connect.
 type Own struct {
@@ -99,7 +99,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	o.Say("removing the proxy pod")
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
-	if e := Remove(bounded, o.Kube, lease.Namespace, lease.Name); e != nil && hint.CodeOf(e) != hint.NotFound {
+	if e := Remove(bounded, o.Kube, lease.Namespace, lease.Name, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
 		return hint.New(hint.RestoreIncomplete, errors.Join(err, fmt.Errorf("the proxy is not removed: %w", e)),
 			fmt.Sprintf("finish with: bridge restore connect %s -n %s%s", lease.Name, lease.Namespace, o.Kube.Flags))
 	}
@@ -136,7 +136,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, t); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t, o.Say); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
 	})
@@ -176,7 +176,7 @@ func OwnLease(namespace, owner string) *coordinationv1.Lease {
 
 // Remove removes a proxy of kind connect, and its Lease last. The error has the code NotFound when
 // no such Lease is there, or it is of another kind.
-func Remove(ctx context.Context, k *kube.Client, namespace, name string) error {
+func Remove(ctx context.Context, k *kube.Client, namespace, name string, say func(string)) error {
 	leases := k.Clientset.CoordinationV1().Leases(namespace)
 	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
 	if err == nil && lease.Labels[KindLabel] != KindConnect || apierrors.IsNotFound(err) {
@@ -186,7 +186,7 @@ func Remove(ctx context.Context, k *kube.Client, namespace, name string) error {
 		return kube.Explain(err, "get lease "+name+" in "+namespace)
 	}
 	p := &Proxy{Kube: k, Namespace: namespace, Lease: name}
-	if err := p.Delete(ctx, lease.UID); err != nil {
+	if err := p.Delete(ctx, lease.UID, say); err != nil {
 		return err
 	}
 	err = leases.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &lease.UID}})

@@ -46,9 +46,9 @@ func (p *Proxy) names() (deployment, label, what string) {
 	return p.Lease, ProxyLabel, "proxy"
 }
 
-// Pods are the proxy's that are not yet going, the newest first.
-func (p *Proxy) Pods(ctx context.Context) ([]corev1.Pod, error) {
-	list, err := p.list(ctx)
+// staying are the proxy's pods that are not yet going, the newest first.
+func (p *Proxy) staying(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := p.Pods(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,8 @@ func (p *Proxy) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	return pods, nil
 }
 
-func (p *Proxy) list(ctx context.Context) ([]corev1.Pod, error) {
+// Pods are the proxy's, those that are going too.
+func (p *Proxy) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	_, label, _ := p.names()
 	list, err := p.Kube.Clientset.CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{LabelSelector: label + "=" + LabelValue(p.Lease)})
 	if err != nil {
@@ -71,7 +72,7 @@ func (p *Proxy) list(ctx context.Context) ([]corev1.Pod, error) {
 // running is the proxy's pod to be connected to. It waits for one to run as long as ctx allows.
 func (p *Proxy) running(ctx context.Context) (pod corev1.Pod, err error) {
 	err = wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
-		pods, err := p.list(ctx)
+		pods, err := p.Pods(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -117,7 +118,7 @@ func (p *Proxy) WaitReady(ctx context.Context) error {
 	last := "no pod yet"
 	var hopeless bool
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
-		pods, err := p.Pods(ctx)
+		pods, err := p.staying(ctx)
 		if err != nil {
 			return false, kube.IgnoreTransient(err)
 		}

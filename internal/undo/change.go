@@ -146,6 +146,12 @@ func AnnotationPatch(record, resourceVersion string) map[string]any {
 	return Versioned(map[string]any{"metadata": map[string]any{"annotations": map[string]any{Annotation: v}}}, resourceVersion)
 }
 
+// FencePatch is the merge patch that writes value to an object of this UID, so that whoever has read it before can write to it no
+// more.
+func FencePatch(o Object, value string) map[string]any {
+	return map[string]any{"metadata": map[string]any{"uid": o.UID, "annotations": map[string]any{FenceAnnotation: value}}}
+}
+
 // Versioned adds the resourceVersion, unless it is "", to a merge patch, which is its own to change.
 func Versioned(patch map[string]any, resourceVersion string) map[string]any {
 	if resourceVersion == "" {

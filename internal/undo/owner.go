@@ -92,7 +92,7 @@ func ownersOf(list []managed, path string) (owners []Owner) {
 }
 
 // OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the fields of changes, all
-// of this object, to those who had them before, unless somebody else has one by now.
+// of this object, to those who had them before, unless somebody else has one by now; it removes the fence, too.
 func OwnershipPatch(managedFields json.RawMessage, changes []Change, resourceVersion string) (map[string]any, error) {
 	list, err := entries(managedFields)
 	if err != nil {
@@ -110,7 +110,9 @@ func OwnershipPatch(managedFields json.RawMessage, changes []Change, resourceVer
 	if len(list) == 0 {
 		list = []managed{{}} // an empty list would mean "leave it" to the API server
 	}
-	return Versioned(map[string]any{"metadata": map[string]any{"managedFields": list}}, resourceVersion), nil
+	return Versioned(map[string]any{"metadata": map[string]any{
+		"managedFields": list, "annotations": map[string]any{FenceAnnotation: nil},
+	}}, resourceVersion), nil
 }
 
 // own adds the field to o's entry, which is made anew when it is gone (it vanishes with its last field).

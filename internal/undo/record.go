@@ -17,6 +17,8 @@ const (
 	Annotation = "bridge.internal/undo"
 	// ProxyLabel is in a selector that bridge has set.
 	ProxyLabel = "bridge.internal/proxy"
+	// FenceAnnotation is on a Service while its swap is given back by another than made it.
+	FenceAnnotation = "bridge.internal/fence"
 	// FieldManager is bridge's name in managedFields.
 	FieldManager = "bridge"
 	// RestoreBy begins the holder of a Lease whose swap is being given back.

@@ -126,7 +126,7 @@ func TestDoAndUndo(t *testing.T) {
 			t.Errorf("%s: Undo gives %s, %v", c.name, back, err)
 		}
 	}
-	patch, err := move.Patch(json.RawMessage(move.Set), move.Before, "7")
+	patch, err := move.Patch(move.Set, move.Before, "7")
 	b, _ := json.Marshal(patch)
 	if want := `{"metadata":{"resourceVersion":"7"},"spec":{"selector":{"app":"orders","bridge.internal/proxy":null}}}`; err != nil || string(b) != want {
 		t.Errorf("the patch is %s, %v", b, err)

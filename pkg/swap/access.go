@@ -69,9 +69,11 @@ func moving() []access {
 // podProxy is the right for --carrier podproxy, whose request is a GET; it is in no Role unless that is wanted.
 var podProxy = []access{{"", "pods", "proxy", "get"}}
 
-// everything is what deploy/swap.yaml grants: swap, restore and status.
+// everything is what deploy/swap.yaml grants: swap, restore, also --all, and status.
 func everything() []access {
-	return slices.Concat(needed(true), moving(), []access{{"coordination.k8s.io", "leases", "", "list"}, {"", "serviceaccounts", "", "get"}})
+	return slices.Concat(needed(true), moving(), []access{
+		{"coordination.k8s.io", "leases", "", "list"}, {"apps", "deployments", "", "list"}, {"", "serviceaccounts", "", "get"},
+	})
 }
 
 // missing asks the API server which of the rights the user lacks in the namespace.

@@ -5,13 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -19,9 +22,17 @@ import (
 )
 
 // changer makes and unmakes the changes of an undo record, each with preconditions: the object's
-// UID, and the value that is expected there.
+// UID, and the value that is expected there; and that the claim is ours after the object was read and before it is
+// written. What others write after that is a conflict: a bridge that is frozen in between, and wakes up when all is
+// given back and swapped anew, changes nothing.
 type changer struct {
-	kube *kube.Client
+	kube  *kube.Client
+	claim *claim
+}
+
+// ours is nil if the claim is still ours, or a *proxypod.TakenError.
+func (x changer) ours(ctx context.Context) error {
+	return fault.After(fault.Checked, x.claim.check(ctx))
 }
 
 // errGone says that the object is not there any more, or that another one has its name.
@@ -90,6 +101,9 @@ func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, deci
 	if err := json.Unmarshal(to, &scale.Spec.Replicas); err != nil {
 		return err
 	}
+	if err := x.ours(ctx); err != nil {
+		return err
+	}
 	_, err = deployments.UpdateScale(ctx, c.Object.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
 	return err
 }
@@ -109,6 +123,9 @@ func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, d
 	}
 	patch, err := c.Patch(*now, to, s.ResourceVersion)
 	if err != nil {
+		return err
+	}
+	if err := x.ours(ctx); err != nil {
 		return err
 	}
 	return x.patch(ctx, c.Object, patch)
@@ -132,6 +149,9 @@ func (x changer) annotate(ctx context.Context, o Object, from, to string) error 
 		case to:
 			return nil
 		case from:
+			if err := x.ours(ctx); err != nil {
+				return err
+			}
 			return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
 		}
 		return undo.ErrMoved
@@ -162,16 +182,11 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 const cleanFor = time.Second
 
 func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
-	sets := x.kube.Clientset.AppsV1().ReplicaSets(target.Namespace)
-	list, err := sets.List(ctx, metav1.ListOptions{})
+	copies, err := replicaSetCopies(ctx, x.kube, target.Namespace, target.UID)
 	if err != nil {
-		return 0, kube.Explain(err, "list replicasets in "+target.Namespace)
+		return 0, err
 	}
-	for _, rs := range list.Items {
-		owner := metav1.GetControllerOf(&rs)
-		if _, has := rs.Annotations[proxypod.UndoAnnotation]; !has || owner == nil || string(owner.UID) != target.UID {
-			continue
-		}
+	for _, rs := range copies {
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
 		if err := x.patch(ctx, o, undo.AnnotationPatch("", "")); err != nil && !apierrors.IsNotFound(err) {
@@ -182,8 +197,35 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 	return n, nil
 }
 
+// fence writes to a Service, so that whoever has read it before cannot write to it any more. giveBackFields removes what it
+// writes. The target needs none: what is written to it is the record's copy, which is found, or comes after that, which giving
+// back removes.
+func (x changer) fence(ctx context.Context, o Object) error {
+	if o.Kind != "Service" {
+		return nil
+	}
+	err := x.patch(ctx, o, undo.FencePatch(o, x.claim.lease.ResourceVersion))
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // it is gone, or another one has its name
+	}
+	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
+}
+
+// replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
+func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {
+	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, kube.Explain(err, "list replicasets in "+namespace)
+	}
+	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
+		_, has := rs.Annotations[proxypod.UndoAnnotation]
+		owner := metav1.GetControllerOf(&rs)
+		return !has || owner == nil || string(owner.UID) != target
+	}), nil
+}
+
 // giveBackFields returns the ownership of the fields in changes, all of one object, to those who
-// had it. It changes metadata.managedFields alone, so that no field counts as written by bridge.
+// had it, and removes the fence. No field counts as written by bridge then.
 func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		meta, err := x.meta(ctx, o)
@@ -196,6 +238,9 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		}
 		patch, err := undo.OwnershipPatch(managed, changes, meta.GetResourceVersion())
 		if err != nil {
+			return err
+		}
+		if err := x.ours(ctx); err != nil {
 			return err
 		}
 		return x.patch(ctx, o, patch)
@@ -237,7 +282,7 @@ func (x changer) patch(ctx context.Context, o Object, body map[string]any) error
 
 // explainUnlessOurs leaves the errors of this package as they are.
 func explainUnlessOurs(err error, doing string) error {
-	if errors.Is(err, errGone) || errors.Is(err, undo.ErrMoved) {
+	if taken := new(proxypod.TakenError); errors.Is(err, errGone) || errors.Is(err, undo.ErrMoved) || errors.As(err, &taken) {
 		return err
 	}
 	return kube.Explain(err, doing)

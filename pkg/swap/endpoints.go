@@ -24,23 +24,30 @@ const settle = 3 * time.Second
 
 // endpoints of one Service, by the pods behind them.
 type endpoints struct {
-	ready []string // names of the pods that new connections go to
+	ready   []string // names of the pods that new connections go to
+	proxies []string // those of the proxy: another pod may take the place of one at any time
 }
 
 // awaitEndpoints returns when done holds for the ready endpoints of every Service.
-func (x changer) awaitEndpoints(ctx context.Context, namespace string, services []string, done func(endpoints) bool) error {
+func (x changer) awaitEndpoints(ctx context.Context, proxy *proxypod.Proxy, services []string, done func(endpoints) bool) error {
 	for _, name := range services {
 		var last endpoints
 		err := wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
-			e, err := x.endpoints(ctx, namespace, name)
+			// In this order: a pod that is an endpoint is known by then.
+			e, err := x.endpoints(ctx, proxy.Namespace, name)
 			if err != nil {
 				return false, kube.IgnoreTransient(err)
 			}
+			pods, err := proxy.Pods(ctx)
+			if err != nil {
+				return false, kube.IgnoreTransient(err)
+			}
+			e.proxies = names(pods)
 			last = e
 			return done(e), nil
 		})
 		if errors.Is(err, context.DeadlineExceeded) {
-			return hint.Newf(hint.Other, "look at it: kubectl describe endpointslices -n "+namespace,
+			return hint.Newf(hint.Other, "look at it: kubectl describe endpointslices -n "+proxy.Namespace,
 				"the endpoints of service/%s did not follow in time: those that are ready are %q", name, last.ready)
 		}
 		if err != nil {
@@ -69,20 +76,18 @@ func (x changer) endpoints(ctx context.Context, namespace, service string) (endp
 	return e, nil
 }
 
-// has tells whether one of pods is a ready endpoint.
-func (e endpoints) has(pods []string) bool {
-	return slices.ContainsFunc(e.ready, func(p string) bool { return slices.Contains(pods, p) })
+func (e endpoints) isProxy(pod string) bool { return slices.Contains(e.proxies, pod) }
+
+// reachProxy tells whether the proxy is a ready endpoint.
+func (e endpoints) reachProxy() bool { return slices.ContainsFunc(e.ready, e.isProxy) }
+
+// reachOriginal tells whether there is a ready endpoint that is not the proxy.
+func (e endpoints) reachOriginal() bool {
+	return slices.ContainsFunc(e.ready, func(pod string) bool { return !e.isProxy(pod) })
 }
 
-// only tells whether there are ready endpoints, all of them among pods.
-func (e endpoints) only(pods []string) bool {
-	return len(e.ready) > 0 && !e.beside(pods)
-}
-
-// beside tells whether there is a ready endpoint that is not among pods.
-func (e endpoints) beside(pods []string) bool {
-	return slices.ContainsFunc(e.ready, func(p string) bool { return !slices.Contains(pods, p) })
-}
+// reachProxyOnly tells whether there are ready endpoints, all of them the proxy.
+func (e endpoints) reachProxyOnly() bool { return e.reachProxy() && !e.reachOriginal() }
 
 func names(pods []corev1.Pod) []string {
 	var out []string

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -40,6 +41,9 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 	}
 	if !apierrors.IsNotFound(err) {
 		return Facts{}, kube.Explain(err, "get the swap's Lease in "+ns)
+	}
+	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: proxypod.LeaseName("deployment", name)}).AwaitNone(ctx); err != nil {
+		return Facts{}, err
 	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -73,7 +77,7 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		}))
 	}
 	f.LimitCPU = proxypod.WantsCPULimit(ctx, k, ns)
-	return f, nil
+	return f, fault.After(fault.PlanRead, nil)
 }
 
 // sharedWith are the pods that the Service selects beside the target's: moving its endpoints would

@@ -227,7 +227,7 @@ func (kp *Keeper) create(ctx context.Context, k *kube.Client, lease *coordinatio
 				return err
 			},
 		} {
-			if err := proxypod.OnceFree(ctx, create); err != nil {
+			if err := proxypod.Afresh(ctx, create); err != nil {
 				return kube.Explain(err, "create "+kp.Deployment.Name+" in "+lease.Namespace)
 			}
 		}
@@ -296,7 +296,7 @@ func awaitKeeperGone(ctx context.Context, k *kube.Client, lease *coordinationv1.
 			return err != nil && !kube.Transient(err), nil
 		})
 	}
-	_ = proxypod.KeeperOf(k, lease).WaitGone(ctx)
+	_, _ = proxypod.KeeperOf(k, lease).WaitGone(ctx)
 }
 
 // servesSince says since when the original answers again: the time that the longest Ready of its pods has been so. It is ""

@@ -47,12 +47,8 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 	list, err := k.Clientset.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: proxypod.ManagedByLabel + "=" + proxypod.ManagedBy + "," + proxypod.KindLabel,
 	})
-	where := "in " + namespace
-	if namespace == "" {
-		where = "in all namespaces"
-	}
 	if err != nil {
-		return nil, kube.Explain(err, "list leases "+where)
+		return nil, kube.Explain(err, "list leases "+in(namespace))
 	}
 	entries := []Entry{}
 	for _, l := range list.Items {
@@ -102,7 +98,7 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		e.State = "left behind"
 	case !ok:
 		e.State, e.Reason = "unknown", "the Lease does not say"
-	case silent > proxypod.StaleAfter(l):
+	case silent > proxypod.Stale(l):
 		e.State, e.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
 	default:
 		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -22,11 +23,9 @@ const (
 	// readyTimeout is how long giving back waits for the original to be Ready before it goes on
 	// without: an image that has to be pulled again takes a minute, one that is gone takes for ever.
 	readyTimeout = 2 * time.Minute
-	// goneTimeout is how long it waits for the proxy's pods to end: their grace period and a slow node.
-	goneTimeout = time.Minute
 	// restoreTimeout bounds giving back as a whole: the original's start, its endpoints, the proxy's
 	// end, and an API server that is away for a while in between.
-	restoreTimeout = readyTimeout + endpointsTimeout + goneTimeout + 4*time.Minute
+	restoreTimeout = readyTimeout + endpointsTimeout + 5*time.Minute
 
 	// waitingPeriod is how often a long wait says what it waits for.
 	waitingPeriod = 10 * time.Second
@@ -42,39 +41,70 @@ type Restorer struct {
 // Restore gives back what the Lease of the deployment records, or the copy of the record on the
 // deployment when the Lease is gone. by ("user@host") takes the Lease, so that the bridge that holds
 // it stands back. The error has the code NotFound when there is nothing to give back and
-// RestoreIncomplete when something is left.
+// RestoreIncomplete when something is left. What this machine keeps of the swap it removes.
 func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by)
-	if err != nil {
-		return err
+	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, "")
+	if err == nil {
+		err = r.giveBack(ctx, u, c)
 	}
-	return r.giveBack(ctx, u, c)
+	if err == nil || hint.CodeOf(err) == hint.NotFound {
+		if err := forgetSession(r.Kube, name); err != nil {
+			r.Say(fmt.Sprintf("note: what this machine keeps of the swap is not removed: %v", err))
+		}
+	}
+	return err
 }
 
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
-// it anew when only the copy on the target is left.
-func (r *Restorer) take(ctx context.Context, name, by string) (*Undo, *claim, error) {
+// it anew when only the copy on the target is left. What the holder before was about to write fails from then on. With a
+// record it takes that swap and no later one.
+func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *claim, error) {
+	u, c, err := r.takeLease(ctx, name, by, record)
+	if err != nil {
+		return nil, nil, err
+	}
+	x := changer{r.Kube, c}
+	for _, change := range u.Changes {
+		// What keeps a Service from being written to is no reason not to give back the rest.
+		_ = r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) })
+	}
+	return u, c, nil
+}
+
+func (r *Restorer) takeLease(ctx context.Context, name, by, record string) (*Undo, *claim, error) {
+	another := func(found *Undo) error {
+		if now, err := found.Marshal(); record == "" || err == nil && now == record {
+			return nil
+		}
+		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
+	}
 	ns := r.Kube.Namespace
 	leases := r.Kube.Clientset.CoordinationV1().Leases(ns)
 	for {
 		lease, err := leases.Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			u, record, err := r.copyOnTarget(ctx, name)
+			u, text, err := r.copyOnTarget(ctx, name)
+			if err == nil {
+				err = another(u)
+			}
 			if err != nil {
 				return nil, nil, err
 			}
-			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+			lease, err := leases.Create(ctx, newLease(u, text, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
-			return u, &claim{r.Kube, lease}, kube.Explain(err, "create a Lease in "+ns)
+			return u, &claim{r.Kube, lease}, kube.Explain(fault.After(fault.RestoreCreated, err), "create a Lease in "+ns)
 		}
 		if err != nil {
 			return nil, nil, kube.Explain(err, "get the swap's Lease in "+ns)
 		}
 		u, err := r.read(ctx, lease, name)
+		if err == nil {
+			err = another(u)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -87,7 +117,7 @@ func (r *Restorer) take(ctx context.Context, name, by string) (*Undo, *claim, er
 		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 			continue // a heartbeat came between, or somebody has just given it back
 		}
-		return u, &claim{r.Kube, lease}, kube.Explain(err, "take the swap's Lease in "+ns)
+		return u, &claim{r.Kube, lease}, kube.Explain(fault.After(fault.RestoreTaken, err), "take the swap's Lease in "+ns)
 	}
 }
 
@@ -108,7 +138,7 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name s
 		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
 }
 
-// copyOnTarget is the record's copy on the target.
+// copyOnTarget is the record's copy on the target, or on one of its ReplicaSets.
 func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, record string, err error) {
 	ns := r.Kube.Namespace
 	d, err := r.Kube.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
@@ -116,6 +146,16 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 		return nil, "", kube.Explain(err, fmt.Sprintf("get deployment/%s in %s", name, ns))
 	}
 	record, ok := d.Annotations[proxypod.UndoAnnotation]
+	if !ok {
+		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
+		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
+		if err != nil {
+			return nil, "", err
+		}
+		if ok = len(copies) > 0; ok {
+			record = copies[0].Annotations[proxypod.UndoAnnotation]
+		}
+	}
 	if !ok {
 		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
 	}
@@ -142,7 +182,11 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
 	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
-		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease))
+		record, marshalErr := u.Marshal()
+		if marshalErr != nil {
+			return marshalErr
+		}
+		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), record)
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}
@@ -158,7 +202,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
-	x := changer{r.Kube}
+	x := changer{r.Kube, c}
 	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
 	record, err := u.Marshal()
 	if err != nil {
@@ -168,19 +212,22 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	said := map[string]bool{}
 	changed := x.changed(ctx, u.Target)
 	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
-	if _, err := r.undo(ctx, x, c, u, undo.Replicas, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u, undo.Replicas, fault.ScaledBack, said); err != nil {
 		return err
 	}
 	ready, notReady := r.awaitOriginal(ctx, u)
+	if err := fault.After(fault.OriginalReady, nil); err != nil {
+		return err
+	}
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, undo.Selector, said)
+	back, err := r.undo(ctx, x, c, u, undo.Selector, fault.MovedBack, said)
 	if err != nil {
 		return err
 	}
 	if ready && changed {
-		if err := r.moveBack(ctx, x, u, proxy, back); err != nil {
+		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, back)); err != nil {
 			return err
 		}
 	}
@@ -192,7 +239,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		case errors.Is(err, undo.ErrMoved):
 			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
 		case !errors.Is(err, errGone):
-			return err
+			return fault.After(fault.RecordRemoved, err)
 		}
 		return nil
 	})
@@ -200,29 +247,27 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	r.Say("ending the proxy")
-	err = r.patiently(ctx, c, func() error {
-		ctx, cancel := context.WithTimeout(ctx, goneTimeout)
-		defer cancel()
-		return proxy.Delete(ctx, c.lease.UID)
-	})
-	if err != nil {
+	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
 	for _, f := range []undo.Field{undo.Replicas, undo.Selector} {
-		if _, err := r.undo(ctx, x, c, u, f, said); err != nil {
+		if _, err := r.undo(ctx, x, c, u, f, fault.UndoneAgain, said); err != nil {
 			return err
 		}
-	}
-	if err := r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) }); err != nil {
-		return err
 	}
 	for _, changes := range u.ByObject() {
-		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) }); err != nil {
+		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
+		if err := fault.After(fault.OwnersBack, err); err != nil {
 			return err
 		}
 	}
-	if err := r.patiently(ctx, c, func() error { return c.release(ctx) }); err != nil {
+	// Last, since without the Lease these copies are all that is left of the record.
+	err = r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
+	if err := fault.After(fault.CopiesGone, err); err != nil {
+		return err
+	}
+	if err := fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) })); err != nil {
 		return err
 	}
 	awaitKeeperGone(ctx, r.Kube, c.lease)
@@ -234,15 +279,16 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	return nil
 }
 
-// undo takes back the changes of one field, and returns the objects that are as they were. It says
-// once what it left alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, said map[string]bool) (back []Object, err error) {
+// undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
+// says once what it left alone; said remembers.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, err error) {
 	for _, change := range u.Of(f) {
 		var left string
 		err := r.patiently(ctx, c, func() (err error) {
 			left, err = x.undo(ctx, change)
 			return err
 		})
+		err = fault.After(point, err)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", change.Object, err)
@@ -318,7 +364,7 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
 // proxy's, and callers know it.
-func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *proxypod.Proxy, back []Object) error {
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
 		return kube.IgnoreTransient(err) // no proxy: nothing to move from
@@ -330,7 +376,7 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, u *Undo, proxy *prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	if err := x.awaitEndpoints(bounded, u.Target.Namespace, services, func(e endpoints) bool { return e.beside(names(pods)) }); err != nil {
+	if err := x.awaitEndpoints(bounded, proxy, services, endpoints.reachOriginal); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/private"
@@ -200,7 +201,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		return nil, err
 	}
 	s.key, s.lease = saved.Key, lease
-	return &Plan{Undo: *u, Lease: lease, Ports: ports, Own: saved.Own, noKeeper: noKeeper(ctx, k, lease)}, nil
+	return &Plan{Undo: *u, Lease: lease, Ports: ports, Own: saved.Own, noKeeper: noKeeper(ctx, k, lease)}, fault.After(fault.TakeUpRead, nil)
 }
 
 // sameOptions compares what is asked for with what the swap was made with, and returns the ports: those of the laptop may be
@@ -257,7 +258,7 @@ func (s *Session) TakenUp() bool { return s.lease != nil }
 // begin keeps the session from now on: before anything is claimed or, of an earlier swap, changed.
 func (s *Session) begin(p *Plan) error {
 	now := uint64(time.Now().UnixNano())
-	return s.keep(func(saved *savedSession) {
+	err := s.keep(func(saved *savedSession) {
 		epoch := max(now, saved.Epoch+1) // the clock may have been set back
 		if s.TakenUp() {
 			saved.Process, saved.Epoch, saved.Ports = os.Getpid(), epoch, p.Ports
@@ -269,6 +270,7 @@ func (s *Session) begin(p *Plan) error {
 			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Have: p.have, Ports: p.Ports, Own: p.Own,
 		}
 	})
+	return fault.After(fault.SessionKept, err)
 }
 
 // keep makes a change to what is kept.
@@ -286,12 +288,12 @@ func (s *Session) keep(change func(*savedSession)) error {
 
 // held notes that the swap is made: from now on it can be taken up.
 func (s *Session) held(lease *coordinationv1.Lease) error {
-	return s.keep(func(saved *savedSession) { saved.Held, saved.LeaseUID = true, lease.UID })
+	return fault.After(fault.SessionHeld, s.keep(func(saved *savedSession) { saved.Held, saved.LeaseUID = true, lease.UID }))
 }
 
 // ends notes that giving back begins: from now on it can only be given back. What cannot be noted so is forgotten.
 func (s *Session) ends() {
-	if err := s.keep(func(saved *savedSession) { saved.Held = false }); err != nil {
+	if err := fault.After(fault.SessionEnding, s.keep(func(saved *savedSession) { saved.Held = false })); err != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		_ = s.file.Remove()
@@ -305,7 +307,7 @@ func (s *Session) forget() {
 	defer s.mu.Unlock()
 	s.saved, s.kept = savedSession{}, false
 	if s.file != nil {
-		_ = s.file.Write(struct{}{})
+		_ = fault.After(fault.SessionForgotten, s.file.Write(struct{}{}))
 	}
 }
 
@@ -328,9 +330,9 @@ func (s *Session) follow(ctx context.Context, t *tunnel.Client) {
 	}
 }
 
-// ForgetSession removes what this machine keeps of a swap that is given back, unless its bridge still runs: that does it
+// forgetSession removes what this machine keeps of a swap that is given back, unless its bridge still runs: that does it
 // itself.
-func ForgetSession(k *kube.Client, name string) error {
+func forgetSession(k *kube.Client, name string) error {
 	path, err := sessionPath(k, proxypod.LeaseName("deployment", name))
 	if err != nil {
 		return err

@@ -128,7 +128,7 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		}
 	}
 	s.Close()
-	if err := ForgetSession(k, "orders"); err != nil {
+	if err := forgetSession(k, "orders"); err != nil {
 		t.Error(err)
 	}
 	if files := sessionFiles(t); len(files) > 0 {

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/carry"
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -97,7 +98,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel); err != nil {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, s.Say); err != nil {
 			release(err)
 		}
 	})
@@ -159,7 +160,7 @@ func (s *Swap) takeUp(ctx context.Context) error {
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}
-	return s.tunnel.WaitReady(ready) // the pod may have been Ready still, from before
+	return fault.After(fault.TakeUpReady, s.tunnel.WaitReady(ready)) // the pod may have been Ready still, from before
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
@@ -188,6 +189,9 @@ func (s *Swap) hold(ctx context.Context) error {
 		}
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
+		}
+		if err := fault.After(fault.Watched, nil); err != nil {
+			return err
 		}
 	}
 }
@@ -221,7 +225,11 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		}
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner)
+	record, err := s.Plan.Undo.Marshal()
+	if err != nil {
+		return err
+	}
+	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, record)
 	if hint.CodeOf(err) == hint.NotFound {
 		return over() // given back entirely
 	}
@@ -237,8 +245,11 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
 // original serving.
 func (s *Swap) apply(ctx context.Context) error {
-	x := changer{s.Kube}
+	x := changer{s.Kube, s.claim}
 	u, lease := &s.Plan.Undo, s.claim.lease
+	if err := fault.After(fault.Claimed, nil); err != nil {
+		return err
+	}
 	s.Say("creating the proxy " + lease.Name)
 	maps := proxypod.ConfigMaps(lease.Namespace, lease.Name, s.Parts)
 	if err := proxypod.Create(ctx, s.Kube, lease, maps, s.Plan.Proxy); err != nil {
@@ -250,52 +261,36 @@ func (s *Swap) apply(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
 	s.tunnel.SetReady(true) // the local ports have answered before the claim
-	if err := s.proxy.WaitReady(ready); err != nil {
+	if err := fault.After(fault.ProxyReady, s.proxy.WaitReady(ready)); err != nil {
 		return err
 	}
 	if err := s.awaitKeeper(ctx); err != nil {
 		return err
 	}
-	pods, err := s.proxy.Pods(ctx)
-	if err != nil {
-		return err
-	}
-
 	record, err := u.Marshal()
 	if err != nil {
 		return err
 	}
-	if err := s.claim.check(ctx); err != nil {
-		return err
-	}
-	if err := x.annotate(ctx, u.Target, "", record); err != nil {
+	if err := fault.After(fault.Recorded, x.annotate(ctx, u.Target, "", record)); err != nil {
 		return explainMoved(err, u.Target)
 	}
-	if err := s.moveEndpoints(ctx, x, pods); err != nil {
+	if err := s.moveEndpoints(ctx, x); err != nil {
 		return err
 	}
 	s.Say(fmt.Sprintf("scaling %s from %d to 0", u.Target, s.Plan.Replicas))
 	for _, c := range u.Changes {
 		if c.Object == u.Target {
-			if err := s.change(ctx, x, c); err != nil {
+			if err := fault.After(fault.Scaled, x.apply(ctx, c)); err != nil {
 				return err
 			}
 		}
 	}
-	return s.awaitStopped(ctx, pods)
-}
-
-// change makes one change, if the claim is still ours: somebody may be giving back already.
-func (s *Swap) change(ctx context.Context, x changer, c Change) error {
-	if err := s.claim.check(ctx); err != nil {
-		return err
-	}
-	return x.apply(ctx, c)
+	return fault.After(fault.Stopped, s.awaitStopped(ctx))
 }
 
 // awaitStopped waits until the original's pods have ended, so that "swapped" means that the laptop
 // alone answers. Pods that take their time are named, and not waited for.
-func (s *Swap) awaitStopped(ctx context.Context, proxies []corev1.Pod) error {
+func (s *Swap) awaitStopped(ctx context.Context) error {
 	selector, err := metav1.LabelSelectorAsSelector(s.Plan.selector)
 	if err != nil {
 		return err
@@ -309,7 +304,7 @@ func (s *Swap) awaitStopped(ctx context.Context, proxies []corev1.Pod) error {
 			return false, kube.IgnoreTransient(err)
 		}
 		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
-			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || slices.Contains(names(proxies), p.Name)
+			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Labels[proxypod.ProxyLabel] != ""
 		})
 		left = names(list.Items)
 		return len(left) == 0, nil
@@ -322,30 +317,30 @@ func (s *Swap) awaitStopped(ctx context.Context, proxies []corev1.Pod) error {
 }
 
 // moveEndpoints sends all callers to the proxy while the original still runs.
-func (s *Swap) moveEndpoints(ctx context.Context, x changer, pods []corev1.Pod) error {
+func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 	if len(s.Plan.Services) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	ours := names(pods)
 	s.Say("moving callers to it: " + serviceList(s.Plan.Services))
 	// The endpoint controller has to know the proxy as Ready before the selector leaves it alone:
 	// at no time is there no endpoint.
-	if err := x.awaitEndpoints(ctx, s.claim.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.has(ours) }); err != nil {
+	err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxy)
+	if err := fault.After(fault.Reachable, err); err != nil {
 		return err
 	}
 	for _, c := range s.Plan.Undo.Changes {
 		if c.Object.Kind == "Service" {
-			if err := s.change(ctx, x, c); err != nil {
+			if err := fault.After(fault.Moved, x.apply(ctx, c)); err != nil {
 				return err
 			}
 		}
 	}
-	if err := x.awaitEndpoints(ctx, s.claim.lease.Namespace, s.Plan.Services, func(e endpoints) bool { return e.only(ours) }); err != nil {
+	if err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxyOnly); err != nil {
 		return err
 	}
-	return sleep(ctx, settle)
+	return fault.After(fault.Alone, sleep(ctx, settle))
 }
 
 // proxyError gives what the cluster refuses to create (a quota, an admission rule) its exit code.

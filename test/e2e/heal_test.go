@@ -398,6 +398,9 @@ func TestHealCluster(t *testing.T) {
 	// Not parallel: it strikes every test.
 	w := newWorld(t).withOrders()
 	bridge, b := w.busyOut(s.kubeconfig)
+	beside := newWorld(t).withOrders()
+	snapshot := beside.snapshot()
+	held := beside.swap()
 	for _, c := range []struct {
 		fault     *fault
 		component string
@@ -406,7 +409,12 @@ func TestHealCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.fault.over(t, b.carries(time.Now()))
+		beside.answersSteadily("laptop")
 	}
+	held.says("tunnel: reconnecting")
+	held.says("tunnel: ready, after ")
+	held.terminate()
+	beside.assertGivenBack(snapshot)
 	l := newLink(t)
 	for _, change := range []func(){l.move, l.back} {
 		change()

@@ -78,29 +78,6 @@ func TestLeaseDeletedUnderALivingSwap(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
-// A laptop that wakes up in the middle of giving back, long after somebody else has done so and a
-// third has swapped anew, touches nothing of that.
-func TestStaleHolderLeavesANewSwapAlone(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t).withOrders()
-	before := w.snapshot()
-	stale := w.swap()
-	stale.signal(syscall.SIGINT)
-	stale.says("moving callers back")
-	stale.signal(syscall.SIGSTOP)
-	w.bridge("restore", "deployment", "orders").exits(0)
-	b := w.elsewhere().swap()
-	stale.signal(syscall.SIGCONT)
-	stale.exits(130)
-	l := w.load("--url", "http://orders")
-	w.check("--what", "half-close", "--address", "orders:7000")
-	if r := l.end(t); r.Failed > 0 || r.By["laptop"] != r.Requests {
-		t.Errorf("the new swap after the old one woke up: %+v", r)
-	}
-	b.terminate()
-	w.assertGivenBack(before)
-}
-
 // A proxy that somebody deletes ends the swap; it does not wait for ever beside a service without endpoints.
 func TestProxyDeletedWhileSwapped(t *testing.T) {
 	t.Parallel()

@@ -174,40 +174,6 @@ func TestTakeUpWithOtherOptions(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
-// A swap that was killed while it was made, or given back, is given back before it is made anew.
-func TestKilledHalfWayIsGivenBackFirst(t *testing.T) {
-	t.Parallel()
-	for _, phase := range []string{"creating the proxy", "moving callers to it", "giving deployment/orders back", "ending the proxy"} {
-		t.Run("after "+phase, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t).withOrders()
-			before := w.snapshot()
-			args := append([]string{"swap", "deployment", "orders"}, localOrders(t)...)
-			b := w.bridge(args...)
-			if strings.Contains(phase, "back") || strings.Contains(phase, "ending") {
-				b.says(swapped)
-				b.signal(syscall.SIGTERM)
-			}
-			b.says(phase)
-			b.kill()
-			if strings.Contains(phase, "moving") { // and once more
-				b = w.bridge(args...)
-				b.says("ending the proxy")
-				b.kill()
-			}
-			b = w.bridge(args...)
-			b.says("an earlier swap was killed in between: giving it back first")
-			b.says(swapped)
-			w.answeredBy("laptop")
-			b.terminate()
-			w.assertGivenBack(before)
-			if files := w.kept(); len(files) > 0 {
-				t.Errorf("left on the laptop: %q", files)
-			}
-		})
-	}
-}
-
 // One bridge of a laptop has a swap at a time. What a copy of its file can do: it takes over, and the one before ends
 // without giving back.
 func TestTwoBridgesWithOneSwap(t *testing.T) {

@@ -87,44 +87,6 @@ func TestSignalInEachPhaseGivesAllBack(t *testing.T) {
 	}
 }
 
-func TestKillInEachPhaseThenRestore(t *testing.T) {
-	t.Parallel()
-	for _, phase := range append(phases, "giving deployment/orders back", "moving callers back", "ending the proxy") {
-		t.Run("after "+phase, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t).withOrders()
-			before := w.snapshot()
-			b := w.beginSwap()
-			if b.says(phases[0]); !slices.Contains(phases, phase) {
-				b.says(swapped)
-				b.signal(syscall.SIGTERM)
-			}
-			b.says(phase)
-			b.signal(syscall.SIGKILL)
-			<-b.ended
-
-			w.elsewhere().bridge("restore", "deployment", "orders").exits(0)
-			w.assertGivenBack(before)
-		})
-	}
-}
-
-// The undo record survives its Lease.
-func TestRestoreWithoutTheLease(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t).withOrders()
-	before := w.snapshot()
-	b := w.swap()
-	b.signal(syscall.SIGKILL)
-	<-b.ended
-	if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	w.bridge("restore", "deployment", "orders").exits(0)
-	w.await("what the Lease owned to be gone", func() bool { return w.snapshot() == before })
-	w.assertGivenBack(before)
-}
-
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()

@@ -1,0 +1,98 @@
+// Package fault has named points at which bridge kills or stops itself, or fails, when the environment asks for it: so a
+// test can look at what every single step leaves behind. pkg/swap and internal/proxypod have the points in them; unless one
+// is asked for, a point costs a look at the environment.
+package fault
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Env is the environment variable, "POINT:ACTION". The actions are kill (SIGKILL to itself), stop (SIGSTOP to itself; it goes
+// on with SIGCONT) and error (the step fails, each time).
+const Env = "BRIDGE_FAULT"
+
+// Point is a moment right after a step that has succeeded.
+type Point string
+
+// The points, in the order in which a swap comes to them.
+const (
+	PlanRead         Point = "plan.read"         // the cluster is read, nothing is changed
+	SessionKept      Point = "session.kept"      // the laptop keeps the session
+	Claimed          Point = "apply.claimed"     // the Lease is created
+	MapCreated       Point = "create.configmap"  // each of the carried proxy's ConfigMaps
+	ProxyCreated     Point = "create.deployment" // the proxy's
+	ProxyReady       Point = "apply.ready"       // the proxy's pod is
+	Checked          Point = "change.checked"    // before each change: the object is read, and the claim is ours
+	Recorded         Point = "apply.recorded"    // the target has a copy of the record
+	Reachable        Point = "apply.reachable"   // the proxy is an endpoint beside the original
+	Moved            Point = "apply.moved"       // each Service's selector
+	Alone            Point = "apply.alone"       // callers go to the proxy only
+	Scaled           Point = "apply.scaled"      // the original, to 0
+	Stopped          Point = "apply.stopped"     // the original's pods have ended
+	SessionHeld      Point = "session.held"      // the laptop has noted that the swap is made
+	Beat             Point = "run.beat"          // each heartbeat
+	Watched          Point = "run.watched"       // each look at the target
+	TakeUpRead       Point = "takeup.read"       // the swap is found to be this laptop's
+	TakeUpReady      Point = "takeup.ready"      // the proxy has the new bridge
+	SessionEnding    Point = "session.ending"    // the laptop has noted that it gives back
+	RestoreTaken     Point = "restore.taken"     // the Lease, from whoever held it
+	RestoreCreated   Point = "restore.created"   // the Lease, anew
+	ScaledBack       Point = "restore.scaled"    // the original
+	OriginalReady    Point = "restore.ready"     // or not in time
+	MovedBack        Point = "restore.moved"     // each Service's selector
+	Settled          Point = "restore.settled"   // callers know the original
+	RecordRemoved    Point = "restore.unrecorded"
+	ProxyDeleted     Point = "delete.deployment" // its pods are ending
+	ProxyGone        Point = "delete.pods"       // they have ended
+	MapDeleted       Point = "delete.configmap"  // each
+	UndoneAgain      Point = "restore.again"     // each change, once more
+	OwnersBack       Point = "restore.owners"    // of each object's fields
+	CopiesGone       Point = "restore.copies"    // of the record, on ReplicaSets
+	Released         Point = "restore.released"  // the Lease is deleted
+	SessionForgotten Point = "session.forgotten" // the laptop keeps nothing any more
+)
+
+// Points are all of them.
+func Points() []Point {
+	return []Point{
+		PlanRead, SessionKept, Claimed, MapCreated, ProxyCreated, ProxyReady, Checked, Recorded, Reachable, Moved, Alone, Scaled, Stopped,
+		SessionHeld, Beat, Watched, TakeUpRead, TakeUpReady, SessionEnding, RestoreTaken, RestoreCreated, ScaledBack, OriginalReady,
+		MovedBack, Settled, RecordRemoved, ProxyDeleted, ProxyGone, MapDeleted, UndoneAgain, OwnersBack, CopiesGone, Released,
+		SessionForgotten,
+	}
+}
+
+// After is err, what the step before the point has returned. When that is nil and the environment asks for this point, it does
+// what is asked; only the action error returns an error then.
+func After(p Point, err error) error {
+	asked := os.Getenv(Env)
+	if err != nil || asked == "" {
+		return err
+	}
+	name, action, _ := strings.Cut(asked, ":")
+	if Point(name) != p {
+		return nil
+	}
+	switch action {
+	case "kill":
+		return kill()
+	case "stop":
+		return stop()
+	case "error":
+		return fmt.Errorf("%s asks for an error at %s", Env, p)
+	}
+	return fmt.Errorf("%s=%s: there are POINT:kill, POINT:stop and POINT:error", Env, asked)
+}
+
+func kill() error {
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Kill()
+	}
+	if err == nil {
+		select {} // another thread may be the one that the signal meets
+	}
+	return err
+}

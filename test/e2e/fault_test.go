@@ -1,0 +1,508 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	point "bridge/internal/fault"
+	"bridge/internal/hint"
+)
+
+// How a bridge comes to a fault point.
+const (
+	making    = "while it swaps"
+	ending    = "while it gives back"
+	takingUp  = "while it takes up"
+	restoring = "while it restores"
+	orphaned  = "while it restores without a Lease"
+)
+
+// stage is a point at which bridge is killed, and what is promised of that moment.
+type stage struct {
+	point point.Point
+	how   string
+	// answers is who has to answer callers although bridge is dead. Nobody does once the Service is moved to the proxy, until
+	// it is moved back: then the original is stopped, or no endpoint of it.
+	answers string
+	// recorded is whether the target, or a ReplicaSet of it, has a copy of the record.
+	recorded bool
+	// nothing is whether there is nothing to give back.
+	nothing bool
+}
+
+const original = "original"
+
+// stages are all moments, in order.
+func stages() (all []stage) {
+	for _, p := range []point.Point{point.PlanRead, point.SessionKept} {
+		all = append(all, stage{point: p, how: making, answers: original, nothing: true})
+	}
+	for _, p := range []point.Point{point.Claimed, point.MapCreated, point.ProxyCreated, point.ProxyReady, point.Checked} {
+		all = append(all, stage{point: p, how: making, answers: original})
+	}
+	for _, p := range []point.Point{point.Recorded, point.Reachable} {
+		all = append(all, stage{point: p, how: making, answers: original, recorded: true})
+	}
+	for _, p := range []point.Point{point.Moved, point.Alone, point.Scaled, point.Stopped, point.SessionHeld, point.Watched} {
+		all = append(all, stage{point: p, how: making, recorded: true})
+	}
+	all = append(all, stage{point: point.Beat, how: making, answers: original})
+	for _, p := range []point.Point{point.TakeUpRead, point.TakeUpReady} {
+		all = append(all, stage{point: p, how: takingUp, recorded: true})
+	}
+	all = append(all,
+		stage{point: point.RestoreTaken, how: restoring, recorded: true},
+		stage{point: point.SessionEnding, how: ending, recorded: true},
+		stage{point: point.RestoreCreated, how: orphaned, recorded: true},
+	)
+	for _, how := range []string{ending, restoring} {
+		for _, p := range []point.Point{point.ScaledBack, point.OriginalReady} {
+			all = append(all, stage{point: p, how: how, recorded: true})
+		}
+		for _, p := range []point.Point{
+			point.MovedBack, point.Settled, point.RecordRemoved, point.ProxyDeleted, point.ProxyGone, point.MapDeleted, point.UndoneAgain, point.OwnersBack,
+		} {
+			all = append(all, stage{point: p, how: how, answers: original, recorded: true})
+		}
+		all = append(all,
+			stage{point: point.CopiesGone, how: how, answers: original},
+			stage{point: point.Released, how: how, answers: original, nothing: true},
+		)
+	}
+	return append(all, stage{point: point.SessionForgotten, how: ending, answers: original, nothing: true})
+}
+
+// What else happens after the kill, and how it is given back.
+const (
+	leaseDeleted  = "Lease deleted"
+	podDeleted    = "proxy's pod deleted"
+	processKilled = "proxy's process killed"
+
+	byRestore    = "restore"
+	byRestoreAll = "restore --all"
+	bySwap       = "swap again"
+)
+
+// Killed at every point, whatever else is lost with it, everything is given back: the objects of the namespace, the ownership
+// of their fields, what is kept on the laptop, and the service answers.
+func TestKilledAtEachPoint(t *testing.T) {
+	t.Parallel()
+	type trial struct {
+		stage
+		also, way string
+	}
+	var trials []trial
+	ways := []string{byRestore, byRestoreAll, bySwap}
+	also := []string{"", leaseDeleted, podDeleted, processKilled}
+	for i, st := range stages() {
+		for j, lost := range also {
+			for k, way := range ways {
+				// In short, each point once and one of the ways after it, and every now and then with something else lost.
+				if !soak(true, k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2]) {
+					continue
+				}
+				if lost == leaseDeleted && way == bySwap && st.recorded {
+					way = byRestore // it is refused: TestSwapOverAnOrphanedRecordIsRefused
+					if soak(true, false) {
+						continue
+					}
+				}
+				trials = append(trials, trial{st, lost, way})
+			}
+		}
+	}
+	for _, p := range point.Points() {
+		if !slices.ContainsFunc(trials, func(c trial) bool { return c.point == p }) {
+			t.Errorf("bridge is killed at %s in no trial", p)
+		}
+	}
+	for _, c := range trials {
+		t.Run(strings.TrimSpace(fmt.Sprintf("%s %s %s, then %s", c.point, c.how, c.also, c.way)), func(t *testing.T) {
+			t.Parallel()
+			if c.also == processKilled {
+				embedded(t)
+			}
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			local := localOrders(t)
+			w.killedAt(c.stage, local)
+			if c.answers != "" {
+				w.answersSteadily(c.answers)
+			}
+			w.lose(c.also)
+			w.giveBack(c.stage, c.also, c.way, local)
+			w.await("the namespace to be as it was", func() bool { return w.snapshot() == before || c.also != leaseDeleted })
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// faulty starts bridge with a fault.
+func (w *world) faulty(p point.Point, action string, args ...string) *process {
+	w.t.Helper()
+	return w.bridgeAs(s.kubeconfig, []string{point.Env + "=" + string(p) + ":" + action}, args...)
+}
+
+func swapArgs(local []string) []string {
+	return append([]string{"swap", "deployment", "orders"}, local...)
+}
+
+// killedAt has a bridge die at the stage's point.
+func (w *world) killedAt(st stage, local []string) {
+	w.t.Helper()
+	var b *process
+	switch st.how {
+	case making:
+		b = w.faulty(st.point, "kill", swapArgs(local)...)
+	case ending:
+		b = w.faulty(st.point, "kill", swapArgs(local)...)
+		b.says(swapped)
+		b.signal(syscall.SIGTERM)
+	default:
+		first := w.bridge(swapArgs(local)...)
+		first.says(swapped)
+		first.kill()
+		switch st.how {
+		case takingUp:
+			b = w.faulty(st.point, "kill", swapArgs(local)...)
+		case orphaned:
+			w.lose(leaseDeleted)
+			fallthrough
+		case restoring:
+			b = w.elsewhere().faulty(st.point, "kill", "restore", "deployment", "orders")
+		}
+	}
+	b.dies(st.point)
+}
+
+// dies waits for the end that the fault makes.
+func (p *process) dies(at point.Point) {
+	p.t.Helper()
+	p.ends()
+	if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		p.t.Fatalf("it never came to %s: %v; it said:\n%s", at, p.cmd.ProcessState, strings.Join(p.stderr.all(), "\n"))
+	}
+}
+
+// lose has something else go than bridge, if it is there.
+func (w *world) lose(what string) {
+	w.t.Helper()
+	switch what {
+	case leaseDeleted:
+		err := s.client.CoordinationV1().Leases(w.ns).Delete(w.t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{})
+		if err != nil && !strings.Contains(err.Error(), "not found") {
+			w.t.Fatal(err)
+		}
+	case podDeleted:
+		for _, p := range w.pods("bridge.internal/proxy") {
+			err := s.client.CoreV1().Pods(w.ns).Delete(w.t.Context(), p.Name, metav1.DeleteOptions{})
+			if err != nil && !strings.Contains(err.Error(), "not found") {
+				w.t.Fatal(err)
+			}
+		}
+	case processKilled:
+		for _, p := range w.pods("bridge.internal/proxy") {
+			w.killIn(string(p.UID))
+		}
+	}
+}
+
+// killIn kills the proxy's process in the pod, as the kernel would when memory is short.
+func (w *world) killIn(uid string) {
+	w.t.Helper()
+	for _, id := range processes(w.t) {
+		group, err := os.ReadFile("/proc/" + id + "/cgroup")
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
+			continue
+		}
+		command, err := os.ReadFile("/proc/" + id + "/cmdline")
+		if err != nil || !bytes.Contains(command, []byte("--tunnel")) {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscan(id, &pid); err != nil {
+			w.t.Fatal(err)
+		}
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
+	}
+}
+
+// processes are the numbers in /proc.
+func processes(t *testing.T) (ids []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if c := e.Name()[0]; c >= '0' && c <= '9' {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
+
+// giveBack gives back in one of the ways, and checks how that ends.
+func (w *world) giveBack(st stage, also, way string, local []string) {
+	w.t.Helper()
+	switch way {
+	case byRestore:
+		code := 0
+		if st.nothing || also == leaseDeleted && !st.recorded {
+			code = int(hint.NotFound)
+		}
+		w.elsewhere().bridge("restore", "deployment", "orders").exits(code)
+	case byRestoreAll:
+		w.elsewhere().bridge("restore", "--all", "--held").exits(0)
+	case bySwap:
+		b := w.bridge(swapArgs(local)...)
+		if st.how == restoring || st.how == orphaned {
+			if !st.nothing && also != leaseDeleted {
+				// It was being given back by somebody who died at it.
+				b.exits(int(hint.Conflict))
+				w.bridge("restore", "deployment", "orders").exits(0)
+				return
+			}
+		}
+		b.says(swapped)
+		w.answeredBy("laptop")
+		b.terminate()
+		if files := w.kept(); len(files) > 0 {
+			w.t.Errorf("left on the laptop: %q", files)
+		}
+	}
+}
+
+// answersSteadily waits for a few answers in a row by that name, and no failure in between: a Service may send a caller to the
+// proxy until that is known to be gone.
+func (w *world) answersSteadily(name string) {
+	w.t.Helper()
+	w.await("nothing but answers by "+name, func() bool {
+		for range 5 {
+			out := newLines()
+			if w.exec(w.t.Context(), nil, out, "get", "--url", "http://orders") != nil || !slices.Contains(out.all(), name) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// A step that fails ends in a clean end: a swap gives back by itself; giving back says what to do, and can be done again.
+func TestErrorAtEachPoint(t *testing.T) {
+	t.Parallel()
+	ignored := []point.Point{point.SessionKept, point.SessionHeld, point.Beat, point.SessionEnding, point.SessionForgotten}
+	short := []point.Point{point.Moved, point.ProxyGone}
+	for _, st := range stages() {
+		if slices.Contains(ignored, st.point) || st.how == takingUp || st.how == orphaned || !soak(true, slices.Contains(short, st.point)) {
+			continue
+		}
+		t.Run(fmt.Sprintf("%s %s", st.point, st.how), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			asks := "asks for an error at " + string(st.point)
+			switch st.how {
+			case making:
+				b := w.faulty(st.point, "error", swapArgs(localOrders(t))...)
+				b.says(asks)
+				b.exits(int(hint.Other))
+			case ending:
+				b := w.faulty(st.point, "error", swapArgs(localOrders(t))...)
+				b.says(swapped)
+				b.signal(syscall.SIGTERM)
+				b.exits(int(hint.RestoreIncomplete))
+				b.says(asks)
+				w.giveBack(st, "", byRestore, nil)
+			case restoring:
+				w.swap().kill()
+				b := w.faulty(st.point, "error", "restore", "deployment", "orders")
+				b.ends()
+				if code := b.cmd.ProcessState.ExitCode(); code == 0 {
+					t.Errorf("exit code 0; it said:\n%s", strings.Join(b.stderr.all(), "\n"))
+				}
+				b.says(asks)
+				w.giveBack(st, "", byRestore, nil)
+			}
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// ends waits for the end.
+func (p *process) ends() {
+	p.t.Helper()
+	(&world{t: p.t}).await("its end", p.hasEnded)
+}
+
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopped tells whether a signal has stopped it.
+func (p *process) stopped() bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return err == nil && strings.HasPrefix(state, "T")
+}
+
+// stops waits until its fault has stopped it.
+func (p *process) stops(at point.Point) {
+	p.t.Helper()
+	(&world{t: p.t}).await(string(at), func() bool {
+		if p.hasEnded() {
+			p.t.Fatalf("it never came to %s; it said:\n%s", at, strings.Join(p.stderr.all(), "\n"))
+		}
+		return p.stopped()
+	})
+}
+
+// resumes has it go on, whenever its fault stops it, to its end.
+func (p *process) resumes(code int) {
+	p.t.Helper()
+	p.goesOnToItsEnd()
+	p.exits(code)
+}
+
+func (p *process) goesOnToItsEnd() {
+	p.t.Helper()
+	(&world{t: p.t}).await("its end", func() bool {
+		if !p.hasEnded() && p.stopped() {
+			_ = p.cmd.Process.Signal(syscall.SIGCONT)
+		}
+		return p.hasEnded()
+	})
+}
+
+// Whoever is frozen at any point, and wakes up when another has given back, finds nothing to do, and both say so.
+func TestFrozenRestoreWakesUp(t *testing.T) {
+	t.Parallel()
+	short := []point.Point{point.Checked, point.ProxyGone}
+	points := stages()
+	points = append(points, stage{point: point.Checked, how: restoring})
+	for _, st := range points {
+		if st.how != restoring || !soak(true, slices.Contains(short, st.point)) {
+			continue
+		}
+		t.Run("at "+string(st.point), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			w.swap().kill()
+			frozen := w.elsewhere().faulty(st.point, "stop", "restore", "deployment", "orders")
+			frozen.stops(st.point)
+			w.giveBack(st, "", byRestore, nil)
+			frozen.resumes(0)
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// A laptop that is frozen at any point, and wakes up long after somebody else has given back and a third has swapped anew,
+// changes nothing of that.
+func TestFrozenSwapWakesUp(t *testing.T) {
+	t.Parallel()
+	type moment struct {
+		how   string
+		point point.Point
+		nth   int // time that it comes there
+	}
+	for _, m := range soak([]moment{
+		{making, point.Claimed, 1}, {making, point.ProxyReady, 1}, {making, point.Checked, 1}, {making, point.Checked, 2}, {making, point.Checked, 3},
+		{making, point.Recorded, 1}, {making, point.Moved, 1}, {making, point.Scaled, 1}, {making, point.Watched, 1},
+		{ending, point.ScaledBack, 1}, {ending, point.MovedBack, 1}, {ending, point.Settled, 1}, {ending, point.RecordRemoved, 1},
+		{ending, point.ProxyGone, 1}, {ending, point.OwnersBack, 1}, {ending, point.CopiesGone, 1},
+	}, []moment{{making, point.Checked, 2}, {ending, point.Settled, 1}}) {
+		t.Run(fmt.Sprintf("at %s %d, %s", m.point, m.nth, m.how), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			frozen := w.faulty(m.point, "stop", swapArgs(localOrders(t))...)
+			code := int(hint.Conflict)
+			if m.how == ending {
+				frozen.says(swapped)
+				frozen.signal(syscall.SIGTERM)
+				code = 128 + int(syscall.SIGTERM)
+			}
+			frozen.stops(m.point)
+			for range m.nth - 1 {
+				frozen.signal(syscall.SIGCONT)
+				frozen.stops(m.point)
+			}
+			w.elsewhere().bridge("restore", "deployment", "orders").exits(0)
+			b := w.elsewhere().swap()
+			frozen.resumes(code)
+			l := w.load("--url", "http://orders")
+			w.check("--what", "half-close", "--address", "orders:7000")
+			if r := l.end(t); r.Failed > 0 || r.By["laptop"] != r.Requests {
+				t.Errorf("the new swap after the old one woke up: %+v", r)
+			}
+			b.terminate()
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// The proxy's pod, or its process, is lost at any step: another takes its place, and bridge goes on.
+func TestProxyLostAtEachStep(t *testing.T) {
+	t.Parallel()
+	type moment struct {
+		how, lost string
+		point     point.Point
+	}
+	var moments []moment
+	for _, lost := range []string{podDeleted, processKilled} {
+		for _, p := range []point.Point{point.ProxyReady, point.Recorded, point.Reachable, point.Moved, point.Alone, point.Scaled, point.SessionHeld} {
+			moments = append(moments, moment{making, lost, p})
+		}
+		for _, p := range []point.Point{point.SessionEnding, point.ScaledBack, point.MovedBack, point.RecordRemoved} {
+			moments = append(moments, moment{ending, lost, p})
+		}
+	}
+	for _, m := range soak(moments, []moment{
+		{making, podDeleted, point.ProxyReady}, {making, podDeleted, point.Moved}, {making, processKilled, point.SessionHeld}, {ending, podDeleted, point.ScaledBack},
+	}) {
+		t.Run(fmt.Sprintf("%s at %s, %s", m.lost, m.point, m.how), func(t *testing.T) {
+			if m.lost == processKilled {
+				embedded(t)
+			}
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			b := w.faulty(m.point, "stop", swapArgs(localOrders(t))...)
+			if m.how == ending {
+				b.says(swapped)
+				b.signal(syscall.SIGTERM)
+			}
+			b.stops(m.point)
+			w.lose(m.lost)
+			if m.how == ending {
+				b.resumes(128 + int(syscall.SIGTERM))
+			} else {
+				b.signal(syscall.SIGCONT)
+				b.says(swapped)
+				w.answersSteadily("laptop")
+				b.terminate()
+			}
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
+}
