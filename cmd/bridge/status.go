@@ -83,9 +83,9 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
 func statusTable(entries []swap.Entry) *metav1.Table {
 	t := &metav1.Table{}
-	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Why", "Replicas", "Services", "Give Back With"} {
+	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
 		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
-		if i > 6 {
+		if i > 7 {
 			c.Priority = 1
 		}
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
@@ -100,11 +100,24 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, e.Reason,
+			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), e.Reason,
 			replicas, strings.Join(e.Services, ","), e.Restore,
 		}})
 	}
 	return t
+}
+
+// probes are the results of a swap's, "readiness failure for 12s".
+func probes(e swap.Entry) string {
+	var out []string
+	for _, p := range e.Probes {
+		text := string(p.Kind) + " " + p.Result.String()
+		if !p.Since.IsZero() {
+			text += " for " + duration.HumanDuration(time.Since(p.Since))
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ", ")
 }
 
 func age(t time.Time) string {

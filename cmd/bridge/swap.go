@@ -58,7 +58,9 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
-	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes")
+	f.Var((*offValue)(&o.noProbes), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
+	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(&o.selfRestore, "self-restore", "auto, always or never: whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
@@ -76,6 +78,7 @@ type swapOptions struct {
 	selfRestore                selfRestore
 	restoreAfter               time.Duration
 	rejoin, dryRun             bool
+	noProbes, execProbes       bool
 }
 
 // selfRestore is the flag --self-restore.
@@ -100,7 +103,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(),
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
 		SelfRestore: o.selfRestore.SelfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun {
 		return a.dryRun(ctx, k, name, options, source)
@@ -125,7 +128,11 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 			return err
 		}
 	}
-	if err := swap.AwaitLocal(ctx, plan.Ports, o.localTimeout, step); err != nil {
+	s := &swap.Swap{
+		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
+	}
+	if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
 		return err
 	}
 	if session.TakenUp() {
@@ -140,12 +147,11 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	for _, p := range plan.Ports {
 		a.say("port " + p.String())
 	}
+	for _, p := range plan.Probes {
+		a.say("probe " + p.String())
+	}
 	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
 	defer a.onSecondSignal(nil)
-	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
-	}
 	return s.Run(ctx)
 }
 

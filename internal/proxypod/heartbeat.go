@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -51,10 +52,16 @@ const (
 	maxReason = 256
 )
 
+// More is what else a heartbeat writes into the Lease.
+type More struct {
+	Annotations func() map[string]string // nil: nothing; an empty value removes one
+	News        <-chan struct{}          // asks for a heartbeat soon
+}
+
 // Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
 // when it has not come through for StaleAfter, why, and when it does again.
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, say func(string)) error {
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More, say func(string)) error {
 	last, silent := time.Now(), false
 	due := time.NewTimer(0)
 	defer due.Stop()
@@ -70,10 +77,20 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 				due.Reset(changeDelay)
 			}
 			continue
+		case <-more.News:
+			if !soon {
+				soon = true
+				due.Reset(changeDelay)
+			}
+			continue
 		case <-due.C:
 		}
 		state, changed = t.Watch()
-		err := beat(ctx, k, lease, state)
+		annotations := map[string]string{TunnelAnnotation: StateOf(state).String()}
+		if more.Annotations != nil {
+			maps.Copy(annotations, more.Annotations())
+		}
+		err := beat(ctx, k, lease, annotations)
 		if taken := new(TakenError); errors.As(err, &taken) {
 			return taken
 		}
@@ -94,7 +111,7 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 }
 
 // beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
-func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, state tunnel.State) error {
+func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, annotations map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod(lease))
 	defer cancel()
 	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
@@ -109,7 +126,13 @@ func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, stat
 	}
 	stamp := metav1.NowMicro()
 	now.Spec.RenewTime = &stamp
-	metav1.SetMetaDataAnnotation(&now.ObjectMeta, TunnelAnnotation, StateOf(state).String())
+	for key, value := range annotations {
+		if value == "" {
+			delete(now.Annotations, key)
+			continue
+		}
+		metav1.SetMetaDataAnnotation(&now.ObjectMeta, key, value)
+	}
 	_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
 	return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
 }

@@ -30,6 +30,8 @@ const (
 	ClientAnnotation = Prefix + "client"
 	// TunnelAnnotation on a Lease is the tunnel's state at the last heartbeat, as State's String gives it.
 	TunnelAnnotation = Prefix + "tunnel"
+	// ProbesAnnotation on a swap's Lease is what the target's probes gave on the laptop, by the last heartbeat.
+	ProbesAnnotation = Prefix + "probes"
 	// KindLabel on a Lease is "swap" or "connect".
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"

@@ -136,7 +136,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, t, o.Say); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t, More{}, o.Say); err != nil {
 			cancel(fmt.Errorf("connect ends: %w", err))
 		}
 	})

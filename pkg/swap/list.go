@@ -2,6 +2,7 @@ package swap
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/undo"
 )
@@ -32,6 +34,8 @@ type Entry struct {
 	StateSince time.Time `json:"stateSince,omitzero"`
 	// Reason says more in words; may be empty.
 	Reason string `json:"reason,omitempty"`
+	// Probes are the target's that are run on the laptop, as the last heartbeat told; none when that is too old to be believed.
+	Probes []probe.State `json:"probes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
 	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" for
@@ -102,5 +106,8 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		e.State, e.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
 	default:
 		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason
+		if json.Unmarshal([]byte(l.Annotations[proxypod.ProbesAnnotation]), &e.Probes) != nil {
+			e.Probes = nil
+		}
 	}
 }

@@ -27,12 +27,13 @@ func dialLocal(ctx context.Context, p Port) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))))
 }
 
-// AwaitLocal waits until every local port answers a TCP dial, at most timeout; UDP has nothing that it could wait for. say
-// is told once what it waits for.
-func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say func(string)) error {
+// AwaitLocal waits until every local port answers a TCP dial and the target's probes make the process ready, at most timeout;
+// UDP has nothing that it could wait for. Call it before Run.
+func (s *Swap) AwaitLocal(ctx context.Context, timeout time.Duration) error {
+	s.init()
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for _, p := range ports {
+	for _, p := range s.Plan.Ports {
 		for said := false; !p.UDP; said = true {
 			conn, err := dialLocal(bounded, p)
 			if err == nil {
@@ -40,7 +41,7 @@ func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say fu
 				break
 			}
 			if !said && timeout > 0 {
-				say(fmt.Sprintf("waiting for a process on localhost:%d, for port %d of the pod", p.Local, p.Remote))
+				s.Say(fmt.Sprintf("waiting for a process on localhost:%d, for port %d of the pod", p.Local, p.Remote))
 			}
 			if sleep(bounded, localPoll) == nil {
 				continue
@@ -52,7 +53,7 @@ func AwaitLocal(ctx context.Context, ports []Port, timeout time.Duration, say fu
 				"nothing listens on localhost:%d, where port %d of the pod would go", p.Local, p.Remote)
 		}
 	}
-	return nil
+	return s.awaitProbes(ctx, bounded)
 }
 
 // localPoll is how often AwaitLocal tries.
@@ -70,6 +71,7 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 	}
 	local, err := dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
+		s.probes.Hurry()
 		if !s.refused.Swap(true) {
 			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d are reset until your process is back", s.Plan.Ports[i].Local, remote))
 		}

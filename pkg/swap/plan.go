@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"bridge/internal/hint"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
@@ -46,6 +47,8 @@ type Options struct {
 	// SelfRestore and RestoreAfter are AddKeeper's: after how long a silence the keeper gives back, in whole seconds.
 	SelfRestore  SelfRestore
 	RestoreAfter time.Duration
+	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
+	NoProbes, ExecProbes bool
 }
 
 // Plan is everything a swap will create and change. Making it touches nothing.
@@ -60,6 +63,8 @@ type Plan struct {
 	Keeper *Keeper        `json:"keeper,omitempty"`
 	Ports  []Port         `json:"ports"`
 	Own    proxypod.Ports `json:"proxyPorts"`
+	// Probes are the target's that are run on the laptop.
+	Probes []*probe.Probe `json:"probes,omitempty"`
 	// Services whose endpoints move, by name.
 	Services []string `json:"services"`
 	// Replicas of the original before.
@@ -115,6 +120,8 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
+	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o)
+	p.Notes = append(p.Notes, notes...)
 
 	lease := proxypod.LeaseName("deployment", d.Name)
 	var tcp, udp []int32

@@ -196,17 +196,18 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		s.forget()
 		return nil, nil
 	}
-	ports, err := s.sameOptions(ctx, u.Target, o, src)
+	p, err := s.sameOptions(ctx, u.Target, o, src)
 	if err != nil {
 		return nil, err
 	}
 	s.key, s.lease = saved.Key, lease
-	return &Plan{Undo: *u, Lease: lease, Ports: ports, Own: saved.Own, noKeeper: noKeeper(ctx, k, lease)}, fault.After(fault.TakeUpRead, nil)
+	p.Undo, p.Lease, p.Own, p.noKeeper = *u, lease, saved.Own, noKeeper(ctx, k, lease)
+	return p, fault.After(fault.TakeUpRead, nil)
 }
 
-// sameOptions compares what is asked for with what the swap was made with, and returns the ports: those of the laptop may be
-// others now.
-func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src proxypod.Source) ([]Port, error) {
+// sameOptions compares what is asked for with what the swap was made with, and returns the ports and probes in a plan: those
+// of the laptop may be others now.
+func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src proxypod.Source) (*Plan, error) {
 	differs := func(flag, now, before string) error {
 		return hint.Newf(hint.Conflict, "swap it with the same options, or give back first: "+Command(s.kube, target),
 			"%s in %s is swapped already, by an earlier bridge of yours, with another %s: %s and not %s", target, target.Namespace, flag, before, now)
@@ -236,7 +237,9 @@ func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src
 	case o.PodProxy != s.saved.PodProxy:
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
-	return ports, nil
+	p := &Plan{Ports: ports}
+	p.Probes, p.Notes = localProbes(app, ports, others(d.Spec.Template.Spec, app.Name), o)
+	return p, nil
 }
 
 func carrierName(podProxy bool) string {

@@ -24,6 +24,7 @@ import (
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
 )
@@ -59,6 +60,14 @@ type Swap struct {
 	tunnel  *tunnel.Client
 	ending  atomic.Bool // giving back has begun
 	refused atomic.Bool // the local process refused the last connection
+	probes  *probe.Runner
+	probed  chan struct{} // there is news of them for the Lease
+}
+
+func (s *Swap) init() {
+	if s.probes == nil {
+		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+	}
 }
 
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
@@ -66,6 +75,7 @@ type Swap struct {
 // as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
 // (tunnel.ErrDisplaced) nothing is given back.
 func (s *Swap) Run(ctx context.Context) error {
+	s.init()
 	if err := s.Session.begin(s.Plan); err != nil {
 		s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 	}
@@ -97,8 +107,12 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
+	s.probes.OnChange(s.sayProbe)
+	running.Go(func() { s.probes.Run(background) })
+	running.Go(func() { s.followProbes(background) })
 	running.Go(func() {
-		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, s.Say); err != nil {
+		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, more, s.Say); err != nil {
 			release(err)
 		}
 	})
@@ -156,7 +170,6 @@ func (s *Swap) enter(ctx context.Context) (*claim, error) {
 func (s *Swap) takeUp(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered
 	if err := s.proxy.WaitReady(ready); err != nil {
 		return err
 	}
@@ -260,7 +273,6 @@ func (s *Swap) apply(ctx context.Context) error {
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	s.tunnel.SetReady(true) // the local ports have answered before the claim
 	if err := fault.After(fault.ProxyReady, s.proxy.WaitReady(ready)); err != nil {
 		return err
 	}

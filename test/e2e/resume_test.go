@@ -98,7 +98,7 @@ func (w *world) answeredBy(name string) {
 
 // withoutHeartbeat is a snapshot in which the Lease's heartbeat does not count.
 func (w *world) withoutHeartbeat() string {
-	return regexp.MustCompile(`(?m)^\s*(renewTime|bridge.internal/tunnel): .*$`).ReplaceAllString(w.snapshot(), "")
+	return regexp.MustCompile(`(?m)^\s*(renewTime|bridge.internal/tunnel): .*$|bridge.internal/probes: '[^']*'`).ReplaceAllString(w.snapshot(), "")
 }
 
 // A bridge that is killed under traffic and started again takes its swap up: the same proxy pod, and nothing in the

@@ -100,7 +100,7 @@ spec:
         ports:
         - {name: http, containerPort: 8080}
         - {name: tcp, containerPort: 7000}
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}` + restrictedYAML + `---
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}` + restrictedYAML + `---
 apiVersion: v1
 kind: Service
 metadata: {name: orders}

@@ -23,7 +23,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|check|dial|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -33,6 +33,7 @@ func run(args []string) error {
 		flags.StringVar(&s.http, "http", ":8080", "HTTP address")
 		flags.StringVar(&s.tcp, "tcp", "", "address of the TCP server that check talks to")
 		flags.StringVar(&s.udp, "udp", "", "address of a UDP server that sends back what it gets, with its name before it")
+		flags.StringVar(&s.health.pattern, "health", "S", "what probes get, one letter each: S good, F bad, H no answer; the last goes on")
 		flags.DurationVar(&s.startup, "startup", 0, "how long to wait before listening")
 		_ = flags.Parse(args[1:])
 		exitOnSIGTERM()
@@ -73,6 +74,10 @@ func run(args []string) error {
 			fmt.Println(who)
 		}
 		return err
+	case "put":
+		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
+		_ = flags.Parse(args[1:])
+		return put(*url, *body)
 	case "wait": // a pod to run the others in
 		exitOnSIGTERM()
 		select {}

@@ -18,6 +18,7 @@ import (
 type server struct {
 	name, http, tcp, udp string
 	startup              time.Duration
+	health               health
 }
 
 func (s *server) run() error {
@@ -37,10 +38,17 @@ func (s *server) run() error {
 		go s.serveUDP(conn)
 	}
 	log.Printf("%s listens on %s", s.name, s.http)
-	return http.ListenAndServe(s.http, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, s.name)
-	}))
+	})
+	mux.HandleFunc("/healthz", s.health.http)
+	mux.HandleFunc("/grpc.health.v1.Health/Check", s.health.grpc)
+	h := http.Server{Addr: s.http, Handler: mux, Protocols: new(http.Protocols)}
+	h.Protocols.SetHTTP1(true)
+	h.Protocols.SetUnencryptedHTTP2(true)
+	return h.ListenAndServe()
 }
 
 func (s *server) serveUDP(conn net.PacketConn) {
