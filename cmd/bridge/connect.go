@@ -21,6 +21,7 @@ import (
 	"bridge/internal/connect"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -63,6 +64,9 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := rights.Connect.Check(ctx, k, "connect", o.image == ""); err != nil {
+		return err
+	}
 	e, err := connect.Open(connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log})
 	if err != nil {
 		return err
@@ -71,15 +75,11 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	step := a.progress()
 	defer a.onSecondSignal(nil)
 	own := &proxypod.Own{
-		OnCreate: func(lease string) {
-			a.onSecondSignal(func() {
-				a.say(fmt.Sprintf("not removed; do it with: bridge restore connect %s -n %s%s", lease, k.Namespace, k.Flags))
-			})
-		},
-		Kube: k, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
+		OnCreate: a.ownCreated(k, proxypod.KindConnect),
+		Kube:     k, Kind: proxypod.KindConnect, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
-	return own.Run(ctx, func(ctx context.Context, t *tunnel.Client) error {
+	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		info, _ := t.Info()
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
@@ -88,6 +88,13 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, t)
 	})
+}
+
+// ownCreated has a second signal say how to remove the pod that there is from now on.
+func (a *app) ownCreated(k *kube.Client, kind string) func(lease string) {
+	return func(lease string) {
+		a.onSecondSignal(func() { a.say("not removed; do it with: " + proxypod.RemoveCommand(k, kind, k.Namespace, lease)) })
+	}
 }
 
 type connectLines struct {

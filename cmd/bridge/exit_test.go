@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"bridge/internal/child"
 	"bridge/internal/hint"
 )
 
@@ -39,6 +40,12 @@ func TestExitCodeIsTheSignalsUnlessCleaningUpFailed(t *testing.T) {
 		{nil, signalError{syscall.SIGHUP}, 129, ""},
 		{errors.New("no"), interrupted, 130, "bridge: no\n"},
 		{hint.Newf(hint.RestoreIncomplete, "", "left"), interrupted, 9, "bridge: left\n"},
+		// A program's end is no error of ours, unless it came too early; and no reason to be silent about what is left.
+		{&child.ExitError{Code: 3}, nil, 3, ""},
+		{&child.ExitError{}, nil, 0, ""},
+		{fmt.Errorf("early: %w", &child.ExitError{Code: 3}), nil, 3, "bridge: early: the program has ended with exit code 3\n"},
+		{fmt.Errorf("early: %w", &child.ExitError{}), nil, 1, "bridge: early: the program has ended with exit code 0\n"},
+		{hint.New(hint.RestoreIncomplete, fmt.Errorf("%w, and left", &child.ExitError{Code: 3}), ""), nil, 9, "bridge: the program has ended with exit code 3, and left\n"},
 	} {
 		var out bytes.Buffer
 		a := newApp(strings.NewReader(""), &out, &out)

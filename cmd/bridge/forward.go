@@ -13,6 +13,7 @@ import (
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/rights"
 
 	"github.com/spf13/cobra"
 )
@@ -72,6 +73,9 @@ func (a *app) forward(ctx context.Context, o forwardOptions) error {
 	}
 	k, err := a.kube()
 	if err != nil {
+		return err
+	}
+	if err := rights.CheckForward(ctx, k, o.target); err != nil {
 		return err
 	}
 	eps := &kube.Endpoints{Client: k, Namespace: k.Namespace, Target: o.target, Wait: o.wait, Log: a.log}

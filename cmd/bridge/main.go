@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"bridge/internal/child"
 	"bridge/internal/hint"
 )
 
@@ -49,9 +50,9 @@ func (s signalError) Error() string { return "ended by a signal: " + s.Signal.St
 func (s signalError) code() int { return 128 + int(s.Signal) }
 
 // handleSignals cancels at the first signal, so that the command gives back what it took, and exits at
-// the second, for a person who will not wait.
+// the second, for a person who will not wait. While a program of the user's runs, signals are its own.
 func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
-	for first := true; ; first = false {
+	for first := true; ; {
 		select {
 		case <-done:
 			return
@@ -60,7 +61,12 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 			if !ok {
 				sig = syscall.SIGINT
 			}
+			if pass := a.program.Load(); pass != nil {
+				(*pass)(sig)
+				continue
+			}
 			if first {
+				first = false
 				cancel(signalError{sig})
 				continue
 			}
@@ -73,8 +79,11 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 }
 
 // exitCode prints err, in the one place where errors are printed. A signal's code wins unless the
-// command's own says more: that giving back is incomplete.
+// command's own says more: that giving back is incomplete. The code of a program of the user's is bridge's.
 func (a *app) exitCode(err, cause error) int {
+	if exit, ok := err.(*child.ExitError); ok { //nolint:errorlint // wrapped it is a failure of ours
+		return exit.Code
+	}
 	var sig signalError
 	bySignal := errors.As(cause, &sig)
 	if bySignal && hint.CodeOf(err) != hint.RestoreIncomplete && (err == nil || errors.Is(err, context.Canceled) || errors.As(err, &signalError{})) {
@@ -88,6 +97,9 @@ func (a *app) exitCode(err, cause error) int {
 		fmt.Fprintf(a.stderr, "  hint: %s\n", strings.ReplaceAll(next, "\n", "\n        "))
 	}
 	code := hint.CodeOf(err)
+	if exit := new(child.ExitError); code == hint.Other && errors.As(err, &exit) && exit.Code != 0 {
+		return exit.Code
+	}
 	if bySignal && code == hint.Other {
 		return sig.code()
 	}

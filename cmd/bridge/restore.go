@@ -7,16 +7,17 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/swap"
 )
 
 func newRestoreCommand(a *app) *cobra.Command {
 	var all, everywhere, held bool
 	cmd := &cobra.Command{
-		Use:   "restore deployment NAME | connect NAME | --all",
+		Use:   "restore deployment NAME | connect NAME | env NAME | --all",
 		Short: "Give back what a swap changed, from any machine",
 		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
-undo is in the cluster. It also removes the pod of a connect that was killed. bridge status lists both.
+undo is in the cluster. It also removes the pod of a connect, env or files that was killed. bridge status lists them.
 
 With --all it does so for everything in the namespace that was left behind, and names what somebody holds.`,
 		Example: `  bridge restore deployment orders -n shop
@@ -48,18 +49,24 @@ With --all it does so for everything in the namespace that was left behind, and 
 				}
 				return r.RestoreAll(ctx, namespace, identity(), held)
 			}
-			if args[0] == "connect" {
+			if kind := args[0]; kind == proxypod.KindConnect || kind == proxypod.KindEnv {
 				if len(args) != 2 {
-					return hint.Newf(hint.Usage, "bridge status lists them", "name the connect to remove: bridge restore connect NAME")
+					return hint.Newf(hint.Usage, "bridge status lists them", "name the %[1]s to remove: bridge restore %[1]s NAME", kind)
 				}
-				if err := proxypod.Remove(ctx, k, k.Namespace, args[1], a.say); err != nil {
+				if err := rights.CheckRemove(ctx, k, kind, args[1]); err != nil {
 					return err
 				}
-				a.say("connect " + args[1] + " is removed")
+				if err := proxypod.Remove(ctx, k, kind, k.Namespace, args[1], a.say); err != nil {
+					return err
+				}
+				a.say(kind + " " + args[1] + " is removed")
 				return nil
 			}
 			name, err := parseWorkload(args)
 			if err != nil {
+				return err
+			}
+			if err := rights.Restore.Check(ctx, k, "restore deployment/"+name, false); err != nil {
 				return err
 			}
 			return r.Restore(ctx, name, identity())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/podview"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -29,6 +31,7 @@ type app struct {
 
 	level        *slog.LevelVar
 	secondSignal atomic.Pointer[func()]
+	program      atomic.Pointer[func(os.Signal)] // gets the signals; nil: bridge does
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -52,8 +55,13 @@ func (a *app) progress() func(line string) {
 	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), line) }
 }
 
-// kube is the cluster that the flags and the kubeconfig name.
-func (a *app) kube() (*kube.Client, error) { return kube.New(a.flags, "bridge/"+versionString()) }
+// kube is the cluster that the flags and the kubeconfig name. Whoever goes there first removes what a killed bridge has left on this machine.
+func (a *app) kube() (*kube.Client, error) {
+	if err := podview.Sweep(); err != nil {
+		a.log.Warn("a killed bridge has left something", "error", err)
+	}
+	return kube.New(a.flags, "bridge/"+versionString())
+}
 
 // onSecondSignal has hook called when a second signal is about to end bridge at once. nil takes it back.
 func (a *app) onSecondSignal(hook func()) {
@@ -62,6 +70,15 @@ func (a *app) onSecondSignal(hook func()) {
 		return
 	}
 	a.secondSignal.Store(&hook)
+}
+
+// onSignal has signals go to pass. nil takes that back.
+func (a *app) onSignal(pass func(os.Signal)) {
+	if pass == nil {
+		a.program.Store(nil)
+		return
+	}
+	a.program.Store(&pass)
 }
 
 // newRootCommand makes the command tree. Add a command to the list, nowhere else.
@@ -84,9 +101,12 @@ It reads the kubeconfig that kubectl reads.`,
 		newSwapCommand(a),
 		newRestoreCommand(a),
 		newStatusCommand(a),
+		newEnvCommand(a),
+		newFilesCommand(a),
 		newForwardCommand(a),
-		newImageCommand(a),
 		newConnectCommand(a),
+		newRBACCommand(a),
+		newImageCommand(a),
 		newVersionCommand(a),
 	)
 

@@ -12,32 +12,44 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/pkg/swap"
-	"bridge/pkg/tunnel"
 )
 
 func newSwapCommand(a *app) *cobra.Command {
 	var o swapOptions
 	cmd := &cobra.Command{
-		Use:   "swap deployment NAME",
+		Use:   "swap deployment NAME [-- CMD...]",
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
 gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
 then the same command takes the swap up again. Without a keeper somebody has to run bridge restore.
 
-The process has to listen on the container's ports, or on those that --port maps.`,
+The process has to listen on the container's ports, or on those that --port maps. With CMD bridge starts it, with
+the environment and the files of the container (below the folder BRIDGE_ROOT), moves callers when it answers, and gives
+back when it ends; signals and the exit code are CMD's.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
-  bridge swap deployment orders --dry-run         # every object and change, nothing done`,
+  bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
+  bridge swap deployment orders --dry-run         # every object and change, nothing done
+  bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+				args, o.program = args[:dash], args[dash:]
+				if len(o.program) == 0 {
+					return hint.Newf(hint.Usage, "see: bridge swap --help", "there is nothing behind --")
+				}
+			}
+			if o.token && len(o.program) == 0 {
+				return hint.Newf(hint.Usage, "write: bridge swap deployment NAME --token -- CMD", "--token is for a CMD")
+			}
+			o.localTimeoutSet = cmd.Flags().Changed("local-timeout")
 			t, err := parseWorkload(args)
 			if err != nil {
 				return err
@@ -58,14 +70,17 @@ The process has to listen on the container's ports, or on those that --port maps
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the pod's node)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
-	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes")
+	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes (default with CMD: as long as it runs)")
 	f.Var((*offValue)(&o.noProbes), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
+	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(&o.selfRestore, "self-restore", "auto, always or never: whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
 	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
-	f.BoolVar(&o.dryRun, "dry-run", false, "print every change and object (of a carried proxy's ConfigMaps the names), and do nothing")
+	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
+	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
+	f.VarP(&o.output, "output", "o", "yaml or json, of a dry run")
 	return cmd
 }
 
@@ -74,10 +89,15 @@ type swapOptions struct {
 	container, image, arch     string
 	podProxy                   bool
 	proxyTimeout, localTimeout time.Duration
+	localTimeoutSet            bool
 	resumeWindow               time.Duration
 	selfRestore                selfRestore
 	restoreAfter               time.Duration
-	rejoin, dryRun             bool
+	rejoin                     bool
+	dryRun                     dryRun
+	output                     dryRunOutput
+	token                      bool
+	program                    []string // CMD
 	noProbes, execProbes       bool
 }
 
@@ -95,6 +115,9 @@ func (s *selfRestore) Set(v string) error {
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+	if o.output != "" && o.dryRun == "" {
+		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
+	}
 	if o.restoreAfter < 6*time.Second || o.restoreAfter > 24*time.Hour {
 		return hint.Newf(hint.Usage, "", "--restore-after %v: 6s to 24h", o.restoreAfter)
 	}
@@ -105,8 +128,12 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
 		SelfRestore: o.selfRestore.SelfRestore, RestoreAfter: o.restoreAfter}
-	if o.dryRun {
-		return a.dryRun(ctx, k, name, options, source)
+	if o.dryRun != "" {
+		return a.dryRun(ctx, k, name, options, source, o)
+	}
+	program, err := a.programOf(ctx, k, name, o)
+	if err != nil {
+		return err
 	}
 	step := a.progress()
 	session, note, err := swap.OpenSession(k, name)
@@ -130,10 +157,12 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	}
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
-	if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
-		return err
+	if program == nil {
+		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
+			return err
+		}
 	}
 	if session.TakenUp() {
 		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
@@ -155,6 +184,26 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	return s.Run(ctx)
 }
 
+// programOf is CMD, which can be started, nil without one. It says what the container runs in the cluster.
+func (a *app) programOf(ctx context.Context, k *kube.Client, name string, o swapOptions) (*swap.Program, error) {
+	if len(o.program) == 0 {
+		return nil, nil
+	}
+	p := &swap.Program{Args: o.program, Token: o.token, Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr, OnSignal: a.onSignal}
+	if o.localTimeoutSet {
+		p.LocalTimeout = o.localTimeout
+	}
+	if err := p.Check(ctx, k); err != nil {
+		return nil, err
+	}
+	like, err := proxypod.FindLike(ctx, k, name, o.container)
+	if err != nil {
+		return nil, err
+	}
+	a.say("in the cluster the container runs " + like.Instead())
+	return p, nil
+}
+
 // planSwap reads the cluster and plans; parts are a carried proxy's.
 func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
 	facts, err := swap.Gather(ctx, k, name, source, o.PodProxy)
@@ -170,30 +219,18 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 	if plan, err = swap.NewPlan(facts, o); err != nil {
 		return nil, nil, err
 	}
-	return plan, parts, plan.AddKeeper(ctx, k, o)
-}
-
-// dryRun prints the plan, with a key that nobody has.
-func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) error {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		return err
+	if err := plan.AddKeeper(ctx, k, o); err != nil {
+		return nil, nil, err
 	}
-	o.Client = key.Fingerprint()
-	plan, _, err := planSwap(ctx, k, name, o, source)
-	if err != nil {
-		return err
-	}
-	b, err := yaml.Marshal(plan)
-	if err != nil {
-		return err
-	}
-	_, err = a.stdout.Write(b)
-	return err
+	plan.LookAround(ctx, k)
+	return plan, parts, nil
 }
 
 // targetArgs accepts "deployment NAME" and "deployment/NAME".
 func targetArgs(cmd *cobra.Command, args []string) error {
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		args = args[:dash]
+	}
 	if len(args) < 1 || len(args) > 2 {
 		return fmt.Errorf("name one workload: %s", cmd.Use)
 	}

@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		serve = c.serve
 	} else {
 		var c config
-		if c, err = parse(args, stderr); err == nil && c.version {
+		if c, err = parse(args, os.Environ(), stderr); err == nil && c.version {
 			_, _ = fmt.Fprintln(stdout, "proxy", version)
 			return 0
 		}
@@ -77,12 +77,13 @@ type config struct {
 	listen     []int  // the target's TCP ports
 	listenUDP  []int  // and UDP ports; none of either for connect
 	serveDials bool
+	view       view
 	drainDelay time.Duration // new connections are still taken after SIGTERM
 	drain      time.Duration // open ones may take this long after that
 }
 
-// parse reads args. Usage errors of the flag package itself are printed to stderr by it, too.
-func parse(args []string, stderr io.Writer) (config, error) {
+// parse reads args; environ is the process's. Usage errors of the flag package itself are printed to stderr by it, too.
+func parse(args, environ []string, stderr io.Writer) (config, error) {
 	var c config
 	f := flag.NewFlagSet("proxy", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -107,12 +108,16 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		}
 		return nil
 	})
+	f.Func("files", "`path` of a volume whose files the laptop gets (repeatable)", c.view.addFiles)
+	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
+	f.Func("token", "`path:audience` of a token of the target's, which the laptop does not get (repeatable)", c.view.addToken)
 	f.BoolVar(&c.serveDials, "serve-dials", true, "dial from the pod for the laptop")
 	f.DurationVar(&c.drainDelay, "drain-delay", 3*time.Second, "how long new connections are taken after SIGTERM")
 	f.DurationVar(&c.drain, "drain", 10*time.Second, "how long open connections may take after that")
 	if err := f.Parse(args); err != nil {
 		return c, err
 	}
+	c.view.environ = environ
 	switch {
 	case c.version:
 		return c, nil

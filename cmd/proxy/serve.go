@@ -44,7 +44,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 	}
 	p := &proxy{config: c, log: log, health: &health{log: log}, useless: make(chan struct{})}
 	p.server = &tunnel.Server{
-		Key: key, Client: c.client, Log: log, OnReady: p.onReady,
+		Key: key, Client: c.client, Log: log, OnReady: p.onReady, View: c.view.tell,
 		Info: func() tunnel.Info {
 			return tunnel.Info{Version: version, Nameservers: resolver.nameservers, Search: resolver.search, Ndots: resolver.ndots}
 		},

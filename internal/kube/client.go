@@ -5,13 +5,16 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -64,29 +67,63 @@ func New(flags *genericclioptions.ConfigFlags, userAgent string) (*Client, error
 	// With nothing configured cli-runtime falls back to http://localhost:8080, which helps nobody.
 	named := flags.APIServer != nil && *flags.APIServer != "" || os.Getenv("KUBERNETES_MASTER") != ""
 	if len(raw.Clusters) == 0 && !named && strings.Contains(cfg.Host, "localhost:8080") {
+		if missing := missingFile(); missing != "" {
+			return nil, hint.Newf(hint.Usage, "check KUBECONFIG", "no cluster is configured: %s, which KUBECONFIG names, does not exist", missing)
+		}
 		return nil, configError(clientcmd.ErrEmptyConfig)
 	}
-	namespace, _, err := loader.Namespace()
+	namespace, err := Namespace(flags)
 	if err != nil {
-		return nil, configError(err)
-	}
-	if namespace == "" {
-		namespace = "default"
+		return nil, err
 	}
 	cfg.UserAgent = userAgent
 	c, err := NewForConfig(cfg, namespace)
 	if err != nil {
 		return nil, err
 	}
+	c.Flags = flagsOf(flags)
+	return c, nil
+}
+
+// Namespace is the one that -n or the kubeconfig's context names, else "default". It does not talk to the cluster, and with
+// -n needs no kubeconfig.
+func Namespace(flags *genericclioptions.ConfigFlags) (string, error) {
+	namespace, _, err := flags.ToRawKubeConfigLoader().Namespace()
+	if err != nil {
+		return "", configError(err)
+	}
+	return cmp.Or(namespace, "default"), nil
+}
+
+// flagsOf are the flags that another command needs to reach the same cluster as the same user: all but what is secret.
+func flagsOf(flags *genericclioptions.ConfigFlags) string {
+	var out strings.Builder
+	add := func(name string, values ...string) {
+		for _, v := range values {
+			if v != "" {
+				fmt.Fprintf(&out, " --%s %s", name, v)
+			}
+		}
+	}
 	for _, f := range []struct {
 		name  string
 		value *string
-	}{{"kubeconfig", flags.KubeConfig}, {"context", flags.Context}, {"cluster", flags.ClusterName}, {"server", flags.APIServer}} {
-		if f.value != nil && *f.value != "" {
-			c.Flags += " --" + f.name + " " + *f.value
+	}{
+		{"kubeconfig", flags.KubeConfig}, {"context", flags.Context}, {"cluster", flags.ClusterName}, {"user", flags.AuthInfoName},
+		{"server", flags.APIServer}, {"tls-server-name", flags.TLSServerName}, {"certificate-authority", flags.CAFile},
+		{"as", flags.Impersonate}, {"as-uid", flags.ImpersonateUID},
+	} {
+		if f.value != nil {
+			add(f.name, *f.value)
 		}
 	}
-	return c, nil
+	if flags.ImpersonateGroup != nil {
+		add("as-group", *flags.ImpersonateGroup...)
+	}
+	if flags.Insecure != nil && *flags.Insecure {
+		out.WriteString(" --insecure-skip-tls-verify")
+	}
+	return out.String()
 }
 
 // In is the same cluster with another namespace.
@@ -124,6 +161,16 @@ func noticeDeadConnections() {
 			_ = os.Setenv(name, seconds) // fails for impossible names only
 		}
 	}
+}
+
+// missingFile is the first file that KUBECONFIG names and that is not there: client-go passes over it in silence.
+func missingFile() string {
+	for _, name := range filepath.SplitList(os.Getenv(clientcmd.RecommendedConfigPathEnvVar)) {
+		if _, err := os.Stat(name); name != "" && errors.Is(err, os.ErrNotExist) {
+			return name
+		}
+	}
+	return ""
 }
 
 func configError(err error) error {

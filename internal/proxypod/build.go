@@ -27,6 +27,9 @@ type Spec struct {
 	// Template is the pod to stand in for; Container the one in it that becomes the proxy.
 	Template  corev1.PodTemplateSpec
 	Container string
+	// Alone makes a pod to look at the container's environment and files by: without the template's other containers, and without its
+	// labels, so that no Service and no controller takes it for one of the workload's.
+	Alone bool
 
 	Source Source
 	Ports  Ports
@@ -58,6 +61,9 @@ var controllerLabels = []string{
 func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	template := s.Template.DeepCopy()
 	pod := &template.Spec
+	if s.Alone {
+		alone(template, s.Container)
+	}
 	app := slices.IndexFunc(pod.Containers, func(c corev1.Container) bool { return c.Name == s.Container })
 	switch {
 	case app < 0:
@@ -77,6 +83,15 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		return !sidecar
 	})
 	pod.Containers[app] = container(before, pod, s)
+	l := &literals{template: &s.Template, proxy: s.Container, alone: s.Alone}
+	l.apply(pod)
+	notes = append(notes, l.notes...)
+	if len(l.annotations) > 0 {
+		if template.Annotations == nil {
+			template.Annotations = map[string]string{}
+		}
+		maps.Copy(template.Annotations, l.annotations)
+	}
 	// The originals still hold these on their nodes.
 	for _, list := range [][]corev1.Container{pod.InitContainers, pod.Containers} {
 		for i := range list {
@@ -134,6 +149,14 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 			},
 		},
 	}, notes, nil
+}
+
+// alone takes everything off that is another's than the container's.
+func alone(t *corev1.PodTemplateSpec, container string) {
+	t.Labels = nil
+	t.Spec.InitContainers = nil
+	t.Spec.Containers = slices.DeleteFunc(t.Spec.Containers, func(c corev1.Container) bool { return c.Name != container })
+	t.Spec.HostNetwork, t.Spec.HostPID, t.Spec.HostIPC, t.Spec.ShareProcessNamespace = false, false, false, nil
 }
 
 // lostNodeSeconds is how long the proxy stays with a node that does not answer. Usual are five minutes, in which callers have

@@ -91,6 +91,7 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ListenUDP {
 		args = append(args, "--listen", strconv.Itoa(int(p))+"/udp")
 	}
+	args = append(args, lookArgs(c, pod)...)
 	out := corev1.Container{
 		Name:            c.Name,
 		Image:           c.Image,

@@ -24,7 +24,7 @@ const (
 	KeeperLabel = Prefix + "keeper"
 	// KeeperAnnotation on a Lease names its keeper's Deployment; a swap without a keeper has none.
 	KeeperAnnotation = Prefix + "keeper"
-	// TargetAnnotation on a Lease names what it is for: "deployment/orders" or "connect".
+	// TargetAnnotation on a Lease names what it is for: "deployment/orders", "connect" or "env".
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
 	ClientAnnotation = Prefix + "client"
@@ -32,10 +32,11 @@ const (
 	TunnelAnnotation = Prefix + "tunnel"
 	// ProbesAnnotation on a swap's Lease is what the target's probes gave on the laptop, by the last heartbeat.
 	ProbesAnnotation = Prefix + "probes"
-	// KindLabel on a Lease is "swap" or "connect".
+	// KindLabel on a Lease is "swap", "connect", or "env": of a pod to look by.
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"
 	KindConnect = "connect"
+	KindEnv     = "env"
 
 	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).
 	ManagedByLabel = "app.kubernetes.io/managed-by"

@@ -25,9 +25,13 @@ import (
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = 2 * goneTimeout
 
-// Own is a proxy pod that stands in for nothing: the cluster's end of connect.
+// Own is a proxy pod that stands in for nothing: the cluster's end of connect, or one to look by.
 type Own struct {
 	Kube *kube.Client
+	// Kind is KindConnect or KindEnv.
+	Kind string
+	// Like is the deployment whose container the pod is to be like; nil for connect.
+	Like *Like
 	// Image is the proxy's; empty carries it on the image of a pod that runs in the namespace.
 	Image string
 	// Arch of a carried proxy; empty asks the cluster.
@@ -47,16 +51,16 @@ type Own struct {
 
 // Run starts the pod, opens the tunnel to it, calls use, and removes everything when use returns or
 // ctx ends. It returns use's error, or why there was no tunnel for it.
-func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.Client) error) error {
+func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t *tunnel.Client) error) error {
 	key, err := tunnel.NewKey()
 	if err != nil {
 		return err
 	}
-	template, donors, err := o.template(ctx)
+	template, container, donors, err := o.template(ctx)
 	if err != nil {
 		return err
 	}
-	lease := OwnLease(o.Kube.Namespace, o.Owner)
+	lease := OwnLease(o.Kind, o.Kube.Namespace, o.Owner)
 	src := Source{Image: o.Image, Arch: o.Arch}
 	var parts []carry.Part
 	if src.Image == "" {
@@ -69,9 +73,9 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 		src.ConfigMaps = ConfigMapNames(lease.Name, parts)
 	}
 	ports := FreePorts(&template.Spec, nil, o.PodProxy)
-	d, _, err := Deployment(Spec{
+	d, notes, err := Deployment(Spec{
 		Name: lease.Name, Namespace: lease.Namespace, Lease: lease.Name,
-		Template: template, Container: template.Spec.Containers[0].Name,
+		Template: template, Container: container, Alone: o.Like != nil,
 		Source: src, Ports: ports, Client: key.Fingerprint(),
 		LimitCPU: WantsCPULimit(ctx, o.Kube, lease.Namespace),
 	})
@@ -85,6 +89,9 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	if o.OnCreate != nil {
 		o.OnCreate(lease.Name)
 	}
+	for _, n := range notes {
+		o.Say("note: " + n)
+	}
 	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name}
 	o.Say("starting a proxy pod in " + lease.Namespace)
 	if ports.PodProxy != 0 {
@@ -92,16 +99,16 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, t *tunnel.C
 	}
 	err = Create(ctx, o.Kube, created, ConfigMaps(lease.Namespace, lease.Name, parts), d)
 	if err == nil {
-		err = o.hold(ctx, p, NewCarriers(p, ports, o.Say), created, key, use)
+		err = o.hold(ctx, p, NewCarriers(p, ports, o.Say), created, key, func(ctx context.Context, t *tunnel.Client) error { return use(ctx, p, t) })
 	} else if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
-		err = hint.New(0, err, "connect needs to create a deployment and configmaps in "+lease.Namespace+": the built-in role edit has that")
+		err = hint.New(0, err, o.Kind+" needs to create a deployment and configmaps in "+lease.Namespace+": the built-in role edit has that")
 	}
 	o.Say("removing the proxy pod")
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
-	if e := Remove(bounded, o.Kube, lease.Namespace, lease.Name, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
+	if e := Remove(bounded, o.Kube, o.Kind, lease.Namespace, lease.Name, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
 		return hint.New(hint.RestoreIncomplete, errors.Join(err, fmt.Errorf("the proxy is not removed: %w", e)),
-			fmt.Sprintf("finish with: bridge restore connect %s -n %s%s", lease.Name, lease.Namespace, o.Kube.Flags))
+			"finish with: "+RemoveCommand(o.Kube, o.Kind, lease.Namespace, lease.Name))
 	}
 	return err
 }
@@ -137,7 +144,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 	})
 	running.Go(func() {
 		if err := Heartbeat(ctx, o.Kube, lease, t, More{}, o.Say); err != nil {
-			cancel(fmt.Errorf("connect ends: %w", err))
+			cancel(fmt.Errorf("%s ends: %w", o.Kind, err))
 		}
 	})
 	ready, stop := context.WithTimeout(ctx, o.ReadyTimeout)
@@ -160,27 +167,32 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 	return err
 }
 
-// OwnLease is a new claim of kind connect.
-func OwnLease(namespace, owner string) *coordinationv1.Lease {
+// RemoveCommand is the command line that removes such a pod.
+func RemoveCommand(k *kube.Client, kind, namespace, name string) string {
+	return fmt.Sprintf("bridge restore %s %s -n %s%s", kind, name, namespace, k.Flags)
+}
+
+// OwnLease is a new claim of kind connect or env.
+func OwnLease(kind, namespace, owner string) *coordinationv1.Lease {
 	seconds := int32(LeaseSeconds)
 	now := metav1.NowMicro()
 	return &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: "bridge-connect-" + strings.ToLower(rand.Text()[:8]), Namespace: namespace,
-			Labels:      map[string]string{ManagedByLabel: ManagedBy, KindLabel: KindConnect},
-			Annotations: map[string]string{TargetAnnotation: KindConnect},
+			Name: "bridge-" + kind + "-" + strings.ToLower(rand.Text()[:8]), Namespace: namespace,
+			Labels:      map[string]string{ManagedByLabel: ManagedBy, KindLabel: kind},
+			Annotations: map[string]string{TargetAnnotation: kind},
 		},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &owner, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now},
 	}
 }
 
-// Remove removes a proxy of kind connect, and its Lease last. The error has the code NotFound when
+// Remove removes a proxy of kind connect or env, and its Lease last. The error has the code NotFound when
 // no such Lease is there, or it is of another kind.
-func Remove(ctx context.Context, k *kube.Client, namespace, name string, say func(string)) error {
+func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, say func(string)) error {
 	leases := k.Clientset.CoordinationV1().Leases(namespace)
 	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
-	if err == nil && lease.Labels[KindLabel] != KindConnect || apierrors.IsNotFound(err) {
-		return hint.Newf(hint.NotFound, "bridge status lists what there is", "there is no connect %q in %s", name, namespace)
+	if err == nil && lease.Labels[KindLabel] != kind || apierrors.IsNotFound(err) {
+		return hint.Newf(hint.NotFound, "bridge status lists what there is", "there is no %s %q in %s", kind, name, namespace)
 	}
 	if err != nil {
 		return kube.Explain(err, "get lease "+name+" in "+namespace)
@@ -196,9 +208,19 @@ func Remove(ctx context.Context, k *kube.Client, namespace, name string, say fun
 	return kube.Explain(err, "delete lease "+name+" in "+namespace)
 }
 
-// template is a pod of one container. A carried proxy borrows the image, and what is needed to pull
+// template is the pod's, and the container in it that becomes the proxy. donors run on the nodes that have its image.
+func (o *Own) template(ctx context.Context) (t corev1.PodTemplateSpec, container string, donors []corev1.Pod, err error) {
+	if o.Like != nil {
+		donors, err = o.Like.pods(ctx, o.Kube)
+		return o.Like.Template, o.Like.Container.Name, donors, err
+	}
+	t, donors, err = o.bare(ctx)
+	return t, t.Spec.Containers[0].Name, donors, err
+}
+
+// bare is a pod of one container. A carried proxy borrows the image, and what is needed to pull
 // it, from a pod that runs already: the nodes have it. donors is that pod, if any.
-func (o *Own) template(ctx context.Context) (t corev1.PodTemplateSpec, donors []corev1.Pod, err error) {
+func (o *Own) bare(ctx context.Context) (t corev1.PodTemplateSpec, donors []corev1.Pod, err error) {
 	no, yes := false, true
 	t = corev1.PodTemplateSpec{Spec: corev1.PodSpec{
 		AutomountServiceAccountToken: &no,
@@ -221,6 +243,10 @@ func (o *Own) template(ctx context.Context) (t corev1.PodTemplateSpec, donors []
 		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == "" && p.Labels[KeeperLabel] == ""
 	})
 	if i < 0 {
+		// A namespace that is not there has an empty list of pods. Who may not ask gets the other answer.
+		if _, err := o.Kube.Clientset.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return t, nil, hint.Newf(hint.NotFound, "name another one with -n: kubectl get namespaces", "there is no namespace %s", ns)
+		}
 		return t, nil, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",
 			"no pod runs in %s whose image the proxy could be carried on", ns)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/pkg/tunnel"
 )
 
 // Poll is how often a wait looks at the cluster. A wait ends within seconds, so a watch would cost
@@ -114,6 +115,18 @@ func peer(pod corev1.Pod) string {
 // WaitReady returns when a pod of the proxy is Ready. It gives up when ctx ends, or at once when
 // the cluster's own word makes waiting pointless; the error (code ProxyNotReady) carries that word.
 func (p *Proxy) WaitReady(ctx context.Context) error {
+	return p.wait(ctx, func(pods []corev1.Pod) bool { return slices.ContainsFunc(pods, Ready) })
+}
+
+// WaitTunnel returns when t has a session with a pod of the proxy, Ready or not. It gives up as WaitReady does.
+func (p *Proxy) WaitTunnel(ctx context.Context, t *tunnel.Client) error {
+	return p.wait(ctx, func([]corev1.Pod) bool {
+		phase := t.State().Phase
+		return phase == tunnel.Ready || phase == tunnel.Degraded
+	})
+}
+
+func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	_, _, what := p.names()
 	last := "no pod yet"
 	var hopeless bool
@@ -122,7 +135,7 @@ func (p *Proxy) WaitReady(ctx context.Context) error {
 		if err != nil {
 			return false, kube.IgnoreTransient(err)
 		}
-		if slices.ContainsFunc(pods, Ready) {
+		if done(pods) {
 			return true, nil
 		}
 		if len(pods) > 0 {

@@ -60,8 +60,8 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string) error {
 	say := func(line string) { r.Say(what + ": " + line) }
 	_, name, _ := strings.Cut(e.Target, "/")
 	var err error
-	if e.Kind == proxypod.KindConnect {
-		if err = proxypod.Remove(ctx, k, e.Namespace, name, say); err == nil {
+	if e.Kind != proxypod.KindSwap {
+		if err = proxypod.Remove(ctx, k, e.Kind, e.Namespace, name, say); err == nil {
 			say("removed")
 		}
 	} else {

@@ -26,12 +26,16 @@ import (
 // written. What others write after that is a conflict: a bridge that is frozen in between, and wakes up when all is
 // given back and swapped anew, changes nothing.
 type changer struct {
-	kube  *kube.Client
-	claim *claim
+	kube   *kube.Client
+	claim  *claim   // nil for a dry run, which changes nothing
+	dryRun []string // as in metav1.UpdateOptions
 }
 
 // ours is nil if the claim is still ours, or a *proxypod.TakenError.
 func (x changer) ours(ctx context.Context) error {
+	if x.claim == nil {
+		return nil
+	}
 	return fault.After(fault.Checked, x.claim.check(ctx))
 }
 
@@ -104,7 +108,7 @@ func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, deci
 	if err := x.ours(ctx); err != nil {
 		return err
 	}
-	_, err = deployments.UpdateScale(ctx, c.Object.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
+	_, err = deployments.UpdateScale(ctx, c.Object.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
 	return err
 }
 
@@ -265,7 +269,7 @@ func (x changer) patch(ctx context.Context, o Object, body map[string]any) error
 	if err != nil {
 		return err
 	}
-	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager}
+	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
 	set := x.kube.Clientset
 	switch o.Kind {
 	case "Deployment":

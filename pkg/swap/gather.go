@@ -16,20 +16,18 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 )
 
 // Gather checks the user's rights and reads what a plan is made from. It changes nothing. With askPodProxy it asks
 // for the right to pods/proxy too.
 func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Source, askPodProxy bool) (Facts, error) {
 	ns, target := k.Namespace, "deployment/"+name
-	lacking, err := missing(ctx, k, ns, needed(src.Image == ""))
-	if err != nil {
+	if err := rights.Swap.Check(ctx, k, "swap "+target, src.Image == ""); err != nil {
 		return Facts{}, err
 	}
-	if len(lacking) > 0 {
-		return Facts{}, errMissing(target, ns, lacking)
-	}
 	f := Facts{Source: src}
+	var err error
 	f.Deployment, err = k.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, ns))
@@ -50,12 +48,13 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		return Facts{}, kube.Explain(err, "list services in "+ns)
 	}
 	f.Services = services.Items
-	if lacking, err = missing(ctx, k, ns, moving()); err != nil {
+	lacking, err := rights.Missing(ctx, k, rights.Moving())
+	if err != nil {
 		return Facts{}, err
 	}
 	f.MayPatchServices = len(lacking) == 0
 	if askPodProxy {
-		if lacking, err = missing(ctx, k, ns, podProxy); err != nil {
+		if lacking, err = rights.Missing(ctx, k, rights.PodProxy()); err != nil {
 			return Facts{}, err
 		}
 		f.MayPodProxy = len(lacking) == 0

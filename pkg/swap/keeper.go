@@ -18,6 +18,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/internal/undo"
 )
 
@@ -26,9 +27,6 @@ const (
 	keeperTimeout = 30 * time.Second
 	// keeperGoneTimeout bounds the wait for the garbage collector, when all else is given back.
 	keeperGoneTimeout = 10 * time.Second
-	// KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
-	// deploy/keeper.yaml, for those who may not create a Role.
-	KeeperAccount = "bridge-keeper"
 )
 
 // SelfRestore is whether a swap is given back by itself when this machine is gone.
@@ -44,17 +42,10 @@ const (
 // Keeper is the pod that gives a swap back when the laptop is gone, and its rights.
 type Keeper struct {
 	// Account, Role and Binding are bridge's own; nil with the account that an admin has prepared.
-	Account    *corev1.ServiceAccount `json:"serviceAccount,omitempty"`
-	Role       *rbacv1.Role           `json:"role,omitempty"`
-	Binding    *rbacv1.RoleBinding    `json:"roleBinding,omitempty"`
-	Deployment *appsv1.Deployment     `json:"deployment"`
-}
-
-// making are the rights with which a keeper gets its own.
-var making = []access{
-	{"", "serviceaccounts", "", "create"},
-	{"rbac.authorization.k8s.io", "roles", "", "create"},
-	{"rbac.authorization.k8s.io", "rolebindings", "", "create"},
+	Account    *corev1.ServiceAccount
+	Role       *rbacv1.Role
+	Binding    *rbacv1.RoleBinding
+	Deployment *appsv1.Deployment
 }
 
 // AddKeeper adds a keeper to a plan, which is not made yet, if the cluster lets this user have one: with a Role of its own, or
@@ -68,7 +59,7 @@ func (p *Plan) AddKeeper(ctx context.Context, k *kube.Client, o Options) error {
 		return nil
 	}
 	ns := p.Undo.Target.Namespace
-	lacking, err := missing(ctx, k, ns, making)
+	lacking, err := rights.Missing(ctx, k, rights.Keeping())
 	if err != nil {
 		return err
 	}
@@ -87,19 +78,18 @@ func (p *Plan) AddKeeper(ctx context.Context, k *kube.Client, o Options) error {
 		}
 		p.noKeeper = "its Role is refused: " + err.Error()
 	} else {
-		p.noKeeper = "your account may not " + accessList(lacking)
+		p.noKeeper = "your account may not " + rightList(lacking)
 	}
-	_, err = k.Clientset.CoreV1().ServiceAccounts(ns).Get(ctx, KeeperAccount, metav1.GetOptions{})
+	_, err = k.Clientset.CoreV1().ServiceAccounts(ns).Get(ctx, rights.KeeperAccount, metav1.GetOptions{})
 	switch {
 	case err == nil:
-		p.noKeeper = ""
-		return p.add(&Keeper{Deployment: proxypod.Keeper(p.Proxy, p.container, KeeperAccount, sets)})
+		return p.add(&Keeper{Deployment: proxypod.Keeper(p.Proxy, p.container, rights.KeeperAccount, sets)})
 	case kube.Transient(err):
-		return kube.Explain(err, "get serviceaccount "+KeeperAccount+" in "+ns)
+		return kube.Explain(err, "get serviceaccount "+rights.KeeperAccount+" in "+ns)
 	case apierrors.IsNotFound(err):
-		p.noKeeper += ", and no admin has prepared " + KeeperAccount
+		p.noKeeper += ", and no admin has prepared " + rights.KeeperAccount
 	default:
-		p.noKeeper += ", nor see whether an admin has prepared " + KeeperAccount
+		p.noKeeper += ", nor see whether an admin has prepared " + rights.KeeperAccount
 	}
 	if o.SelfRestore == SelfRestoreAlways {
 		return hint.Newf(hint.Forbidden, "ask an admin for deploy/keeper.yaml, or swap without --self-restore always",
@@ -108,9 +98,17 @@ func (p *Plan) AddKeeper(ctx context.Context, k *kube.Client, o Options) error {
 	return nil
 }
 
+func rightList(list []rights.Right) string {
+	var names []string
+	for _, r := range list {
+		names = append(names, r.String())
+	}
+	return strings.Join(names, ", ")
+}
+
 // add puts the keeper into the plan, its objects into the record and its name on the Lease.
 func (p *Plan) add(k *Keeper) error {
-	p.Keeper = k
+	p.Keeper, p.noKeeper = k, ""
 	name, ns := k.Deployment.Name, k.Deployment.Namespace
 	created := func(apiVersion, kind string) {
 		p.Undo.Created = append(p.Undo.Created, Object{APIVersion: apiVersion, Kind: kind, Namespace: ns, Name: name})

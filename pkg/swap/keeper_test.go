@@ -6,9 +6,15 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/yaml"
 
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -29,11 +35,29 @@ func kept(t *testing.T) *Plan {
 
 func TestKeeperGolden(t *testing.T) {
 	p := kept(t)
-	b, err := yaml.Marshal(p.Keeper)
+	d, err := p.DryRun(&kube.Client{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := d.YAML()
 	if err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "keeper.golden.yaml", string(b))
+	docs := strings.Split(string(b), "\n---\n")
+	if len(docs) != 6 {
+		t.Fatalf("%d documents, want the Lease, the proxy, and four of the keeper", len(docs))
+	}
+	for i, same := range []bool{
+		equality.Semantic.DeepEqual(decode[corev1.ServiceAccount](t, docs[2]), p.Keeper.Account),
+		equality.Semantic.DeepEqual(decode[rbacv1.Role](t, docs[3]), p.Keeper.Role),
+		equality.Semantic.DeepEqual(decode[rbacv1.RoleBinding](t, docs[4]), p.Keeper.Binding),
+		equality.Semantic.DeepEqual(decode[appsv1.Deployment](t, docs[5]), p.Keeper.Deployment),
+	} {
+		if !same {
+			t.Errorf("not what the swap creates:\n%s", docs[2+i])
+		}
+	}
 	if name := p.Keeper.Deployment.Name; p.Lease.Annotations[proxypod.KeeperAnnotation] != name || !strings.Contains(p.Lease.Annotations[proxypod.UndoAnnotation], name) {
 		t.Errorf("the Lease does not say that there is %s: %v", name, p.Lease.Annotations)
 	}
@@ -50,8 +74,12 @@ func TestPreparedRoleIsTheKeepersOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	sorted := func(role string) (list []string) {
-		for _, a := range granted(t, role) {
-			list = append(list, a.group+" "+a.String())
+		for _, rule := range decode[rbacv1.Role](t, role).Rules {
+			for _, resource := range rule.Resources {
+				for _, verb := range rule.Verbs {
+					list = append(list, rights.Right{Group: rule.APIGroups[0], Resource: resource, Verb: verb}.String())
+				}
+			}
 		}
 		slices.Sort(list)
 		return slices.Compact(list)
@@ -67,6 +95,19 @@ func TestKeepersRoleNamesEverything(t *testing.T) {
 	for _, rule := range kept(t).Keeper.Role.Rules {
 		if len(rule.ResourceNames) == 0 || slices.Contains(rule.Verbs, "list") || slices.Contains(rule.Verbs, "create") {
 			t.Errorf("%v", rule)
+		}
+	}
+}
+
+// Who has the Role for swaps, and with it the rights for a keeper that it has in comments, has all that the keeper gets: the
+// API server lets nobody give more than they have.
+func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
+	have := slices.Concat(rights.Swap.Required(true), rights.Moving(), rights.Keeping())
+	for _, rule := range kept(t).Keeper.Role.Rules {
+		for _, verb := range rule.Verbs {
+			if r := (rights.Right{Group: rule.APIGroups[0], Resource: rule.Resources[0], Verb: verb}); !slices.Contains(have, r) {
+				t.Errorf("%v is in a keeper's Role", r)
+			}
 		}
 	}
 }

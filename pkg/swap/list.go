@@ -20,7 +20,7 @@ import (
 // Entry is one Lease of bridge's, as `bridge status` lists it.
 type Entry struct {
 	Namespace string    `json:"namespace"`
-	Kind      string    `json:"kind"` // "swap" or "connect"
+	Kind      string    `json:"kind"` // "swap", "connect" or "env"
 	Target    string    `json:"target"`
 	Owner     string    `json:"owner"`
 	Since     time.Time `json:"since"`
@@ -38,10 +38,10 @@ type Entry struct {
 	Probes []probe.State `json:"probes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
-	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" for
-	// connect.
+	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" but for
+	// swap.
 	IfLost string `json:"ifLost,omitempty"`
-	// Replicas the target had before; 0 for connect.
+	// Replicas the target had before; 0 but for swap.
 	Replicas int32    `json:"replicas,omitempty"`
 	Services []string `json:"services,omitempty"`
 }
@@ -65,9 +65,9 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		}
 		e.judge(&l, time.Now())
 		e.Restore = fmt.Sprintf("bridge restore %s -n %s%s", strings.Replace(e.Target, "/", " ", 1), l.Namespace, k.Flags)
-		if e.Kind == proxypod.KindConnect {
-			e.Target = "connect/" + l.Name
-			e.Restore = fmt.Sprintf("bridge restore connect %s -n %s%s", l.Name, l.Namespace, k.Flags)
+		if e.Kind != proxypod.KindSwap {
+			e.Target = e.Kind + "/" + l.Name
+			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
 		if u, err := undo.Parse(l.Annotations[proxypod.UndoAnnotation]); err == nil {
 			e.Replicas, e.Services = u.Summary()

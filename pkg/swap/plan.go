@@ -17,6 +17,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
@@ -54,22 +55,23 @@ type Options struct {
 // Plan is everything a swap will create and change. Making it touches nothing.
 type Plan struct {
 	// Notes are what the user should know, a sentence each.
-	Notes []string `json:"notes"`
+	Notes []string
 	// Undo has every change, in order, with what was there before.
-	Undo  Undo                  `json:"undo"`
-	Lease *coordinationv1.Lease `json:"lease"`
-	Proxy *appsv1.Deployment    `json:"proxy"`
+	Undo  Undo
+	Lease *coordinationv1.Lease
+	Proxy *appsv1.Deployment
 	// Keeper is added by AddKeeper; nil: nobody gives back when this machine is gone.
-	Keeper *Keeper        `json:"keeper,omitempty"`
-	Ports  []Port         `json:"ports"`
-	Own    proxypod.Ports `json:"proxyPorts"`
+	Keeper *Keeper
+	Ports  []Port
+	Own    proxypod.Ports
 	// Probes are the target's that are run on the laptop.
-	Probes []*probe.Probe `json:"probes,omitempty"`
+	Probes []*probe.Probe
 	// Services whose endpoints move, by name.
-	Services []string `json:"services"`
+	Services []string
 	// Replicas of the original before.
-	Replicas int32 `json:"replicas"`
+	Replicas int32
 
+	target    *appsv1.Deployment
 	selector  *metav1.LabelSelector // of the original's pods
 	container string                // whose place the proxy takes
 	have      []Port                // what --port chose from
@@ -82,13 +84,13 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
+	p := &Plan{Replicas: 1, target: d, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy, noKeeper: "there is no keeper"}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}
-	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel] != "" {
+	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
-			"deployment/%s is a proxy of bridge's own", d.Name)
+			"deployment/%s is bridge's own", d.Name)
 	}
 
 	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
@@ -98,7 +100,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		}
 	}
 
-	app, err := appContainer(template, o.Container)
+	app, err := proxypod.AppContainer(template, o.Container)
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
@@ -138,7 +140,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
 	case o.PodProxy:
 		p.Notes = append(p.Notes, fmt.Sprintf("your account may not %s in %s, so the tunnel goes by port-forward; ask for a Role with that, or leave out --carrier",
-			podProxy[0], d.Namespace))
+			rights.PodProxy()[0], d.Namespace))
 	}
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
@@ -185,28 +187,6 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// appContainer is the one named, else the default container (the annotation kubectl knows), else
-// the first that declares a port, else the first.
-func appContainer(t corev1.PodTemplateSpec, name string) (corev1.Container, error) {
-	var names []string
-	for _, c := range t.Spec.Containers {
-		names = append(names, c.Name)
-	}
-	if name == "" {
-		name = t.Annotations["kubectl.kubernetes.io/default-container"]
-	}
-	if name != "" {
-		if i := slices.Index(names, name); i >= 0 {
-			return t.Spec.Containers[i], nil
-		}
-		return corev1.Container{}, fmt.Errorf("no container %q in the pod template: it has %s", name, strings.Join(names, ", "))
-	}
-	if i := slices.IndexFunc(t.Spec.Containers, func(c corev1.Container) bool { return len(c.Ports) > 0 }); i >= 0 {
-		return t.Spec.Containers[i], nil
-	}
-	return t.Spec.Containers[0], nil
-}
-
 // selecting are the Services that select pods with these labels.
 func selecting(services []corev1.Service, podLabels map[string]string) []corev1.Service {
 	return slices.DeleteFunc(slices.Clone(services), func(s corev1.Service) bool {
@@ -245,11 +225,7 @@ func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int3
 }
 
 func newChange(o Object, path string, before, set any, managed []metav1.ManagedFieldsEntry) (Change, error) {
-	fields, err := json.Marshal(managed)
-	if err != nil {
-		return Change{}, err
-	}
-	owners, err := undo.OwnersOf(fields, path)
+	owners, err := ownersOf(managed, path)
 	if err != nil {
 		return Change{}, fmt.Errorf("%s: %w", o, err)
 	}

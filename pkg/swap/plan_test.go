@@ -5,15 +5,20 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/yaml"
 
+	"bridge/internal/carry"
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
 )
@@ -103,12 +108,36 @@ func TestPlanGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := yaml.Marshal(p)
+			var parts []carry.Part
+			for i := range c.src.ConfigMaps {
+				parts = append(parts, carry.Part{Name: strconv.Itoa(i), Files: map[string][]byte{"proxy": make([]byte, 1000+i)}})
+			}
+			d, err := p.DryRun(&kube.Client{}, parts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := d.YAML()
 			if err != nil {
 				t.Fatal(err)
 			}
 			golden(t, c.golden, string(b))
+			assertDocuments(t, p, string(b))
 		})
+	}
+}
+
+// assertDocuments: what a dry run prints is what the swap creates, and nothing else.
+func assertDocuments(t *testing.T, p *Plan, text string) {
+	t.Helper()
+	docs := strings.Split(text, "\n---\n")
+	if len(docs) != 2 {
+		t.Fatalf("%d documents, want the Lease and the Deployment", len(docs))
+	}
+	if l := decode[coordinationv1.Lease](t, docs[0]); !equality.Semantic.DeepEqual(l, p.Lease) {
+		t.Errorf("the Lease is printed as %+v", l)
+	}
+	if d := decode[appsv1.Deployment](t, docs[1]); !equality.Semantic.DeepEqual(d, p.Proxy) {
+		t.Errorf("the proxy is printed as %+v", d)
 	}
 }
 
@@ -119,8 +148,11 @@ func TestPlanRefuses(t *testing.T) {
 	}{
 		{"host network", "hostNetwork", func(f *Facts, _ *Options) { f.Deployment.Spec.Template.Spec.HostNetwork = true }},
 		{"a container that is not there", `no container "web" in the pod template: it has app, sidecar`, func(_ *Facts, o *Options) { o.Container = "web" }},
-		{"a proxy of our own", "is a proxy of bridge's own", func(f *Facts, _ *Options) {
+		{"a proxy of our own", "is bridge's own", func(f *Facts, _ *Options) {
 			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.ProxyLabel: "x"}
+		}},
+		{"a keeper of our own", "is bridge's own", func(f *Facts, _ *Options) {
+			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KeeperLabel: "x"}
 		}},
 		{"a port nobody has", `no port "grpc": the pod has 8080 (http)`, func(_ *Facts, o *Options) { o.Ports = []string{"1:grpc"} }},
 		{"a port twice", "port 8080 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:8080", "2:http"} }},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -65,7 +66,7 @@ func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *c
 	if err != nil {
 		return nil, nil, err
 	}
-	x := changer{r.Kube, c}
+	x := changer{kube: r.Kube, claim: c}
 	for _, change := range u.Changes {
 		// What keeps a Service from being written to is no reason not to give back the rest.
 		_ = r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) })
@@ -202,7 +203,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
-	x := changer{r.Kube, c}
+	x := changer{kube: r.Kube, claim: c}
 	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
 	record, err := u.Marshal()
 	if err != nil {
@@ -261,6 +262,10 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		if err := fault.After(fault.OwnersBack, err); err != nil {
 			return err
 		}
+	}
+	if changed {
+		by, _ := strings.CutPrefix(holder(c.lease), proxypod.RestoreBy)
+		_ = tell(ctx, r.Kube, u.Target, corev1.EventTypeNormal, reasonGiven, by+" has given it back", time.Now())
 	}
 	// Last, since without the Lease these copies are all that is left of the record.
 	err = r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })

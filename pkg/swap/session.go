@@ -216,7 +216,7 @@ func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src
 	if err != nil {
 		return nil, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, target.Namespace))
 	}
-	app, err := appContainer(d.Spec.Template, o.Container)
+	app, err := proxypod.AppContainer(d.Spec.Template, o.Container)
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}

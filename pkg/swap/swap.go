@@ -51,6 +51,8 @@ type Swap struct {
 	ReadyTimeout time.Duration
 	ResumeWindow time.Duration // as tunnel.Client's
 	Version      string
+	// Program is started to answer; nil: a process answers already.
+	Program *Program
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
 	Log *slog.Logger
@@ -58,8 +60,10 @@ type Swap struct {
 	claim   *claim
 	proxy   *proxypod.Proxy
 	tunnel  *tunnel.Client
-	ending  atomic.Bool // giving back has begun
-	refused atomic.Bool // the local process refused the last connection
+	answers chan struct{} // closed when Program does
+	ending  atomic.Bool   // giving back has begun
+	refused atomic.Bool   // the local process refused the last connection
+	guard   guard
 	probes  *probe.Runner
 	probed  chan struct{} // there is news of them for the Lease
 }
@@ -73,7 +77,7 @@ func (s *Swap) init() {
 // Run swaps, or goes on with the swap that Session has taken up, holds it until ctx ends, and gives it back. It returns nil
 // after a swap that ctx ended, or whose target was deleted. Any other end is an error, after everything was given back as far
 // as it could be; its code is Conflict when somebody else has given back. Only when a later bridge has taken the swap up
-// (tunnel.ErrDisplaced) nothing is given back.
+// (tunnel.ErrDisplaced) nothing is given back. With Program its end ends the swap too: with a *child.ExitError.
 func (s *Swap) Run(ctx context.Context) error {
 	s.init()
 	if err := s.Session.begin(s.Plan); err != nil {
@@ -96,6 +100,10 @@ func (s *Swap) Run(ctx context.Context) error {
 		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
 	}
 
+	s.answers = make(chan struct{})
+	if s.Program == nil {
+		close(s.answers) // AwaitLocal has seen to that
+	}
 	// The tunnel and the heartbeat outlive ctx: traffic flows until the proxy is gone.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
@@ -108,8 +116,22 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() { s.Session.follow(background, s.tunnel) })
 	s.probes.OnChange(s.sayProbe)
-	running.Go(func() { s.probes.Run(background) })
-	running.Go(func() { s.followProbes(background) })
+	running.Go(func() {
+		if s.answered(background) {
+			s.probes.Run(background)
+		}
+	})
+	running.Go(func() {
+		if s.answered(background) {
+			s.followProbes(background)
+		}
+	})
+	running.Go(func() {
+		if err := s.watchOthers(background); err != nil {
+			s.Say(err.Error())
+			release(err)
+		}
+	})
 	running.Go(func() {
 		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
 		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, more, s.Say); err != nil {
@@ -117,7 +139,12 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 
+	if s.Program != nil {
+		running.Go(func() { release(s.Program.run(background, held, s, func() { close(s.answers) })) })
+	}
+
 	if s.Session.TakenUp() {
+		s.guard.changed(s.Plan.Undo.Changes...)
 		err = s.takeUp(held)
 	} else {
 		err = s.apply(held)
@@ -126,6 +153,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		if err := s.Session.held(lease); err != nil {
 			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 		}
+		running.Go(func() { s.narrate(background) })
 		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
 		err = s.hold(held)
 	}
@@ -168,6 +196,9 @@ func (s *Swap) enter(ctx context.Context) (*claim, error) {
 
 // takeUp waits until the proxy of the earlier bridge has this one.
 func (s *Swap) takeUp(ctx context.Context) error {
+	if err := s.awaitProgram(ctx); err != nil {
+		return err
+	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
 	if err := s.proxy.WaitReady(ready); err != nil {
@@ -177,11 +208,10 @@ func (s *Swap) takeUp(ctx context.Context) error {
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
-// is taken (*proxypod.TakenError), or the proxy is deleted. It says when somebody else scales the target.
+// is taken (*proxypod.TakenError), or the proxy is deleted.
 func (s *Swap) hold(ctx context.Context) error {
 	target := s.Plan.Undo.Target
 	deployments := s.Kube.Clientset.AppsV1().Deployments(target.Namespace)
-	scaled := false
 	for {
 		if sleep(ctx, targetPeriod) != nil {
 			return nil
@@ -195,10 +225,6 @@ func (s *Swap) hold(ctx context.Context) error {
 		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
-		}
-		if err == nil && d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && !scaled {
-			scaled = true
-			s.Say(fmt.Sprintf("somebody has scaled %s to %d: it stays so when this ends", target, *d.Spec.Replicas))
 		}
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
@@ -258,7 +284,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
 // original serving.
 func (s *Swap) apply(ctx context.Context) error {
-	x := changer{s.Kube, s.claim}
+	x := changer{kube: s.Kube, claim: s.claim}
 	u, lease := &s.Plan.Undo, s.claim.lease
 	if err := fault.After(fault.Claimed, nil); err != nil {
 		return err
@@ -270,6 +296,9 @@ func (s *Swap) apply(ctx context.Context) error {
 	}
 	if err := s.startKeeper(ctx); err != nil {
 		return proxyError(err)
+	}
+	if err := s.awaitProgram(ctx); err != nil {
+		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
@@ -295,6 +324,7 @@ func (s *Swap) apply(ctx context.Context) error {
 			if err := fault.After(fault.Scaled, x.apply(ctx, c)); err != nil {
 				return err
 			}
+			s.guard.changed(c)
 		}
 	}
 	return fault.After(fault.Stopped, s.awaitStopped(ctx))
@@ -347,6 +377,7 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 			if err := fault.After(fault.Moved, x.apply(ctx, c)); err != nil {
 				return err
 			}
+			s.guard.changed(c)
 		}
 	}
 	if err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxyOnly); err != nil {

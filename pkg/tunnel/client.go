@@ -458,25 +458,35 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	if network != "tcp" && network != "udp" {
 		return fail(net.UnknownNetworkError(network))
 	}
+	st, err := c.open(ctx, Header{Kind: Dial, Network: network, Address: address})
+	switch {
+	case err != nil:
+		return fail(err)
+	case network == "udp":
+		return st.Datagrams(), nil
+	}
+	return st, nil
+}
+
+// open opens a stream and waits for the pod's answer, in this session or the next.
+func (c *Client) open(ctx context.Context, h Header) (*Stream, error) {
 	for {
 		s, err := c.wait(ctx, false)
 		if err != nil {
-			return fail(err)
+			return nil, err
 		}
-		st, err := s.open(ctx, Header{Kind: Dial, Network: network, Address: address})
+		st, err := s.open(ctx, h)
 		if err == nil {
-			if err = st.WaitStatus(ctx); err == nil && network == "udp" {
-				return st.Datagrams(), nil
-			} else if err == nil {
+			if err = st.WaitStatus(ctx); err == nil {
 				return st, nil
 			}
 			st.Reset()
 		}
 		if ctx.Err() != nil {
-			return fail(context.Cause(ctx))
+			return nil, context.Cause(ctx)
 		}
 		if s.alive() {
-			return fail(err)
+			return nil, err
 		}
 		// Lost before an answer. wait returns the next session once keep has noticed, too.
 		<-s.ctx.Done()

@@ -43,6 +43,7 @@ var goldenHeaders = map[string]Header{
 	"header-inbound":      {Kind: Inbound, Network: "tcp", Address: ":8080"},
 	"header-inbound-ipv4": {Kind: Inbound, Network: "tcp", Address: ":8080", Peer: netipAddr("10.244.0.7:54321")},
 	"header-inbound-ipv6": {Kind: Inbound, Network: "tcp", Address: ":8080", Peer: netipAddr("[fd00::7]:54321")},
+	"header-view":         {Kind: Look, Network: "tcp"},
 }
 
 func TestHeaderBytes(t *testing.T) {
@@ -70,7 +71,7 @@ func TestHeaderBytes(t *testing.T) {
 
 func TestHeaderLimits(t *testing.T) {
 	for _, bad := range []Header{
-		{Kind: 3, Network: "tcp", Address: "a:1"},
+		{Kind: 4, Network: "tcp", Address: "a:1"},
 		{Kind: Dial, Network: "unix", Address: "a:1"},
 		{Kind: Dial, Network: "tcp", Address: strings.Repeat("a", maxHeader)},
 	} {

@@ -14,6 +14,7 @@ type Kind uint8
 const (
 	Dial    Kind = 1 // laptop to pod: dial this for me
 	Inbound Kind = 2 // pod to laptop: a caller arrived on this port
+	Look    Kind = 3 // laptop to pod: what does the container see? SPEC.md section 11
 )
 
 func (k Kind) String() string {
@@ -22,6 +23,8 @@ func (k Kind) String() string {
 		return "dial"
 	case Inbound:
 		return "inbound"
+	case Look:
+		return "view"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -30,7 +33,7 @@ func (k Kind) String() string {
 type Header struct {
 	Kind    Kind
 	Network string         // "tcp" or "udp"
-	Address string         // Dial: "host:port"; Inbound: ":port", the pod's
+	Address string         // Dial: "host:port"; Inbound: ":port", the pod's; Look: the Sum of an earlier View, or ""
 	Peer    netip.AddrPort // Inbound: the caller; zero when not known
 }
 
@@ -58,7 +61,7 @@ func appendHeader(b []byte, h Header) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("stream header: network %q, want tcp or udp", h.Network)
 	}
-	if h.Kind != Dial && h.Kind != Inbound {
+	if h.Kind < Dial || h.Kind > Look {
 		return nil, fmt.Errorf("stream header: %v", h.Kind)
 	}
 	var ip []byte
@@ -101,7 +104,7 @@ func readHeader(r io.Reader) (Header, error) {
 
 func parseHeader(body []byte) (Header, error) {
 	h := Header{Kind: Kind(body[0]), Network: networkName(body[1])}
-	if h.Kind != Dial && h.Kind != Inbound {
+	if h.Kind < Dial || h.Kind > Look {
 		return Header{}, fmt.Errorf("stream header: %v", h.Kind)
 	}
 	if h.Network == "" {

@@ -27,6 +27,9 @@ type Server struct {
 	Info func() Info
 	// Dial serves the laptop's Dial streams, network "tcp" and "udp". ctx is done when the laptop has lost interest. Nil refuses all.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// View tells w what the container sees, the same each time unless something has changed. One call at a time; an error has the laptop
+	// ask again. Nil refuses.
+	View func(w *ViewWriter) error
 	// OnReady is told, at each change and one call at a time, whether there is a session whose laptop said that
 	// its process is ready. False at the start, without a call. It must not block.
 	OnReady func(bool)
@@ -34,6 +37,7 @@ type Server struct {
 
 	refused atomic.Uint64
 	flows   atomic.Int32 // that are open
+	viewMu  sync.Mutex   // one call of View at a time
 
 	mu      sync.Mutex
 	session *session
@@ -274,9 +278,16 @@ func (s *Server) Open(ctx context.Context, h Header) (*Stream, error) {
 	return current.open(ctx, h)
 }
 
-// handle serves one Dial stream.
+// handle serves one stream of the laptop's.
 func (s *Server) handle(ctx context.Context, st *Stream) {
 	h := st.Header()
+	if h.Kind == Look && s.View != nil {
+		if err := s.tellView(st); err != nil {
+			s.log().Warn("tunnel: view", "error", err)
+			st.Reset()
+		}
+		return
+	}
 	if h.Kind != Dial || s.Dial == nil {
 		_ = st.Refuse(fmt.Errorf("%v is not served here", h.Kind))
 		return

@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,11 +33,9 @@ import (
 	"time"
 
 	"golang.org/x/net/proxy"
-	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 )
 
 const (
@@ -54,7 +54,12 @@ func podProxyRole() rbacv1.Role {
 // start starts bridge in the world's namespace with another kubeconfig.
 func (w *world) bridgeAs(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
-	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), append(args, "-n", w.ns)...)
+	end := len(args)
+	if i := slices.Index(args, "--"); i >= 0 {
+		end = i
+	}
+	args = slices.Insert(slices.Clone(args), end, "-n", w.ns)
+	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), args...)
 }
 
 // connect starts bridge connect.
@@ -562,15 +567,12 @@ func TestPodProxyPort(t *testing.T) {
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
 	args := append([]string{"swap", "deployment", "orders", "--carrier", "podproxy"}, localOrders(t)...)
-	dry := w.bridge(append(args, "--dry-run")...)
+	dry := w.bridge(append(args, "--dry-run", "-o", "json")...)
 	dry.exits(0)
 	var plan struct {
 		ProxyPorts struct{ PodProxy int32 }
-		Proxy      struct {
-			Spec struct{ Template corev1.PodTemplateSpec }
-		}
 	}
-	if err := yaml.Unmarshal([]byte(strings.Join(dry.stdout.all(), "\n")), &plan); err != nil {
+	if err := json.Unmarshal([]byte(strings.Join(dry.stdout.all(), "\n")), &plan); err != nil {
 		t.Fatal(err)
 	}
 	port := plan.ProxyPorts.PodProxy

@@ -112,7 +112,7 @@ func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers
 	if err != nil {
 		d.t.Fatalf("%v: make proxies, then build this test again", err)
 	}
-	lease, err := s.client.CoordinationV1().Leases(d.ns).Create(d.t.Context(), proxypod.OwnLease(d.ns, "e2e"), metav1.CreateOptions{})
+	lease, err := s.client.CoordinationV1().Leases(d.ns).Create(d.t.Context(), proxypod.OwnLease(proxypod.KindConnect, d.ns, "e2e"), metav1.CreateOptions{})
 	if err != nil {
 		d.t.Fatal(err)
 	}

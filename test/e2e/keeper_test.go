@@ -243,6 +243,11 @@ func TestLaptopComesBackTooLate(t *testing.T) {
 				w.answeredBy("original")
 			}
 			w.assertGivenBack(before)
+			for _, line := range b.stderr.all() {
+				if strings.Contains(line, "has scaled") || strings.Contains(line, "does not hold") {
+					t.Errorf("the keeper is taken for somebody else: %q", line)
+				}
+			}
 		})
 	}
 }

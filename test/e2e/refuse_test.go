@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -133,7 +132,7 @@ func TestDeployedRolesSuffice(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	kubeconfig := map[string]string{}
-	for _, name := range []string{"swap", "forward", "connect"} {
+	for _, name := range []string{"swap", "forward", "connect", "restore", "status"} {
 		kubeconfig[name] = w.as(name, deployed(t, name))
 	}
 	before := w.snapshot()
@@ -142,10 +141,11 @@ func TestDeployedRolesSuffice(t *testing.T) {
 	}
 	b := run("swap", append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
 	b.says(swapped)
-	st := run("swap", "status")
+	st := run("status", "status")
 	st.exits(0)
 	st.prints("deployment/orders")
-	b.terminate()
+	b.kill()
+	run("restore", "restore", "deployment", "orders").exits(0)
 
 	f := run("forward", "forward", "svc/orders", "0:80")
 	f.assertAnswers(forwarded(f.prints("Forwarding from 127.0.0.1:")), "original")
@@ -180,19 +180,7 @@ func TestSwapWithoutMovingEndpoints(t *testing.T) {
 func TestQuotaLeavesNoRoom(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	pods := len(w.pods(""))
-	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "pods"}}
-	if err := yaml.Unmarshal(fmt.Appendf(nil, "spec: {hard: {pods: %d}}", pods), quota); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.client.CoreV1().ResourceQuotas(w.ns).Create(t.Context(), quota, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	w.await("the quota to be counted", func() bool {
-		q, err := s.client.CoreV1().ResourceQuotas(w.ns).Get(t.Context(), "pods", metav1.GetOptions{})
-		used := q.Status.Used[corev1.ResourcePods]
-		return err == nil && used.Value() == int64(pods)
-	})
+	w.fullQuota()
 	before := w.snapshot()
 	b := w.beginSwap()
 	b.exits(int(hint.ProxyNotReady))

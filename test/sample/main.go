@@ -4,6 +4,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -74,6 +75,8 @@ func run(args []string) error {
 			fmt.Println(who)
 		}
 		return err
+	case "look":
+		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
 	case "put":
 		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
 		_ = flags.Parse(args[1:])

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -39,6 +40,9 @@ func (s *server) run() error {
 	}
 	log.Printf("%s listens on %s", s.name, s.http)
 	mux := http.NewServeMux()
+	mux.HandleFunc("/look", func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(look(r.URL.Query()["path"]))
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, s.name)

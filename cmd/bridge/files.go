@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"bridge/internal/hint"
+	"bridge/internal/podview"
+	"bridge/internal/proxypod"
+	"bridge/pkg/swap"
+	"bridge/pkg/tunnel"
+)
+
+func newFilesCommand(a *app) *cobra.Command {
+	var o lookOptions
+	var token bool
+	cmd := &cobra.Command{
+		Use:   "files deployment NAME DIR",
+		Short: "Write the files that a deployment's container has from ConfigMaps and Secrets",
+		Long: `files writes into DIR, which has to be new or empty, the files that the deployment's container has from ConfigMaps, Secrets,
+projected volumes and the downward API, each below its path in the container. For that it starts a pod like the deployment's, which no
+Service and no controller takes for one of them, and removes it. No right to read Secrets is needed. The files are yours, and stay.`,
+		Example: `  bridge files deployment orders ./pod
+  bridge files deployment/orders ./pod --token`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return fmt.Errorf("name one workload and a folder: %s", cmd.Use)
+			}
+			return targetArgs(cmd, args[:len(args)-1])
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := parseWorkload(args[:len(args)-1])
+			if err != nil {
+				return err
+			}
+			k, err := a.kube()
+			if err != nil {
+				return err
+			}
+			if token {
+				if err := swap.MayToken(cmd.Context(), k); err != nil {
+					return err
+				}
+			}
+			folder, err := podview.OpenFolder(args[len(args)-1])
+			if err != nil {
+				return hint.New(hint.Usage, err, "")
+			}
+			defer folder.Close()
+			return a.look(cmd.Context(), k, name, o, func(ctx context.Context, p *proxypod.Proxy, t *tunnel.Client) error {
+				m := &podview.Mirror{Folder: folder, Look: t.View, Account: proxypod.AccountPath, Say: a.say}
+				if token {
+					m.Tokens = p.Tokens(false)
+				}
+				_, err := m.First(ctx)
+				return err
+			})
+		},
+	}
+	lookFlags(cmd, &o)
+	cmd.Flags().BoolVar(&token, "token", false, "write tokens of the workload's ServiceAccount too, good for an hour; needs the right to create serviceaccounts/token")
+	return cmd
+}

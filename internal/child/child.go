@@ -1,0 +1,148 @@
+// Package child runs a program of the user's on this machine, with the terminal, the signals and the exit code that it would have had
+// without bridge. pkg/swap calls it.
+package child
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// defaultGrace is a third of what a pod has: somebody waits for it.
+const defaultGrace = 10 * time.Second
+
+// ExitError is how a program has ended.
+type ExitError struct {
+	Code int // its exit code; 128 and the signal that killed it
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("the program has ended with exit code %d", e.Code)
+}
+
+// Command is a program to be run.
+type Command struct {
+	Args           []string // the program, looked up as a shell would, and its arguments
+	Env            []string
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Grace is how long it has to end after SIGTERM, before it is killed. Zero means 10 s.
+	Grace time.Duration
+}
+
+// Find says whether there is such a program. The error names it.
+func (c *Command) Find() error {
+	_, err := exec.LookPath(c.Args[0])
+	return err
+}
+
+// Process is a program that runs.
+type Process struct {
+	cmd   *exec.Cmd
+	group bool // it is the head of a process group of its own
+	grace time.Duration
+	ended chan struct{}
+	exit  *ExitError // set when ended is closed
+
+	mu      sync.Mutex
+	running bool // it may be signalled
+	killer  *time.Timer
+}
+
+// Start starts it. Wait has to be called.
+//
+// At a terminal it stays in bridge's process group: the terminal's own signals (Ctrl-C, Ctrl-Z) then reach it without us. Elsewhere it
+// gets a group of its own, and signals go to the whole group, so that what a shell or a build tool starts ends with it.
+func (c *Command) Start() (*Process, error) {
+	p := &Process{cmd: exec.Command(c.Args[0], c.Args[1:]...), grace: cmp.Or(c.Grace, defaultGrace), ended: make(chan struct{}), running: true}
+	p.cmd.Env, p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Env, c.Stdin, c.Stdout, c.Stderr
+	p.group = !atTerminal()
+	started := make(chan error)
+	go p.run(started)
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// run is the one goroutine, and thread, that starts and awaits the program.
+func (p *Process) run(started chan<- error) {
+	defer close(p.ended)
+	defer prepare(p.cmd, p.group)()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	_ = p.cmd.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = false
+	if p.killer != nil {
+		p.killer.Stop()
+	}
+	code := p.cmd.ProcessState.ExitCode()
+	if sig := signalOf(p.cmd.ProcessState); sig != 0 {
+		code = 128 + int(sig)
+	}
+	p.exit = &ExitError{code}
+}
+
+// Ended is closed when the program has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Wait waits until the program has ended, and ends it when ctx is done.
+func (p *Process) Wait(ctx context.Context) *ExitError {
+	select {
+	case <-p.ended:
+	case <-ctx.Done():
+		p.Signal(syscall.SIGTERM)
+		<-p.ended
+	}
+	return p.exit
+}
+
+// Signal passes a signal on that bridge got, unless the terminal has sent it to the program as well. After all but SIGINT the program has
+// the grace period to end, and is killed then.
+func (p *Process) Signal(sig os.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.running {
+		return
+	}
+	if sig == os.Interrupt {
+		if p.group || !atTerminal() {
+			p.send(sig)
+		}
+		return
+	}
+	p.send(sig)
+	if p.killer == nil {
+		p.killer = time.AfterFunc(p.grace, p.kill)
+	}
+}
+
+func (p *Process) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.running {
+		p.send(os.Kill)
+	}
+}
+
+// send sends to the program, or its group. mu is held.
+func (p *Process) send(sig os.Signal) {
+	if s, ok := sig.(syscall.Signal); ok && p.group && signalGroup(p.cmd.Process.Pid, s) == nil {
+		return
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		_ = p.cmd.Process.Kill() // a system without signals
+	}
+}

@@ -1,0 +1,179 @@
+package lookout
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"sigs.k8s.io/yaml"
+)
+
+func decode[T any](t *testing.T, text string) T {
+	t.Helper()
+	var out T
+	if err := yaml.UnmarshalStrict([]byte(text), &out); err != nil {
+		t.Fatalf("%v in:\n%s", err, text)
+	}
+	return out
+}
+
+// subject is orders with a claim that its sidecar has too, and the proxy's pod for it.
+func subject(t *testing.T) *Subject {
+	t.Helper()
+	d := decode[appsv1.Deployment](t, `
+metadata: {name: orders, namespace: shop}
+spec:
+  template:
+    spec:
+      volumes:
+      - {name: data, persistentVolumeClaim: {claimName: orders}}
+`)
+	return &Subject{
+		Target: &d, Services: []string{"orders"}, Container: "app", ConfigMaps: 3,
+		Pod: decode[corev1.PodTemplateSpec](t, `
+metadata: {labels: {app: orders, bridge.internal/proxy: x}}
+spec:
+  containers:
+  - name: app
+    resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 256Mi}}
+  - name: sidecar
+    resources: {limits: {cpu: 100m}}
+`),
+	}
+}
+
+// Each thing that concerns the workload is one line, with what will happen; what does not concern it is none.
+func TestLines(t *testing.T) {
+	hpas := func(docs ...string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			var list []autoscalingv2.HorizontalPodAutoscaler
+			for _, d := range docs {
+				list = append(list, decode[autoscalingv2.HorizontalPodAutoscaler](t, d))
+			}
+			return autoscalerNotes(list, s)
+		}
+	}
+	objects := func(doc string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string { return kedaNotes([]scaled{decode[scaled](t, doc)}, s) }
+	}
+	target := func(doc string, l look) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Target.ObjectMeta = decode[appsv1.Deployment](t, "metadata: {name: orders, namespace: shop, "+doc+"}").ObjectMeta
+			notes, err := l(t.Context(), nil, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return notes
+		}
+	}
+	budgets := func(spec string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			return budgetNotes([]policyv1.PodDisruptionBudget{decode[policyv1.PodDisruptionBudget](t, "metadata: {name: b}\nspec: "+spec)}, s)
+		}
+	}
+	quotas := func(doc string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			return quotaNotes([]corev1.ResourceQuota{decode[corev1.ResourceQuota](t, "metadata: {name: q}\n"+doc)}, s)
+		}
+	}
+	kept := func(look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Keeper = &corev1.PodTemplateSpec{}
+			return look(t, s)
+		}
+	}
+	ranges := func(item string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			return limitRangeNotes([]corev1.LimitRange{decode[corev1.LimitRange](t, "metadata: {name: l}\nspec: {limits: ["+item+"]}")}, s)
+		}
+	}
+	meshes := func(ns, pod string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			n := decode[corev1.Namespace](t, "metadata: {"+ns+"}")
+			s.Pod.ObjectMeta = decode[corev1.Pod](t, "metadata: {"+pod+"}").ObjectMeta
+			return meshNotes(&n, s)
+		}
+	}
+	policies := func(spec string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			return policyNotes([]networkingv1.NetworkPolicy{decode[networkingv1.NetworkPolicy](t, "metadata: {name: inside}\nspec: "+spec)}, s)
+		}
+	}
+	claims := func(modes string, kept bool) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			c := decode[corev1.PersistentVolumeClaim](t, "metadata: {name: orders}\nspec: {accessModes: ["+modes+"]}")
+			if kept {
+				s.Pod.Spec.Volumes = s.Target.Spec.Template.Spec.Volumes
+			}
+			note := volumeNote(&c, "data", s)
+			return slices.DeleteFunc([]string{note}, func(s string) bool { return s == "" })
+		}
+	}
+	const hpa = "metadata: {name: a}\nspec: {maxReplicas: 4, "
+	for _, c := range []struct {
+		name  string
+		notes func(*testing.T, *Subject) []string
+		want  string // what the one line has; "" for no line
+	}{
+		{"an autoscaler", hpas(hpa + "scaleTargetRef: {kind: Deployment, name: orders}}"), "horizontalpodautoscaler/a stands still"},
+		{"an autoscaler that may begin at 0", hpas(hpa + "minReplicas: 0, scaleTargetRef: {kind: Deployment, name: orders}}"), "may scale the original up from 0"},
+		{"another's autoscaler", hpas(hpa+"scaleTargetRef: {kind: Deployment, name: payments}}", hpa+"scaleTargetRef: {kind: StatefulSet, name: orders}}"), ""},
+		{"KEDA's autoscaler", hpas("metadata: {name: a, ownerReferences: [{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, name: o, uid: u, controller: true}]}\nspec: {maxReplicas: 4, scaleTargetRef: {kind: Deployment, name: orders}}"), ""},
+		{"a ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}"), "kubectl annotate scaledobject o -n shop autoscaling.keda.sh/paused-replicas=0"},
+		{"a paused ScaledObject", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"0\"}}\nspec: {scaleTargetRef: {name: orders, kind: Deployment}}"), "leaves the original there"},
+		{"a ScaledObject that is paused elsewhere", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}"), "paused at 3 replicas"},
+		{"another's ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders, kind: StatefulSet}}"), ""},
+		{"Argo CD, by annotation", target("annotations: {argocd.argoproj.io/tracking-id: \"store:apps/Deployment:shop/orders\"}", argoCD), "argocd app set store --sync-policy none) or have it ignore its spec.replicas and spec.selector of service/orders"},
+		{"Argo CD, by label", target("labels: {argocd.argoproj.io/instance: store}", argoCD), "application store"},
+		{"Helm's label", target("labels: {app.kubernetes.io/instance: store}", argoCD), ""},
+		{"Flux' kustomization", target("labels: {kustomize.toolkit.fluxcd.io/name: k, kustomize.toolkit.fluxcd.io/namespace: f}", flux), "flux suspend kustomization k -n f"},
+		{"Flux, told to leave it alone", target("labels: {kustomize.toolkit.fluxcd.io/name: k}, annotations: {kustomize.toolkit.fluxcd.io/reconcile: disabled}", flux), "leave it alone"},
+		{"Flux' release", target("labels: {helm.toolkit.fluxcd.io/name: r, helm.toolkit.fluxcd.io/namespace: f}", flux), "flux suspend helmrelease r -n f"},
+		{"no GitOps", target("labels: {app: orders}", flux), ""},
+		{"a budget that keeps one pod", budgets("{minAvailable: 50%, selector: {matchLabels: {app: orders}}}"), "does not let it be evicted"},
+		{"a budget that allows one to go", budgets("{maxUnavailable: 1, selector: {matchLabels: {app: orders}}}"), "lets it be evicted"},
+		{"another's budget", budgets("{minAvailable: 1, selector: {matchLabels: {app: payments}}}"), ""},
+		{"a full quota", quotas("status: {hard: {pods: 2, limits.cpu: 1}, used: {pods: 2, limits.cpu: 500m}}"), "pods (2 of 2 used, 1 more needed)"},
+		{"a quota of requests", quotas("status: {hard: {requests.cpu: 1}, used: {requests.cpu: 900m}}"), "requests.cpu (900m of 1 used, 110m more needed)"},
+		{"a quota of ConfigMaps", quotas("status: {hard: {configmaps: 3}, used: {configmaps: 1}}"), "configmaps (1 of 3 used, 3 more needed)"},
+		{"a quota with room", quotas("status: {hard: {pods: 3, requests.memory: 1Gi}, used: {pods: 2, requests.memory: 512Mi}}"), ""},
+		{"a quota with room for one", kept(quotas("status: {hard: {pods: 3}, used: {pods: 2}}")), "has room for the proxy or its keeper, not both: pods (2 of 3 used, 2 more needed)"},
+		{"a quota with room for two", kept(quotas("status: {hard: {pods: 4}, used: {pods: 2}}")), ""},
+		{"a quota with room for none", kept(quotas("status: {hard: {pods: 2}, used: {pods: 2}}")), "no room for the proxy beside"},
+		{"a quota for other pods", quotas("spec: {scopes: [BestEffort]}\nstatus: {hard: {pods: 2}, used: {pods: 2}}"), ""},
+		{"a range with a minimum", ranges("{type: Container, min: {memory: 64Mi}}"), "limitrange/l wants 64Mi memory at least of every container, the proxy asks for 32Mi"},
+		{"a range with a maximum", ranges("{type: Container, max: {memory: 128Mi}}"), "the proxy's limit is 256Mi"},
+		{"a range with a ratio", ranges("{type: Container, maxLimitRequestRatio: {memory: 4}}"), "of 4 times the request"},
+		{"a range with a default", ranges("{type: Container, default: {cpu: 500m, memory: 1Gi}}"), "a CPU limit of 500m"},
+		{"a range that fits", ranges("{type: Container, min: {cpu: 5m}, max: {memory: 1Gi}}"), ""},
+		{"a range for claims", ranges("{type: PersistentVolumeClaim, min: {storage: 1Gi}}"), ""},
+		{"Istio, for the namespace", meshes("labels: {istio-injection: enabled}", ""), "Istio puts its sidecar"},
+		{"Istio, by revision", meshes("labels: {istio.io/rev: stable}", ""), "Istio puts its sidecar"},
+		{"Istio, for the pod alone", meshes("", "labels: {sidecar.istio.io/inject: \"true\"}"), "Istio puts its sidecar"},
+		{"Istio, not for this pod", meshes("labels: {istio-injection: enabled}", "annotations: {sidecar.istio.io/inject: \"false\"}"), ""},
+		{"Istio's ambient mode", meshes("labels: {istio.io/dataplane-mode: ambient}", ""), "ambient mode"},
+		{"Linkerd", meshes("annotations: {linkerd.io/inject: enabled}", ""), "Linkerd puts its sidecar"},
+		{"Linkerd, not for this pod", meshes("annotations: {linkerd.io/inject: enabled}", "annotations: {linkerd.io/inject: disabled}"), ""},
+		{"a policy for all", policies("{policyTypes: [Ingress], podSelector: {}}"), "networkpolicy/inside holds for the proxy's pod"},
+		{"a policy for others", policies("{policyTypes: [Ingress], podSelector: {matchLabels: {app: payments}}}"), ""},
+		{"a policy of what goes out", policies("{policyTypes: [Egress], podSelector: {}}"), ""},
+		{"a claim of one node", claims("ReadWriteOnce", false), "the proxy is without it"},
+		{"a claim of one node that a sidecar has", claims("ReadWriteOncePod", true), "the proxy starts only where the original runs"},
+		{"a claim of many", claims("ReadWriteMany", true), ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			notes := c.notes(t, subject(t))
+			switch {
+			case c.want == "" && len(notes) > 0:
+				t.Errorf("it says %q", notes)
+			case c.want != "" && (len(notes) != 1 || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n")):
+				t.Errorf("it says %q, want one line with %q", notes, c.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,129 @@
+package rights
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// atOnce is how many questions are under way: all of a command's take two round trips or three.
+const atOnce = 8
+
+// Check asks for the rights that c needs in k's namespace. When some are missing the error (code Forbidden) names each, and
+// its hint ends with the Role. doing is what it is for, "swap deployment/orders".
+func (c Command) Check(ctx context.Context, k *kube.Client, doing string, carried bool) error {
+	lacking, err := Missing(ctx, k, c.Required(carried))
+	if err != nil {
+		return err
+	}
+	return c.refuse(k.Namespace, doing, lacking)
+}
+
+// CheckForward is Check for bridge forward, which needs less than its Role has: it depends on the target.
+func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
+	var ask []Right
+	for _, r := range Forward.Required(false) {
+		switch {
+		case r.Resource == "pods/portforward":
+		case r.Verb == "get":
+			if r.Resource != string(t.Kind)+"s" {
+				continue
+			}
+			r.Name = t.Name
+		case r.Verb == "list": // pods, of a workload
+			if t.Kind == kube.Service || t.Kind == kube.Pod {
+				continue
+			}
+		}
+		ask = append(ask, r)
+	}
+	// One of the two is enough for a Service.
+	follow := []Right{
+		{Group: "discovery.k8s.io", Resource: "endpointslices", Verb: "list"},
+		{Resource: "pods", Verb: "list"},
+	}
+	if t.Kind == kube.Service {
+		ask = append(ask, follow...)
+	}
+	lacking, err := Missing(ctx, k, ask)
+	if err != nil {
+		return err
+	}
+	if t.Kind == kube.Service && slices.Contains(lacking, follow[0]) != slices.Contains(lacking, follow[1]) {
+		lacking = slices.DeleteFunc(lacking, func(r Right) bool { return slices.Contains(follow, r) })
+	}
+	return Forward.refuse(k.Namespace, "forward "+t.String(), lacking)
+}
+
+// Missing asks the API server which of the rights the user lacks in k's namespace.
+func Missing(ctx context.Context, k *kube.Client, ask []Right) ([]Right, error) {
+	denied := make([]bool, len(ask))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for i, r := range ask {
+		group.Go(func() error {
+			resource, sub, _ := strings.Cut(r.Resource, "/")
+			review, err := k.Clientset.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+				Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+					Namespace: k.Namespace, Group: r.Group, Resource: resource, Subresource: sub, Verb: r.Verb, Name: r.Name,
+				}},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return kube.Explain(err, "ask for your rights in "+k.Namespace)
+			}
+			denied[i] = !review.Status.Allowed
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var out []Right
+	for i, r := range ask {
+		if denied[i] {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// refuse names what is lacking, a line for each kind of object; nil when nothing is. The Role is the whole of it: applying a
+// part over the one that is there would take the rest away.
+func (c Command) refuse(namespace, doing string, lacking []Right) error {
+	if len(lacking) == 0 {
+		return nil
+	}
+	var lines []string
+	verbs := map[string][]string{}
+	for _, r := range lacking {
+		if verbs[r.kind()] == nil {
+			lines = append(lines, r.kind())
+		}
+		verbs[r.kind()] = append(verbs[r.kind()], r.Verb)
+	}
+	for i, kind := range lines {
+		lines[i] = strings.Join(verbs[kind], ", ") + " " + kind
+	}
+	return hint.Newf(hint.Forbidden,
+		fmt.Sprintf("the built-in role edit has all of it. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", c, namespace, strings.TrimSpace(c.Role(namespace, false))),
+		"%s in %s: your account may not do this:\n  %s", doing, namespace, strings.Join(lines, "\n  "))
+}
+
+// CheckRemove is Check for removing a connect or an env, kind, which have changed nothing of others.
+func CheckRemove(ctx context.Context, k *kube.Client, kind, name string) error {
+	own := Connect.Required(false)
+	ask := slices.DeleteFunc(Restore.Required(false), func(r Right) bool { return !slices.Contains(own, r) })
+	lacking, err := Missing(ctx, k, ask)
+	if err != nil {
+		return err
+	}
+	return Restore.refuse(k.Namespace, "restore "+kind+" "+name, lacking)
+}

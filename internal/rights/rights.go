@@ -1,0 +1,239 @@
+// Package rights knows what each command does in a namespace: one table, from which come the Roles that bridge rbac prints
+// and deploy/ has, and what a command asks the API server about before it touches anything. cmd/bridge and pkg/swap call it.
+package rights
+
+import (
+	"slices"
+	"strings"
+)
+
+// Command is one of bridge's commands that talk to a cluster.
+type Command string
+
+// The commands there are Roles for.
+const (
+	Swap    Command = "swap"
+	Restore Command = "restore"
+	Status  Command = "status"
+	Forward Command = "forward"
+	Connect Command = "connect"
+)
+
+// Commands are all of them, in the order they are shown in.
+func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status} }
+
+// KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
+// deploy/keeper.yaml, for those who may not create a Role.
+const KeeperAccount = "bridge-keeper"
+
+// Right is one verb on one kind of object.
+type Right struct {
+	Group    string // "" for the core group
+	Resource string // with its subresource: "pods/portforward"
+	Verb     string
+	// Name is the one object it is about; empty: all of them.
+	Name string
+}
+
+// String is what a person is told, "create leases.coordination.k8s.io".
+func (r Right) String() string { return r.Verb + " " + r.kind() }
+
+func (r Right) kind() string {
+	if r.Group == "" {
+		return r.Resource
+	}
+	base, sub, has := strings.Cut(r.Resource, "/")
+	if !has {
+		return base + "." + r.Group
+	}
+	return base + "." + r.Group + "/" + sub
+}
+
+// need is how much a command depends on a rule.
+type need int
+
+const (
+	required need = iota
+	carrying      // required, unless the proxy has an image of its own
+	optional      // without it the command does its work, and says less or does it less well
+	unusual       // for what few want: a comment in the Role
+)
+
+// rule is some rights with one purpose.
+type rule struct {
+	why       string // lines for whoever grants it
+	need      need
+	group     string
+	resources []string // with their subresources; "serviceaccounts NAME" is about the one of that name
+	verbs     []string
+}
+
+func (r rule) rights() (out []Right) {
+	for _, resource := range r.resources {
+		resource, name, _ := strings.Cut(resource, " ")
+		for _, verb := range r.verbs {
+			out = append(out, Right{Group: r.group, Resource: resource, Verb: verb, Name: name})
+		}
+	}
+	return out
+}
+
+// podProxy is the carrier's that is not the usual one.
+func podProxy() rule {
+	return rule{"The tunnel with --carrier podproxy, and for nothing else:", unusual, "", list("pods/proxy"), list("get")}
+}
+
+// tokens is what env, files and swap with a CMD can hand out.
+func tokens() rule {
+	return rule{"Tokens of the workload's ServiceAccount with --token, and for nothing else:", unusual, "", list("serviceaccounts/token"), list("create")}
+}
+
+// keeping is what a keeper with rights of its own takes: to make its Role, and to have what that grants.
+func keeping() []rule {
+	return []rule{
+		{"Make a keeper, which gives back when the laptop is gone, with a Role of its own for each swap, and for nothing else.\nWho creates a Role has to have what it grants; not needed where an admin has prepared one:",
+			unusual, "", list("serviceaccounts"), list("create")},
+		{"", unusual, "rbac.authorization.k8s.io", list("roles", "rolebindings"), list("create")},
+		{"", unusual, "coordination.k8s.io", list("leases"), list("patch")},
+		{"", unusual, "apps", list("deployments/scale"), list("patch")},
+	}
+}
+
+// moving is how callers are moved before the original is stopped, and back.
+func moving(why string) []rule {
+	return []rule{
+		{why, optional, "", list("services"), list("get", "patch")},
+		{"", optional, "discovery.k8s.io", list("endpointslices"), list("list")},
+	}
+}
+
+func tunnel() rule {
+	return rule{"The tunnel. Kubernetes 1.35 and later ask for create for the WebSocket form too.",
+		required, "", list("pods/portforward"), list("get", "create")}
+}
+
+func telling() rule {
+	return rule{"Tell in the workload's events what happens to it; optional.", optional, "", list("events"), list("create")}
+}
+
+func carry() []rule {
+	return []rule{
+		{"The parts of a carried proxy, which are removed at the end; create is not needed with --proxy-image.",
+			required, "", list("configmaps"), list("list", "delete")},
+		{"", carrying, "", list("configmaps"), list("create")},
+	}
+}
+
+// rules is the table.
+func (c Command) rules() []rule {
+	switch c {
+	case Swap:
+		return slices.Concat([]rule{
+			{"Read the target; create and delete the proxy's own Deployment; write and remove the copy of the undo\nrecord on the target, and give its field ownership back.",
+				required, "apps", list("deployments"), list("get", "create", "patch", "delete")},
+			{"Stop the original and start it again.", required, "apps", list("deployments/scale"), list("get", "update")},
+			{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
+				required, "apps", list("replicasets"), list("list", "patch")},
+			{"Find the Services of the target.", required, "", list("services"), list("list")},
+		}, moving("Move their endpoints to the proxy before the original is stopped. Without these two a swap works, and\nmay lose requests that the original had not answered."), []rule{
+			{"Find the proxy's pod and see why it is not Ready.", required, "", list("pods"), list("list")},
+			tunnel(), podProxy(), tokens(),
+			{"The claim: who has swapped what, the heartbeat, the undo record.",
+				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
+		}, carry(), []rule{
+			{"See whether an admin has prepared a keeper (keeper.yaml). Without one, and without the right to make one, nobody gives back\nwhen the laptop is gone.",
+				optional, "", list("serviceaccounts " + KeeperAccount), list("get")},
+		}, keeping(), []rule{
+			telling(),
+			{"Look for what else concerns the workload, and say before the swap what will happen; all optional.",
+				optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
+			{"", optional, "policy", list("poddisruptionbudgets"), list("list")},
+			{"", optional, "networking.k8s.io", list("networkpolicies"), list("list")},
+			{"", optional, "", list("resourcequotas", "limitranges"), list("list")},
+			{"", optional, "", list("persistentvolumeclaims", "namespaces"), list("get")},
+			{"The same for KEDA, where it is installed:", unusual, "keda.sh", list("scaledobjects"), list("list")},
+		})
+	case Restore:
+		return slices.Concat([]rule{
+			{"Read the target, remove the copy of the undo record on it, give its field ownership back; delete the\nproxy's own Deployment.",
+				required, "apps", list("deployments"), list("get", "patch", "delete")},
+			{"Start the original again.", required, "apps", list("deployments/scale"), list("get", "update")},
+			{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
+				required, "apps", list("replicasets"), list("list", "patch")},
+		}, moving("Move the callers back, where the swap has moved them."), []rule{
+			{"See the proxy's pod end.", required, "", list("pods"), list("list")},
+			{"Take the claim with the undo record, and delete it at the end.",
+				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
+			{"The parts of a carried proxy.", required, "", list("configmaps"), list("list", "delete")},
+			{"Find what was left behind: bridge restore --all.", optional, "coordination.k8s.io", list("leases"), list("list")},
+			{"", optional, "apps", list("deployments"), list("list")},
+			telling(),
+		})
+	case Status:
+		return []rule{
+			{"Who has swapped what.", required, "coordination.k8s.io", list("leases"), list("list")},
+			{"Whether a swap's keeper is ready; optional.", optional, "apps", list("deployments"), list("get")},
+		}
+	case Forward:
+		return []rule{
+			{"Resolve what is forwarded to: a Service's ports, a workload's selector, the pods that are ready.",
+				required, "", list("services"), list("get")},
+			{"", required, "apps", list("deployments", "statefulsets", "replicasets", "daemonsets"), list("get")},
+			{"", required, "", list("pods"), list("get", "list")},
+			{"Follow them without asking every three seconds; optional.", optional, "", list("pods"), list("watch")},
+			{"Follow a Service's endpoints. Without it the Service's pods are followed instead.",
+				optional, "discovery.k8s.io", list("endpointslices"), list("list", "watch")},
+			{"Each connection is a port-forward. Kubernetes 1.35 and later ask for create for the WebSocket form too.",
+				required, "", list("pods/portforward"), list("get", "create")},
+		}
+	case Connect:
+		return slices.Concat([]rule{
+			{"The proxy's own Deployment; get says why it has no pod (a quota, an admission rule), and\nreads the one to look at (env, files).",
+				required, "apps", list("deployments"), list("get", "create", "delete")},
+			{"Find the proxy's pod, and an image that the nodes already have to carry the proxy on.",
+				required, "", list("pods"), list("list")},
+			tunnel(), podProxy(), tokens(),
+			{"The claim and its heartbeat.",
+				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
+		}, carry(), []rule{
+			{"Suggest a real Service in the printed example, and meet a quota that wants CPU limits; optional.",
+				optional, "", list("services", "resourcequotas"), list("list")},
+		})
+	}
+	return nil
+}
+
+func list(s ...string) []string { return s }
+
+// Required are the rights without which c does not do its work. carried is whether the proxy, if c has one, comes without
+// an image of its own.
+func (c Command) Required(carried bool) (out []Right) {
+	for _, r := range c.rules() {
+		if r.need == required || r.need == carrying && carried {
+			out = append(out, r.rights()...)
+		}
+	}
+	return out
+}
+
+// Moving are the rights with which a swap moves callers before it stops the original.
+func Moving() (out []Right) {
+	for _, r := range moving("") {
+		out = append(out, r.rights()...)
+	}
+	return out
+}
+
+// Keeping are the rights with which a swap makes a keeper that has a Role of its own.
+func Keeping() (out []Right) {
+	for _, r := range keeping() {
+		out = append(out, r.rights()...)
+	}
+	return out
+}
+
+// PodProxy is the right for --carrier podproxy, whose request is a GET.
+func PodProxy() []Right { return podProxy().rights() }
+
+// Tokens is the right for --token.
+func Tokens() []Right { return tokens().rights() }

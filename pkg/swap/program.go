@@ -1,0 +1,191 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"bridge/internal/child"
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/podview"
+	"bridge/internal/proxypod"
+	"bridge/internal/rights"
+	"bridge/pkg/tunnel"
+)
+
+// Program is a process that is started on the laptop to answer for the workload, with the environment and the files of its container.
+type Program struct {
+	Args []string
+	// Token hands out tokens of the workload's ServiceAccount.
+	Token bool
+	// LocalTimeout is how long it may take until it answers on the local ports; 0: as long as it likes. The original serves meanwhile.
+	LocalTimeout   time.Duration
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// OnSignal is told where signals go while the program runs, and nil when it has ended.
+	OnSignal func(pass func(os.Signal))
+}
+
+// Check says what keeps the program from being started, before anything is changed.
+func (p *Program) Check(ctx context.Context, k *kube.Client) error {
+	if err := (&child.Command{Args: p.Args}).Find(); err != nil {
+		return hint.New(hint.Usage, err, "")
+	}
+	if !p.Token {
+		return nil
+	}
+	return MayToken(ctx, k)
+}
+
+// MayToken says whether the user may have tokens made, in k's namespace: nil, or an error with the code Forbidden.
+func MayToken(ctx context.Context, k *kube.Client) error {
+	tokens := rights.Tokens()
+	lacking, err := rights.Missing(ctx, k, tokens)
+	if err == nil && len(lacking) > 0 {
+		err = hint.Newf(hint.Forbidden, "the built-in role edit has that; or leave out --token", "--token: your account may not %s in %s", tokens[0], k.Namespace)
+	}
+	return err
+}
+
+// run starts the program when the tunnel stands, unless the swap, held, is over by then, and calls ready when it answers. It returns when
+// the program has ended, to which ctx brings it: with a *child.ExitError, or with why it did not come that far.
+func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
+	if err := s.tunnel.WaitReady(held); err != nil {
+		return err
+	}
+	view, mirror, err := p.look(held, s)
+	if err != nil {
+		return err
+	}
+	vars, kept := podview.Variables(view)
+	if len(kept) > 0 {
+		s.Say("as on this machine, not as in the container: " + strings.Join(kept, ", "))
+	}
+	following, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	if mirror != nil {
+		defer func() {
+			stop()
+			running.Wait()
+			if err := mirror.Folder.Close(); err != nil {
+				s.Say(fmt.Sprintf("the container's files are not removed: %v", err))
+			}
+		}()
+		running.Go(func() { mirror.Run(following) })
+	}
+
+	said := "starting " + strings.Join(p.Args, " ")
+	c := &child.Command{Args: p.Args, Env: podview.Environ(os.Environ(), vars), Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}
+	if mirror != nil {
+		c.Env = append(c.Env, podview.RootEnv+"="+mirror.Folder.Root())
+		said += ", files of the container below " + mirror.Folder.Root()
+	}
+	s.Say(said)
+	process, err := c.Start()
+	if err != nil {
+		return hint.New(hint.Usage, err, "")
+	}
+	p.OnSignal(process.Signal)
+	defer p.OnSignal(nil)
+
+	answering, giveUp := context.WithCancelCause(ctx)
+	running.Go(func() {
+		<-process.Ended()
+		giveUp(errEnded)
+	})
+	err = p.await(answering, s)
+	if err == nil {
+		ready()
+		return process.Wait(ctx)
+	}
+	ended := context.Cause(answering) == errEnded //nolint:errorlint // nobody wraps it
+	stopped, cancel := context.WithCancel(ctx)
+	cancel()
+	exit := process.Wait(stopped)
+	if ended && ctx.Err() == nil {
+		return fmt.Errorf("%w, before it answered on %s", exit, localList(s.Plan.Ports))
+	}
+	return err
+}
+
+var errEnded = errors.New("the program has ended")
+
+// await waits until the program answers.
+func (p *Program) await(ctx context.Context, s *Swap) error {
+	timeout := p.LocalTimeout
+	if timeout == 0 {
+		timeout = forever
+	}
+	return s.AwaitLocal(ctx, timeout)
+}
+
+// forever is longer than anybody waits.
+const forever = 365 * 24 * time.Hour
+
+// look is what the container has around it, and what keeps its files here; nil where this machine cannot keep them private.
+func (p *Program) look(ctx context.Context, s *Swap) (*tunnel.View, *podview.Mirror, error) {
+	folder, err := podview.NewFolder()
+	if errors.Is(err, errors.ErrUnsupported) {
+		s.Say("note: bridge cannot keep files private on this system, so the container's are not here")
+		v, err := s.tunnel.View(ctx, "")
+		return v, nil, err
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	m := &podview.Mirror{Folder: folder, Look: s.tunnel.View, Account: proxypod.AccountPath, Say: s.Say}
+	if p.Token {
+		m.Tokens = s.proxy.Tokens(true)
+	}
+	v, err := m.First(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(err, folder.Close())
+	}
+	return v, m, nil
+}
+
+// localList names the TCP ports that AwaitLocal waits for.
+func localList(ports []Port) string {
+	var list []string
+	for _, p := range ports {
+		if !p.UDP {
+			list = append(list, fmt.Sprintf("localhost:%d", p.Local))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// awaitProgram waits until the local process answers: there is one already, or Program is started when the tunnel stands.
+func (s *Swap) awaitProgram(ctx context.Context) error {
+	if s.Program != nil {
+		bounded, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
+		err := s.proxy.WaitTunnel(bounded, s.tunnel)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	if !s.answered(ctx) {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// answered waits until the local process answers, and tells whether it does before ctx is done. From then on its probes are run, and
+// followed: until then nobody may be sent to it.
+func (s *Swap) answered(ctx context.Context) bool {
+	select {
+	case <-s.answers:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

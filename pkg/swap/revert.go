@@ -1,0 +1,195 @@
+package swap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/hint"
+	"bridge/internal/proxypod"
+	"bridge/internal/undo"
+)
+
+// A swap and a controller that keeps a manifest (Argo CD, Flux) want different things of the same fields, and the controller
+// comes again. What a person changes is theirs and stays; so the two are told apart by who wrote the field.
+
+// guard sees who takes back what a swap has changed.
+type guard struct {
+	mu   sync.Mutex
+	made []Change
+
+	up   bool // at the last look the original was scaled up
+	ups  int  // how often it was
+	said bool
+}
+
+// changed tells the guard of changes that are made.
+func (g *guard) changed(c ...Change) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.made = append(g.made, c...)
+}
+
+// watchOthers looks every targetPeriod, until ctx ends or (the error, with the code Conflict) a controller has taken back a change.
+func (s *Swap) watchOthers(ctx context.Context) error {
+	for {
+		if sleep(ctx, targetPeriod) != nil {
+			return nil
+		}
+		err := s.lookAtOthers(ctx)
+		if err == nil || s.ending.Load() {
+			continue
+		}
+		// Whoever gives the swap back takes the Lease before anything else.
+		if s.claim.check(ctx) == nil {
+			return err
+		}
+	}
+}
+
+// lookAtOthers reads every object that was changed. One that cannot be read is looked at the next time.
+func (s *Swap) lookAtOthers(ctx context.Context) error {
+	s.guard.mu.Lock()
+	made := s.guard.made
+	s.guard.mu.Unlock()
+	scaled, back := "", ""
+	for _, c := range made {
+		switch c.Field() {
+		case undo.Replicas:
+			d, err := s.Kube.Clientset.AppsV1().Deployments(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
+			if same(err, c.Object, d.UID) != nil {
+				continue
+			}
+			if d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && s.claim.check(ctx) != nil {
+				return nil // whoever gives it back, a keeper too, has taken the Lease before
+			}
+			if scaled, err = s.scaledBy(d, c); err != nil {
+				return err
+			}
+		case undo.Selector:
+			v, err := s.Kube.Clientset.CoreV1().Services(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
+			if same(err, c.Object, v.UID) != nil {
+				continue
+			}
+			by, err := reselectedBy(v, c)
+			switch {
+			case err != nil:
+				return err
+			case controller(by):
+				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
+			case by.Manager != "":
+				back = fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)
+			}
+		}
+	}
+	if scaled != "" && back != "" { // the whole manifest was applied again
+		return s.reverted(scaled + ", and " + back)
+	}
+	return nil
+}
+
+// scaledBy says who has scaled the original up, "" when nobody has. It is an error when that was a controller, or was not the first
+// time.
+func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
+	g := &s.guard
+	up := d.Spec.Replicas != nil && *d.Spec.Replicas > 0
+	if up && !g.up {
+		g.ups++
+	}
+	if g.up = up; !up {
+		return "", nil
+	}
+	by, err := lastOwner(d.ManagedFields, c.Path)
+	if err != nil || by.Manager == proxypod.FieldManager {
+		return "", err
+	}
+	// The API server notes nobody for an update of the scale subresource, as autoscalers make them.
+	who, named := "somebody", ""
+	if by.Manager != "" {
+		who, named = by.Manager, " ("+by.Manager+")"
+	}
+	what := fmt.Sprintf("%s has scaled %s to %d", who, c.Object, *d.Spec.Replicas)
+	switch {
+	case controller(by):
+		return "", s.reverted(what)
+	case g.ups > 1:
+		return "", s.reverted(what + " again")
+	case !g.said:
+		g.said = true
+		s.Say(fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, *d.Spec.Replicas))
+	}
+	return what, nil
+}
+
+// reselectedBy says who has set the Service's selector back; nobody when it is bridge's still, or is another one now.
+func reselectedBy(v *corev1.Service, c Change) (undo.Owner, error) {
+	var before map[string]string
+	if err := json.Unmarshal(c.Before, &before); err != nil {
+		return undo.Owner{}, err
+	}
+	if !maps.Equal(before, v.Spec.Selector) {
+		return undo.Owner{}, nil
+	}
+	by, err := lastOwner(v.ManagedFields, c.Path)
+	if by.Manager == proxypod.FieldManager {
+		by = undo.Owner{}
+	}
+	return by, err
+}
+
+func ownersOf(entries []metav1.ManagedFieldsEntry, path string) ([]undo.Owner, error) {
+	b, err := json.Marshal(entries)
+	if err != nil {
+		return nil, err
+	}
+	return undo.OwnersOf(b, path)
+}
+
+// lastOwner is who owns the field, the latest of them; the zero value when nobody does.
+func lastOwner(entries []metav1.ManagedFieldsEntry, path string) (last undo.Owner, err error) {
+	owners, err := ownersOf(entries, path)
+	for _, o := range owners {
+		if last.Manager == "" || last.Time == nil || o.Time != nil && last.Time.Before(*o.Time) {
+			last = o
+		}
+	}
+	return last, err
+}
+
+// controller tells whether a program wrote the field that will do so again: one that is known, or one that declares fields
+// (server-side apply) and is not a person's tool.
+func controller(o undo.Owner) bool {
+	for _, known := range []string{"argocd", "kustomize-controller", "helm-controller", "fleetagent", "kapp-controller"} {
+		if strings.HasPrefix(o.Manager, known) {
+			return true
+		}
+	}
+	person := strings.HasPrefix(o.Manager, "kubectl") || o.Manager == "helm"
+	return o.Operation == string(metav1.ManagedFieldsOperationApply) && !person && o.Manager != proxypod.FieldManager
+}
+
+// reverted is why a swap cannot go on against a controller, and what to do about it.
+func (s *Swap) reverted(what string) error {
+	u := &s.Plan.Undo
+	fields := "spec.replicas of " + u.Target.String()
+	if _, services := u.Summary(); len(services) > 0 {
+		fields += " and spec.selector of " + serviceList(services)
+	}
+	return hint.Newf(hint.Conflict, strings.Join([]string{
+		"there are three ways out:",
+		"- pause what keeps it so while you swap: argocd app set APP --sync-policy none; flux suspend kustomization NAME",
+		"- have it leave alone " + fields + ": ignoreDifferences of Argo CD; driftDetection.ignore of a Flux HelmRelease",
+		"- go another way: bridge connect -n " + u.Target.Namespace + s.Kube.Flags + " changes nothing of others",
+	}, "\n"), "%w: %s", errReverted, what)
+}
+
+// errReverted says that the cluster does not keep what a swap changes.
+var errReverted = errors.New("the swap does not hold")

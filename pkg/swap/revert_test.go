@@ -1,0 +1,109 @@
+package swap
+
+import (
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+)
+
+// managed is an entry of managedFields for one field.
+func managed(manager string, op metav1.ManagedFieldsOperationType, field string) []metav1.ManagedFieldsEntry {
+	return []metav1.ManagedFieldsEntry{{
+		Manager: manager, Operation: op, APIVersion: "v1", FieldsType: "FieldsV1",
+		FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:` + field + `":{}}}`),
+	}}
+}
+
+func guarded(t *testing.T) (s *Swap, scale, selector Change, said *[]string) {
+	t.Helper()
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	p, err := NewPlan(f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	said = new([]string)
+	s = &Swap{Plan: p, Kube: &kube.Client{}, Say: func(line string) { *said = append(*said, line) }}
+	return s, p.Undo.Changes[1], p.Undo.Changes[0], said
+}
+
+// A person who scales up once is told, and gets his way; a controller does so again, and ends the swap.
+func TestWhoScalesUp(t *testing.T) {
+	const update, apply = metav1.ManagedFieldsOperationUpdate, metav1.ManagedFieldsOperationApply
+	for _, c := range []struct {
+		manager string
+		op      metav1.ManagedFieldsOperationType
+		ends    bool
+	}{
+		{"kubectl", update, false},
+		{"kubectl-edit", update, false},
+		{"kubectl", apply, false},
+		{"helm", apply, false},
+		{"some-operator", update, false},
+		{proxypod.FieldManager, update, false}, // somebody gives it back
+		{"argocd-controller", apply, true},
+		{"argocd-controller", update, true},
+		{"kustomize-controller", apply, true},
+		{"helm-controller", update, true},
+		{"", update, false},
+		{"our-own-sync", apply, true},
+	} {
+		s, scale, _, said := guarded(t)
+		look := func(n int32) error {
+			d := &appsv1.Deployment{Spec: appsv1.DeploymentSpec{Replicas: &n}}
+			d.ManagedFields = managed(c.manager, c.op, "replicas")
+			_, err := s.scaledBy(d, scale)
+			return err
+		}
+		if err := look(0); err != nil {
+			t.Errorf("%s: at 0: %v", c.manager, err)
+		}
+		err := look(3)
+		if ended := hint.CodeOf(err) == hint.Conflict; ended != c.ends {
+			t.Errorf("%s, %s: %v, want an end: %v", c.manager, c.op, err, c.ends)
+		}
+		if c.ends {
+			if h := hint.Of(err); strings.Count(h, "\n- ") != 3 || !strings.Contains(h, "spec.selector of service orders") {
+				t.Errorf("%s: the remedies are %q", c.manager, h)
+			}
+			continue
+		}
+		_ = look(3)
+		if n := len(*said); n != 1 && c.manager != proxypod.FieldManager || n > 1 {
+			t.Errorf("%s: said %q, want one line", c.manager, *said)
+		}
+		_ = look(0)
+		if err := look(3); (hint.CodeOf(err) == hint.Conflict) != (c.manager != proxypod.FieldManager) {
+			t.Errorf("%s: the second time: %v", c.manager, err)
+		}
+	}
+}
+
+func TestWhoSetsASelectorBack(t *testing.T) {
+	_, _, change, _ := guarded(t)
+	v := &corev1.Service{}
+	for _, c := range []struct {
+		selector map[string]string
+		manager  string
+		want     string
+	}{
+		{map[string]string{"app": "orders", proxypod.ProxyLabel: "bridge-deployment-orders"}, proxypod.FieldManager, ""},
+		{map[string]string{"app": "other"}, "team", ""}, // theirs, and no way back
+		{map[string]string{"app": "orders"}, "team", "team"},
+		{map[string]string{"app": "orders"}, proxypod.FieldManager, ""},
+	} {
+		v.Spec.Selector = c.selector
+		v.ManagedFields = managed(c.manager, metav1.ManagedFieldsOperationUpdate, "selector")
+		by, err := reselectedBy(v, change)
+		if err != nil || by.Manager != c.want {
+			t.Errorf("%v by %s: %q, %v; want %q", c.selector, c.manager, by.Manager, err, c.want)
+		}
+	}
+}
