@@ -2,10 +2,13 @@ package swap
 
 import "bridge/internal/undo"
 
-// Undo, Object and Change are the record and its parts. internal/undo has them apart from this package for the cluster's side, which gives back by
-// them too and links no Kubernetes client.
+// internal/undo has the record and its parts apart from this package for the cluster's side, which gives back by them too and
+// links no Kubernetes client.
 type (
-	Undo   = undo.Record
+	// Undo is the record of what one swap changes.
+	Undo = undo.Record
+	// Object names one object of the cluster.
 	Object = undo.Object
+	// Change is one field of one object.
 	Change = undo.Change
 )
