@@ -138,7 +138,8 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 	case h.Exec != nil && len(h.Exec.Command) > 0:
 		command := expand(h.Exec.Command, c.Env)
 		if o.Exec {
-			p.What, p.Check = "exec "+strings.Join(command, " "), func(ctx context.Context) Outcome { return execute(ctx, command) }
+			// What others may read has the names of variables, not their values.
+			p.What, p.Check = "exec "+strings.Join(h.Exec.Command, " "), func(ctx context.Context) Outcome { return execute(ctx, command) }
 			return fmt.Sprintf("runs a command of the cluster's on this machine: %q", command), nil
 		}
 		if o.Port == 0 {

@@ -127,8 +127,8 @@ func (p *Proxy) Delete(ctx context.Context, lease types.UID, say func(string)) e
 		if !ownedBy(&m, lease) {
 			continue
 		}
-		err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{})
-		if err := fault.After(fault.MapDeleted, err); err != nil && !apierrors.IsNotFound(err) {
+		err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID}}) // a later swap has the same name
+		if err := fault.After(fault.MapDeleted, err); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return kube.Explain(err, "delete configmap "+m.Name+" in "+p.Namespace)
 		}
 	}

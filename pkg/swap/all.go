@@ -13,6 +13,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/internal/undo"
 )
 
@@ -60,6 +61,15 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string) error {
 	say := func(line string) { r.Say(what + ": " + line) }
 	_, name, _ := strings.Cut(e.Target, "/")
 	var err error
+	if e.Kind != proxypod.KindSwap {
+		err = rights.CheckRemove(ctx, k, e.Kind, name)
+	} else {
+		err = rights.Restore.Check(ctx, k, "restore "+what, false)
+	}
+	if err != nil {
+		say(err.Error())
+		return err
+	}
 	if e.Kind != proxypod.KindSwap {
 		if err = proxypod.Remove(ctx, k, e.Kind, e.Namespace, name, say); err == nil {
 			say("removed")

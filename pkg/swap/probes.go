@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,6 +106,9 @@ func (s *Swap) probesAnnotation() map[string]string {
 	states, _, _ := s.probes.Watch()
 	for i := range states {
 		states[i].Since = states[i].Since.UTC().Truncate(time.Second)
+		if strings.HasPrefix(states[i].What, "exec ") {
+			states[i].Last, _, _ = strings.Cut(states[i].Last, ": ") // what the command printed is for this machine
+		}
 	}
 	text := ""
 	if b, err := json.Marshal(states); err == nil && len(states) > 0 {

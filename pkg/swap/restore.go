@@ -58,6 +58,9 @@ func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 	return err
 }
 
+// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
+const fenceTimeout = 5 * time.Second
+
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
 // it anew when only the copy on the target is left. What the holder before was about to write fails from then on. With a
 // record it takes that swap and no later one.
@@ -67,9 +70,11 @@ func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *c
 		return nil, nil, err
 	}
 	x := changer{kube: r.Kube, claim: c}
+	fencing, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
 	for _, change := range u.Changes {
 		// What keeps a Service from being written to is no reason not to give back the rest.
-		_ = r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) })
+		_ = r.patiently(fencing, c, func() error { return x.fence(fencing, change.Object) })
 	}
 	return u, c, nil
 }

@@ -238,7 +238,8 @@ func (s *Swap) hold(ctx context.Context) error {
 // end gives back, or stands by while somebody else does; cause is why the swap ends.
 func (s *Swap) end(ctx context.Context, cause error) error {
 	s.ending.Store(true)
-	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	whole := ctx
+	ctx, cancel := context.WithTimeout(whole, restoreTimeout)
 	defer cancel()
 	r := &Restorer{Kube: s.Kube, Say: s.Say}
 	var taken *proxypod.TakenError
@@ -262,6 +263,8 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		if s.claim.awaitEnd(ctx) == nil {
 			return over()
 		}
+		ctx, cancel = context.WithTimeout(whole, restoreTimeout) // the restorer has used up the other
+		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
 	record, err := s.Plan.Undo.Marshal()

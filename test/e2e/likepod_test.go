@@ -61,7 +61,7 @@ spec:
         image: %[1]s
         args: [serve, --name, original]
         ports: [{name: http, containerPort: 8080}]
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}
         resources: {requests: {cpu: 20m, memory: 20Mi}, limits: {memory: 100Mi}}
         envFrom:
         - configMapRef: {name: settings}

@@ -337,11 +337,11 @@ func TestRestoreAll(t *testing.T) {
 	none := left.bridge("restore", "--all")
 	none.exits(0)
 	none.says("there is nothing to give back in " + left.ns)
-	left.swap().kill()
+	b := held.swap()
 	c := left.connect(s.kubeconfig, nil)
 	c.socks()
+	left.swap().kill()
 	c.kill()
-	b := held.swap()
 
 	early := left.elsewhere().bridge("restore", "--all")
 	early.exits(0)

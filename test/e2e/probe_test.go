@@ -148,9 +148,9 @@ func TestProbesBesideTheKubelet(t *testing.T) {
 // fails, when nothing answers (a breakpoint), and when the process is gone.
 func TestReadinessFollowsTheLaptop(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t).withProbes("orders", `readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}
-        livenessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
-        startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}`, 1)
+	w := newWorld(t).withProbes("orders", `readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, timeoutSeconds: 4}
+        livenessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, timeoutSeconds: 4}
+        startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, timeoutSeconds: 4}`, 1)
 	w.apply(fmt.Sprintf(clientYAML, s.image))
 	w.awaitReady("app=client", 1)
 	before := w.snapshot()
@@ -175,7 +175,7 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 	}
 	answered := func(n int) {
 		t.Helper()
-		w.await("ready again", func() bool { return strings.Count(strings.Join(b.stderr.all(), "\n"), "ready again: ") == n })
+		w.await("ready again", func() bool { return strings.Count(strings.Join(b.stderr.all(), "\n"), "ready again: ") >= n })
 		w.await("an answer by the laptop", func() bool { who, err := get(); return err == nil && who == "laptop" })
 	}
 	local.answers("F")
