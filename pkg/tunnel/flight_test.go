@@ -111,8 +111,8 @@ func TestNoBufferbloat(t *testing.T) {
 				slices.Sort(took)
 				p99 := took[len(took)*99/100]
 				t.Logf("%.0f %% of the link, small answers after %v (median) and %v (p99)", 100*use, took[len(took)/2], p99)
-				if use < .9 || p99 > 2*c.rtt {
-					t.Errorf("want 90 %% and at most %v", 2*c.rtt)
+				if most := 5 * c.rtt / 2; use < .9 || p99 > most { // the probe, and which goroutine of an instant runs first, move it
+					t.Errorf("want 90 %% and at most %v", most)
 				}
 				// And with nothing in the other direction that would acknowledge by the way.
 				mu.Lock()
