@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"k8s.io/client-go/rest"
 )
 
 // from is a connection that comes from another address than its own.
@@ -34,5 +36,20 @@ func TestAddressGone(t *testing.T) {
 	}
 	if err := addressGone(from{conn, &net.UnixAddr{}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A client for another namespace of the cluster has the same connections, and its carriers know of them.
+func TestInKeepsTheConnections(t *testing.T) {
+	c, err := NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	gone := from{conn, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 1}}
+	if err := c.In("other").requests.dead(gone); err == nil {
+		t.Error("not dead")
 	}
 }

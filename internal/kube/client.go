@@ -128,7 +128,7 @@ func flagsOf(flags *genericclioptions.ConfigFlags) string {
 
 // In is the same cluster with another namespace.
 func (c *Client) In(namespace string) *Client {
-	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags}
+	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags, requests: c.requests}
 }
 
 // NewForConfig makes a Client from a configuration that is there already. It copies cfg.
