@@ -75,6 +75,8 @@ type Probe struct {
 	SuccessThreshold, FailureThreshold int
 	// Check runs it once, at most until ctx ends.
 	Check func(ctx context.Context) Outcome
+
+	prints bool // an Outcome's Why has what a command has printed
 }
 
 // String is a line for people: "readiness: GET http://localhost:3000/healthz every 10s".
@@ -139,7 +141,8 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 		command := expand(h.Exec.Command, c.Env)
 		if o.Exec {
 			// What others may read has the names of variables, not their values.
-			p.What, p.Check = "exec "+strings.Join(h.Exec.Command, " "), func(ctx context.Context) Outcome { return execute(ctx, command) }
+			p.What, p.prints = "exec "+strings.Join(h.Exec.Command, " "), true
+			p.Check = func(ctx context.Context) Outcome { return execute(ctx, command) }
 			return fmt.Sprintf("runs a command of the cluster's on this machine: %q", command), nil
 		}
 		if o.Port == 0 {

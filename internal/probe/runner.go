@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 )
@@ -46,6 +47,16 @@ type State struct {
 	// Last is what the last run gave, in words; empty before it. Row is how often in a row its result came.
 	Last string `json:"last,omitempty"`
 	Row  int    `json:"inARow,omitempty"`
+
+	prints bool // the Probe's
+}
+
+// ForOthers is the state without what a command has printed, which is for this machine alone.
+func (s State) ForOthers() State {
+	if s.prints {
+		s.Last, _, _ = strings.Cut(s.Last, ": ")
+	}
+	return s
 }
 
 // Change is a probe whose Result is another now.
@@ -147,7 +158,7 @@ func (r *Runner) Watch() (states []State, ready bool, changed <-chan struct{}) {
 }
 
 func (w *worker) state() State {
-	return State{Kind: w.Kind, What: w.What, Result: w.result, Since: w.since, Last: w.last.Why, Row: w.row}
+	return State{Kind: w.Kind, What: w.What, Result: w.result, Since: w.since, Last: w.last.Why, Row: w.row, prints: w.prints}
 }
 
 // Hurry runs the readiness probe now: somebody has seen that the process does not answer.

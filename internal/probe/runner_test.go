@@ -220,3 +220,13 @@ func TestHurry(t *testing.T) {
 		<-ended
 	})
 }
+
+// What a command has printed is for this machine alone.
+func TestStateForOthers(t *testing.T) {
+	for prints, want := range map[bool]string{true: "exit status 1", false: "exit status 1: hunter2"} {
+		s := State{Last: "exit status 1: hunter2", prints: prints}
+		if got := s.ForOthers().Last; got != want {
+			t.Errorf("prints %v: %q", prints, got)
+		}
+	}
+}

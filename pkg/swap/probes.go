@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,10 +104,8 @@ func times(n int) string {
 func (s *Swap) probesAnnotation() map[string]string {
 	states, _, _ := s.probes.Watch()
 	for i := range states {
+		states[i] = states[i].ForOthers()
 		states[i].Since = states[i].Since.UTC().Truncate(time.Second)
-		if strings.HasPrefix(states[i].What, "exec ") {
-			states[i].Last, _, _ = strings.Cut(states[i].Last, ": ") // what the command printed is for this machine
-		}
 	}
 	text := ""
 	if b, err := json.Marshal(states); err == nil && len(states) > 0 {
