@@ -9,7 +9,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/podview"
 	"bridge/internal/proxypod"
-	"bridge/pkg/swap"
+	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
@@ -40,7 +40,7 @@ Service and no controller takes for one of them, and removes it. No right to rea
 				return err
 			}
 			if token {
-				if err := swap.MayToken(cmd.Context(), k); err != nil {
+				if err := rights.CheckTokens(cmd.Context(), k); err != nil {
 					return err
 				}
 			}

@@ -63,6 +63,16 @@ func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
 	return Forward.refuse(k.Namespace, "forward "+t.String(), lacking)
 }
 
+// CheckTokens is Check for --token.
+func CheckTokens(ctx context.Context, k *kube.Client) error {
+	ask := tokens().rights()
+	lacking, err := Missing(ctx, k, ask)
+	if err == nil && len(lacking) > 0 {
+		err = hint.Newf(hint.Forbidden, "the built-in role edit has that; or leave out --token", "--token: your account may not %s in %s", ask[0], k.Namespace)
+	}
+	return err
+}
+
 // Missing asks the API server which of the rights the user lacks in k's namespace.
 func Missing(ctx context.Context, k *kube.Client, ask []Right) ([]Right, error) {
 	denied := make([]bool, len(ask))

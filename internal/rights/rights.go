@@ -204,6 +204,3 @@ func Moving() (out []Right) {
 
 // PodProxy is the right for --carrier podproxy, whose request is a GET.
 func PodProxy() []Right { return podProxy().rights() }
-
-// Tokens is the right for --token.
-func Tokens() []Right { return tokens().rights() }

@@ -40,17 +40,7 @@ func (p *Program) Check(ctx context.Context, k *kube.Client) error {
 	if !p.Token {
 		return nil
 	}
-	return MayToken(ctx, k)
-}
-
-// MayToken says whether the user may have tokens made, in k's namespace: nil, or an error with the code Forbidden.
-func MayToken(ctx context.Context, k *kube.Client) error {
-	tokens := rights.Tokens()
-	lacking, err := rights.Missing(ctx, k, tokens)
-	if err == nil && len(lacking) > 0 {
-		err = hint.Newf(hint.Forbidden, "the built-in role edit has that; or leave out --token", "--token: your account may not %s in %s", tokens[0], k.Namespace)
-	}
-	return err
+	return rights.CheckTokens(ctx, k)
 }
 
 // run starts the program when the tunnel stands, unless the swap, held, is over by then, and calls ready when it answers. It returns when
