@@ -60,21 +60,14 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string) error {
 	say := func(line string) { r.Say(what + ": " + line) }
 	_, name, _ := strings.Cut(e.Target, "/")
 	var err error
-	if e.Kind != proxypod.KindSwap {
-		err = rights.CheckRemove(ctx, k, e.Kind, name)
-	} else {
-		err = rights.Restore.Check(ctx, k, "restore "+what, false)
-	}
-	if err != nil {
-		say(err.Error())
-		return err
-	}
-	if e.Kind != proxypod.KindSwap {
+	if e.Kind == proxypod.KindSwap {
+		if err = rights.Restore.Check(ctx, k, "restore "+what, false); err == nil {
+			err = (&Restorer{Kube: k, Say: say}).Restore(ctx, name, by)
+		}
+	} else if err = rights.CheckRemove(ctx, k, e.Kind, name); err == nil {
 		if err = proxypod.Remove(ctx, k, e.Kind, e.Namespace, name, say); err == nil {
 			say("removed")
 		}
-	} else {
-		err = (&Restorer{Kube: k, Say: say}).Restore(ctx, name, by)
 	}
 	if hint.CodeOf(err) == hint.NotFound {
 		return nil // somebody else was faster

@@ -45,7 +45,7 @@ type Restorer struct {
 func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, "")
+	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, nil)
 	if err == nil {
 		err = r.giveBack(ctx, u, c)
 	}
@@ -61,10 +61,10 @@ func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 const fenceTimeout = 5 * time.Second
 
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
-// it anew when only the copy on the target is left. What the holder before was about to write fails from then on. With a
-// record it takes that swap and no later one.
-func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *claim, error) {
-	u, c, err := r.takeLease(ctx, name, by, record)
+// it anew when only the copy on the target is left. What the holder before was about to write fails from then on. With
+// only it takes the swap of that record and no later one.
+func (r *Restorer) take(ctx context.Context, name, by string, only *Undo) (*Undo, *claim, error) {
+	u, c, err := r.takeLease(ctx, name, by, only)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,9 +78,9 @@ func (r *Restorer) take(ctx context.Context, name, by, record string) (*Undo, *c
 	return u, c, nil
 }
 
-func (r *Restorer) takeLease(ctx context.Context, name, by, record string) (*Undo, *claim, error) {
+func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (*Undo, *claim, error) {
 	another := func(found *Undo) error {
-		if now, err := found.Marshal(); record == "" || err == nil && now == record {
+		if only == nil || only.equal(found) {
 			return nil
 		}
 		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
@@ -90,14 +90,14 @@ func (r *Restorer) takeLease(ctx context.Context, name, by, record string) (*Und
 	for {
 		lease, err := leases.Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			u, text, err := r.copyOnTarget(ctx, name)
+			u, record, err := r.copyOnTarget(ctx, name)
 			if err == nil {
 				err = another(u)
 			}
 			if err != nil {
 				return nil, nil, err
 			}
-			lease, err := leases.Create(ctx, newLease(u, text, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
@@ -187,11 +187,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
 	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
-		record, marshalErr := u.Marshal()
-		if marshalErr != nil {
-			return marshalErr
-		}
-		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), record)
+		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), u)
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}

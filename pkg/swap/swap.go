@@ -262,11 +262,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	record, err := s.Plan.Undo.Marshal()
-	if err != nil {
-		return err
-	}
-	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, record)
+	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, &s.Plan.Undo)
 	if hint.CodeOf(err) == hint.NotFound {
 		return over // given back entirely
 	}

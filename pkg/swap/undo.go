@@ -77,6 +77,13 @@ func (u *Undo) Marshal() (string, error) {
 	return string(b), nil
 }
 
+// equal is whether v is the same record.
+func (u *Undo) equal(v *Undo) bool {
+	a, err := u.Marshal()
+	b, err2 := v.Marshal()
+	return err == nil && err2 == nil && a == b
+}
+
 // ParseUndo reads a record. It refuses what a newer bridge wrote, and what names no target.
 func ParseUndo(s string) (*Undo, error) {
 	if len(s) > maxUndo {
