@@ -37,23 +37,6 @@ func (d *dryRun) String() string { return string(*d) }
 // Type is for the help.
 func (d *dryRun) Type() string { return "client|server" }
 
-// dryRunOutput is yaml or json; empty is yaml.
-type dryRunOutput string
-
-// Set takes one of the two.
-func (o *dryRunOutput) Set(s string) error {
-	if s != "yaml" && s != "json" {
-		return errors.New("want yaml or json")
-	}
-	*o = dryRunOutput(s)
-	return nil
-}
-
-func (o *dryRunOutput) String() string { return string(*o) }
-
-// Type is for the help.
-func (o *dryRunOutput) Type() string { return "yaml|json" }
-
 // dryRun prints the plan, with a key that nobody has.
 func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, options swap.Options, source proxypod.Source, o swapOptions) error {
 	key, err := tunnel.NewKey()

@@ -61,13 +61,13 @@ back when it ends; signals and the exit code are CMD's.`,
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes (default with CMD: as long as it runs)")
-	f.Var((*offValue)(&o.noProbes), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
+	f.Var(newChoice("on", func(word string) { o.noProbes = word == "off" }, "on", "off"), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
 	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
-	f.VarP(&o.output, "output", "o", "yaml or json, of a dry run")
+	f.VarP(newChoice("", func(word string) { o.output = word }, "yaml", "json"), "output", "o", "yaml or json, of a dry run")
 	return cmd
 }
 
@@ -79,7 +79,7 @@ type swapOptions struct {
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
 	dryRun                     dryRun
-	output                     dryRunOutput
+	output                     string // yaml or json, of a dry run; empty is yaml
 	token                      bool
 	program                    []string // CMD
 	noProbes, execProbes       bool
