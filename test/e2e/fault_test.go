@@ -277,9 +277,7 @@ func (w *world) giveBack(st stage, also, way string, local []string) {
 		b.says(swapped)
 		w.answeredBy("laptop")
 		b.terminate()
-		if files := w.kept(); len(files) > 0 {
-			w.t.Errorf("left on the laptop: %q", files)
-		}
+		w.assertNothingKept()
 	}
 }
 

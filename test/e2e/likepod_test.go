@@ -252,9 +252,7 @@ func TestProgramLikeInThePod(t *testing.T) {
 	b.signal(syscall.SIGINT) // the sample dies of it, as most programs do
 	b.exits(128 + int(syscall.SIGINT))
 	w.assertSnapshot(before)
-	if left := w.kept(); len(left) > 0 {
-		t.Errorf("left on the laptop: %q", left)
-	}
+	w.assertNothingKept()
 }
 
 // The program's end is bridge's: its exit code, whatever it is, after everything is given back.
@@ -305,9 +303,7 @@ func TestProgramEndsTheSwap(t *testing.T) {
 	b.prints("terminated")
 	b.exits(6)
 	w.assertSnapshot(before)
-	if left := w.kept(); len(left) > 0 {
-		t.Errorf("left on the laptop: %q", left)
-	}
+	w.assertNothingKept()
 }
 
 // After SIGKILL the program is gone, and the next command of bridge leaves no file of the container's behind; the same command takes
@@ -383,9 +379,7 @@ func TestKilledWithAProgram(t *testing.T) {
 	b.signal(syscall.SIGTERM)
 	b.exits(0) // the sample's own answer to SIGTERM
 	w.assertSnapshot(before)
-	if left := w.kept(); len(left) > 0 {
-		t.Errorf("left on the laptop: %q", left)
-	}
+	w.assertNothingKept()
 }
 
 // env and files give the same, and leave the workload and its Services alone.

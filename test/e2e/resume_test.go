@@ -70,6 +70,14 @@ func (w *world) kept() []string {
 	return files
 }
 
+// assertNothingKept is that no file of bridge's is left.
+func (w *world) assertNothingKept() {
+	w.t.Helper()
+	if files := w.kept(); len(files) > 0 {
+		w.t.Errorf("left on the laptop: %q", files)
+	}
+}
+
 // kill is SIGKILL.
 func (p *process) kill() {
 	p.t.Helper()
@@ -140,9 +148,7 @@ func TestKilledBridgeTakesItsSwapUp(t *testing.T) {
 	}
 	b.terminate()
 	w.assertGivenBack(before)
-	if files := w.kept(); len(files) > 0 {
-		t.Errorf("left on the laptop: %q", files)
-	}
+	w.assertNothingKept()
 }
 
 // What of the options is the laptop's own affair may be another after a kill; the rest may not.
@@ -257,9 +263,7 @@ func TestOldKeyAfterRestore(t *testing.T) {
 	again := w.bridge(args...)
 	again.exits(int(hint.Conflict))
 	again.says("is already swapped by ")
-	if files := w.kept(); len(files) > 0 {
-		t.Errorf("left on the laptop: %q", files)
-	}
+	w.assertNothingKept()
 	w.answeredBy("laptop")
 	holder.terminate()
 	w.assertGivenBack(before)
@@ -273,9 +277,7 @@ func TestRestoreForgetsTheSession(t *testing.T) {
 	b := w.swap()
 	b.kill()
 	w.bridge("restore", "deployment", "orders").exits(0)
-	if files := w.kept(); len(files) > 0 {
-		t.Errorf("left on the laptop: %q", files)
-	}
+	w.assertNothingKept()
 	nowhere := &world{t: t, ns: w.ns, state: filepath.Join("/proc", strconv.Itoa(os.Getpid()))}
 	b = nowhere.swap()
 	b.says("after a kill this swap can be given back, but not taken up again")
