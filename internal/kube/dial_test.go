@@ -122,6 +122,10 @@ func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	for _, st := range []httpstream.Stream{data, errs} {
+		// Does nothing to a stream that was replied to. One whose client was gone by then would wait for its reply when it is closed, for ever.
+		_ = st.(interface{ Refuse() error }).Refuse()
+	}
 	if err := s.handle(data, data.Headers().Get(corev1.PortHeader)); err != nil {
 		_ = data.Close() // the kubelet's order: the data ends first
 		_, _ = io.WriteString(errs, err.Error())

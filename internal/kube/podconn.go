@@ -252,7 +252,7 @@ func (p *podConn) Read(b []byte) (int, error) {
 	}
 	for p.rerr == nil && p.pending == 0 {
 		if p.dataDone && p.errDone {
-			p.rerr = p.endError()
+			p.rerr = p.readError(io.EOF, true) // the answer to our own Close is no end
 			break
 		}
 		ending := p.dataDone || p.errDone && len(p.errText) > 0
