@@ -26,7 +26,8 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "List who has swapped what, and the connects",
 		Long: `status lists the swaps and connects of the namespace, with who made them, their last heartbeat, and the
 state of the tunnel that it told: connecting, ready, degraded, reconnecting or lost. Without a heartbeat for 25
-seconds that is unknown; after 60 it was left behind. -o wide says why, and has the command that gives it back.`,
+seconds that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
+-o wide says why a state is what it is, and has the command that gives it back.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := a.kube()
@@ -82,9 +83,9 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
 func statusTable(entries []swap.Entry) *metav1.Table {
 	t := &metav1.Table{}
-	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
+	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
 		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
-		if i > 6 {
+		if i > 7 {
 			c.Priority = 1
 		}
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
@@ -99,7 +100,7 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, probes(e), e.Reason,
+			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), e.Reason,
 			replicas, strings.Join(e.Services, ","), e.Restore,
 		}})
 	}

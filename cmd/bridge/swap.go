@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,8 +26,9 @@ func newSwapCommand(a *app) *cobra.Command {
 		Use:   "swap deployment NAME [-- CMD...]",
 		Short: "Let a process on this machine answer for a deployment",
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
-this machine until you press Ctrl-C; then everything is given back. If bridge is killed, the deployment
-stays at 0 replicas until the same command takes the swap up again or somebody runs bridge restore.
+this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
+gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
+then the same command takes the swap up again. Without a keeper somebody has to run bridge restore.
 
 The process has to listen on the container's ports, or on those that --port maps. With CMD bridge starts it, with
 the environment and the files of the container (below the folder BRIDGE_ROOT), moves callers when it answers, and gives
@@ -50,7 +54,13 @@ back when it ends; signals and the exit code are CMD's.`,
 			if err != nil {
 				return err
 			}
-			return a.swap(cmd.Context(), t, o)
+			for {
+				err := a.swap(cmd.Context(), t, o)
+				if !o.rejoin || !swap.GivenBackMeanwhile(err) || cmd.Context().Err() != nil {
+					return err
+				}
+				a.say(fmt.Sprintf("%v; swapping anew", err))
+			}
 		},
 	}
 	f := cmd.Flags()
@@ -65,6 +75,9 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
+	f.Var(&o.selfRestore, "self-restore", "auto, always or never: whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
+	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
+	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
 	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
 	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
 	f.VarP(newChoice("", func(word string) { o.output = word }, "yaml", "json"), "output", "o", "yaml or json, of a dry run")
@@ -78,6 +91,9 @@ type swapOptions struct {
 	proxyTimeout, localTimeout time.Duration
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
+	selfRestore                selfRestore
+	restoreAfter               time.Duration
+	rejoin                     bool
 	dryRun                     dryRun
 	output                     string // yaml or json, of a dry run; empty is yaml
 	token                      bool
@@ -85,16 +101,33 @@ type swapOptions struct {
 	noProbes, execProbes       bool
 }
 
+// selfRestore is the flag --self-restore.
+type selfRestore struct{ swap.SelfRestore }
+
+func (s *selfRestore) String() string { return string(cmp.Or(s.SelfRestore, swap.SelfRestoreAuto)) }
+func (s *selfRestore) Type() string   { return "string" }
+func (s *selfRestore) Set(v string) error {
+	s.SelfRestore = swap.SelfRestore(v)
+	if !slices.Contains([]swap.SelfRestore{swap.SelfRestoreAuto, swap.SelfRestoreAlways, swap.SelfRestoreNever}, s.SelfRestore) {
+		return errors.New("there are auto, always and never")
+	}
+	return nil
+}
+
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	if o.output != "" && o.dryRun == "" {
 		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
+	}
+	if o.restoreAfter < 6*time.Second || o.restoreAfter > 24*time.Hour {
+		return hint.Newf(hint.Usage, "", "--restore-after %v: 6s to 24h", o.restoreAfter)
 	}
 	k, err := a.kube()
 	if err != nil {
 		return err
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
-	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes}
+	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
+		SelfRestore: o.selfRestore.SelfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, name, options, source, o)
 	}
@@ -123,7 +156,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		}
 	}
 	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session,
+		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
 	if program == nil {
@@ -132,10 +165,10 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		}
 	}
 	if session.TakenUp() {
-		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is",
-			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan")))
+		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
+			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
 	} else {
-		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; after a kill of bridge start it again, or give back with `" + swap.Command(k, plan.Undo.Target) + "`: nothing else does")
+		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; " + plan.Restores(k))
 	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
@@ -184,6 +217,9 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
 	if plan, err = swap.NewPlan(facts, o); err != nil {
+		return nil, nil, err
+	}
+	if err := plan.AddKeeper(ctx, k, o); err != nil {
 		return nil, nil, err
 	}
 	plan.LookAround(ctx, k)

@@ -22,8 +22,8 @@ const (
 	probeTimeout = 5 * time.Second
 )
 
-// health answers the kubelet's readiness probe: 200 or 503 for any GET, and nothing else. It is written
-// here because net/http would make the proxy half as large again.
+// health answers the kubelet's readiness probe: 200 or 503 for any GET, and nothing else. It is no server of
+// net/http, so that the proxy stays small in memory and nobody can hold more of it than maxProbes connections.
 type health struct {
 	log   *slog.Logger
 	ready atomic.Bool

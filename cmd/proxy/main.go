@@ -1,6 +1,7 @@
 // Command proxy is bridge's end in a pod: it stands where the target's program stood and passes its
-// callers to the laptop (--listen), and dials from inside the cluster for it. It is started by bridge, never
-// by hand; internal/proxypod writes its arguments. It links no Kubernetes client and stays small.
+// callers to the laptop (--listen), and dials from inside the cluster for it. `proxy keep`, in a pod of its own, gives
+// the swap back when the laptop is gone. Both are started by bridge, never by hand; internal/proxypod writes their
+// arguments. It links no Kubernetes client and stays small.
 package main
 
 import (
@@ -37,19 +38,29 @@ func main() {
 
 // run is main without the process: it returns the exit status, 2 for a wrong command line.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c, err := parse(args, os.Environ(), stderr)
+	var serve func(context.Context, *slog.Logger) error
+	var err error
+	if len(args) > 0 && args[0] == "keep" {
+		var c keepConfig
+		c, err = parseKeep(args[1:], stderr)
+		serve = c.serve
+	} else {
+		var c config
+		if c, err = parse(args, os.Environ(), stderr); err == nil && c.version {
+			_, _ = fmt.Fprintln(stdout, "proxy", version)
+			return 0
+		}
+		serve = c.serve
+	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		_, _ = fmt.Fprintln(stderr, "proxy:", err)
 		return 2
-	case c.version:
-		_, _ = fmt.Fprintln(stdout, "proxy", version)
-		return 0
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := c.serve(ctx, log); err != nil {
+	if err := serve(ctx, log); err != nil {
 		log.Error("proxy ends", "error", err)
 		return 1
 	}

@@ -33,6 +33,8 @@ type Subject struct {
 	// Pod is the proxy's, and Container the one in it that is the proxy.
 	Pod       corev1.PodTemplateSpec
 	Container string
+	// Keeper is its keeper's pod; nil: there is to be none.
+	Keeper *corev1.PodTemplateSpec
 	// ConfigMaps is how many the swap creates.
 	ConfigMaps int
 }

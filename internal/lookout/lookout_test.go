@@ -81,6 +81,12 @@ func TestLines(t *testing.T) {
 			return quotaNotes([]corev1.ResourceQuota{decode[corev1.ResourceQuota](t, "metadata: {name: q}\n"+doc)}, s)
 		}
 	}
+	kept := func(look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Keeper = &corev1.PodTemplateSpec{}
+			return look(t, s)
+		}
+	}
 	ranges := func(item string) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
 			return limitRangeNotes([]corev1.LimitRange{decode[corev1.LimitRange](t, "metadata: {name: l}\nspec: {limits: ["+item+"]}")}, s)
@@ -136,6 +142,9 @@ func TestLines(t *testing.T) {
 		{"a quota of requests", quotas("status: {hard: {requests.cpu: 1}, used: {requests.cpu: 900m}}"), "requests.cpu (900m of 1 used, 110m more needed)"},
 		{"a quota of ConfigMaps", quotas("status: {hard: {configmaps: 3}, used: {configmaps: 1}}"), "configmaps (1 of 3 used, 3 more needed)"},
 		{"a quota with room", quotas("status: {hard: {pods: 3, requests.memory: 1Gi}, used: {pods: 2, requests.memory: 512Mi}}"), ""},
+		{"a quota with room for one", kept(quotas("status: {hard: {pods: 3}, used: {pods: 2}}")), "has room for the proxy or its keeper, not both: pods (2 of 3 used, 2 more needed)"},
+		{"a quota with room for two", kept(quotas("status: {hard: {pods: 4}, used: {pods: 2}}")), ""},
+		{"a quota with room for none", kept(quotas("status: {hard: {pods: 2}, used: {pods: 2}}")), "no room for the proxy beside"},
 		{"a quota for other pods", quotas("spec: {scopes: [BestEffort]}\nstatus: {hard: {pods: 2}, used: {pods: 2}}"), ""},
 		{"a range with a minimum", ranges("{type: Container, min: {memory: 64Mi}}"), "limitrange/l wants 64Mi memory at least of every container, the proxy asks for 32Mi"},
 		{"a range with a maximum", ranges("{type: Container, max: {memory: 128Mi}}"), "the proxy's limit is 256Mi"},

@@ -22,27 +22,35 @@ func quota(ctx context.Context, k *kube.Client, s *Subject) ([]string, error) {
 }
 
 func quotaNotes(list []corev1.ResourceQuota, s *Subject) (notes []string) {
-	needs := needed(s)
 	for _, q := range list {
 		if !concerns(q.Spec) {
 			continue
 		}
-		var short []string
-		for name, hard := range q.Status.Hard {
-			need, asked := needs[name]
-			used := q.Status.Used[name]
-			left := hard.DeepCopy()
-			left.Sub(used)
-			if asked && need.Cmp(left) > 0 {
-				short = append(short, fmt.Sprintf("%s (%s of %s used, %s more needed)", name, used.String(), hard.String(), need.String()))
-			}
-		}
-		if len(short) > 0 {
-			slices.Sort(short)
-			notes = append(notes, fmt.Sprintf("resourcequota/%s has no room for the proxy beside the original: %s; it will be refused (exit code 7)", q.Name, strings.Join(short, ", ")))
+		if short := shortOf(q, needed(s, s.Pod)); short != "" {
+			notes = append(notes, fmt.Sprintf("resourcequota/%s has no room for the proxy beside the original: %s; it will be refused (exit code 7)", q.Name, short))
+		} else if s.Keeper == nil {
+			continue
+		} else if short := shortOf(q, needed(s, s.Pod, *s.Keeper)); short != "" {
+			notes = append(notes, fmt.Sprintf("resourcequota/%s has room for the proxy or its keeper, not both: %s", q.Name, short))
 		}
 	}
 	return notes
+}
+
+// shortOf names what the quota has not enough of; "" when there is room.
+func shortOf(q corev1.ResourceQuota, needs corev1.ResourceList) string {
+	var short []string
+	for name, hard := range q.Status.Hard {
+		need, asked := needs[name]
+		used := q.Status.Used[name]
+		left := hard.DeepCopy()
+		left.Sub(used)
+		if asked && need.Cmp(left) > 0 {
+			short = append(short, fmt.Sprintf("%s (%s of %s used, %s more needed)", name, used.String(), hard.String(), need.String()))
+		}
+	}
+	slices.Sort(short)
+	return strings.Join(short, ", ")
 }
 
 // concerns tells whether the quota counts a pod like the proxy's: one that runs for as long as it may, and asks for something. A
@@ -59,14 +67,15 @@ func concerns(q corev1.ResourceQuotaSpec) bool {
 	})
 }
 
-// needed is what a swap asks of a quota.
-func needed(s *Subject) corev1.ResourceList {
-	one, maps := resource.MustParse("1"), *resource.NewQuantity(int64(s.ConfigMaps), resource.DecimalSI)
+// needed is what a swap asks of a quota with these pods, each of a Deployment.
+func needed(s *Subject, pods ...corev1.PodTemplateSpec) corev1.ResourceList {
+	count := func(n int) resource.Quantity { return *resource.NewQuantity(int64(n), resource.DecimalSI) }
+	each, maps := count(len(pods)), count(s.ConfigMaps)
 	out := corev1.ResourceList{
-		corev1.ResourcePods: one, "count/pods": one, "count/deployments.apps": one, "count/replicasets.apps": one,
-		"count/leases.coordination.k8s.io": one, corev1.ResourceConfigMaps: maps, "count/configmaps": maps,
+		corev1.ResourcePods: each, "count/pods": each, "count/deployments.apps": each, "count/replicasets.apps": each,
+		"count/leases.coordination.k8s.io": count(1), corev1.ResourceConfigMaps: maps, "count/configmaps": maps,
 	}
-	requests, limits := totals(s.Pod.Spec)
+	requests, limits := totals(pods)
 	for name, q := range requests {
 		out[name], out["requests."+name] = q, q
 	}
@@ -76,15 +85,19 @@ func needed(s *Subject) corev1.ResourceList {
 	return out
 }
 
-// totals are what the pod's containers ask for together. A limit without a request is one too.
-func totals(pod corev1.PodSpec) (requests, limits corev1.ResourceList) {
+// totals are what the pods' containers ask for together. A limit without a request is one too.
+func totals(pods []corev1.PodTemplateSpec) (requests, limits corev1.ResourceList) {
 	requests, limits = corev1.ResourceList{}, corev1.ResourceList{}
 	add := func(to corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
 		sum := to[name]
 		sum.Add(q)
 		to[name] = sum
 	}
-	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) { // those of the proxy's pod are sidecars
+	var all []corev1.Container
+	for _, pod := range pods {
+		all = append(append(all, pod.Spec.InitContainers...), pod.Spec.Containers...) // those of the proxy's pod are sidecars
+	}
+	for _, c := range all {
 		for name, q := range c.Resources.Limits {
 			add(limits, name, q)
 			if _, has := c.Resources.Requests[name]; !has {

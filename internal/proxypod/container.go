@@ -107,11 +107,8 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 			},
 			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
 		},
-		Ports: ports,
-		ReadinessProbe: &corev1.Probe{
-			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(s.Ports.Health)}},
-			PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
-		},
+		Ports:                    ports,
+		ReadinessProbe:           readiness(s.Ports.Health),
 		SecurityContext:          securityContext(c.SecurityContext, pod.SecurityContext),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
@@ -126,6 +123,14 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	out.VolumeMounts = append(slices.Clone(out.VolumeMounts),
 		corev1.VolumeMount{Name: volumeName, MountPath: carry.MountPath, ReadOnly: true})
 	return out
+}
+
+// readiness asks our own program.
+func readiness(port int32) *corev1.Probe {
+	return &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(port)}},
+		PeriodSeconds: 1, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
+	}
 }
 
 // securityContext passes Pod Security "restricted" whatever the target's own does. A user that the

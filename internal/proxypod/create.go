@@ -41,7 +41,7 @@ func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, ma
 	for _, m := range maps {
 		m = m.DeepCopy()
 		m.OwnerReferences = OwnedBy(lease)
-		err := afresh(ctx, func() error {
+		err := Afresh(ctx, func() error {
 			_, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, options)
 			return err
 		})
@@ -49,14 +49,22 @@ func Create(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, ma
 			return kube.Explain(err, "create configmap "+m.Name+" in "+m.Namespace)
 		}
 	}
-	d = d.DeepCopy()
-	d.OwnerReferences = OwnedBy(lease)
-	_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, options)
-	return kube.Explain(fault.After(fault.ProxyCreated, err), "create deployment "+d.Name+" in "+d.Namespace)
+	return fault.After(fault.ProxyCreated, CreateDeployment(ctx, k, lease, d))
 }
 
-// afresh creates something whose name may still be taken for a moment.
-func afresh(ctx context.Context, create func() error) error {
+// CreateDeployment creates d, owned by the Lease.
+func CreateDeployment(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, d *appsv1.Deployment) error {
+	d = d.DeepCopy()
+	d.OwnerReferences = OwnedBy(lease)
+	err := Afresh(ctx, func() error {
+		_, err := k.Clientset.AppsV1().Deployments(d.Namespace).Create(ctx, d, metav1.CreateOptions{FieldManager: FieldManager})
+		return err
+	})
+	return kube.Explain(err, "create deployment "+d.Name+" in "+d.Namespace)
+}
+
+// Afresh creates something whose name may still be taken for a moment.
+func Afresh(ctx context.Context, create func() error) error {
 	var err error
 	_ = wait.PollUntilContextTimeout(ctx, Poll, collectTimeout, true, func(context.Context) (bool, error) {
 		err = create()
@@ -79,7 +87,7 @@ func (p *Proxy) AwaitNone(ctx context.Context) error {
 		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace,
 			"deployment/%s in %s, which has the proxy's name, is there already, and no Lease of that name", p.Lease, p.Namespace)
 	}
-	_, err = p.waitGone(ctx)
+	_, err = p.WaitGone(ctx)
 	return err
 }
 
@@ -102,7 +110,7 @@ func (p *Proxy) Delete(ctx context.Context, lease types.UID, say func(string)) e
 	if err := fault.After(fault.ProxyDeleted, nil); err != nil {
 		return err
 	}
-	lingering, err := p.waitGone(ctx)
+	lingering, err := p.WaitGone(ctx)
 	if err := fault.After(fault.ProxyGone, err); err != nil {
 		return err
 	}
@@ -131,8 +139,8 @@ func ownedBy(o metav1.Object, lease types.UID) bool {
 	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == lease })
 }
 
-// waitGone waits until the proxy has no pod any more, or none but those that linger: deleted, and not ending.
-func (p *Proxy) waitGone(ctx context.Context) (lingering []string, err error) {
+// WaitGone waits until the proxy has no pod any more, or none but those that linger: deleted, and not ending.
+func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
 	bounded, cancel := context.WithTimeout(ctx, goneTimeout)
 	defer cancel()
 	var left []corev1.Pod

@@ -15,17 +15,35 @@ import (
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
-// LeaseSeconds is the duration of bridge's Leases: after this long without a heartbeat one counts as
-// left behind. HeartbeatPeriod renews it six times as often, so one slow answer means nothing.
-const (
-	LeaseSeconds    = 60
-	HeartbeatPeriod = LeaseSeconds * time.Second / 6
-	// StaleAfter is how old a heartbeat may be for what it says of the tunnel to be believed: one may be late.
-	StaleAfter = 5 * HeartbeatPeriod / 2
-)
+// LeaseSeconds is the usual duration of bridge's Leases: after this long without a heartbeat one counts as left behind, and
+// a keeper gives back.
+const LeaseSeconds = 60
+
+// Duration is a Lease's own.
+func Duration(l *coordinationv1.Lease) time.Duration {
+	if l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
+		return LeaseSeconds * time.Second
+	}
+	return time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second
+}
+
+// StaleAfter is how old a heartbeat may be at most for what it says of the tunnel to be believed: one may be late.
+const StaleAfter = 5 * maxHeartbeatPeriod / 2
+
+// maxHeartbeatPeriod is that of a Lease of the usual duration, and of longer ones.
+const maxHeartbeatPeriod = LeaseSeconds * time.Second / 6
+
+// HeartbeatPeriod renews a Lease six times in its duration or more often, so one slow answer means nothing.
+func HeartbeatPeriod(l *coordinationv1.Lease) time.Duration {
+	return min(Duration(l)/6, maxHeartbeatPeriod)
+}
+
+// Stale is StaleAfter for this Lease, which may be of a shorter duration.
+func Stale(l *coordinationv1.Lease) time.Duration { return 5 * HeartbeatPeriod(l) / 2 }
 
 const (
 	// changeDelay is how long a change of the tunnel's state waits to be written: a cut that is healed by then is none.
@@ -40,7 +58,7 @@ type More struct {
 	News        <-chan struct{}          // asks for a heartbeat soon
 }
 
-// Heartbeat renews the Lease every HeartbeatPeriod, and soon after each change of t's state, which it writes into it,
+// Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
 // when it has not come through for StaleAfter, why, and when it does again.
 func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More, say func(string)) error {
@@ -83,18 +101,18 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 			fallthrough
 		case err == nil:
 			last, silent = time.Now(), false
-		case since >= StaleAfter && !silent && ctx.Err() == nil:
-			say(fmt.Sprintf("no heartbeat has come through for %v; after %d s this counts as left behind: %v", since, LeaseSeconds, err))
+		case since >= Stale(lease) && !silent && ctx.Err() == nil:
+			say(fmt.Sprintf("no heartbeat has come through for %v; after %v this counts as left behind: %v", since, Duration(lease), err))
 			silent = true
 		}
 		soon, written = false, state.Phase
-		due.Reset(HeartbeatPeriod)
+		due.Reset(HeartbeatPeriod(lease))
 	}
 }
 
 // beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
 func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, annotations map[string]string) error {
-	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod)
+	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod(lease))
 	defer cancel()
 	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
 	now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
@@ -158,7 +176,7 @@ func ParseState(text string) (s State, ok bool) {
 }
 
 // RestoreBy begins the holder of a Lease whose swap is being given back.
-const RestoreBy = "restore by "
+const RestoreBy = undo.RestoreBy
 
 // TakenError says that the Lease is no longer ours.
 type TakenError struct {

@@ -3,6 +3,8 @@ package proxypod
 import (
 	"crypto/sha256"
 	"encoding/hex"
+
+	"bridge/internal/undo"
 )
 
 // Prefix starts every label and annotation key of ours. ".internal" is reserved for private use,
@@ -13,11 +15,15 @@ const Prefix = "bridge.internal/"
 const (
 	// ProxyLabel is on the pods of a proxy and is what its Deployment selects. Its value is the
 	// name of the Lease that owns it, shortened to a label's length.
-	ProxyLabel = Prefix + "proxy"
+	ProxyLabel = undo.ProxyLabel
 	// UndoAnnotation holds the undo record, on the Lease and on the target.
-	UndoAnnotation = Prefix + "undo"
+	UndoAnnotation = undo.Annotation
 	// FenceAnnotation is on a Service while its swap is given back by another than made it.
-	FenceAnnotation = Prefix + "fence"
+	FenceAnnotation = undo.FenceAnnotation
+	// KeeperLabel is on the pod of a swap's keeper, with the same value.
+	KeeperLabel = Prefix + "keeper"
+	// KeeperAnnotation on a Lease names its keeper's Deployment; a swap without a keeper has none.
+	KeeperAnnotation = Prefix + "keeper"
 	// TargetAnnotation on a Lease names what it is for: "deployment/orders", "connect" or "env".
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
@@ -37,7 +43,7 @@ const (
 	ManagedBy      = "bridge"
 
 	// FieldManager is bridge's name in managedFields.
-	FieldManager = "bridge"
+	FieldManager = undo.FieldManager
 )
 
 const (
@@ -60,6 +66,9 @@ func shorten(s string, max int) string {
 
 // LeaseName is the name of the claim on a workload: one per kind ("deployment") and name.
 func LeaseName(kind, name string) string { return shorten("bridge-"+kind+"-"+name, maxName) }
+
+// KeeperName is the name of everything that a Lease's keeper consists of.
+func KeeperName(lease string) string { return shorten(lease+"-keeper", maxName) }
 
 // LabelValue is s as the value of ProxyLabel.
 func LabelValue(s string) string { return shorten(s, maxLabelValue) }

@@ -240,7 +240,7 @@ func (o *Own) bare(ctx context.Context) (t corev1.PodTemplateSpec, donors []core
 		return t, nil, kube.Explain(err, "list pods in "+ns)
 	}
 	i := slices.IndexFunc(list.Items, func(p corev1.Pod) bool {
-		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == ""
+		return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && p.Labels[ProxyLabel] == "" && p.Labels[KeeperLabel] == ""
 	})
 	if i < 0 {
 		// A namespace that is not there has an empty list of pods. Who may not ask gets the other answer.

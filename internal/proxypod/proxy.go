@@ -10,6 +10,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,6 +30,21 @@ type Proxy struct {
 	Kube      *kube.Client
 	Namespace string
 	Lease     string // the claim that owns it, also its Deployment's name
+
+	keeper bool // it is the Lease's keeper, and no proxy
+}
+
+// KeeperOf is the keeper of a Lease, for the methods that a pod of whatever program has.
+func KeeperOf(k *kube.Client, lease *coordinationv1.Lease) *Proxy {
+	return &Proxy{Kube: k, Namespace: lease.Namespace, Lease: lease.Name, keeper: true}
+}
+
+// names are those of its Deployment and of the label on its pods, and what it is to people.
+func (p *Proxy) names() (deployment, label, what string) {
+	if p.keeper {
+		return KeeperName(p.Lease), KeeperLabel, "keeper"
+	}
+	return p.Lease, ProxyLabel, "proxy"
 }
 
 // staying are the proxy's pods that are not yet going, the newest first.
@@ -46,9 +62,8 @@ func (p *Proxy) staying(ctx context.Context) ([]corev1.Pod, error) {
 
 // Pods are the proxy's, those that are going too.
 func (p *Proxy) Pods(ctx context.Context) ([]corev1.Pod, error) {
-	list, err := p.Kube.Clientset.CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: ProxyLabel + "=" + LabelValue(p.Lease),
-	})
+	_, label, _ := p.names()
+	list, err := p.Kube.Clientset.CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{LabelSelector: label + "=" + LabelValue(p.Lease)})
 	if err != nil {
 		return nil, kube.Explain(err, "list pods in "+p.Namespace)
 	}
@@ -112,6 +127,7 @@ func (p *Proxy) WaitTunnel(ctx context.Context, t *tunnel.Client) error {
 }
 
 func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
+	_, _, what := p.names()
 	last := "no pod yet"
 	var hopeless bool
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
@@ -136,7 +152,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		return hint.Newf(hint.ProxyNotReady, troubleHint(last), "the proxy's pod is not Ready: %s", last)
+		return hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
@@ -189,12 +205,13 @@ func podTrouble(pod corev1.Pod) (why string, hopeless bool) {
 
 // deploymentTrouble says why there is no pod: a quota, an admission rule, Pod Security.
 func (p *Proxy) deploymentTrouble(ctx context.Context) (why string, hopeless bool, err error) {
-	d, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, p.Lease, metav1.GetOptions{})
+	name, _, _ := p.names()
+	d, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return "its Deployment is gone", true, nil
 	}
 	if err != nil {
-		return "", false, kube.Explain(err, "get deployment "+p.Lease)
+		return "", false, kube.Explain(err, "get deployment "+name)
 	}
 	for _, c := range d.Status.Conditions {
 		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {

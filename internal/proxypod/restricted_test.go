@@ -9,7 +9,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// What we put into a cluster passes Pod Security "restricted" by the API server's own rules: a connect's pod as a whole, and of
+// What we put into a cluster passes Pod Security "restricted" by the API server's own rules: a connect's pod and a keeper's as a whole, and of
 // a swap's, which is the target's template otherwise, the container that is ours, whatever the target's own was allowed to do.
 func TestOurContainersAreRestricted(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
@@ -68,6 +68,9 @@ func TestOurContainersAreRestricted(t *testing.T) {
 			}
 			if r := refusals(d.Spec.Template); len(r) > 0 {
 				t.Errorf("%s, %s: the proxy is refused: %+v", name, what, r)
+			}
+			if r := refusals(Keeper(d, "app", "keeper", nil).Spec.Template); len(r) > 0 {
+				t.Errorf("%s, %s: the keeper is refused: %+v", name, what, r)
 			}
 		}
 	}

@@ -22,6 +22,10 @@ const (
 // Commands are all of them, in the order they are shown in.
 func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status} }
 
+// KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
+// deploy/keeper.yaml, for those who may not create a Role.
+const KeeperAccount = "bridge-keeper"
+
 // Right is one verb on one kind of object.
 type Right struct {
 	Group    string // "" for the core group
@@ -60,14 +64,15 @@ type rule struct {
 	why       string // lines for whoever grants it
 	need      need
 	group     string
-	resources []string
+	resources []string // with their subresources; "serviceaccounts NAME" is about the one of that name
 	verbs     []string
 }
 
 func (r rule) rights() (out []Right) {
 	for _, resource := range r.resources {
+		resource, name, _ := strings.Cut(resource, " ")
 		for _, verb := range r.verbs {
-			out = append(out, Right{Group: r.group, Resource: resource, Verb: verb})
+			out = append(out, Right{Group: r.group, Resource: resource, Verb: verb, Name: name})
 		}
 	}
 	return out
@@ -81,6 +86,17 @@ func podProxy() rule {
 // tokens is what env, files and swap with a CMD can hand out.
 func tokens() rule {
 	return rule{"Tokens of the workload's ServiceAccount with --token, and for nothing else:", unusual, "", list("serviceaccounts/token"), list("create")}
+}
+
+// keeping is what a keeper with rights of its own takes: to make its Role, and to have what that grants.
+func keeping() []rule {
+	return []rule{
+		{"Make a keeper, which gives back when the laptop is gone, with a Role of its own for each swap, and for nothing else.\nWho creates a Role has to have what it grants; not needed where an admin has prepared one:",
+			unusual, "", list("serviceaccounts"), list("create")},
+		{"", unusual, "rbac.authorization.k8s.io", list("roles", "rolebindings"), list("create")},
+		{"", unusual, "coordination.k8s.io", list("leases"), list("patch")},
+		{"", unusual, "apps", list("deployments/scale"), list("patch")},
+	}
 }
 
 // moving is how callers are moved before the original is stopped, and back.
@@ -125,6 +141,9 @@ func (c Command) rules() []rule {
 			{"The claim: who has swapped what, the heartbeat, the undo record.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 		}, carry(), []rule{
+			{"See whether an admin has prepared a keeper (keeper.yaml). Without one, and without the right to make one, nobody gives back\nwhen the laptop is gone.",
+				optional, "", list("serviceaccounts " + KeeperAccount), list("get")},
+		}, keeping(), []rule{
 			telling(),
 			{"Look for what else concerns the workload, and say before the swap what will happen; all optional.",
 				optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
@@ -151,7 +170,10 @@ func (c Command) rules() []rule {
 			telling(),
 		})
 	case Status:
-		return []rule{{"Who has swapped what.", required, "coordination.k8s.io", list("leases"), list("list")}}
+		return []rule{
+			{"Who has swapped what.", required, "coordination.k8s.io", list("leases"), list("list")},
+			{"Whether a swap's keeper is ready; optional.", optional, "apps", list("deployments"), list("get")},
+		}
 	case Forward:
 		return []rule{
 			{"Resolve what is forwarded to: a Service's ports, a workload's selector, the pods that are ready.",
@@ -197,6 +219,14 @@ func (c Command) Required(carried bool) (out []Right) {
 // Moving are the rights with which a swap moves callers before it stops the original.
 func Moving() (out []Right) {
 	for _, r := range moving("") {
+		out = append(out, r.rights()...)
+	}
+	return out
+}
+
+// Keeping are the rights with which a swap makes a keeper that has a Role of its own.
+func Keeping() (out []Right) {
+	for _, r := range keeping() {
 		out = append(out, r.rights()...)
 	}
 	return out

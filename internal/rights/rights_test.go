@@ -34,6 +34,7 @@ func TestDeployHasTheRoles(t *testing.T) {
 			t.Errorf("%s differs from what bridge rbac %s prints (go test ./internal/rights -update writes it anew)", path, c)
 		}
 	}
+	want = append(want, filepath.Join(dir, "keeper.yaml")) // no command's: pkg/swap holds it against the keeper
 	have, err := filepath.Glob(dir + "/*.yaml")
 	slices.Sort(want)
 	if err != nil || !slices.Equal(have, want) {
@@ -58,6 +59,14 @@ func TestRoleGrantsWhatIsRequired(t *testing.T) {
 			t.Errorf("%s with podproxy: %v", c, says)
 		}
 	}
+	if r := (Right{Resource: "serviceaccounts", Verb: "get", Name: KeeperAccount}); !slices.Contains(granted(t, Swap.Role("", false)), r) {
+		t.Errorf("swap does not grant %v %s, by which it finds a prepared keeper", r, r.Name)
+	}
+	for _, r := range Keeping() {
+		if slices.Contains(granted(t, Swap.Role("", true)), r) {
+			t.Errorf("swap grants %v to all", r)
+		}
+	}
 	for _, r := range Moving() {
 		for _, c := range []Command{Swap, Restore} {
 			if !slices.Contains(granted(t, c.Role("", false)), r) {
@@ -79,7 +88,13 @@ func granted(t *testing.T, text string) []Right {
 		for _, g := range p.APIGroups {
 			for _, res := range p.Resources {
 				for _, v := range p.Verbs {
-					out = append(out, Right{Group: g, Resource: res, Verb: v})
+					r := Right{Group: g, Resource: res, Verb: v}
+					if len(p.ResourceNames) == 0 {
+						out = append(out, r)
+					}
+					for _, r.Name = range p.ResourceNames {
+						out = append(out, r)
+					}
 				}
 			}
 		}

@@ -30,7 +30,11 @@ func (c Command) Role(namespace string, withPodProxy bool) string {
 		if r.need == unusual && (!withPodProxy || !slices.Equal(r.rights(), PodProxy())) {
 			lead = "# "
 		}
-		fmt.Fprintf(&b, "%[1]s- apiGroups: [%[2]q]\n%[1]s  resources: %[3]s\n%[1]s  verbs: %[4]s\n", lead, r.group, quoted(r.resources), quoted(r.verbs))
+		resources := quoted(r.resources)
+		if resource, name, named := strings.Cut(r.resources[0], " "); named {
+			resources = fmt.Sprintf("[%q]\n%s  resourceNames: [%q]", resource, lead, name)
+		}
+		fmt.Fprintf(&b, "%[1]s- apiGroups: [%[2]q]\n%[1]s  resources: %[3]s\n%[1]s  verbs: %[4]s\n", lead, r.group, resources, quoted(r.verbs))
 	}
 	return b.String()
 }

@@ -14,6 +14,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/undo"
 )
 
 // maxRestores is how many swaps are given back at once: each asks the API server several times a second.
@@ -128,8 +129,8 @@ func orphans(ctx context.Context, k *kube.Client, namespace string, leased []Ent
 	}
 	var out []Entry
 	add := func(record string, target types.UID) {
-		u, err := ParseUndo(record)
-		if err != nil || u.Target.UID != target {
+		u, err := undo.Parse(record)
+		if err != nil || u.Target.UID != string(target) {
 			return // of another object, copied from there
 		}
 		known := func(e Entry) bool { return e.Namespace == u.Target.Namespace && e.Target == u.Target.String() }

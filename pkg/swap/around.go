@@ -9,8 +9,12 @@ import (
 
 // LookAround adds to the notes what else in the cluster concerns the workload. It reads only what the user may, and fails never.
 func (p *Plan) LookAround(ctx context.Context, k *kube.Client) {
-	p.Notes = append(p.Notes, lookout.Look(ctx, k, lookout.Subject{
+	s := lookout.Subject{
 		Target: p.target, Services: p.Services,
 		Pod: p.Proxy.Spec.Template, Container: p.container, ConfigMaps: len(p.source.ConfigMaps),
-	})...)
+	}
+	if p.Keeper != nil {
+		s.Keeper = &p.Keeper.Deployment.Spec.Template
+	}
+	p.Notes = append(p.Notes, lookout.Look(ctx, k, s)...)
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // changer makes and unmakes the changes of an undo record, each with preconditions: the object's
@@ -39,32 +39,19 @@ func (x changer) ours(ctx context.Context) error {
 	return fault.After(fault.Checked, x.claim.check(ctx))
 }
 
-var (
-	// errMoved says that somebody else changed what was about to be changed.
-	errMoved = errors.New("changed by somebody else meanwhile")
-	// errGone says that the object is not there any more, or that another one has its name.
-	errGone = errors.New("deleted meanwhile")
-)
+// errGone says that the object is not there any more, or that another one has its name.
+var errGone = errors.New("deleted meanwhile")
 
 // apply makes c's change. A field that no longer has the value the plan saw is a conflict.
 func (x changer) apply(ctx context.Context, c Change) error {
-	f, err := changedField(c)
-	if err != nil {
-		return err
-	}
-	switch f {
-	case replicas:
-		_, err = x.scale(ctx, c.Object, c.Before, c.Set)
-	case selector:
-		_, err = x.reselect(ctx, c.Object, c.Before, c.Set)
-	}
+	_, err := x.write(ctx, c, c.Do)
 	return explainMoved(err, c.Object)
 }
 
-// explainMoved gives errMoved and errGone their subject, code and next step.
+// explainMoved gives undo.ErrMoved and errGone their subject, code and next step.
 func explainMoved(err error, o Object) error {
 	switch {
-	case errors.Is(err, errMoved):
+	case errors.Is(err, undo.ErrMoved):
 		return hint.New(hint.Conflict, fmt.Errorf("%s in %s: %w", o, o.Namespace, err), "run the swap again: it starts from what is there now")
 	case errors.Is(err, errGone):
 		return hint.New(hint.NotFound, fmt.Errorf("%s in %s: %w", o, o.Namespace, err), "")
@@ -75,113 +62,77 @@ func explainMoved(err error, o Object) error {
 // undo takes c's change back, or finds that there is nothing to take back. left says in words what
 // it left alone, since it is gone or somebody else's by now; "" when the field is as it was before.
 func (x changer) undo(ctx context.Context, c Change) (left string, err error) {
-	f, err := changedField(c)
-	if err != nil {
-		return "", err
-	}
-	var now string
-	switch f {
-	case replicas:
-		now, err = x.scale(ctx, c.Object, c.Set, c.Before)
-	case selector:
-		now, err = x.reselect(ctx, c.Object, c.Set, c.Before)
-	}
+	now, err := x.write(ctx, c, c.Undo)
 	switch {
 	case errors.Is(err, errGone):
 		return fmt.Sprintf("%s is gone", c.Object), nil
-	case errors.Is(err, errMoved) && now == string(c.Before):
-		return "", nil // it was never changed, or is back already
-	case errors.Is(err, errMoved):
-		return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is", c.Path, c.Object, now), nil
+	case errors.Is(err, undo.ErrMoved):
+		return c.Left(now), nil
 	}
 	return "", err
 }
 
 // same checks what a Get of o returned: errGone when it is not there or has another UID.
 func same(err error, o Object, uid types.UID) error {
-	if apierrors.IsNotFound(err) || err == nil && uid != o.UID {
+	if apierrors.IsNotFound(err) || err == nil && string(uid) != o.UID {
 		return errGone
 	}
 	return kube.Explain(err, fmt.Sprintf("get %s in %s", o, o.Namespace))
 }
 
-// scale sets spec.replicas from one value to another through the scale subresource, and returns
-// the value it found. Any other value is errMoved.
-func (x changer) scale(ctx context.Context, o Object, from, to json.RawMessage) (now string, err error) {
-	var want, set int32
-	if err := errors.Join(json.Unmarshal(from, &want), json.Unmarshal(to, &set)); err != nil {
-		return "", err
+// write sets c's field to what decide makes of the value that it has, and returns that value.
+func (x changer) write(ctx context.Context, c Change, decide func(now json.RawMessage) (json.RawMessage, error)) (now json.RawMessage, err error) {
+	set := x.reselect
+	if c.Field() == undo.Replicas {
+		set = x.scale
 	}
-	deployments := x.kube.Clientset.AppsV1().Deployments(o.Namespace)
-	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		scale, err := deployments.GetScale(ctx, o.Name, metav1.GetOptions{})
-		if err := same(err, o, scale.GetUID()); err != nil {
-			return err
-		}
-		now = fmt.Sprint(scale.Spec.Replicas)
-		switch {
-		case scale.Spec.Replicas != want:
-			return errMoved
-		case set == want:
-			return nil
-		}
-		if err := x.ours(ctx); err != nil {
-			return err
-		}
-		scale.Spec.Replicas = set
-		_, err = deployments.UpdateScale(ctx, o.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error { return set(ctx, c, &now, decide) })
+	return now, explainUnlessOurs(err, fmt.Sprintf("change %s of %s in %s", c.Path, c.Object, c.Object.Namespace))
+}
+
+// scale writes spec.replicas, through the scale subresource.
+func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, decide func(json.RawMessage) (json.RawMessage, error)) error {
+	deployments := x.kube.Clientset.AppsV1().Deployments(c.Object.Namespace)
+	scale, err := deployments.GetScale(ctx, c.Object.Name, metav1.GetOptions{})
+	if err := same(err, c.Object, scale.GetUID()); err != nil {
 		return err
-	})
-	return now, explainUnlessOurs(err, fmt.Sprintf("scale %s in %s", o, o.Namespace))
+	}
+	*now = fmt.Append(nil, scale.Spec.Replicas)
+	to, err := decide(*now)
+	if to == nil || err != nil {
+		return err
+	}
+	if err := json.Unmarshal(to, &scale.Spec.Replicas); err != nil {
+		return err
+	}
+	if err := x.ours(ctx); err != nil {
+		return err
+	}
+	_, err = deployments.UpdateScale(ctx, c.Object.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
+	return err
 }
 
-// reselect sets a Service's spec.selector from one value to another and returns what it found. A
-// selector that somebody changed but left our label in loses our label and keeps the rest.
-func (x changer) reselect(ctx context.Context, o Object, from, to json.RawMessage) (now string, err error) {
-	var want, set map[string]string
-	if err := errors.Join(json.Unmarshal(from, &want), json.Unmarshal(to, &set)); err != nil {
-		return "", err
+// reselect writes a Service's spec.selector.
+func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, decide func(json.RawMessage) (json.RawMessage, error)) error {
+	s, err := x.kube.Clientset.CoreV1().Services(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
+	if err := same(err, c.Object, s.UID); err != nil {
+		return err
 	}
-	services := x.kube.Clientset.CoreV1().Services(o.Namespace)
-	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		s, err := services.Get(ctx, o.Name, metav1.GetOptions{})
-		if err := same(err, o, s.UID); err != nil {
-			return err
-		}
-		b, err := json.Marshal(s.Spec.Selector)
-		if err != nil {
-			return err
-		}
-		now = string(b)
-		target := set
-		if !maps.Equal(s.Spec.Selector, want) {
-			ours, has := want[proxypod.ProxyLabel]
-			if !has || s.Spec.Selector[proxypod.ProxyLabel] != ours {
-				return errMoved
-			}
-			target = maps.Clone(s.Spec.Selector)
-			delete(target, proxypod.ProxyLabel)
-		}
-		if err := x.ours(ctx); err != nil {
-			return err
-		}
-		return x.patch(ctx, o, s.ResourceVersion, map[string]any{"spec": map[string]any{"selector": mergePatch(s.Spec.Selector, target)}})
-	})
-	return now, explainUnlessOurs(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
-}
-
-// mergePatch is the JSON merge patch (RFC 7396) that turns one flat map into another.
-func mergePatch(from, to map[string]string) map[string]any {
-	patch := map[string]any{}
-	for k := range from {
-		if _, ok := to[k]; !ok {
-			patch[k] = nil
-		}
+	if *now, err = json.Marshal(s.Spec.Selector); err != nil {
+		return err
 	}
-	for k, v := range to {
-		patch[k] = v
+	to, err := decide(*now)
+	if to == nil || err != nil {
+		return err
 	}
-	return patch
+	patch, err := c.Patch(*now, to, s.ResourceVersion)
+	if err != nil {
+		return err
+	}
+	if err := x.ours(ctx); err != nil {
+		return err
+	}
+	return x.patch(ctx, c.Object, patch)
 }
 
 // changed tells whether the swap may have changed anything: the record's copy comes before the first change.
@@ -191,7 +142,7 @@ func (x changer) changed(ctx context.Context, target Object) bool {
 }
 
 // annotate changes the copy of the undo record on the target from one value to another; "" is none.
-// A copy that is neither is another swap's, and errMoved.
+// A copy that is neither is another swap's, and undo.ErrMoved.
 func (x changer) annotate(ctx context.Context, o Object, from, to string) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		d, err := x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
@@ -205,20 +156,11 @@ func (x changer) annotate(ctx context.Context, o Object, from, to string) error 
 			if err := x.ours(ctx); err != nil {
 				return err
 			}
-			return x.patch(ctx, o, d.ResourceVersion, annotation(to))
+			return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
 		}
-		return errMoved
+		return undo.ErrMoved
 	})
 	return explainUnlessOurs(err, fmt.Sprintf("annotate %s in %s", o, o.Namespace))
-}
-
-// annotation is the patch that sets the record's copy, or removes it with "".
-func annotation(record string) map[string]any {
-	var v any
-	if record != "" {
-		v = record
-	}
-	return map[string]any{"metadata": map[string]any{"annotations": map[string]any{proxypod.UndoAnnotation: v}}}
 }
 
 // cleanReplicaSets removes the record's copies that the deployment controller made: it copies a
@@ -249,9 +191,9 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 		return 0, err
 	}
 	for _, rs := range copies {
-		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: rs.UID}
+		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
-		if err := x.patch(ctx, o, "", annotation("")); err != nil && !apierrors.IsNotFound(err) {
+		if err := x.patch(ctx, o, undo.AnnotationPatch("", "")); err != nil && !apierrors.IsNotFound(err) {
 			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 		n++
@@ -266,9 +208,7 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	if o.Kind != "Service" {
 		return nil
 	}
-	err := x.patch(ctx, o, "", map[string]any{"metadata": map[string]any{
-		"uid": o.UID, "annotations": map[string]any{proxypod.FenceAnnotation: x.claim.lease.ResourceVersion},
-	}})
+	err := x.patch(ctx, o, undo.FencePatch(o, x.claim.lease.ResourceVersion))
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // it is gone, or another one has its name
 	}
@@ -276,7 +216,7 @@ func (x changer) fence(ctx context.Context, o Object) error {
 }
 
 // replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
-func replicaSetCopies(ctx context.Context, k *kube.Client, namespace string, target types.UID) ([]appsv1.ReplicaSet, error) {
+func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {
 	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, kube.Explain(err, "list replicasets in "+namespace)
@@ -284,7 +224,7 @@ func replicaSetCopies(ctx context.Context, k *kube.Client, namespace string, tar
 	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
 		_, has := rs.Annotations[proxypod.UndoAnnotation]
 		owner := metav1.GetControllerOf(&rs)
-		return !has || owner == nil || owner.UID != target
+		return !has || owner == nil || string(owner.UID) != target
 	}), nil
 }
 
@@ -296,24 +236,18 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if err := same(err, o, meta.GetUID()); err != nil {
 			return err
 		}
-		owners := map[string][]FieldOwner{}
-		for _, c := range changes {
-			owners[c.Path] = c.Owners
-		}
-		entries, err := giveBackOwnership(meta.GetManagedFields(), owners)
+		managed, err := json.Marshal(meta.GetManagedFields())
 		if err != nil {
 			return err
 		}
-		var list any = entries
-		if len(entries) == 0 {
-			list = []any{map[string]any{}} // an empty list would mean "leave it" to the API server
+		patch, err := undo.OwnershipPatch(managed, changes, meta.GetResourceVersion())
+		if err != nil {
+			return err
 		}
 		if err := x.ours(ctx); err != nil {
 			return err
 		}
-		return x.patch(ctx, o, meta.GetResourceVersion(), map[string]any{"metadata": map[string]any{
-			"managedFields": list, "annotations": map[string]any{proxypod.FenceAnnotation: nil},
-		}})
+		return x.patch(ctx, o, patch)
 	})
 	if errors.Is(err, errGone) {
 		return nil
@@ -329,17 +263,8 @@ func (x changer) meta(ctx context.Context, o Object) (metav1.Object, error) {
 	return x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
 }
 
-// patch sends a JSON merge patch in bridge's name. With a resourceVersion an object that has changed
-// since is a conflict.
-func (x changer) patch(ctx context.Context, o Object, resourceVersion string, body map[string]any) error {
-	if resourceVersion != "" {
-		meta, _ := body["metadata"].(map[string]any)
-		if meta == nil {
-			meta = map[string]any{}
-			body["metadata"] = meta
-		}
-		meta["resourceVersion"] = resourceVersion
-	}
+// patch sends a JSON merge patch in bridge's name.
+func (x changer) patch(ctx context.Context, o Object, body map[string]any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -361,7 +286,7 @@ func (x changer) patch(ctx context.Context, o Object, resourceVersion string, bo
 
 // explainUnlessOurs leaves the errors of this package as they are.
 func explainUnlessOurs(err error, doing string) error {
-	if taken := new(proxypod.TakenError); errors.Is(err, errGone) || errors.Is(err, errMoved) || errors.As(err, &taken) {
+	if taken := new(proxypod.TakenError); errors.Is(err, errGone) || errors.Is(err, undo.ErrMoved) || errors.As(err, &taken) {
 		return err
 	}
 	return kube.Explain(err, doing)

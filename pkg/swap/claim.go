@@ -3,6 +3,7 @@ package swap
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -56,6 +57,10 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 }
 
 func errHeld(k *kube.Client, held *coordinationv1.Lease, target Object) error {
+	if by, ok := strings.CutPrefix(holder(held), proxypod.RestoreBy); ok {
+		return hint.Newf(hint.Conflict, "run the same command again in a moment; if that takes long: "+Command(k, target),
+			"%s in %s is being given back by %s", target, held.Namespace, by)
+	}
 	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(k, target),
 		"%s in %s is already swapped by %s since %s (last heartbeat %s)", target, held.Namespace, holder(held),
 		held.CreationTimestamp.Local().Format("15:04:05 on 2 Jan"), ago(held.Spec.RenewTime))

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -18,6 +20,7 @@ import (
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/undo"
 )
 
 // DryRun is a plan for people and programs to read: what a swap would do in the cluster, step by step.
@@ -55,7 +58,7 @@ type Step struct {
 // DryRun is what p does with the carried proxy's parts, if there are any.
 func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	u, ns := &p.Undo, p.Lease.Namespace
-	d := &DryRun{Notes: append([]string{}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
+	d := &DryRun{Notes: append([]string{p.Restores(k)}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
 	create := metav1.CreateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	x := changer{kube: k, dryRun: create.DryRun}
 
@@ -86,56 +89,98 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 			if _, err := k.Clientset.AppsV1().Deployments(ns).Create(ctx, p.Proxy, create); err != nil {
 				return err
 			}
-			return p.tryPod(ctx, k, d, create)
+			return d.tryPod(ctx, k, p.Proxy, create)
 		},
 	})
+	if p.Keeper != nil {
+		d.Steps = append(d.Steps, p.Keeper.steps(k, d, create)...)
+	}
 	record, err := u.Marshal()
 	if err != nil {
 		return nil, err
 	}
 	d.Steps = append(d.Steps, Step{
-		Verb: "patch", Name: u.Target.String(), Patch: annotation(record), Why: "a copy of the record, once the proxy is Ready",
+		Verb: "patch", Name: u.Target.String(), Patch: undo.AnnotationPatch(record, ""), Why: "a copy of the record, once the proxy is Ready",
 		try: func(ctx context.Context) error { return x.annotate(ctx, u.Target, "", record) },
 	})
 	for _, c := range u.Changes {
-		f, err := changedField(c)
+		patch, err := c.Patch(c.Before, c.Set, "")
 		if err != nil {
 			return nil, err
 		}
-		step := Step{Verb: "patch", Name: c.Object.String(), try: func(ctx context.Context) error { return x.apply(ctx, c) }}
-		switch f {
-		case replicas:
+		step := Step{Verb: "patch", Name: c.Object.String(), Patch: patch, try: func(ctx context.Context) error { return x.apply(ctx, c) }}
+		switch c.Field() {
+		case undo.Replicas:
 			step.Name += "/scale"
 			step.Why = fmt.Sprintf("the original is stopped; it has %s replicas", c.Before)
-			step.Patch = map[string]any{"spec": map[string]any{"replicas": c.Set}}
-		case selector:
-			var before, set map[string]string
-			if err := errors.Join(json.Unmarshal(c.Before, &before), json.Unmarshal(c.Set, &set)); err != nil {
-				return nil, err
-			}
+		case undo.Selector:
 			step.Why = fmt.Sprintf("its callers move to the proxy; the selector is %s", c.Before)
-			step.Patch = map[string]any{"spec": map[string]any{"selector": mergePatch(before, set)}}
 		}
 		d.Steps = append(d.Steps, step)
 	}
 	return d, nil
 }
 
-// tryPod has the API server judge the proxy's pod: quotas and Pod Security do that only when the pod comes, after the Deployment
+// steps are those that make the keeper.
+func (kp *Keeper) steps(k *kube.Client, d *DryRun, create metav1.CreateOptions) (out []Step) {
+	ns, name := kp.Deployment.Namespace, kp.Deployment.Name
+	if kp.Role != nil {
+		out = append(out, Step{
+			Verb: "create", Name: "serviceaccount/" + name, Object: kp.Account, Why: "the keeper's",
+			try: func(ctx context.Context) error {
+				_, err := k.Clientset.CoreV1().ServiceAccounts(ns).Create(ctx, kp.Account, create)
+				return err
+			},
+		}, Step{
+			Verb: "create", Name: "role/" + name, Object: kp.Role, Why: "what the keeper may do, with the objects of this swap alone",
+			try: func(ctx context.Context) error {
+				_, err := k.Clientset.RbacV1().Roles(ns).Create(ctx, kp.Role, create)
+				return err
+			},
+		}, Step{
+			Verb: "create", Name: "rolebinding/" + name, Object: kp.Binding, Why: "so it may",
+			try: func(ctx context.Context) error {
+				_, err := k.Clientset.RbacV1().RoleBindings(ns).Create(ctx, kp.Binding, create)
+				if apierrors.IsNotFound(err) {
+					return nil // the Role is not there; whether this user may bind it was asked with it
+				}
+				return err
+			},
+		})
+	}
+	return append(out, Step{
+		Verb: "create", Name: "deployment/" + name, Object: kp.Deployment, Why: "the keeper, in one pod: it gives back when this machine is gone",
+		try: func(ctx context.Context) error {
+			if _, err := k.Clientset.AppsV1().Deployments(ns).Create(ctx, kp.Deployment, create); err != nil {
+				return err
+			}
+			like := kp.Deployment.DeepCopy()
+			if kp.Account != nil {
+				like.Spec.Template.Spec.ServiceAccountName = "" // that is not there yet, and no pod is let in without
+			}
+			return d.tryPod(ctx, k, like, create)
+		},
+	})
+}
+
+// tryPod has the API server judge a Deployment's pod: quotas and Pod Security do that only when the pod comes, after the Deployment
 // was taken. Who may not create pods does not learn it.
-func (p *Plan) tryPod(ctx context.Context, k *kube.Client, d *DryRun, create metav1.CreateOptions) error {
+func (d *DryRun) tryPod(ctx context.Context, k *kube.Client, of *appsv1.Deployment, create metav1.CreateOptions) error {
 	lacking, err := rights.Missing(ctx, k, []rights.Right{{Resource: "pods", Verb: "create"}})
 	if err != nil {
 		return err
 	}
 	if len(lacking) > 0 {
-		d.Notes = append(d.Notes, fmt.Sprintf("your account may not %s, so the proxy's pod itself was not tried: a quota or Pod Security may still refuse it", lacking[0]))
+		note := fmt.Sprintf("your account may not %s, so no pod itself was tried: a quota or Pod Security may still refuse it", lacking[0])
+		if !slices.Contains(d.Notes, note) {
+			d.Notes = append(d.Notes, note)
+		}
 		return nil
 	}
-	t := p.Proxy.Spec.Template.DeepCopy()
+	t := of.Spec.Template.DeepCopy()
 	pod := &corev1.Pod{ObjectMeta: t.ObjectMeta, Spec: t.Spec}
-	pod.GenerateName = p.Proxy.Name + "-"
-	_, err = k.Clientset.CoreV1().Pods(p.Proxy.Namespace).Create(ctx, pod, create)
+	pod.GenerateName = of.Name + "-"
+	_, err = k.Clientset.CoreV1().Pods(of.Namespace).Create(ctx, pod, create)
 	return kube.Explain(err, "create its pod")
 }
 

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -41,7 +42,7 @@ func tell(ctx context.Context, k *kube.Client, target Object, kind, reason, mess
 	_, err := k.Clientset.CoreV1().Events(target.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: target.Namespace, GenerateName: target.Name + "."},
 		InvolvedObject: corev1.ObjectReference{
-			APIVersion: target.APIVersion, Kind: target.Kind, Namespace: target.Namespace, Name: target.Name, UID: target.UID,
+			APIVersion: target.APIVersion, Kind: target.Kind, Namespace: target.Namespace, Name: target.Name, UID: types.UID(target.UID),
 		},
 		Type: kind, Reason: reason, Message: message,
 		FirstTimestamp: stamp, LastTimestamp: stamp, Count: 1,
@@ -58,7 +59,7 @@ func (s *Swap) narrate(ctx context.Context) {
 		kind, reason, message string
 		at                    time.Time
 	}
-	_, services := u.summary()
+	_, services := u.Summary()
 	what := fmt.Sprintf("%s answers for it from another machine", u.Owner)
 	if len(services) > 0 {
 		what += ", callers of " + serviceList(services) + " too"

@@ -32,7 +32,7 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 	if err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, ns))
 	}
-	o := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: ns, Name: name, UID: f.Deployment.UID}
+	o := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: ns, Name: name, UID: string(f.Deployment.UID)}
 	held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
 	if err == nil {
 		return Facts{}, errHeld(k, held, o)

@@ -14,6 +14,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // Entry is one Lease of bridge's, as `bridge status` lists it.
@@ -37,6 +38,9 @@ type Entry struct {
 	Probes []probe.State `json:"probes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
+	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" but for
+	// swap.
+	IfLost string `json:"ifLost,omitempty"`
 	// Replicas the target had before; 0 but for swap.
 	Replicas int32    `json:"replicas,omitempty"`
 	Services []string `json:"services,omitempty"`
@@ -65,12 +69,21 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Target = e.Kind + "/" + l.Name
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
-		if u, err := ParseUndo(l.Annotations[proxypod.UndoAnnotation]); err == nil {
-			e.Replicas, e.Services = u.summary()
+		if u, err := undo.Parse(l.Annotations[proxypod.UndoAnnotation]); err == nil {
+			e.Replicas, e.Services = u.Summary()
+			e.IfLost = ifLost(ctx, k, &l)
 		}
 		entries = append(entries, e)
 	}
 	return entries, nil
+}
+
+// ifLost is Entry's, by whether the keeper is Ready now.
+func ifLost(ctx context.Context, k *kube.Client, l *coordinationv1.Lease) string {
+	if why := noKeeper(ctx, k, l); why != "" {
+		return "stays swapped: " + why
+	}
+	return fmt.Sprintf("given back after %v", proxypod.Duration(l))
 }
 
 // judge fills in the heartbeat and the state. What the Lease says of the tunnel was true at its last heartbeat.
@@ -80,7 +93,7 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		e.Heartbeat = l.Spec.RenewTime.Time
 		silent = now.Sub(e.Heartbeat)
 	}
-	e.Alive = silent < proxypod.LeaseSeconds*time.Second
+	e.Alive = silent < proxypod.Duration(l)
 	told, ok := proxypod.ParseState(l.Annotations[proxypod.TunnelAnnotation])
 	switch {
 	case strings.HasPrefix(e.Owner, proxypod.RestoreBy):
@@ -89,7 +102,7 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		e.State = "left behind"
 	case !ok:
 		e.State, e.Reason = "unknown", "the Lease does not say"
-	case silent > proxypod.StaleAfter:
+	case silent > proxypod.Stale(l):
 		e.State, e.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
 	default:
 		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason

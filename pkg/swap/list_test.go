@@ -22,7 +22,7 @@ func TestStateOfAnEntry(t *testing.T) {
 		alive             bool
 	}{
 		{"ready", "ada@laptop", ready, 9 * time.Second, "ready", "", true},
-		{"one late heartbeat", "ada@laptop", ready, proxypod.StaleAfter, "ready", "", true},
+		{"one late heartbeat", "ada@laptop", ready, 25 * time.Second, "ready", "", true},
 		{"late", "ada@laptop", ready, 40 * time.Second, "unknown", "no heartbeat for 40s; ready before", true},
 		{"dead", "ada@laptop", ready, time.Minute, "left behind", "", false},
 		{"given back", "restore by bob@desk", ready, time.Second, "restoring", "", true},

@@ -18,6 +18,7 @@ import (
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -44,6 +45,9 @@ type Options struct {
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
+	// SelfRestore and RestoreAfter are AddKeeper's: after how long a silence the keeper gives back, in whole seconds.
+	SelfRestore  SelfRestore
+	RestoreAfter time.Duration
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -56,8 +60,10 @@ type Plan struct {
 	Undo  Undo
 	Lease *coordinationv1.Lease
 	Proxy *appsv1.Deployment
-	Ports []Port
-	Own   proxypod.Ports
+	// Keeper is added by AddKeeper; nil: nobody gives back when this machine is gone.
+	Keeper *Keeper
+	Ports  []Port
+	Own    proxypod.Ports
 	// Probes are the target's that are run on the laptop.
 	Probes []*probe.Probe
 	// Services whose endpoints move, by name.
@@ -70,24 +76,25 @@ type Plan struct {
 	container string                // whose place the proxy takes
 	have      []Port                // what --port chose from
 	source    proxypod.Source
-	podProxy  bool // was asked for
+	podProxy  bool   // was asked for
+	noKeeper  string // why there is none
 }
 
 // NewPlan works out a swap in mode replace.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
-	p := &Plan{Replicas: 1, target: d, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy}
+	p := &Plan{Replicas: 1, target: d, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy, noKeeper: "there is no keeper"}
 	if d.Spec.Replicas != nil {
 		p.Replicas = *d.Spec.Replicas
 	}
-	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel] != "" {
+	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
-			"deployment/%s is a proxy of bridge's own", d.Name)
+			"deployment/%s is bridge's own", d.Name)
 	}
 
 	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
-		if u, err := ParseUndo(record); err != nil || u.Target.UID == d.UID {
+		if u, err := undo.Parse(record); err != nil || u.Target.UID == string(d.UID) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore deployment %s -n %s", d.Name, d.Namespace),
 				"deployment/%s in %s has the record of an earlier swap, which was not given back", d.Name, d.Namespace)
 		}
@@ -190,13 +197,13 @@ func selecting(services []corev1.Service, podLabels map[string]string) []corev1.
 
 func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int32) (Undo, error) {
 	d := f.Deployment
-	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: d.UID}
-	u := Undo{Version: undoVersion, Target: target, Owner: o.Owner, Since: o.Now.UTC().Truncate(time.Second)}
+	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)}
+	u := undo.New(target, o.Owner, o.Now)
 	if f.MayPatchServices {
 		for _, s := range services {
 			set := maps.Clone(s.Spec.Selector)
 			set[proxypod.ProxyLabel] = proxypod.LabelValue(lease)
-			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID},
+			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)},
 				"spec.selector", s.Spec.Selector, set, s.ManagedFields)
 			if err != nil {
 				return Undo{}, err

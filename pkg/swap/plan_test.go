@@ -148,8 +148,11 @@ func TestPlanRefuses(t *testing.T) {
 	}{
 		{"host network", "hostNetwork", func(f *Facts, _ *Options) { f.Deployment.Spec.Template.Spec.HostNetwork = true }},
 		{"a container that is not there", `no container "web" in the pod template: it has app, sidecar`, func(_ *Facts, o *Options) { o.Container = "web" }},
-		{"a proxy of our own", "is a proxy of bridge's own", func(f *Facts, _ *Options) {
+		{"a proxy of our own", "is bridge's own", func(f *Facts, _ *Options) {
 			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.ProxyLabel: "x"}
+		}},
+		{"a keeper of our own", "is bridge's own", func(f *Facts, _ *Options) {
+			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KeeperLabel: "x"}
 		}},
 		{"a port nobody has", `no port "grpc": the pod has 8080 (http)`, func(_ *Facts, o *Options) { o.Ports = []string{"1:grpc"} }},
 		{"a port twice", "port 8080 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:8080", "2:http"} }},
@@ -288,4 +291,19 @@ func TestServiceSharedWithOthersIsNotMoved(t *testing.T) {
 	if notes := strings.Join(p.Notes, "\n"); !strings.Contains(notes, "orders-canary-1") {
 		t.Errorf("the notes do not say so: %s", notes)
 	}
+}
+
+// What a plan writes is the golden record, which every later bridge has to read.
+func TestPlanWritesTheGoldenRecord(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	p, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "../../../internal/undo/testdata/undo.v1.json", s+"\n")
 }

@@ -17,6 +17,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 const (
@@ -80,7 +81,7 @@ func (r *Restorer) take(ctx context.Context, name, by string, only *Undo) (*Undo
 
 func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (*Undo, *claim, error) {
 	another := func(found *Undo) error {
-		if only == nil || only.equal(found) {
+		if only == nil || only.Equal(found) {
 			return nil
 		}
 		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
@@ -128,7 +129,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (
 
 // read is the Lease's record, or its copy when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
-	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -153,7 +154,7 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 	record, ok := d.Annotations[proxypod.UndoAnnotation]
 	if !ok {
 		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
-		copies, err := replicaSetCopies(ctx, r.Kube, ns, d.UID)
+		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
 		if err != nil {
 			return nil, "", err
 		}
@@ -164,11 +165,11 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 	if !ok {
 		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
 	}
-	u, err = ParseUndo(record)
+	u, err = undo.Parse(record)
 	if err != nil {
 		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
 	}
-	if u.Target.UID != d.UID {
+	if u.Target.UID != string(d.UID) {
 		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
 			"deployment/%s in %s is not swapped", name, ns)
 	}
@@ -213,7 +214,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	said := map[string]bool{}
 	changed := x.changed(ctx, u.Target)
 	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
-	if _, err := r.undo(ctx, x, c, u, replicas, fault.ScaledBack, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u, undo.Replicas, fault.ScaledBack, said); err != nil {
 		return err
 	}
 	ready, notReady := r.awaitOriginal(ctx, u)
@@ -223,7 +224,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, selector, fault.MovedBack, said)
+	back, err := r.undo(ctx, x, c, u, undo.Selector, fault.MovedBack, said)
 	if err != nil {
 		return err
 	}
@@ -237,7 +238,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	// is gone, and does not copy it to a ReplicaSet again.
 	err = r.patiently(ctx, c, func() error {
 		switch err := x.annotate(ctx, u.Target, record, ""); {
-		case errors.Is(err, errMoved):
+		case errors.Is(err, undo.ErrMoved):
 			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
 		case !errors.Is(err, errGone):
 			return fault.After(fault.RecordRemoved, err)
@@ -252,12 +253,12 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
-	for _, f := range []field{replicas, selector} {
+	for _, f := range []undo.Field{undo.Replicas, undo.Selector} {
 		if _, err := r.undo(ctx, x, c, u, f, fault.UndoneAgain, said); err != nil {
 			return err
 		}
 	}
-	for _, changes := range byObject(u) {
+	for _, changes := range u.ByObject() {
 		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
 		if err := fault.After(fault.OwnersBack, err); err != nil {
 			return err
@@ -275,6 +276,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err := fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) })); err != nil {
 		return err
 	}
+	awaitKeeperGone(ctx, r.Kube, c.lease)
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
@@ -285,11 +287,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
 // says once what it left alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f field, point fault.Point, said map[string]bool) (back []Object, err error) {
-	for _, change := range u.Changes {
-		if g, err := changedField(change); err != nil || g != f {
-			continue
-		}
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, err error) {
+	for _, change := range u.Of(f) {
 		var left string
 		err := r.patiently(ctx, c, func() (err error) {
 			left, err = x.undo(ctx, change)
@@ -391,20 +390,4 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 		return nil
 	}
 	return sleep(ctx, settle)
-}
-
-// byObject groups the changes by the object they are about, in the record's order.
-func byObject(u *Undo) [][]Change {
-	var out [][]Change
-	index := map[Object]int{}
-	for _, c := range u.Changes {
-		i, ok := index[c.Object]
-		if !ok {
-			i = len(out)
-			index[c.Object] = i
-			out = append(out, nil)
-		}
-		out[i] = append(out[i], c)
-	}
-	return out
 }

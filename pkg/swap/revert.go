@@ -15,6 +15,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // A swap and a controller that keeps a manifest (Argo CD, Flux) want different things of the same fields, and the controller
@@ -61,29 +62,28 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 	s.guard.mu.Unlock()
 	scaled, back := "", ""
 	for _, c := range made {
-		f, err := changedField(c)
-		if err != nil {
-			return err
-		}
-		switch f {
-		case replicas:
+		switch c.Field() {
+		case undo.Replicas:
 			d, err := s.Kube.Clientset.AppsV1().Deployments(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
-			if err != nil || d.UID != c.Object.UID {
+			if same(err, c.Object, d.UID) != nil {
 				continue
+			}
+			if d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && s.claim.check(ctx) != nil {
+				return nil // whoever gives it back, a keeper too, has taken the Lease before
 			}
 			if scaled, err = s.scaledBy(d, c); err != nil {
 				return err
 			}
-		case selector:
+		case undo.Selector:
 			v, err := s.Kube.Clientset.CoreV1().Services(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
-			if err != nil || v.UID != c.Object.UID {
+			if same(err, c.Object, v.UID) != nil {
 				continue
 			}
 			by, err := reselectedBy(v, c)
 			switch {
 			case err != nil:
 				return err
-			case by.controller():
+			case controller(by):
 				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
 			case by.Manager != "":
 				back = fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)
@@ -118,7 +118,7 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 	}
 	what := fmt.Sprintf("%s has scaled %s to %d", who, c.Object, *d.Spec.Replicas)
 	switch {
-	case by.controller():
+	case controller(by):
 		return "", s.reverted(what)
 	case g.ups > 1:
 		return "", s.reverted(what + " again")
@@ -130,26 +130,34 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 }
 
 // reselectedBy says who has set the Service's selector back; nobody when it is bridge's still, or is another one now.
-func reselectedBy(v *corev1.Service, c Change) (FieldOwner, error) {
+func reselectedBy(v *corev1.Service, c Change) (undo.Owner, error) {
 	var before map[string]string
 	if err := json.Unmarshal(c.Before, &before); err != nil {
-		return FieldOwner{}, err
+		return undo.Owner{}, err
 	}
 	if !maps.Equal(before, v.Spec.Selector) {
-		return FieldOwner{}, nil
+		return undo.Owner{}, nil
 	}
 	by, err := lastOwner(v.ManagedFields, c.Path)
 	if by.Manager == proxypod.FieldManager {
-		by = FieldOwner{}
+		by = undo.Owner{}
 	}
 	return by, err
 }
 
+func ownersOf(entries []metav1.ManagedFieldsEntry, path string) ([]undo.Owner, error) {
+	b, err := json.Marshal(entries)
+	if err != nil {
+		return nil, err
+	}
+	return undo.OwnersOf(b, path)
+}
+
 // lastOwner is who owns the field, the latest of them; the zero value when nobody does.
-func lastOwner(entries []metav1.ManagedFieldsEntry, path string) (last FieldOwner, err error) {
+func lastOwner(entries []metav1.ManagedFieldsEntry, path string) (last undo.Owner, err error) {
 	owners, err := ownersOf(entries, path)
 	for _, o := range owners {
-		if last.Manager == "" || last.Time == nil || o.Time != nil && last.Time.Before(o.Time) {
+		if last.Manager == "" || last.Time == nil || o.Time != nil && last.Time.Before(*o.Time) {
 			last = o
 		}
 	}
@@ -158,21 +166,21 @@ func lastOwner(entries []metav1.ManagedFieldsEntry, path string) (last FieldOwne
 
 // controller tells whether a program wrote the field that will do so again: one that is known, or one that declares fields
 // (server-side apply) and is not a person's tool.
-func (o FieldOwner) controller() bool {
+func controller(o undo.Owner) bool {
 	for _, known := range []string{"argocd", "kustomize-controller", "helm-controller", "fleetagent", "kapp-controller"} {
 		if strings.HasPrefix(o.Manager, known) {
 			return true
 		}
 	}
 	person := strings.HasPrefix(o.Manager, "kubectl") || o.Manager == "helm"
-	return o.Operation == metav1.ManagedFieldsOperationApply && !person && o.Manager != proxypod.FieldManager
+	return o.Operation == string(metav1.ManagedFieldsOperationApply) && !person && o.Manager != proxypod.FieldManager
 }
 
 // reverted is why a swap cannot go on against a controller, and what to do about it.
 func (s *Swap) reverted(what string) error {
 	u := &s.Plan.Undo
 	fields := "spec.replicas of " + u.Target.String()
-	if _, services := u.summary(); len(services) > 0 {
+	if _, services := u.Summary(); len(services) > 0 {
 		fields += " and spec.selector of " + serviceList(services)
 	}
 	return hint.Newf(hint.Conflict, strings.Join([]string{

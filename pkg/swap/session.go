@@ -27,6 +27,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/private"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -170,14 +171,17 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	case apierrors.IsNotFound(err),
 		err == nil && lease.Annotations[proxypod.ClientAnnotation] != saved.Key.Fingerprint().String(),
 		err == nil && saved.LeaseUID != "" && lease.UID != saved.LeaseUID:
-		s.forget() // given back by others
+		if saved.Held {
+			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target)))
+		}
+		s.forget()
 		return nil, nil
 	case err != nil:
 		return nil, kube.Explain(err, "get the swap's Lease in "+k.Namespace)
 	case saved.Held && strings.HasPrefix(holder(lease), proxypod.RestoreBy):
 		return nil, nil // who swaps anew is told
 	}
-	u, err := ParseUndo(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -197,7 +201,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		return nil, err
 	}
 	s.key, s.lease = saved.Key, lease
-	p.Undo, p.Lease, p.Own = *u, lease, saved.Own
+	p.Undo, p.Lease, p.Own, p.noKeeper = *u, lease, saved.Own, noKeeper(ctx, k, lease)
 	return p, fault.After(fault.TakeUpRead, nil)
 }
 

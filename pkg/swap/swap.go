@@ -45,6 +45,8 @@ type Swap struct {
 	Parts []carry.Part // of a carried proxy; none with an image, and for a swap that is taken up
 	// Session is this machine's half, from OpenSession.
 	Session *Session
+	// SelfRestore is what Plan.AddKeeper was asked for.
+	SelfRestore SelfRestore
 	// ReadyTimeout is how long the proxy's pod may take to be Ready.
 	ReadyTimeout time.Duration
 	ResumeWindow time.Duration // as tunnel.Client's
@@ -251,12 +253,15 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		}
 		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
 	}
-	over := hint.Newf(hint.Conflict, "", "the swap of %s in %s is over: %w", s.Plan.Undo.Target, s.claim.lease.Namespace, taken)
+	over := func() error {
+		return hint.Newf(hint.Conflict, "to have its traffic again run the same command; with --rejoin bridge does so by itself",
+			"the swap of %s in %s is over: %w%s", s.Plan.Undo.Target, s.claim.lease.Namespace, taken, servesSince(ctx, s.Kube, s.Plan.Undo.Target))
+	}
 	s.Say(taken.Error())
 	if taken.By != "" {
 		// The restorer ends the proxy; until then its connections still need this end of the tunnel.
 		if s.claim.awaitEnd(ctx) == nil {
-			return over
+			return over()
 		}
 		ctx, cancel = context.WithTimeout(whole, restoreTimeout) // the restorer has used up the other
 		defer cancel()
@@ -264,7 +269,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	// The Lease is gone, or whoever took it is: the record is here as well.
 	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, &s.Plan.Undo)
 	if hint.CodeOf(err) == hint.NotFound {
-		return over // given back entirely
+		return over() // given back entirely
 	}
 	if err != nil {
 		return hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, s.Plan.Undo.Target))
@@ -272,7 +277,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	if err := r.giveBack(ctx, u, c); err != nil {
 		return err
 	}
-	return over
+	return over()
 }
 
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
@@ -288,12 +293,18 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err := proxypod.Create(ctx, s.Kube, lease, maps, s.Plan.Proxy); err != nil {
 		return proxyError(err)
 	}
+	if err := s.startKeeper(ctx); err != nil {
+		return proxyError(err)
+	}
 	if err := s.awaitProgram(ctx); err != nil {
 		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
 	if err := fault.After(fault.ProxyReady, s.proxy.WaitReady(ready)); err != nil {
+		return err
+	}
+	if err := s.awaitKeeper(ctx); err != nil {
 		return err
 	}
 	record, err := u.Marshal()

@@ -173,10 +173,10 @@ func TestServerDryRun(t *testing.T) {
 	text := strings.Join(b.stdout.all(), "\n")
 	docs := strings.Split(text, "\n---\n")
 	var d appsv1.Deployment
-	if err := yaml.UnmarshalStrict([]byte(docs[len(docs)-1]), &d); err != nil || d.Name != "bridge-deployment-orders" {
+	if err := yaml.UnmarshalStrict([]byte(docs[len(docs)-1]), &d); err != nil || d.Name != "bridge-deployment-orders-keeper" {
 		t.Errorf("the last document: %v\n%s", err, text)
 	}
-	for _, words := range []string{"# 1. create lease/bridge-deployment-orders", "bytes, not shown", "patch service/orders", "patch deployment/orders/scale", "# The record"} {
+	for _, words := range []string{"# 1. create lease/bridge-deployment-orders", "bytes, not shown", "create deployment/bridge-deployment-orders:", "create role/bridge-deployment-orders-keeper", "patch service/orders", "patch deployment/orders/scale", "# The record"} {
 		if !strings.Contains(text, words) {
 			t.Errorf("no %q in:\n%s", words, text)
 		}
@@ -208,7 +208,7 @@ func TestServerDryRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, step := range plan.Steps {
-		if refused := strings.Contains(step.Refused, "exceeded quota"); refused != (step.Name == "deployment/bridge-deployment-orders") {
+		if refused := strings.Contains(step.Refused, "exceeded quota"); refused != strings.HasPrefix(step.Name, "deployment/bridge-") {
 			t.Errorf("%s %s: refused: %q", step.Verb, step.Name, step.Refused)
 		}
 	}

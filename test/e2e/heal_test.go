@@ -78,7 +78,8 @@ func (w *world) busyOut(kubeconfig string) (*process, *busy) {
 // busyIn has a pod's connections, through a swap, to orders on the laptop.
 func (w *world) busyIn(kubeconfig string) (*process, *busy) {
 	w.t.Helper()
-	c := w.bridgeAs(kubeconfig, nil, append([]string{"swap", "deployment", "orders"}, localOrders(w.t)...)...)
+	// The tunnel is looked at here, also after a longer silence than a swap is left alone.
+	c := w.bridgeAs(kubeconfig, nil, append([]string{"swap", "deployment", "orders", "--restore-after", "1h"}, localOrders(w.t)...)...)
 	c.says(swapped)
 	return c, newBusy(w.t, func(ctx context.Context, in io.Reader, out io.Writer) error {
 		return w.exec(ctx, in, out, "busy", "--address", "orders:7000", "--connections", fmt.Sprint(streams))

@@ -27,8 +27,8 @@ import (
 
 // status is what `bridge status -o json` says of the one swap or connect in the namespace.
 func (w *world) status() (e struct {
-	State, Reason string
-	StateSince    time.Time
+	State, Reason, IfLost string
+	StateSince            time.Time
 }) {
 	w.t.Helper()
 	b := w.bridge("status", "-o", "json")
@@ -44,7 +44,7 @@ func (w *world) status() (e struct {
 func TestStatusTellsTheTunnelsState(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
-	b := w.swap()
+	b := w.swap("--self-restore", "never")
 	w.await("ready", func() bool { return w.status().State == "ready" })
 	if since := time.Since(w.status().StateSince); since < 0 || since > patience {
 		t.Errorf("ready for %v", since)

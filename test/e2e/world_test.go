@@ -267,11 +267,14 @@ func (w *world) report() {
 			w.t.Logf("event %s %s/%s: %s %s", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message)
 		}
 	}
-	pods, err := s.client.CoreV1().Pods(w.ns).List(ctx, metav1.ListOptions{LabelSelector: "bridge.internal/proxy"})
+	pods, err := s.client.CoreV1().Pods(w.ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return
 	}
 	for _, p := range pods.Items {
+		if p.Labels["bridge.internal/proxy"]+p.Labels["bridge.internal/keeper"] == "" {
+			continue
+		}
 		if log, err := s.client.CoreV1().Pods(w.ns).GetLogs(p.Name, &corev1.PodLogOptions{}).DoRaw(ctx); err == nil {
 			w.t.Logf("log of %s:\n%s", p.Name, log)
 		}
@@ -474,14 +477,14 @@ func (w *world) bridge(args ...string) *process {
 func (w *world) elsewhere() *world { return &world{t: w.t, ns: w.ns, state: w.t.TempDir()} }
 
 // beginSwap swaps orders with a process of the laptop's; swap waits until that has all the traffic.
-func (w *world) beginSwap() *process {
+func (w *world) beginSwap(flags ...string) *process {
 	w.t.Helper()
-	return w.bridge(append([]string{"swap", "deployment", "orders"}, localOrders(w.t)...)...)
+	return w.bridge(append(append([]string{"swap", "deployment", "orders"}, localOrders(w.t)...), flags...)...)
 }
 
-func (w *world) swap() *process {
+func (w *world) swap(flags ...string) *process {
 	w.t.Helper()
-	b := w.beginSwap()
+	b := w.beginSwap(flags...)
 	b.says(swapped)
 	return b
 }

@@ -1,0 +1,293 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"bridge/internal/undo"
+)
+
+const (
+	// readyTimeout is how long the original may take to be Ready before the rest goes on without.
+	readyTimeout = 2 * time.Minute
+	// settle is how long callers may still be sent to an endpoint that they were sent to before.
+	settle = 3 * time.Second
+	// cleanAfter is how long the deployment controller may still copy an annotation that is gone.
+	cleanAfter = time.Second
+)
+
+// giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
+// nothing. What was done already is found done, so it can be called again.
+func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
+	g := giving{Keeper: k, api: api, claim: c}
+	for _, step := range []func(context.Context) error{
+		g.fence, g.undoAll(undo.Replicas), g.awaitReady, g.undoAll(undo.Selector), g.awaitCallers,
+		g.unmarkTarget, g.endProxy,
+		// A bridge that was still swapping when the Lease was taken may have made one more change.
+		g.undoAll(undo.Replicas), g.undoAll(undo.Selector),
+		g.unmarkReplicaSets, g.giveBackFields, g.release,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// giving is one time of giving back.
+type giving struct {
+	*Keeper
+	api *client
+	claim
+}
+
+// patiently takes one step if the Lease is still ours, and again while the API server is away or fails for a moment. What is
+// gone needs nothing. A dry run is tried once.
+func (g giving) patiently(ctx context.Context, what string, step func() error) error {
+	for said := ""; ; {
+		var err error
+		if !g.api.dry {
+			err = g.check(ctx)
+		}
+		if err == nil {
+			err = step()
+		}
+		switch {
+		case err == nil || isNotFound(err) || errors.Is(err, errGone):
+			return nil
+		case errors.Is(err, errTaken) || ctx.Err() != nil:
+			return err
+		case g.api.dry || !transient(err):
+			return fmt.Errorf("%s: %w", what, err)
+		case err.Error() != said:
+			said = err.Error()
+			g.Log.Info(what+"; trying again", "because", said)
+		}
+		if err := sleep(ctx, retryPause); err != nil {
+			return err
+		}
+	}
+}
+
+// errGone says that another object has the name by now.
+var errGone = errors.New("deleted meanwhile")
+
+// same reads a record's object, as path has it.
+func (g giving) same(ctx context.Context, o undo.Object, path string) (object, error) {
+	is, err := g.api.get(ctx, path)
+	if err == nil && is.Metadata.UID != o.UID {
+		err = errGone
+	}
+	return is, err
+}
+
+// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot.
+func (g giving) fence(ctx context.Context) error {
+	for _, c := range g.record.Of(undo.Selector) {
+		err := g.patiently(ctx, "annotate "+c.Object.String(), func() error {
+			path := g.api.pathOf(c.Object)
+			if _, err := g.same(ctx, c.Object, path); err != nil {
+				return err
+			}
+			return g.api.patch(ctx, path, undo.FencePatch(c.Object, g.version))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g giving) undoAll(f undo.Field) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, c := range g.record.Of(f) {
+			if err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func (g giving) undo(ctx context.Context, c undo.Change) error {
+	path := g.api.pathOf(c.Object)
+	if c.Field() == undo.Replicas {
+		path += "/scale"
+	}
+	is, err := g.same(ctx, c.Object, path)
+	if err != nil {
+		return err
+	}
+	now := is.Spec.Selector
+	if c.Field() == undo.Replicas {
+		now = is.Spec.Replicas
+	}
+	switch { // the API leaves out what is zero
+	case len(now) > 0:
+	case c.Field() == undo.Replicas:
+		now = json.RawMessage("0")
+	default:
+		now = json.RawMessage("null")
+	}
+	to, err := c.Undo(now)
+	switch {
+	case errors.Is(err, undo.ErrMoved):
+		if !g.api.dry {
+			g.Log.Info(c.Left(now))
+		}
+		return nil
+	case err != nil:
+		return err
+	case to == nil && !g.api.dry:
+		return nil
+	case to == nil:
+		to = c.Before
+	}
+	patch, err := c.Patch(now, to, is.Metadata.ResourceVersion)
+	if err != nil {
+		return err
+	}
+	return g.api.patch(ctx, path, patch)
+}
+
+// awaitReady waits until the target has as many Ready pods as it wants, or no longer than it may take: its callers have
+// nobody else.
+func (g giving) awaitReady(ctx context.Context) error {
+	if g.api.dry {
+		return nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		target, err := g.same(ctx, g.record.Target, g.api.pathOf(g.record.Target))
+		if isNotFound(err) || errors.Is(err, errGone) {
+			return nil
+		}
+		if err == nil {
+			want := int64(1)
+			_ = json.Unmarshal(target.Spec.Replicas, &want)
+			if target.Status.ObservedGeneration >= target.Metadata.Generation && target.Status.ReadyReplicas >= want {
+				return nil
+			}
+		}
+		if sleep(bounded, retryPause/4) != nil {
+			g.Log.Warn("the original is not Ready; going on", "target", g.record.Target.String())
+			return ctx.Err()
+		}
+	}
+}
+
+// awaitCallers waits until those who still reach the proxy, if its tunnel should live, reach the original.
+func (g giving) awaitCallers(ctx context.Context) error {
+	if g.api.dry || len(g.record.Of(undo.Selector)) == 0 {
+		return nil
+	}
+	return sleep(ctx, settle)
+}
+
+// unmarkTarget removes the record's copy from the target, if it is this record.
+func (g giving) unmarkTarget(ctx context.Context) error {
+	record, err := g.record.Marshal()
+	if err != nil {
+		return err
+	}
+	return g.patiently(ctx, "annotate "+g.record.Target.String(), func() error {
+		path := g.api.pathOf(g.record.Target)
+		target, err := g.same(ctx, g.record.Target, path)
+		if err != nil {
+			return err
+		}
+		if target.Metadata.Annotations[undo.Annotation] != record && !g.api.dry {
+			return nil
+		}
+		return g.api.patch(ctx, path, undo.AnnotationPatch("", target.Metadata.ResourceVersion))
+	})
+}
+
+// endProxy deletes the proxy's Deployment, if it is this Lease's, and waits until its pods have drained and ended: so long
+// the Deployment stays itself.
+func (g giving) endProxy(ctx context.Context) error {
+	path := g.api.path(deployments, g.Lease)
+	return g.patiently(ctx, "delete deployment/"+g.Lease, func() error {
+		proxy, err := g.api.get(ctx, path)
+		if err != nil || !proxy.ownedBy(g.uid) {
+			return err
+		}
+		if err := g.api.remove(ctx, path, proxy.Metadata.UID, true); err != nil || g.api.dry {
+			return err
+		}
+		return errNotYet
+	})
+}
+
+var errNotYet = errors.New("its pods have not ended yet")
+
+func (o object) ownedBy(uid string) bool {
+	for _, r := range o.Metadata.OwnerReferences {
+		if r.UID == uid {
+			return true
+		}
+	}
+	return false
+}
+
+// unmarkReplicaSets removes the copies of the record from the target's ReplicaSets, once the deployment controller has
+// seen that the target has none.
+func (g giving) unmarkReplicaSets(ctx context.Context) error {
+	if !g.api.dry {
+		if err := sleep(ctx, cleanAfter); err != nil {
+			return err
+		}
+	}
+	for _, name := range g.ReplicaSets {
+		err := g.patiently(ctx, "annotate replicaset/"+name, func() error {
+			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.AnnotationPatch("", ""))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g giving) giveBackFields(ctx context.Context) error {
+	for _, changes := range g.record.ByObject() {
+		o := changes[0].Object
+		err := g.patiently(ctx, "give back the field ownership of "+o.String(), func() error {
+			is, err := g.same(ctx, o, g.api.pathOf(o))
+			if err != nil {
+				return err
+			}
+			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, changes, is.Metadata.ResourceVersion)
+			if err != nil {
+				return err
+			}
+			return g.api.patch(ctx, g.api.pathOf(o), patch)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// release deletes the Lease, and with it, by garbage collection, the proxy's ConfigMaps, this pod and its rights. The dry run
+// tries taking it as well.
+func (g giving) release(ctx context.Context) error {
+	path := g.api.path(leases, g.Lease)
+	return g.patiently(ctx, "delete lease/"+g.Lease, func() error {
+		if g.api.dry {
+			if err := g.api.patch(ctx, path, g.hold(g.holder())); err != nil && !isConflict(err) { // a heartbeat came between
+				return err
+			}
+		}
+		err := g.api.remove(ctx, path, g.uid, false)
+		if isConflict(err) {
+			return nil // another Lease by now
+		}
+		return err
+	})
+}

@@ -1,0 +1,132 @@
+package undo
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Field ownership (KEP-555, metadata.managedFields): whoever changes a field takes it from the
+// manager that had it, and that manager's next server-side apply is a conflict. So a swap notes the
+// owners of what it changes, and giving back includes them.
+
+// Owner is an entry of metadata.managedFields without its fields.
+type Owner struct {
+	Manager     string     `json:"manager"`
+	Operation   string     `json:"operation"`
+	APIVersion  string     `json:"apiVersion"`
+	Subresource string     `json:"subresource,omitempty"`
+	Time        *time.Time `json:"time,omitempty"`
+}
+
+// managed is a whole entry, as the API server gives it.
+type managed struct {
+	Owner
+	FieldsType string `json:"fieldsType,omitempty"`
+	// FieldsV1 is a tree: each field is a key "f:NAME" with what is below it, {} for a leaf. The field itself
+	// is in the set when it is a leaf, or has the key ".".
+	FieldsV1 fields `json:"fieldsV1,omitempty"`
+}
+
+type fields map[string]fields
+
+// below walks down the path, "spec.selector"; nil when it leads nowhere.
+func (f fields) below(path string) fields {
+	for name := range strings.SplitSeq(path, ".") {
+		if f = f["f:"+name]; f == nil {
+			return nil
+		}
+	}
+	return f
+}
+
+func (f fields) has(path string) bool {
+	at := f.below(path)
+	_, self := at["."]
+	return at != nil && (self || len(at) == 0)
+}
+
+// insert adds the field to the set.
+func (f fields) insert(path string) {
+	names := strings.Split(path, ".")
+	for i, name := range names {
+		next := f["f:"+name]
+		if next == nil {
+			next = fields{}
+			f["f:"+name] = next
+		} else if leaf := len(next) == 0; leaf != (i == len(names)-1) {
+			next["."] = fields{}
+		}
+		f = next
+	}
+}
+
+func entries(managedFields json.RawMessage) (list []managed, err error) {
+	if len(managedFields) == 0 {
+		return nil, nil
+	}
+	if err := json.Unmarshal(managedFields, &list); err != nil {
+		return nil, fmt.Errorf("managed fields: %w", err)
+	}
+	return list, nil
+}
+
+// OwnersOf lists who owns the field at path, by an object's metadata.managedFields as JSON.
+func OwnersOf(managedFields json.RawMessage, path string) ([]Owner, error) {
+	list, err := entries(managedFields)
+	if err != nil {
+		return nil, err
+	}
+	return ownersOf(list, path), nil
+}
+
+func ownersOf(list []managed, path string) (owners []Owner) {
+	for _, e := range list {
+		if e.FieldsV1.has(path) {
+			owners = append(owners, e.Owner)
+		}
+	}
+	return owners
+}
+
+// OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the fields of changes, all
+// of this object, to those who had them before, unless somebody else has one by now; it removes the fence, too.
+func OwnershipPatch(managedFields json.RawMessage, changes []Change, resourceVersion string) (map[string]any, error) {
+	list, err := entries(managedFields)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(e managed) bool { return e.Manager == FieldManager })
+	for _, c := range changes {
+		if len(ownersOf(list, c.Path)) > 0 {
+			continue
+		}
+		for _, o := range c.Owners {
+			list = own(list, o, c.Path)
+		}
+	}
+	if len(list) == 0 {
+		list = []managed{{}} // an empty list would mean "leave it" to the API server
+	}
+	return Versioned(map[string]any{"metadata": map[string]any{
+		"managedFields": list, "annotations": map[string]any{FenceAnnotation: nil},
+	}}, resourceVersion), nil
+}
+
+// own adds the field to o's entry, which is made anew when it is gone (it vanishes with its last field).
+func own(list []managed, o Owner, path string) []managed {
+	i := slices.IndexFunc(list, func(e managed) bool {
+		return e.Manager == o.Manager && e.Operation == o.Operation && e.APIVersion == o.APIVersion && e.Subresource == o.Subresource
+	})
+	if i < 0 {
+		list = append(list, managed{Owner: o, FieldsType: "FieldsV1"})
+		i = len(list) - 1
+	}
+	if list[i].FieldsV1 == nil {
+		list[i].FieldsV1 = fields{}
+	}
+	list[i].FieldsV1.insert(path)
+	return list
+}

@@ -1,0 +1,155 @@
+// Package undo is what a swap changes and how to change it back: the durable record of SPEC.md, what to write to take
+// a change back, and whose the fields are afterwards. All of it is pure, and knows JSON and no Kubernetes client: pkg/swap
+// on the laptop and internal/keeper in the cluster give back by it.
+package undo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// What else SPEC.md names.
+const (
+	// Annotation holds the record, on the Lease and on the target.
+	Annotation = "bridge.internal/undo"
+	// ProxyLabel is in a selector that bridge has set.
+	ProxyLabel = "bridge.internal/proxy"
+	// FenceAnnotation is on a Service while its swap is given back by another than made it.
+	FenceAnnotation = "bridge.internal/fence"
+	// FieldManager is bridge's name in managedFields.
+	FieldManager = "bridge"
+	// RestoreBy begins the holder of a Lease whose swap is being given back.
+	RestoreBy = "restore by "
+)
+
+// version is the format's. A reader refuses a higher one: it cannot know what it would leave behind.
+const version = 1
+
+// maxRecord bounds a record, in bytes: the API server allows 256 KiB of annotations on an object,
+// and the target has its own.
+const maxRecord = 64 << 10
+
+// Record is what one swap changes.
+type Record struct {
+	Version int    `json:"version"`
+	Target  Object `json:"target"`
+	// Changes are in the order they are made; giving back goes through them in the order that keeps
+	// the service answering (SPEC.md).
+	Changes []Change `json:"changes"`
+	// Created are the objects that were not there before, in the order they are created.
+	Created []Object `json:"created"`
+	// Owner is who swapped, "user@host"; Since is when.
+	Owner string    `json:"owner"`
+	Since time.Time `json:"since"`
+}
+
+// New is a record without changes.
+func New(target Object, owner string, now time.Time) Record {
+	return Record{Version: version, Target: target, Owner: owner, Since: now.UTC().Truncate(time.Second)}
+}
+
+// Object names one object. UID is empty for one that bridge is about to create.
+type Object struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Namespace  string `json:"namespace"`
+	Name       string `json:"name"`
+	UID        string `json:"uid,omitempty"`
+}
+
+func (o Object) String() string { return fmt.Sprintf("%s/%s", strings.ToLower(o.Kind), o.Name) }
+
+// Marshal is the record as it is written into the cluster.
+func (r *Record) Marshal() (string, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return "", fmt.Errorf("undo record: %w", err)
+	}
+	if len(b) > maxRecord {
+		return "", fmt.Errorf("undo record of %d bytes: more than %d: too many Services select this workload", len(b), maxRecord)
+	}
+	return string(b), nil
+}
+
+// Equal is whether o is the same record.
+func (r *Record) Equal(o *Record) bool {
+	a, err := r.Marshal()
+	b, err2 := o.Marshal()
+	return err == nil && err2 == nil && a == b
+}
+
+// Parse reads a record. It refuses what a newer bridge wrote, and what names no target.
+func Parse(s string) (*Record, error) {
+	if len(s) > maxRecord {
+		return nil, fmt.Errorf("undo record of %d bytes: more than %d", len(s), maxRecord)
+	}
+	var r Record
+	if err := json.Unmarshal([]byte(s), &r); err != nil {
+		return nil, fmt.Errorf("undo record: %w", err)
+	}
+	switch {
+	case r.Version > version:
+		return nil, fmt.Errorf("undo record has version %d, this bridge knows %d: use the bridge that made the swap, or a newer one", r.Version, version)
+	case r.Version < 1:
+		return nil, errors.New("undo record: no version")
+	case r.Target.Kind == "" || r.Target.Namespace == "" || r.Target.Name == "" || r.Target.UID == "":
+		return nil, errors.New("undo record: names no target")
+	}
+	for _, c := range r.Changes {
+		if c.Object.Namespace != r.Target.Namespace {
+			return nil, fmt.Errorf("undo record: %s is in namespace %q, not the target's", c.Object, c.Object.Namespace)
+		}
+		if err := c.check(); err != nil {
+			return nil, fmt.Errorf("undo record: %w", err)
+		}
+		if c.Field() == Replicas && c.Object != r.Target {
+			return nil, fmt.Errorf("undo record: %s is not the target", c.Object)
+		}
+	}
+	for _, o := range r.Created {
+		if o.Namespace != r.Target.Namespace || o.Name == "" {
+			return nil, fmt.Errorf("undo record: %s is in namespace %q, not the target's", o, o.Namespace)
+		}
+	}
+	return &r, nil
+}
+
+// Of are the changes of one field, in the record's order.
+func (r *Record) Of(f Field) (list []Change) {
+	for _, c := range r.Changes {
+		if c.Field() == f {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// ByObject groups the changes by the object they are about, in the record's order.
+func (r *Record) ByObject() [][]Change {
+	var out [][]Change
+	index := map[Object]int{}
+	for _, c := range r.Changes {
+		i, ok := index[c.Object]
+		if !ok {
+			i = len(out)
+			index[c.Object] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], c)
+	}
+	return out
+}
+
+// Summary is what the target had: its replicas, and the Services that were moved.
+func (r *Record) Summary() (replicas int32, services []string) {
+	for _, c := range r.Of(Replicas) {
+		_ = json.Unmarshal(c.Before, &replicas) // Parse has checked it
+	}
+	for _, c := range r.Of(Selector) {
+		services = append(services, c.Object.Name)
+	}
+	return replicas, services
+}

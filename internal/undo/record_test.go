@@ -1,0 +1,204 @@
+package undo
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+// golden is a record as a bridge of version 1 wrote it. It must be readable for ever.
+func golden(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile("testdata/undo.v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func TestGoldenRecordIsRead(t *testing.T) {
+	r, err := Parse(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, services := r.Summary()
+	if n != 3 || len(services) != 1 || services[0] != "orders" || r.Owner != "ada@laptop" || len(r.Created) != 3 {
+		t.Errorf("read %+v", r)
+	}
+	again, err := r.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again != golden(t) {
+		t.Errorf("written again it differs:\n%s", again)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, c := range []struct{ name, old, new, want string }{
+		{"a newer version", `"version":1`, `"version":2`, "version 2"},
+		{"no version", `"version":1`, `"version":0`, "no version"},
+		{"another namespace", `"namespace":"shop","name":"orders","uid":"0b7a`, `"namespace":"kube-system","name":"orders","uid":"0b7a`, "kube-system"},
+		{"another field", `"path":"spec.selector"`, `"path":"spec.externalName"`, "not a change that bridge makes"},
+		{"a number that is text", `"before":3`, `"before":"3"`, "cannot unmarshal"},
+		{"no JSON", `{`, `[`, "undo record"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if !strings.Contains(golden(t), c.old) {
+				t.Fatalf("the golden record has no %s", c.old)
+			}
+			_, err := Parse(strings.Replace(golden(t), c.old, c.new, 1))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// FuzzParse: a record read from the cluster may be anything. What is accepted is written back
+// with the same meaning.
+func FuzzParse(f *testing.F) {
+	f.Add(golden(f))
+	f.Add(`{"version":1}`)
+	f.Add(`{"version":1,"target":{"kind":"Deployment","namespace":"a","name":"b","uid":"c"},"changes":[{"path":"spec.replicas"}]}`)
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := Parse(s)
+		if err != nil {
+			return
+		}
+		r.Summary()
+		for _, c := range r.Changes {
+			// What was set can be undone, and then there is nothing to undo.
+			back, err := c.Undo(c.Set)
+			if err != nil {
+				t.Fatalf("%s: %v", c.Object, err)
+			}
+			if back == nil {
+				back = c.Set
+			}
+			if again, err := c.Undo(back); again != nil || err != nil {
+				t.Fatalf("%s: %s, %v after undoing", c.Object, again, err)
+			}
+		}
+		again, err := r.Marshal()
+		if err != nil {
+			return // longer when written out
+		}
+		v, err := Parse(again)
+		if err != nil {
+			t.Fatalf("what was written cannot be read: %v\n%s", err, again)
+		}
+		third, err := v.Marshal()
+		if err != nil || third != again {
+			t.Errorf("%v\n%s\n%s", err, again, third)
+		}
+	})
+}
+
+func TestDoAndUndo(t *testing.T) {
+	scale := Change{Object: Object{Kind: "Deployment", Name: "orders"}, Path: "spec.replicas", Before: json.RawMessage(`3`), Set: json.RawMessage(`0`)}
+	move := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
+		Before: json.RawMessage(`{"app":"orders"}`), Set: json.RawMessage(`{"app":"orders","bridge.internal/proxy":"b"}`)}
+	for _, c := range []struct {
+		name               string
+		change             Change
+		now, do, undo      string // "": nothing to write
+		doMoved, undoMoved bool
+	}{
+		{"replicas as before", scale, `3`, `0`, ``, false, false},
+		{"replicas as set", scale, `0`, ``, `3`, true, false},
+		{"replicas of others", scale, `5`, ``, ``, true, true},
+		{"a selector as before", move, `{"app":"orders"}`, string(move.Set), ``, false, false},
+		{"a selector as set, in another order", move, `{"bridge.internal/proxy":"b","app":"orders"}`, ``, `{"app":"orders"}`, true, false},
+		{"a selector of others", move, `{"app":"other"}`, ``, ``, true, true},
+		{"a selector of others with our label", move, `{"bridge.internal/proxy":"b","app":"other"}`, ``, `{"app":"other"}`, true, false},
+		{"a selector of others with another's label", move, `{"bridge.internal/proxy":"c","app":"other"}`, ``, ``, true, true},
+		{"a selector that is gone", move, `null`, ``, ``, true, true},
+	} {
+		do, err := c.change.Do(json.RawMessage(c.now))
+		if string(do) != c.do || errors.Is(err, ErrMoved) != c.doMoved {
+			t.Errorf("%s: Do gives %s, %v", c.name, do, err)
+		}
+		back, err := c.change.Undo(json.RawMessage(c.now))
+		if string(back) != c.undo || errors.Is(err, ErrMoved) != c.undoMoved {
+			t.Errorf("%s: Undo gives %s, %v", c.name, back, err)
+		}
+	}
+	patch, err := move.Patch(move.Set, move.Before, "7")
+	b, _ := json.Marshal(patch)
+	if want := `{"metadata":{"resourceVersion":"7"},"spec":{"selector":{"app":"orders","bridge.internal/proxy":null}}}`; err != nil || string(b) != want {
+		t.Errorf("the patch is %s, %v", b, err)
+	}
+}
+
+func TestOwnershipGoesBack(t *testing.T) {
+	const before = `[{"manager":"kubectl","operation":"Apply","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:ports":{},"f:selector":{}}}},` +
+		`{"manager":"hpa","operation":"Update","apiVersion":"v1","subresource":"scale","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}}}]`
+	changes := []Change{{Path: "spec.selector"}, {Path: "spec.replicas"}}
+	for i := range changes {
+		var err error
+		if changes[i].Owners, err = OwnersOf(json.RawMessage(before), changes[i].Path); err != nil || len(changes[i].Owners) != 1 {
+			t.Fatalf("%+v, %v", changes[i], err)
+		}
+	}
+	// What the API server makes of it when bridge changes both fields.
+	after := `[{"manager":"kubectl","operation":"Apply","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:ports":{}}}},` +
+		`{"manager":"bridge","operation":"Update","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:selector":{}}}},` +
+		`{"manager":"bridge","operation":"Update","apiVersion":"v1","subresource":"scale","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}}}]`
+	if got := ownership(t, after, changes); got != before {
+		t.Errorf("got  %s\nwant %s", got, before)
+	}
+	// Somebody else took the field meanwhile: theirs.
+	after = strings.Replace(after, `"bridge"`, `"argocd"`, 1)
+	owners, err := OwnersOf(json.RawMessage(ownership(t, after, changes)), "spec.selector")
+	if err != nil || len(owners) != 1 || owners[0].Manager != "argocd" {
+		t.Errorf("owners %+v, %v", owners, err)
+	}
+	// With nobody left, the list is emptied by what the API server takes for that.
+	if got := ownership(t, `[{"manager":"bridge","operation":"Update","apiVersion":"v1"}]`, nil); got != `[{"manager":"","operation":"","apiVersion":""}]` {
+		t.Errorf("an empty list: %s", got)
+	}
+}
+
+// A field is owned when it is a leaf of the set, or marked with "." beside what is below it.
+func TestFieldSets(t *testing.T) {
+	for _, c := range []struct {
+		set    string
+		has    bool
+		insert string
+	}{
+		{`{}`, false, `{"f:spec":{"f:selector":{}}}`},
+		{`{"f:spec":{"f:selector":{}}}`, true, `{"f:spec":{"f:selector":{}}}`},
+		{`{"f:spec":{"f:selector":{"f:app":{}}}}`, false, `{"f:spec":{"f:selector":{".":{},"f:app":{}}}}`},
+		{`{"f:spec":{"f:selector":{".":{},"f:app":{}}}}`, true, `{"f:spec":{"f:selector":{".":{},"f:app":{}}}}`},
+		{`{"f:spec":{}}`, false, `{"f:spec":{".":{},"f:selector":{}}}`},
+		{`{"f:spec":{"f:ports":{"k:{\"port\":80}":{".":{}}}}}`, false, `{"f:spec":{"f:ports":{"k:{\"port\":80}":{".":{}}},"f:selector":{}}}`},
+	} {
+		var f fields
+		if err := json.Unmarshal([]byte(c.set), &f); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.has("spec.selector"); got != c.has {
+			t.Errorf("%s has it: %v", c.set, got)
+		}
+		f.insert("spec.selector")
+		if b, _ := json.Marshal(f); string(b) != c.insert {
+			t.Errorf("%s with it: %s", c.set, b)
+		}
+	}
+}
+
+func ownership(t *testing.T, managedFields string, changes []Change) string {
+	t.Helper()
+	patch, err := OwnershipPatch(json.RawMessage(managedFields), changes, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(patch["metadata"].(map[string]any)["managedFields"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,113 @@
+package swap
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"sigs.k8s.io/yaml"
+
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/internal/rights"
+	"bridge/pkg/tunnel"
+)
+
+// kept is a plan with a keeper of its own.
+func kept(t *testing.T) *Plan {
+	t.Helper()
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	p, err := NewPlan(f, Options{Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.add(newKeeper(p, []string{"orders-7d4b9c8f6"})); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestKeeperGolden(t *testing.T) {
+	p := kept(t)
+	d, err := p.DryRun(&kube.Client{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := d.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "keeper.golden.yaml", string(b))
+	docs := strings.Split(string(b), "\n---\n")
+	if len(docs) != 6 {
+		t.Fatalf("%d documents, want the Lease, the proxy, and four of the keeper", len(docs))
+	}
+	for i, same := range []bool{
+		equality.Semantic.DeepEqual(decode[corev1.ServiceAccount](t, docs[2]), p.Keeper.Account),
+		equality.Semantic.DeepEqual(decode[rbacv1.Role](t, docs[3]), p.Keeper.Role),
+		equality.Semantic.DeepEqual(decode[rbacv1.RoleBinding](t, docs[4]), p.Keeper.Binding),
+		equality.Semantic.DeepEqual(decode[appsv1.Deployment](t, docs[5]), p.Keeper.Deployment),
+	} {
+		if !same {
+			t.Errorf("not what the swap creates:\n%s", docs[2+i])
+		}
+	}
+	if name := p.Keeper.Deployment.Name; p.Lease.Annotations[proxypod.KeeperAnnotation] != name || !strings.Contains(p.Lease.Annotations[proxypod.UndoAnnotation], name) {
+		t.Errorf("the Lease does not say that there is %s: %v", name, p.Lease.Annotations)
+	}
+}
+
+// What an admin prepares grants what a keeper's own Role does, but for the names, which are not known then.
+func TestPreparedRoleIsTheKeepersOwn(t *testing.T) {
+	b, err := os.ReadFile("../../deploy/keeper.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := yaml.Marshal(kept(t).Keeper.Role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sorted := func(role string) (list []string) {
+		for _, rule := range decode[rbacv1.Role](t, role).Rules {
+			for _, resource := range rule.Resources {
+				for _, verb := range rule.Verbs {
+					list = append(list, rights.Right{Group: rule.APIGroups[0], Resource: resource, Verb: verb}.String())
+				}
+			}
+		}
+		slices.Sort(list)
+		return slices.Compact(list)
+	}
+	prepared := strings.Split(string(b), "\n---\n")[1]
+	if have, want := sorted(prepared), sorted(string(own)); !slices.Equal(have, want) {
+		t.Errorf("deploy/keeper.yaml grants %q\na keeper's own Role %q", have, want)
+	}
+}
+
+// Every right of a keeper's Role is for named objects: those of one swap.
+func TestKeepersRoleNamesEverything(t *testing.T) {
+	for _, rule := range kept(t).Keeper.Role.Rules {
+		if len(rule.ResourceNames) == 0 || slices.Contains(rule.Verbs, "list") || slices.Contains(rule.Verbs, "create") {
+			t.Errorf("%v", rule)
+		}
+	}
+}
+
+// Who has the Role for swaps, and with it the rights for a keeper that it has in comments, has all that the keeper gets: the
+// API server lets nobody give more than they have.
+func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
+	have := slices.Concat(rights.Swap.Required(true), rights.Moving(), rights.Keeping())
+	for _, rule := range kept(t).Keeper.Role.Rules {
+		for _, verb := range rule.Verbs {
+			if r := (rights.Right{Group: rule.APIGroups[0], Resource: rule.Resources[0], Verb: verb}); !slices.Contains(have, r) {
+				t.Errorf("%v is in a keeper's Role", r)
+			}
+		}
+	}
+}
