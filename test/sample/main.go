@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -77,6 +77,10 @@ func run(args []string) error {
 		return err
 	case "look":
 		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
+	case "ports":
+		host := flags.String("host", "", "whose ports to look at, all of them")
+		_ = flags.Parse(args[1:])
+		return ports(*host, os.Stdout)
 	case "put":
 		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
 		_ = flags.Parse(args[1:])
