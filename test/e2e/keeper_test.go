@@ -175,7 +175,7 @@ func TestWithoutAKeeper(t *testing.T) {
 	args := append([]string{"swap", "deployment", "orders"}, localOrders(t)...)
 	b := w.bridgeAs(who, nil, append(args, "--self-restore", "always")...)
 	b.exits(int(hint.Forbidden))
-	b.says("your account may not create roles, create rolebindings, and no admin has prepared bridge-keeper")
+	b.says("your account may not create roles.rbac.authorization.k8s.io, create rolebindings.rbac.authorization.k8s.io, and no admin has prepared bridge-keeper")
 	b.says("deploy/keeper.yaml")
 	w.assertSnapshot(before)
 
