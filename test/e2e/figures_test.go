@@ -161,20 +161,20 @@ func (f *figures) measureMemory(w *world) {
 func residentOf(t *testing.T, uid, argument string) float64 {
 	t.Helper()
 	embedded(t)
-	for _, id := range processesIn(t, uid, argument) {
-		b, err := os.ReadFile("/proc/" + id + "/status")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, rest, ok := strings.Cut(string(b), "VmRSS:")
-		var kib float64
-		if _, err := fmt.Sscan(rest, &kib); err != nil || !ok {
-			t.Fatalf("no VmRSS in %s", b)
-		}
-		return kib / 1024
+	ids := processesIn(t, uid, argument)
+	if len(ids) == 0 {
+		t.Fatalf("no process %s in the pod", argument)
 	}
-	t.Fatalf("no process %s in the pod", argument)
-	return 0
+	b, err := os.ReadFile("/proc/" + ids[0] + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), "VmRSS:")
+	var kib float64
+	if _, err := fmt.Sscan(rest, &kib); err != nil || !ok {
+		t.Fatalf("no VmRSS in %s", b)
+	}
+	return kib / 1024
 }
 
 // local is the laptop's side, in this process: of HTTP, and of "sample check" for TCP.
