@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,10 +20,30 @@ import (
 	"go.uber.org/goleak"
 
 	"bridge/internal/hint"
+	"bridge/internal/netns"
 	"bridge/pkg/tunnel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// getEnv makes the test binary a program that gets these URLs and exits with 7.
+const getEnv = "BRIDGE_TEST_GET"
+
+func TestMain(m *testing.M) {
+	netns.Main()
+	if urls := os.Getenv(getEnv); urls != "" {
+		for url := range strings.FieldsSeq(urls) {
+			resp, err := http.Get(url)
+			if err != nil {
+				fmt.Println("error:", err)
+				continue
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			fmt.Printf("%s %v\n", body, err)
+		}
+		os.Exit(7)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // pod is a real tunnel server; dial is what it dials with.
 type pod struct {

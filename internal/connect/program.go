@@ -233,7 +233,7 @@ type gate struct {
 func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	ctx, cancel := context.WithCancel(ctx)
+	carrying, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
@@ -265,7 +265,7 @@ func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 		}
 		conns.Go(func() {
 			defer func() { <-g.slots }()
-			if err := g.carry(ctx, c); err != nil {
+			if err := g.carry(carrying, c); err != nil {
 				g.log.Debug("connection of the program", "error", err)
 			}
 		})
