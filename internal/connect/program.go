@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -164,7 +165,11 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 	cancel()
 	sockets, err := n.Open(ctx)
 	if err != nil {
-		process.Wait(ended)
+		exit := process.Wait(ended)
+		switch syscall.Signal(exit.Code - 128) {
+		case syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP: // somebody at the terminal does not want it any more
+			return exit
+		}
 		return err
 	}
 	defer sockets.Close()
