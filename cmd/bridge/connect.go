@@ -49,7 +49,7 @@ all others to this machine's resolvers. Nothing else on this machine changes.
 It prints what to paste into a shell, and ends with Ctrl-C.
 
 With CMD no port is opened. On Linux CMD runs in a network of its own, without root: there the cluster's names
-and addresses are as in a pod, for every program and over TCP, and all others as on this machine, whose loopback
+and addresses are as in a pod, for every program, and all others as on this machine, whose loopback
 is ` + connect.HostName + `. Where that is not allowed, and on other systems, CMD gets variables that name the
 proxy. Signals and the exit code are CMD's.`,
 		Example: `  bridge connect -n shop

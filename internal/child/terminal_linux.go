@@ -90,8 +90,8 @@ func (t *terminal) stopped(group int, sig syscall.Signal) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if (sig == syscall.SIGTTIN || sig == syscall.SIGTTOU) && t.ours() {
-		t.give(group) // it has only to be given what it asks for
+	if now := t.foreground(); (sig == syscall.SIGTTIN || sig == syscall.SIGTTOU) && (now == unix.Getpgrp() || now == group) {
+		t.give(group) // it has only to be given what it asks for, if it has not got it meanwhile
 		_ = signalGroup(group, syscall.SIGCONT)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -31,6 +32,10 @@ func TestMain(m *testing.M) {
 	netns.Main()
 	if urls := os.Getenv(getEnv); urls != "" {
 		for url := range strings.FieldsSeq(urls) {
+			if address, ok := strings.CutPrefix(url, "udp://"); ok {
+				fmt.Println(sayByUDP(address))
+				continue
+			}
 			resp, err := http.Get(url)
 			if err != nil {
 				fmt.Println("error:", err)
@@ -43,6 +48,26 @@ func TestMain(m *testing.M) {
 		os.Exit(7)
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// sayByUDP is what address answers to "hello", which is said until it does.
+func sayByUDP(address string) string {
+	c, err := net.Dial("udp", address)
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	b := make([]byte, 100)
+	for range 100 {
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return err.Error()
+		}
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if n, err := c.Read(b); err == nil {
+			return string(b[:n])
+		}
+	}
+	return "nothing"
 }
 
 // pod is a real tunnel server; dial is what it dials with.

@@ -197,6 +197,10 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 		for _, l := range sockets.TCP {
 			s.Go(func() error { return g.serve(ctx, l) })
 		}
+		if sockets.UDP != nil {
+			f := &flows{g: g, d: sockets.UDP, open: map[pair]chan []byte{}}
+			s.Go(func() error { return f.serve(ctx) })
+		}
 		return s.Wait()
 	}
 	return p.beside(ctx, serve, func(ctx context.Context) error {
@@ -282,7 +286,7 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 	to, err := netns.Original(c)
 	var target net.Conn
 	if err == nil {
-		target, err = g.reach(ctx, to)
+		target, err = g.reach(ctx, "tcp", to)
 	}
 	if err != nil {
 		_ = c.SetLinger(0) // it has been accepted already: a reset is as near to a refusal as one comes
@@ -297,22 +301,22 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 }
 
 // reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, all others from this machine.
-func (g *gate) reach(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, programDialTime)
 	defer cancel()
 	var d net.Dialer
 	addr := to.Addr().Unmap()
 	switch {
 	case addr == netns.Host:
-		return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
 	case addr.IsLoopback():
 		if !slices.Contains(g.localPorts, to.Port()) {
 			return nil, errors.New("the namespace's own, which was not redirected")
 		}
 	case g.known.has(addr), slices.ContainsFunc(g.ranges, func(r netip.Prefix) bool { return r.Contains(addr) }):
-		return g.dial(ctx, "tcp", to.String())
+		return g.dial(ctx, network, to.String())
 	}
-	return d.DialContext(ctx, "tcp", to.String())
+	return d.DialContext(ctx, network, to.String())
 }
 
 // known is the addresses that the cluster's resolver has answered with. The zero value is empty.

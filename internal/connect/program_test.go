@@ -43,6 +43,48 @@ func withAddresses(t *testing.T) (tunnel.Info, func(context.Context, string, str
 	}
 }
 
+// echo sends back what it gets by UDP, with name before it, until the test ends.
+func echo(t *testing.T, name string) (address string) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 100)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(append([]byte(name+" "), b[:n]...), from)
+		}
+	}()
+	t.Cleanup(func() { _ = c.Close(); <-done })
+	return c.LocalAddr().String()
+}
+
+func TestDatagramsOfAProgram(t *testing.T) {
+	far, near := echo(t, "cluster"), echo(t, "laptop")
+	info, clusterDial := cluster(t)
+	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network == "udp" && address == "10.96.0.7:123" {
+			var d net.Dialer
+			return d.DialContext(ctx, network, far)
+		}
+		return clusterDial(ctx, network, address)
+	})
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(near)
+	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
+	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+}
+
 func exitCode(err error) int {
 	var exit *child.ExitError
 	if !errors.As(err, &exit) {

@@ -47,7 +47,8 @@ func first(path string, args []string) {
 		os.Exit(1)
 	}
 	r := report{}
-	files, err := setUp(o)
+	files, udp, err := setUp(o)
+	r.UDP = udp
 	if err == nil {
 		r.Namespace, err = os.Readlink("/proc/self/ns/net")
 	}
@@ -96,11 +97,10 @@ func become(path string, args []string) error {
 }
 
 // setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them.
-func setUp(o Options) ([]*os.File, error) {
+func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	if err := links(o); err != nil {
-		return nil, fmt.Errorf("set up the loopback device: %w", err)
+		return nil, false, fmt.Errorf("set up the loopback device: %w", err)
 	}
-	var files []*os.File
 	open := func(what interface{ File() (*os.File, error) }, err error) error {
 		if err != nil {
 			return err
@@ -122,29 +122,37 @@ func setUp(o Options) ([]*os.File, error) {
 	}
 	// To any address: what is sent to another resolver by UDP arrives here too, and is answered from where it was sent to.
 	if _, err := listen("tcp4", "0.0.0.0:53"); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 53})
 	if err := open(udp, err); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer func() { _ = udp.Close() }()
 	var port4, port6 uint16
 	if port4, err = listen("tcp4", "127.0.0.1:0"); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if len(o.IPv6) > 0 {
 		if port6, err = listen("tcp6", "[::1]:0"); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if err := redirect(port4, port6, o.LocalPorts); err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+		return nil, false, fmt.Errorf("nftables: %w", err)
 	}
 	if err := resolver(); err != nil {
-		return nil, fmt.Errorf("put a resolver file in place: %w", err)
+		return nil, false, fmt.Errorf("put a resolver file in place: %w", err)
 	}
-	return files, nil
+	more, port, err := datagramSockets()
+	if err == nil {
+		err = catchDatagrams(port)
+	}
+	if err != nil {
+		closeAll(more)
+		return files, false, nil // one lives without
+	}
+	return append(files, more...), true, nil
 }
 
 // The files that say how names are looked up. The server knows the pod's search list itself. Without a resolver file programs ask

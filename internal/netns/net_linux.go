@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -121,18 +122,11 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	only := c.AddChain(&nftables.Chain{
 		Name: "only", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
 	})
-	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
-		var all []expr.Any
-		for _, p := range parts {
-			all = append(all, p...)
-		}
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: all})
-	}
-	loopback4, loopback6 := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")
+	rule := func(chain *nftables.Chain, parts ...[]expr.Any) { c.AddRule(newRule(chain, parts...)) }
 	for _, p := range localPorts {
 		rule(nat, to(loopback4), protocol(unix.IPPROTO_TCP), toPort(p), redirectTo(port4))
 	}
-	for _, p := range []netip.Prefix{loopback4, netip.PrefixFrom(own4, 32), loopback6, netip.PrefixFrom(own6, 128)} {
+	for _, p := range within {
 		rule(nat, to(p), accept)
 		rule(only, to(p), accept)
 	}
@@ -145,6 +139,38 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	rule(only, drop)
 	return c.Flush()
 }
+
+// catchDatagrams has UDP to any IPv4 address but the namespace's own, and DNS, arrive at the transparent socket at port.
+func catchDatagrams(port uint16) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"} // there is already
+	chain := c.AddChain(&nftables.Chain{
+		Name: "datagrams", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+	})
+	for _, p := range within {
+		c.AddRule(newRule(chain, to(p), accept))
+	}
+	udp := append(version(unix.NFPROTO_IPV4), protocol(unix.IPPROTO_UDP)...)
+	c.AddRule(newRule(chain, udp, toPort(53), accept))
+	c.AddRule(newRule(chain, udp, []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.TProxy{Family: unix.NFPROTO_IPV4, TableFamily: unix.NFPROTO_INET, RegPort: 1},
+	}))
+	return c.Flush()
+}
+
+func newRule(chain *nftables.Chain, parts ...[]expr.Any) *nftables.Rule {
+	return &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: slices.Concat(parts...)}
+}
+
+// What is the namespace's own.
+var (
+	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
+	within    = []netip.Prefix{loopback4, netip.PrefixFrom(own4, 32), netip.MustParsePrefix("::1/128"), netip.PrefixFrom(own6, 128)}
+)
 
 // What rules are made of.
 var (

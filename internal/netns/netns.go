@@ -7,7 +7,7 @@
 //
 //   - every address is local to the loopback device, so that whatever is sent arrives in the namespace again;
 //   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
-//   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP is refused at once;
+//   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
 //   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone.
 //
@@ -42,6 +42,7 @@ type Sockets struct {
 	TCP    []*net.TCPListener // what is redirected: IPv4's, and IPv6's if there is any
 	DNS    *net.TCPListener
 	DNSUDP *net.UDPConn // gets what is sent to port 53 of any address
+	UDP    *Datagrams   // nil where the kernel cannot (it lacks nft_tproxy): other datagrams are refused at once
 }
 
 // Close closes all of them.
@@ -54,6 +55,7 @@ func (s *Sockets) Close() {
 	if s.DNSUDP != nil {
 		_ = s.DNSUDP.Close()
 	}
+	s.UDP.Close()
 }
 
 // Unavailable is why this machine does not let one have such a namespace.

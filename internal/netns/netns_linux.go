@@ -167,7 +167,7 @@ func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 		closeAll(files)
 		return nil, &Unavailable{err, setting()}
 	}
-	return sockets(files, len(n.o.IPv6) > 0)
+	return sockets(files, len(n.o.IPv6) > 0, got.UDP)
 }
 
 // Run has the first process become the program. The error says why that cannot be.
@@ -205,6 +205,7 @@ func (n *Namespace) Close() {
 type report struct {
 	Error     string `json:",omitempty"`
 	Namespace string // its name, as /proc has it
+	UDP       bool   // there are the sockets of Datagrams
 }
 
 // maxReport is longer than any; maxFiles more than are handed over.
@@ -252,8 +253,8 @@ func closeAll(files []*os.File) {
 }
 
 // sockets are what the first process has handed over, in its order.
-func sockets(files []*os.File, ipv6 bool) (*Sockets, error) {
-	defer closeAll(files)
+func sockets(files []*os.File, ipv6, udp bool) (*Sockets, error) {
+	defer func() { closeAll(files) }() // those that are left
 	s := &Sockets{}
 	var errs []error
 	next := func() *os.File {
@@ -295,6 +296,9 @@ func sockets(files []*os.File, ipv6 bool) (*Sockets, error) {
 	s.TCP = append(s.TCP, listener())
 	if ipv6 {
 		s.TCP = append(s.TCP, listener())
+	}
+	if udp {
+		s.UDP = newDatagrams(packets(), next())
 	}
 	if len(errs) > 0 {
 		s.Close()

@@ -171,7 +171,8 @@ func TestWhatIsNotThere(t *testing.T) {
 		"say tcp 192.0.2.1:6444":     "connection refused", // the namespace's own address
 		"say tcp [::1]:6444":         "connection refused",
 		"say tcp [2001:db8:5::7]:80": "network is unreachable", // there is no IPv6
-		"say udp 10.96.0.10:123":     "connection refused",
+		"say udp 127.0.0.1:123":      "connection refused",
+		"say udp [2001:db8:5::7]:53": "network is unreachable",
 		"say ip4:1 10.96.0.10":       "operation not permitted", // ICMP: the loopback device itself would answer
 	} {
 		s := start(t, Options{}, do)
@@ -209,6 +210,30 @@ func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
 	answer(t, s.DNS)
 	if said, _ := s.end(); !strings.HasPrefix(said, "you want") {
 		t.Errorf("%q", said)
+	}
+}
+
+func TestDatagramsArriveWithWhatTheyWereSentTo(t *testing.T) {
+	for _, to := range []string{"10.96.0.10:123", "203.0.113.9:443", Host.String() + ":3000"} {
+		s := start(t, Options{}, "say udp "+to)
+		if s.UDP == nil {
+			t.Fatal("this kernel has no nft_tproxy")
+		}
+		b := make([]byte, 100)
+		_ = s.UDP.in.SetDeadline(time.Now().Add(30 * time.Second))
+		n, from, got, err := s.UDP.Read(b)
+		if err != nil || string(b[:n]) != "hello" || got.String() != to {
+			t.Fatalf("%q to %v, want %s; %v", b[:n], got, to, err)
+		}
+		if err := s.UDP.Write([]byte("stranger"), netip.MustParseAddrPort("203.0.113.10:1"), from); err != nil {
+			t.Error(err)
+		}
+		if err := s.UDP.Write(bytes.Repeat([]byte("x"), maxPayload), got, from); err != nil {
+			t.Error(err)
+		}
+		if said, _ := s.end(); said != strings.Repeat("x", 1000)+" <nil>" {
+			t.Errorf("%s: %q", to, said)
+		}
 	}
 }
 
@@ -267,7 +292,7 @@ func asNobody(t *testing.T, name string) {
 }
 
 func TestUnprivileged(t *testing.T) {
-	asNobody(t, "^(TestTCPArrives|TestWhatIsNotThere|TestDNSGets|TestFiles|TestOneself|TestWhatTheProgramLeaves|TestKilled)")
+	asNobody(t, "^(TestTCPArrives|TestWhatIsNotThere|TestDNSGets|TestDatagrams|TestFiles|TestOneself|TestKilled)")
 }
 
 // The program is the user that it would be outside, with the capabilities of one, and so are its files.

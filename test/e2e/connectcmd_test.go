@@ -124,7 +124,7 @@ func TestKilledConnectLeavesNoProgram(t *testing.T) {
 			c.signal(syscall.SIGKILL)
 			w.await("the program's end", func() bool { return inNamespace(network) == 0 })
 			<-c.ended
-			w.bridge("restore", "--all").exits(0)
+			w.bridge("restore", "--all", "--held").exits(0)
 			w.assertSnapshot(before)
 		})
 	}
