@@ -236,21 +236,29 @@ func (w *world) lose(what string) {
 // killIn kills the proxy's process in the pod, as the kernel would when memory is short.
 func (w *world) killIn(uid string) {
 	w.t.Helper()
-	for _, id := range processes(w.t) {
-		group, err := os.ReadFile("/proc/" + id + "/cgroup")
-		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
-			continue
-		}
-		command, err := os.ReadFile("/proc/" + id + "/cmdline")
-		if err != nil || !bytes.Contains(command, []byte("--tunnel")) {
-			continue
-		}
+	for _, id := range processesIn(w.t, uid, "--tunnel") {
 		var pid int
 		if _, err := fmt.Sscan(id, &pid); err != nil {
 			w.t.Fatal(err)
 		}
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
 	}
+}
+
+// processesIn are those in the pod with this UID that have the argument.
+func processesIn(t *testing.T, uid, argument string) (ids []string) {
+	t.Helper()
+	for _, id := range processes(t) {
+		group, err := os.ReadFile("/proc/" + id + "/cgroup")
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
+			continue
+		}
+		command, err := os.ReadFile("/proc/" + id + "/cmdline")
+		if err == nil && bytes.Contains(command, append([]byte{0}, argument...)) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // processes are the numbers in /proc.

@@ -53,6 +53,7 @@ func run(args []string) error {
 		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download, many or datagrams")
 		flags.Int64Var(&c.bytes, "bytes", 100<<20, "for upload and download")
 		flags.IntVar(&c.connections, "connections", 500, "for many")
+		flags.BoolVar(&c.hold, "hold", false, "for many: say \"held\" when all are open, and keep them until the standard input ends")
 		_ = flags.Parse(args[1:])
 		return c.run(os.Stdout)
 	case "busy":
