@@ -175,7 +175,7 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 	defer sockets.Close()
 	pod, ok := t.Info()
 	if !ok {
-		process.Wait(ended)
+		_ = process.Wait(ended)
 		return errors.New("the pod told nothing of its resolver")
 	}
 	g := &gate{dial: t.DialContext, ranges: p.Ranges, localPorts: p.LocalPorts, log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns)}
@@ -205,7 +205,7 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 	}
 	return p.beside(ctx, serve, func(ctx context.Context) error {
 		if err := n.Run(ctx); err != nil {
-			process.Wait(ended)
+			_ = process.Wait(ended)
 			return hint.New(hint.Usage, err, "")
 		}
 		exit := process.Wait(ctx)
