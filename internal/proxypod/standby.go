@@ -75,15 +75,21 @@ func WithOriginals(d *appsv1.Deployment, address string) *appsv1.Deployment {
 	return d
 }
 
-// OriginalsName is the name of the Service by which a Lease's proxies find the originals, and of the policies that admit them. A
-// Service's name has no dots, where a Deployment's may.
-func OriginalsName(lease string) string {
+// OriginalsName is the name of the Service by which a Lease's proxies find the originals, and of the policy that admits them there;
+// ProxiesName that of the Service and the policy of the proxies themselves.
+func OriginalsName(lease string) string { return serviceName(lease) + "-originals" }
+
+// ProxiesName is described with OriginalsName.
+func ProxiesName(lease string) string { return serviceName(lease) + "-proxies" }
+
+// serviceName is a Lease's name without the dots that a Deployment's name may have and a Service's may not.
+func serviceName(lease string) string {
 	name := strings.ReplaceAll(lease, ".", "-")
-	if name != lease {
-		sum := sha256.Sum256([]byte(lease))
-		name += "-" + hex.EncodeToString(sum[:4])
+	if name == lease {
+		return name
 	}
-	return name + "-originals"
+	sum := sha256.Sum256([]byte(lease))
+	return name + "-" + hex.EncodeToString(sum[:4])
 }
 
 // OriginalsPort is one of the originals'. Target is its name in the pods, where that may have another number, else the number.
@@ -111,12 +117,20 @@ func Originals(lease, namespace string, selector map[string]string, ports []Orig
 	return s
 }
 
+// Proxies is a Service for nobody, whose endpoints are a Lease's proxies that are ready.
+func Proxies(lease, namespace string) *corev1.Service {
+	s := Originals(lease, namespace, map[string]string{ProxyLabel: LabelValue(lease)}, nil)
+	s.Name = ProxiesName(lease)
+	s.Spec.ClusterIP = corev1.ClusterIPNone
+	return s
+}
+
 // Policy is a NetworkPolicy of a Lease's.
-func Policy(lease, namespace, suffix string, spec networkingv1.NetworkPolicySpec) *networkingv1.NetworkPolicy {
+func Policy(lease, namespace, name string, spec networkingv1.NetworkPolicySpec) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		TypeMeta: metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{
-			Name: OriginalsName(lease) + suffix, Namespace: namespace,
+			Name: name, Namespace: namespace,
 			Labels: map[string]string{ManagedByLabel: ManagedBy, ProxyLabel: LabelValue(lease)},
 		},
 		Spec: spec,
