@@ -110,7 +110,7 @@ func moving(why string) []rule {
 // standing is what proxies take that stand before the original, and admitting where network policies keep them from it.
 func standing() []rule {
 	return []rule{
-		{"Mode standby: the Service by which the proxies find the original. With the two above it is all that this mode takes.",
+		{"Mode standby, beside those two: the Service by which the proxies find the original.",
 			optional, "", list("services"), list("create")},
 	}
 }

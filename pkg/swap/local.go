@@ -71,8 +71,10 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 	}
 	local, err := dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
-		s.probes.Hurry()
-		if !s.refused.Swap(true) {
+		if h.Peer.IsValid() { // else nobody called: the proxy tries whether it is back
+			s.probes.Hurry()
+		}
+		if h.Peer.IsValid() && !s.refused.Swap(true) {
 			what := "are reset"
 			if s.Plan.standby() {
 				what = "go to the original"
