@@ -50,7 +50,7 @@ func Look(ctx context.Context, k *kube.Client, s Subject) []string {
 	type lookFor struct {
 		what    string
 		look    look
-		stopped bool // concerns an original that is stopped
+		replace bool // concerns mode replace alone
 	}
 	looks := []lookFor{
 		{"autoscalers", autoscaler, true}, {"KEDA's ScaledObjects", keda, true},
@@ -59,7 +59,7 @@ func Look(ctx context.Context, k *kube.Client, s Subject) []string {
 		{"meshes that the namespace asks for", mesh, false}, {"network policies", policy, true}, {"volume claims", volume, true},
 	}
 	if s.Standby {
-		looks = slices.DeleteFunc(looks, func(l lookFor) bool { return l.stopped })
+		looks = slices.DeleteFunc(looks, func(l lookFor) bool { return l.replace })
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
