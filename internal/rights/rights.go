@@ -248,5 +248,8 @@ func rightsOf(rules []rule) (out []Right) {
 // Keeping are the rights with which a swap makes a keeper that has a Role of its own.
 func Keeping() []Right { return rightsOf(keeping()) }
 
+// Telling is the right to tell in events.
+func Telling() []Right { return telling().rights() }
+
 // PodProxy is the right for --carrier podproxy, whose request is a GET.
 func PodProxy() []Right { return podProxy().rights() }
