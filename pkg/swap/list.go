@@ -38,7 +38,8 @@ type Entry struct {
 	Probes []probe.State `json:"probes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
-	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" but for
+	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why, in standby
+	// behind "the original answers; "; "" but for
 	// swap.
 	IfLost string `json:"ifLost,omitempty"`
 	// Mode is a swap's, "replace" or "standby"; "" but for swap.
@@ -77,6 +78,9 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
 			e.IfLost = ifLost(ctx, k, &l)
+			if e.Mode == ModeStandby {
+				e.IfLost = "the original answers; " + e.IfLost
+			}
 		}
 		entries = append(entries, e)
 	}

@@ -26,7 +26,6 @@ func (w *world) proxies() (names []string) {
 	return names
 }
 
-
 // A steady load loses nothing, with new connections and with kept ones; the original is not touched, and all is as before.
 func TestStandbyLosesNoRequest(t *testing.T) {
 	t.Parallel()
@@ -80,19 +79,19 @@ func TestStandbyFaults(t *testing.T) {
 	const inFlight = 10
 	for _, c := range []struct {
 		name string
-		// fault makes the fault, and heals it when that is called; it returns who answers in between.
-		fault  func(w *world, b, local *process) (heal func())
+		// fault makes the fault and returns what heals it; nil: another bridge does. during is who answers in between.
+		fault  func(w *world, b *process) (heal func())
 		during string
 	}{
-		{"bridge killed", func(w *world, b, _ *process) func() {
+		{"bridge killed", func(_ *world, b *process) func() {
 			b.kill()
 			return nil
 		}, "original"},
-		{"bridge frozen", func(w *world, b, _ *process) func() {
+		{"bridge frozen", func(_ *world, b *process) func() {
 			b.signal(syscall.SIGSTOP)
 			return func() { b.signal(syscall.SIGCONT) }
 		}, "original"},
-		{"a proxy deleted", func(w *world, _, _ *process) func() {
+		{"a proxy deleted", func(w *world, _ *process) func() {
 			w.deleteProxies(1)
 			return func() {}
 		}, "laptop"},
@@ -110,7 +109,7 @@ func TestStandbyFaults(t *testing.T) {
 				"new connections":  w.load("--url", "http://orders", "--rate", rate),
 				"kept connections": w.load("--url", "http://orders", "--rate", rate, "--pooled"),
 			}
-			heal := c.fault(w, b, nil)
+			heal := c.fault(w, b)
 			w.answeredBy(c.during)
 			w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
 			if heal == nil {
