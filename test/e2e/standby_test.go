@@ -70,13 +70,14 @@ func TestStandbyLosesNoRequest(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
+// inFlight bounds what may fail of a load of 200 requests a second: on a machine that is busy with other tests a request takes up to
+// 50 ms, so ten are under way at any moment; with threefold slack.
+const inFlight = 30
+
 // What happens to the laptop, its process and the proxies costs the callers no more than the requests that are under way then.
 func TestStandbyFaults(t *testing.T) {
 	t.Parallel()
 	const rate = "200"
-	// inFlight bounds what may fail of each load: a request takes some milliseconds, so that two or three are under way at any
-	// moment, with threefold slack for a machine that is busy.
-	const inFlight = 10
 	for _, c := range []struct {
 		name string
 		// fault makes the fault and returns what heals it; nil: another bridge does. during is who answers in between.
@@ -169,7 +170,7 @@ func TestStandbyProcessRestarts(t *testing.T) {
 	w.answeredBy("laptop")
 	r := l.end(t)
 	t.Logf("%+v", r)
-	if r.Failed > 10 || r.By["laptop"] == 0 || r.By["original"] == 0 {
+	if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 {
 		t.Errorf("%+v", r)
 	}
 	b.terminate()
@@ -226,7 +227,7 @@ func TestStandbyIsGivenBack(t *testing.T) {
 		w.awaitGivenBack(before)
 		r := l.end(t)
 		t.Logf("%+v", r)
-		if r.Failed > 10 {
+		if r.Failed > inFlight {
 			t.Errorf("%+v", r)
 		}
 	})
