@@ -37,6 +37,8 @@ type Spec struct {
 	Client tunnel.Fingerprint
 	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
 	Listen, ListenUDP []int32
+	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
+	Standby *Standby
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -61,6 +63,7 @@ var controllerLabels = []string{
 func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	template := s.Template.DeepCopy()
 	pod := &template.Spec
+	s.Alone = s.Alone || s.Standby != nil
 	if s.Alone {
 		alone(template, s.Container)
 	}
@@ -105,13 +108,16 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)
 	}
-	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP))
+	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()))
 
 	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
 	if pod.Affinity != nil {
 		pod.Affinity.PodAntiAffinity = nil
 	}
 	pod.TopologySpreadConstraints = nil
+	if s.Standby != nil {
+		spread(pod, s.Lease)
+	}
 	pod.NodeName, pod.Hostname, pod.Subdomain = "", "", ""
 	pod.ReadinessGates, pod.SchedulingGates, pod.ResourceClaims = nil, nil, nil
 	pod.Resources = nil
@@ -130,7 +136,10 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		delete(labels, k)
 	}
 	maps.Copy(labels, label)
-	one, zero := int32(1), int32(0)
+	replicas, zero := int32(1), int32(0)
+	if s.Standby != nil {
+		replicas = StandbyReplicas
+	}
 	return &appsv1.Deployment{
 		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -138,9 +147,9 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 			Labels: map[string]string{ManagedByLabel: ManagedBy, ProxyLabel: LabelValue(s.Lease)},
 		},
 		Spec: appsv1.DeploymentSpec{
-			Replicas:             &one,
+			Replicas:             &replicas,
 			RevisionHistoryLimit: &zero,
-			// One laptop, one session: two pods at once would share the callers, and one of them reset them.
+			// One more pod would have no session: it would share the callers, and reset them, or pass them on.
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
 			Selector: &metav1.LabelSelector{MatchLabels: label},
 			Template: corev1.PodTemplateSpec{
