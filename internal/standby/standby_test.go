@@ -166,7 +166,10 @@ func (s *server) listen() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.address, s.ended = l.Addr().String(), make(chan struct{})
+	if l.Addr().String() != s.address { // the first time: from then on others read it
+		s.address = l.Addr().String()
+	}
+	s.ended = make(chan struct{})
 	s.http = &http.Server{Handler: s}
 	go func() {
 		defer close(s.ended)
@@ -302,7 +305,7 @@ func TestOriginalsAnswerWhenTheLaptopIsGone(t *testing.T) {
 	r.cut()
 	r.expect(r.opens, false)
 	r.answers("original")
-	if _, err := idle.in.ReadByte(); !errors.Is(err, io.EOF) {
+	if _, err := idle.in.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) { // whichever is first
 		t.Errorf("an idle connection: %v, want its end", err)
 	}
 	if _, err := busy.in.ReadByte(); !errors.Is(err, syscall.ECONNRESET) { // the laptop has said that it goes
