@@ -19,7 +19,9 @@ func TestWhatACommandHasStartedEndsWithIt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan Outcome, 1)
-	go func() { done <- execute(ctx, []string{"sh", "-c", "sleep 1000 & echo $! > " + file + ".new && mv " + file + ".new " + file + "; wait"}) }()
+	go func() {
+		done <- execute(ctx, []string{"sh", "-c", "sleep 1000 & echo $! > " + file + ".new && mv " + file + ".new " + file + "; wait"})
+	}()
 	var pid int
 	for pid == 0 {
 		b, err := os.ReadFile(file)
