@@ -52,7 +52,7 @@ fuzz:
 
 # Some of these tests start the proxy that is built into them.
 e2e: proxies
-	go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
+	go test -race -count=1 -parallel 6 -timeout 50m ./test/e2e
 
 # The long forms of the same, and of fuzzing: some two hours. They write docs/recovery.md and docs/swap-figures.md.
 soak: export BRIDGE_SOAK = 1
@@ -79,7 +79,7 @@ test-cluster:
 
 # The end-to-end tests on another version of Kubernetes.
 test-matrix: tools
-	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
+	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -parallel 6 -timeout 50m ./test/e2e
 
 # Compiles and vets for the other systems that the laptop may run.
 cross:

@@ -200,12 +200,16 @@ func Transient(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return false
 	}
-	if apierrors.IsInternalError(err) {
+	if apierrors.IsInternalError(err) || strings.Contains(err.Error(), limiterGaveUp) {
 		return true
 	}
 	code, _, _ := explain(err)
 	return code == hint.Unreachable || hint.CodeOf(err) == hint.Unreachable
 }
+
+// limiterGaveUp is in what client-go's rate limiter says, in no type of its own, of a request whose turn comes after its deadline
+// (golang.org/x/time/rate).
+const limiterGaveUp = "would exceed context deadline"
 
 // IgnoreTransient is err, or nil where trying again may help: for polls.
 func IgnoreTransient(err error) error {

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
@@ -381,12 +382,9 @@ func TestOneScaleUpByAPersonStays(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	b := w.swap()
-	scale, err := s.client.AppsV1().Deployments(w.ns).GetScale(t.Context(), "orders", metav1.GetOptions{})
+	_, err := s.client.AppsV1().Deployments(w.ns).Patch(t.Context(), "orders", types.MergePatchType, []byte(`{"spec":{"replicas":3}}`),
+		metav1.PatchOptions{FieldManager: "kubectl"}, "scale")
 	if err != nil {
-		t.Fatal(err)
-	}
-	scale.Spec.Replicas = 3
-	if _, err := s.client.AppsV1().Deployments(w.ns).UpdateScale(t.Context(), "orders", scale, metav1.UpdateOptions{FieldManager: "kubectl"}); err != nil {
 		t.Fatal(err)
 	}
 	b.says("has scaled deployment/orders to 3: it stays so when this ends")

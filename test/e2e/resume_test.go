@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -127,13 +128,17 @@ func TestKilledBridgeTakesItsSwapUp(t *testing.T) {
 	}
 	for range 3 {
 		l := w.load("--url", "http://orders", "--rate", "50", "--pooled")
-		w.check("--what", "half-close", "--address", "orders:7000")
+		w.await("a good half-close", func() bool { // the Service may lag behind
+			return w.exec(t.Context(), nil, io.Discard, "check", "--what", "half-close", "--address", "orders:7000") == nil
+		})
 		b.kill()
 		b = w.bridge(args...)
 		b.says("taking up the swap that an earlier bridge of yours made")
 		b.says(swapped)
 		w.answeredBy("laptop")
-		w.check("--what", "half-close", "--address", "orders:7000")
+		w.await("a good half-close", func() bool { // the Service may lag behind
+			return w.exec(t.Context(), nil, io.Discard, "check", "--what", "half-close", "--address", "orders:7000") == nil
+		})
 		r := l.end(t)
 		t.Logf("%d of %d requests failed while bridge was killed and started again", r.Failed, r.Requests)
 		if r.By["laptop"] == 0 || r.By["original"] > 0 {
