@@ -466,7 +466,7 @@ func (c *peer) head(f *http2.HeadersFrame) error {
 	c.fields, c.size = nil, 0
 	block, whole := f.HeaderBlockFragment(), f.HeadersEnded()
 	for total := 0; ; {
-		if total += len(block); total > maxFields {
+		if total += len(block) + frameHeader; total > maxFields {
 			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 		}
 		if _, err := c.decode.Write(block); err != nil {

@@ -1,7 +1,7 @@
 // Package route chooses, in the pod and for each request, who answers: a laptop whose filter matches, or the
 // original. It reads HTTP/1.1 (internal/http1) and HTTP/2 without TLS by its preface (h2.go), gRPC with it, and hands a
 // connection that it cannot read to the original as it is. Nothing of HTTP/1 is rewritten: it reads only as
-// far as it must to know where messages end. Where that could be seen in two ways the rest of the connection is the
+// far as it must to know where messages end (the one exception: a laptop is not offered "Upgrade: h2c"). Where that could be seen in two ways the rest of the connection is the
 // original's, or the connection ends: no request can be hidden in another one's body.
 package route
 
@@ -43,10 +43,10 @@ const (
 type Router struct {
 	// Routes are asked for before each request; the first whose filter matches has it.
 	Routes func() []Route
-	// Original dials the original, which has all other requests. It is dialled for each connection at its start, as the
-	// caller did: a server may be the first to speak.
+	// Original dials the original, which has all other requests, and gives up by itself. It is dialled for each
+	// connection at its start, as the caller did: a server may be the first to speak.
 	Original func(ctx context.Context) (net.Conn, error)
-	// Unreadable, if set, is told a reason when it is met for the first time.
+	// Unreadable, if set, is told a reason when it is met for the first time. It does not block.
 	Unreadable func(Reason)
 	// HeadTimeout is how long a request's head may take from its first byte. Zero means 5 seconds.
 	HeadTimeout time.Duration
