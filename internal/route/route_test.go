@@ -525,6 +525,22 @@ func TestNoRequestHidesInABodyThatWasDeclined(t *testing.T) {
 	}
 }
 
+// Where a body to a laptop becomes unclear the connection ends, and nothing behind that is anybody's.
+func TestAnUnclearBodyEndsALaptopsConnection(t *testing.T) {
+	for _, body := range []string{"3\nabc\r\n0\r\n\r\n", "2\r\nabc\r\n0\r\n\r\n", "0x0\r\n\r\n", "0\r\nA : b\r\n\r\n", "0;\x00\r\n\r\n", "0;" + strings.Repeat("a", 5000) + "\r\n\r\n"} {
+		original, laptop := &record{name: "original"}, &record{name: "laptop"}
+		client := connect(t, through(t, &Router{Original: server(t, original.serve), Routes: ada(server(t, laptop.serve))}))
+		head := "POST / HTTP/1.1\r\nHost: x\r\nX-User: ada\r\nTransfer-Encoding: chunked\r\n\r\n"
+		io.WriteString(client, head+body+plain+adas)
+		if got, err := io.ReadAll(client); err == nil {
+			t.Errorf("%.20q: not reset; got %q", body, got)
+		}
+		if got := original.all() + laptop.all(); strings.Contains(got, "GET") {
+			t.Errorf("%.20q: got %q", body, got)
+		}
+	}
+}
+
 // A server may answer before it has the whole body, and close.
 func TestAnEarlyAnswerArrives(t *testing.T) {
 	const no = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
