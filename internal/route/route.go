@@ -3,7 +3,7 @@
 // connection that it cannot read to the original as it is. Nothing of HTTP/1 is rewritten: it reads only as far as it
 // must to know where messages end. (The one exception: a laptop is not offered "Upgrade: h2c".) Where that could be
 // seen in two ways the rest of the connection is the original's, or the connection ends: no request can be hidden in
-// another one's body. The pod's standby mode calls it; it alone imports x/net/http2.
+// another one's body. It alone imports x/net/http2.
 package route
 
 import (
