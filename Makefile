@@ -54,7 +54,7 @@ fuzz:
 e2e: proxies
 	go test -race -count=1 -parallel 8 -timeout 40m ./test/e2e
 
-# The long forms of the same, and of fuzzing: some two hours. The first part writes docs/recovery.md.
+# The long forms of the same, and of fuzzing: some two hours. They write docs/recovery.md and docs/swap-figures.md.
 soak: export BRIDGE_SOAK = 1
 soak: tools proxies
 	go test -race -count=1 -parallel 8 -timeout 1h -run '^TestHeal' ./test/e2e

@@ -56,7 +56,7 @@ With --all it does so for everything in the namespace that was left behind, and 
 				if err := rights.CheckRemove(ctx, k, kind, args[1]); err != nil {
 					return err
 				}
-				if err := proxypod.Remove(ctx, k, kind, k.Namespace, args[1], a.say); err != nil {
+				if err := proxypod.Remove(ctx, k, kind, k.Namespace, args[1], nil, a.say); err != nil {
 					return err
 				}
 				a.say(kind + " " + args[1] + " is removed")

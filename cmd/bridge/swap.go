@@ -242,14 +242,23 @@ func parseWorkload(args []string) (name string, err error) {
 	if len(args) == 1 && !strings.Contains(args[0], "/") {
 		return "", hint.Newf(hint.Usage, "write: deployment NAME", "%q is a kind or a name, and both are needed", args[0])
 	}
+	switch kind, _, _ := strings.Cut(strings.ToLower(args[0]), "/"); strings.TrimSuffix(kind, "s") {
+	case "job", "cronjob", "cj":
+		return "", hint.Newf(hint.Usage, "run its program here: bridge connect reaches what it calls", "%s: nobody calls a job, so there is no traffic to bring here", strings.Join(args, "/"))
+	}
 	t, err := kube.ParseTarget(args...)
 	if err != nil {
 		return "", err
 	}
-	if t.Kind != kube.Deployment {
-		return "", hint.Newf(hint.Usage, "name a deployment: deployment NAME", "%s: only deployments can be swapped", t)
+	switch t.Kind {
+	case kube.Deployment:
+		return t.Name, nil
+	case kube.DaemonSet:
+		return "", hint.Newf(hint.Usage, "bridge forward "+t.String()+" reaches one of its pods", "%s has a pod on each node, and this machine is one place: only deployments can be swapped", t)
+	case kube.Service:
+		return "", hint.Newf(hint.Usage, "name the deployment behind it: deployment NAME", "%s: only deployments can be swapped, and the services before them with them", t)
 	}
-	return t.Name, nil
+	return "", hint.Newf(hint.Usage, "name a deployment: deployment NAME", "%s: only deployments can be swapped", t)
 }
 
 // identity is who swaps, for others to read: user@host.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,19 +21,45 @@ const (
 	maxProbes = 16
 	// probeTimeout bounds a connection; the kubelet's own timeout is 1 s unless the probe says more.
 	probeTimeout = 5 * time.Second
+	// probeHold is how long a probe waits for the first time that this is ready: the kubelet asks when the container starts, and
+	// then once a second. Its timeout is 1 s.
+	probeHold = 800 * time.Millisecond
 )
 
 // health answers the kubelet's readiness probe: 200 or 503 for any GET, and nothing else. It is no server of
 // net/http, so that the proxy stays small in memory and nobody can hold more of it than maxProbes connections.
 type health struct {
 	log   *slog.Logger
+	hold  time.Duration // probeHold
 	ready atomic.Bool
+	once  sync.Once
+	first chan struct{} // closed when it is ready for the first time
 
-	mu    sync.Mutex
-	conns []net.Conn // oldest first
+	mu     sync.Mutex
+	probes []*probe // oldest first
 }
 
-func (h *health) set(ready bool) { h.ready.Store(ready) }
+// probe is one connection while it is open.
+type probe struct {
+	net.Conn
+	closed chan struct{}
+}
+
+func (p *probe) end() {
+	close(p.closed)
+	_ = p.Close()
+}
+
+func newHealth(log *slog.Logger) *health {
+	return &health{log: log, hold: probeHold, first: make(chan struct{})}
+}
+
+func (h *health) set(ready bool) {
+	h.ready.Store(ready)
+	if ready {
+		h.once.Do(func() { close(h.first) })
+	}
+}
 
 // serve answers on ln until ctx is done; then it closes everything and returns nil.
 func (h *health) serve(ctx context.Context, ln net.Listener) error {
@@ -45,8 +72,8 @@ func (h *health) serve(ctx context.Context, ln net.Listener) error {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
-			h.add(conn)
-			wg.Go(func() { h.answer(conn) })
+			p := h.add(conn)
+			wg.Go(func() { h.answer(p) })
 		case ctx.Err() != nil:
 			h.closeAll()
 			return nil
@@ -62,38 +89,38 @@ func (h *health) serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-func (h *health) add(conn net.Conn) {
+func (h *health) add(conn net.Conn) *probe {
+	p := &probe{conn, make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.conns) == maxProbes {
-		_ = h.conns[0].Close()
-		h.conns = h.conns[1:]
+	if len(h.probes) == maxProbes {
+		h.probes[0].end()
+		h.probes = h.probes[1:]
 	}
-	h.conns = append(h.conns, conn)
+	h.probes = append(h.probes, p)
+	return p
 }
 
-func (h *health) remove(conn net.Conn) {
-	_ = conn.Close()
+func (h *health) remove(p *probe) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for i, c := range h.conns {
-		if c == conn {
-			h.conns = append(h.conns[:i:i], h.conns[i+1:]...)
-			return
-		}
+	if i := slices.Index(h.probes, p); i >= 0 {
+		p.end()
+		h.probes = slices.Delete(h.probes, i, i+1)
 	}
 }
 
 func (h *health) closeAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, c := range h.conns {
-		_ = c.Close()
+	for _, p := range h.probes {
+		p.end()
 	}
+	h.probes = nil
 }
 
 // answer reads one request and answers it. What is no GET is closed without a word.
-func (h *health) answer(conn net.Conn) {
+func (h *health) answer(conn *probe) {
 	defer h.remove(conn)
 	_ = conn.SetDeadline(time.Now().Add(probeTimeout))
 	var buf [maxProbe]byte
@@ -110,6 +137,12 @@ func (h *health) answer(conn net.Conn) {
 	}
 	if !bytes.HasPrefix(buf[:n], []byte("GET ")) {
 		return
+	}
+	select {
+	case <-h.first:
+	case <-conn.closed:
+		return
+	case <-time.After(h.hold):
 	}
 	status, word := "503 Service Unavailable", "not ready\n"
 	if h.ready.Load() {

@@ -58,7 +58,7 @@ func (c keepConfig) serve(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("health: %w", err)
 	}
 	log.Info("keeper", "version", version, "lease", c.lease, "health", ln.Addr())
-	h := &health{log: log}
+	h := newHealth(log)
 	k := &keeper.Keeper{
 		API: api, Lease: c.lease, Name: name, ReplicaSets: c.replicaSets,
 		OnReady: func() { h.set(true) }, Log: log,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -486,4 +487,69 @@ func TestHealthAnswersUnderSlowConnections(t *testing.T) {
 		}
 	}
 	p.term()
+}
+
+// The first probe waits for readiness a little: the next one would come a second later.
+func TestFirstProbeWaits(t *testing.T) {
+	h := newHealth(slog.New(slog.DiscardHandler))
+	h.hold = time.Hour
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- h.serve(ctx, ln) }()
+	ask := func() net.Conn {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\n\r\n")
+		return c
+	}
+	hears := func(c net.Conn, want string) {
+		t.Helper()
+		answer, _ := io.ReadAll(c)
+		_ = c.Close()
+		if !strings.HasPrefix(string(answer), want) || want == "" && len(answer) > 0 {
+			t.Errorf("%q, want %q", answer, want)
+		}
+	}
+	var waiting []net.Conn
+	for range maxProbes + 2 {
+		waiting = append(waiting, ask())
+	}
+	hears(waiting[0], "") // those that are too many
+	hears(waiting[1], "")
+	h.set(true)
+	for _, c := range waiting[2:] {
+		hears(c, "HTTP/1.1 200 OK")
+	}
+	h.set(false)
+	hears(ask(), "HTTP/1.1 503")
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+
+	// One that is never ready does not wait for its probes when it ends.
+	h = newHealth(slog.New(slog.DiscardHandler))
+	h.hold = time.Hour
+	if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() { served <- h.serve(ctx, ln) }()
+	c := ask()
+	for accepted := false; !accepted; {
+		h.mu.Lock()
+		accepted = len(h.probes) == 1
+		h.mu.Unlock()
+	}
+	cancel()
+	hears(c, "")
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }

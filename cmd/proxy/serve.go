@@ -42,7 +42,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		log.Warn("names will not resolve", "error", err)
 	}
-	p := &proxy{config: c, log: log, health: &health{log: log}, useless: make(chan struct{})}
+	p := &proxy{config: c, log: log, health: newHealth(log), useless: make(chan struct{})}
 	p.server = &tunnel.Server{
 		Key: key, Client: c.client, Log: log, OnReady: p.onReady, View: c.view.tell,
 		Info: func() tunnel.Info {

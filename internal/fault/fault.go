@@ -1,5 +1,5 @@
 // Package fault has named points at which bridge kills or stops itself, or fails, when the environment asks for it: so a
-// test can look at what every single step leaves behind. pkg/swap and internal/proxypod have the points in them; unless one
+// test can look at what every single step leaves behind. pkg/swap, internal/proxypod and internal/keeper have the points in them; unless one
 // is asked for, a point costs a look at the environment.
 package fault
 
@@ -54,7 +54,32 @@ const (
 	SessionForgotten Point = "session.forgotten" // the laptop keeps nothing any more
 )
 
-// Points are all of them.
+// The keeper's, in the order in which it comes to them. The environment is its container's.
+const (
+	KeeperTaken      Point = "keeper.taken"      // the Lease, which has lapsed
+	KeeperFenced     Point = "keeper.fenced"     // the Services, against a laptop that wakes up
+	KeeperScaled     Point = "keeper.scaled"     // the original
+	KeeperReady      Point = "keeper.ready"      // the original, or not in time
+	KeeperMoved      Point = "keeper.moved"      // all Services' selectors
+	KeeperSettled    Point = "keeper.settled"    // callers know the original
+	KeeperUnrecorded Point = "keeper.unrecorded" // the target has no copy of the record
+	KeeperEnded      Point = "keeper.ended"      // the proxy's pods have
+	KeeperAgain      Point = "keeper.again"      // each change is undone once more
+	KeeperCopies     Point = "keeper.copies"     // of the record, on ReplicaSets, are gone
+	KeeperOwners     Point = "keeper.owners"     // of the fields are as before
+	KeeperTold       Point = "keeper.told"       // in an event
+	KeeperReleased   Point = "keeper.released"   // the Lease is deleted
+)
+
+// KeeperPoints are all of the keeper's.
+func KeeperPoints() []Point {
+	return []Point{
+		KeeperTaken, KeeperFenced, KeeperScaled, KeeperReady, KeeperMoved, KeeperSettled, KeeperUnrecorded, KeeperEnded, KeeperAgain,
+		KeeperCopies, KeeperOwners, KeeperTold, KeeperReleased,
+	}
+}
+
+// Points are all of bridge's.
 func Points() []Point {
 	return []Point{
 		PlanRead, SessionKept, Claimed, MapCreated, ProxyCreated, ProxyReady, Checked, Recorded, Reachable, Moved, Alone, Scaled, Stopped,
@@ -87,6 +112,9 @@ func After(p Point, err error) error {
 }
 
 func kill() error {
+	if os.Getpid() == 1 {
+		os.Exit(137) // a container's first process is not killed from inside
+	}
 	self, err := os.FindProcess(os.Getpid())
 	if err == nil {
 		err = self.Kill()

@@ -118,6 +118,7 @@ const (
 	deployments = "apis/apps/v1/%s/deployments"
 	replicaSets = "apis/apps/v1/%s/replicasets"
 	services    = "api/v1/%s/services"
+	events      = "api/v1/%s/events"
 )
 
 func (c *client) path(resource string, name ...string) string {
@@ -148,6 +149,11 @@ func (c *client) patch(ctx context.Context, path string, body map[string]any) er
 		path += "&dryRun=All"
 	}
 	return c.do(ctx, http.MethodPatch, path, body, nil)
+}
+
+// create makes an object, of which name is no more than the beginning when it is the API server's to say (generateName).
+func (c *client) create(ctx context.Context, path string, body map[string]any) error {
+	return c.do(ctx, http.MethodPost, path, body, nil)
 }
 
 // remove deletes an object if it has the UID; foreground keeps it until what it owns is gone.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"bridge/internal/fault"
 	"bridge/internal/undo"
 )
 
@@ -23,14 +24,29 @@ const (
 // nothing. What was done already is found done, so it can be called again.
 func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 	g := giving{Keeper: k, api: api, claim: c}
-	for _, step := range []func(context.Context) error{
-		g.fence, g.undoAll(undo.Replicas), g.awaitReady, g.undoAll(undo.Selector), g.awaitCallers,
-		g.unmarkTarget, g.endProxy,
+	for _, step := range []struct {
+		do   func(context.Context) error
+		done fault.Point
+	}{
+		{g.fence, fault.KeeperFenced},
+		{g.undoAll(undo.Replicas), fault.KeeperScaled},
+		{g.awaitReady, fault.KeeperReady},
+		{g.undoAll(undo.Selector), fault.KeeperMoved},
+		{g.awaitCallers, fault.KeeperSettled},
+		{g.unmarkTarget, fault.KeeperUnrecorded},
+		{g.endProxy, fault.KeeperEnded},
 		// A bridge that was still swapping when the Lease was taken may have made one more change.
-		g.undoAll(undo.Replicas), g.undoAll(undo.Selector),
-		g.unmarkReplicaSets, g.giveBackFields, g.release,
+		{g.undoAll(undo.Replicas, undo.Selector), fault.KeeperAgain},
+		{g.unmarkReplicaSets, fault.KeeperCopies},
+		{g.giveBackFields, fault.KeeperOwners},
+		{g.tell, fault.KeeperTold},
+		{g.release, fault.KeeperReleased},
 	} {
-		if err := step(ctx); err != nil {
+		err := step.do(ctx)
+		if !api.dry {
+			err = fault.After(step.done, err)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -101,11 +117,13 @@ func (g giving) fence(ctx context.Context) error {
 	return nil
 }
 
-func (g giving) undoAll(f undo.Field) func(context.Context) error {
+func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
 	return func(ctx context.Context) error {
-		for _, c := range g.record.Of(f) {
-			if err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) }); err != nil {
-				return err
+		for _, f := range fields {
+			for _, c := range g.record.Of(f) {
+				if err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) }); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -271,6 +289,24 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// tell writes an event about the target, as the laptop would. That is a courtesy: a failure is nothing.
+func (g giving) tell(ctx context.Context) error {
+	if g.api.dry {
+		return nil
+	}
+	now, t := time.Now().UTC().Format(time.RFC3339), g.record.Target
+	_ = g.api.create(ctx, g.api.path(events), map[string]any{
+		"metadata": map[string]any{"generateName": t.Name + ".", "namespace": t.Namespace},
+		"involvedObject": map[string]any{
+			"apiVersion": t.APIVersion, "kind": t.Kind, "namespace": t.Namespace, "name": t.Name, "uid": t.UID,
+		},
+		"type": "Normal", "reason": undo.GivenBack, "message": "the keeper has given it back: no heartbeat of " + g.from + " any more",
+		"firstTimestamp": now, "lastTimestamp": now, "count": 1,
+		"source": map[string]any{"component": "bridge"}, "reportingComponent": "bridge",
+	})
 	return nil
 }
 

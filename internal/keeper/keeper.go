@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	"bridge/internal/fault"
 	"bridge/internal/undo"
 )
 
@@ -142,7 +143,7 @@ func (k *Keeper) awaitLapse(ctx context.Context) (claim, error) {
 		}
 		c, err := k.read(lease)
 		if err == nil {
-			err = k.client.patch(ctx, k.client.path(leases, k.Lease), c.hold(k.holder()))
+			err = fault.After(fault.KeeperTaken, k.client.patch(ctx, k.client.path(leases, k.Lease), c.hold(k.holder())))
 		}
 		switch {
 		case err == nil:

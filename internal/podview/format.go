@@ -19,7 +19,7 @@ const maxDockerLine = 64<<10 - 1
 // Print writes the variables in a format. left says which it has left out, since the format cannot say them, and why.
 func Print(w io.Writer, format string, list []Variable) (left []string, err error) {
 	if format == "json" {
-		return nil, printJSON(w, list)
+		return printJSON(w, list)
 	}
 	say, ok := map[string]func(Variable) (string, error){"dotenv": dotenv, "shell": shell, "docker": docker}[format]
 	if !ok {
@@ -39,18 +39,19 @@ func Print(w io.Writer, format string, list []Variable) (left []string, err erro
 }
 
 // printJSON prints one object.
-func printJSON(w io.Writer, list []Variable) error {
+func printJSON(w io.Writer, list []Variable) (left []string, err error) {
 	object := make(map[string]string, len(list))
 	for _, v := range list {
 		if !utf8.ValidString(v.Name + v.Value) {
-			return fmt.Errorf("%s: JSON cannot say what is not UTF-8", v.Name)
+			left = append(left, fmt.Sprintf("%q: it is not UTF-8, which JSON cannot say; use --format shell", v.Name))
+			continue
 		}
 		object[v.Name] = v.Value
 	}
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	return e.Encode(object)
+	return left, e.Encode(object)
 }
 
 // Quote is s as one word of a shell (POSIX).

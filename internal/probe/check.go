@@ -168,6 +168,7 @@ func execute(ctx context.Context, command []string) Outcome {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.WaitDelay = pipeDelay
+	endWhole(cmd)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {

@@ -76,13 +76,19 @@ func Afresh(ctx context.Context, create func() error) error {
 // AwaitNone waits until an earlier proxy is gone whose Lease somebody has deleted: its pods know another key, and a tunnel that
 // comes to one of them would end. A pod that lingers is not waited for.
 func (p *Proxy) AwaitNone(ctx context.Context) error {
+	var answer error
 	err := wait.PollUntilContextTimeout(ctx, Poll, collectTimeout, true, func(ctx context.Context) (bool, error) {
 		_, err := p.Kube.Clientset.AppsV1().Deployments(p.Namespace).Get(ctx, p.Lease, metav1.GetOptions{})
+		if ctx.Err() == nil {
+			answer = err
+		}
 		return apierrors.IsNotFound(err), nil
 	})
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case err != nil && answer != nil:
+		return kube.Explain(answer, "get deployment "+p.Lease+" in "+p.Namespace)
 	case err != nil:
 		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace,
 			"deployment/%s in %s, which has the proxy's name, is there already, and no Lease of that name", p.Lease, p.Namespace)
@@ -144,12 +150,19 @@ func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
 	bounded, cancel := context.WithTimeout(ctx, goneTimeout)
 	defer cancel()
 	var left []corev1.Pod
+	var answer error
 	err = wait.PollUntilContextCancel(bounded, Poll, true, func(ctx context.Context) (bool, error) {
-		left, err = p.Pods(ctx)
-		return len(left) == 0 && err == nil, kube.IgnoreTransient(err)
+		pods, err := p.Pods(ctx)
+		if ctx.Err() == nil {
+			left, answer = pods, err
+		}
+		return len(pods) == 0 && err == nil, kube.IgnoreTransient(err)
 	})
-	if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case err == nil, ctx.Err() != nil, !errors.Is(err, context.DeadlineExceeded):
 		return nil, err
+	case answer != nil:
+		return nil, answer // whether they are gone is not known
 	}
 	for _, pod := range left {
 		if pod.DeletionTimestamp == nil {

@@ -31,9 +31,6 @@ func Duration(l *coordinationv1.Lease) time.Duration {
 	return time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second
 }
 
-// StaleAfter is how old a heartbeat may be at most for what it says of the tunnel to be believed: one may be late.
-const StaleAfter = 5 * maxHeartbeatPeriod / 2
-
 // maxHeartbeatPeriod is that of a Lease of the usual duration, and of longer ones.
 const maxHeartbeatPeriod = LeaseSeconds * time.Second / 6
 
@@ -42,7 +39,7 @@ func HeartbeatPeriod(l *coordinationv1.Lease) time.Duration {
 	return min(Duration(l)/6, maxHeartbeatPeriod)
 }
 
-// Stale is StaleAfter for this Lease, which may be of a shorter duration.
+// Stale is how old a heartbeat may be at most for what it says of the tunnel to be believed: one may be late.
 func Stale(l *coordinationv1.Lease) time.Duration { return 5 * HeartbeatPeriod(l) / 2 }
 
 const (
@@ -60,7 +57,7 @@ type More struct {
 
 // Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
-// when it has not come through for StaleAfter, why, and when it does again.
+// when it has not come through for Stale, why, and when it does again.
 func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More, say func(string)) error {
 	last, silent := time.Now(), false
 	due := time.NewTimer(0)

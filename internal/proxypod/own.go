@@ -106,7 +106,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t
 	o.Say("removing the proxy pod")
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
-	if e := Remove(bounded, o.Kube, o.Kind, lease.Namespace, lease.Name, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
+	if e := Remove(bounded, o.Kube, o.Kind, lease.Namespace, lease.Name, nil, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
 		return hint.New(hint.RestoreIncomplete, errors.Join(err, fmt.Errorf("the proxy is not removed: %w", e)),
 			"finish with: "+RemoveCommand(o.Kube, o.Kind, lease.Namespace, lease.Name))
 	}
@@ -186,9 +186,9 @@ func OwnLease(kind, namespace, owner string) *coordinationv1.Lease {
 	}
 }
 
-// Remove removes a proxy of kind connect or env, and its Lease last. The error has the code NotFound when
-// no such Lease is there, or it is of another kind.
-func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, say func(string)) error {
+// Remove removes a proxy of kind connect or env, and its Lease last, unless check, which may be nil, refuses that Lease. The error has the code
+// NotFound when no such Lease is there, or it is of another kind.
+func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, check func(*coordinationv1.Lease) error, say func(string)) error {
 	leases := k.Clientset.CoordinationV1().Leases(namespace)
 	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
 	if err == nil && lease.Labels[KindLabel] != kind || apierrors.IsNotFound(err) {
@@ -196,6 +196,11 @@ func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, s
 	}
 	if err != nil {
 		return kube.Explain(err, "get lease "+name+" in "+namespace)
+	}
+	if check != nil {
+		if err := check(lease); err != nil {
+			return err
+		}
 	}
 	p := &Proxy{Kube: k, Namespace: namespace, Lease: name}
 	if err := p.Delete(ctx, lease.UID, say); err != nil {

@@ -232,5 +232,8 @@ func Keeping() (out []Right) {
 	return out
 }
 
+// Telling is the right to tell in events.
+func Telling() []Right { return telling().rights() }
+
 // PodProxy is the right for --carrier podproxy, whose request is a GET.
 func PodProxy() []Right { return podProxy().rights() }

@@ -21,6 +21,8 @@ const (
 	FenceAnnotation = "bridge.internal/fence"
 	// FieldManager is bridge's name in managedFields.
 	FieldManager = "bridge"
+	// GivenBack is the reason of the event that tells so.
+	GivenBack = "GivenBack"
 	// RestoreBy begins the holder of a Lease whose swap is being given back.
 	RestoreBy = "restore by "
 )

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -37,7 +39,7 @@ func (r *Restorer) RestoreAll(ctx context.Context, namespace, by string, held bo
 	group.SetLimit(maxRestores)
 	for i, e := range entries {
 		group.Go(func() error {
-			failed[i] = r.restoreEntry(ctx, e, by)
+			failed[i] = r.restoreEntry(ctx, e, by, held)
 			return nil
 		})
 	}
@@ -54,8 +56,8 @@ func (r *Restorer) RestoreAll(ctx context.Context, namespace, by string, held bo
 	return nil
 }
 
-// restoreEntry gives one back and says how that failed, if it did.
-func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string) error {
+// restoreEntry gives one back and says how that failed, if it did. Without held one that is held again by now is left.
+func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string, held bool) error {
 	what := e.Target + " in " + e.Namespace
 	k := r.Kube.In(e.Namespace)
 	say := func(line string) { r.Say(what + ": " + line) }
@@ -63,20 +65,42 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string) error {
 	var err error
 	if e.Kind == proxypod.KindSwap {
 		if err = rights.Restore.Check(ctx, k, "restore "+what, false); err == nil {
-			err = (&Restorer{Kube: k, Say: say}).Restore(ctx, name, by)
+			err = (&Restorer{Kube: k, Say: say}).restore(ctx, name, by, e.unchanged(held))
 		}
 	} else if err = rights.CheckRemove(ctx, k, e.Kind, name); err == nil {
-		if err = proxypod.Remove(ctx, k, e.Kind, e.Namespace, name, say); err == nil {
+		unchanged := func(now *coordinationv1.Lease) error { return e.unchanged(held)(now, nil) }
+		if err = proxypod.Remove(ctx, k, e.Kind, e.Namespace, name, unchanged, say); err == nil {
 			say("removed")
 		}
-	}
-	if hint.CodeOf(err) == hint.NotFound {
-		return nil // somebody else was faster
 	}
 	if err != nil {
 		say(err.Error())
 	}
+	if hint.CodeOf(err) == hint.NotFound {
+		return nil // somebody else was faster
+	}
 	return err
+}
+
+// unchanged refuses what is no longer the entry: another swap, or without held one whose holder is back.
+func (e Entry) unchanged(held bool) which {
+	return func(now *coordinationv1.Lease, _ *Undo) error {
+		switch {
+		case now == nil:
+			return nil // the copy of its record is left
+		case e.lease == nil || now.UID != e.lease.UID:
+			return hint.Newf(hint.NotFound, "", "another one by now: left")
+		case !held && !sameHeartbeat(now, e.lease):
+			return hint.Newf(hint.NotFound, "", "held again by %s: left", holder(now))
+		}
+		return nil
+	}
+}
+
+// sameHeartbeat is whether nobody has renewed or taken the Lease between the two.
+func sameHeartbeat(a, b *coordinationv1.Lease) bool {
+	return holder(a) == holder(b) && (a.Spec.RenewTime == nil) == (b.Spec.RenewTime == nil) &&
+		(a.Spec.RenewTime == nil || a.Spec.RenewTime.Equal(b.Spec.RenewTime))
 }
 
 // leftBehind lists what nobody holds, or with held everything.
@@ -92,21 +116,8 @@ func (r *Restorer) leftBehind(ctx context.Context, namespace string, held bool) 
 	if held {
 		return append(entries, orphans...), nil
 	}
-	if slices.ContainsFunc(entries, func(e Entry) bool { return !e.Alive }) {
-		// By this machine's clock, which may be wrong: the holder of one that is alive renews it within that time.
-		r.Say(fmt.Sprintf("looking for %v whether anybody holds them", proxypod.StaleAfter))
-		if err := sleep(ctx, proxypod.StaleAfter); err != nil {
-			return nil, err
-		}
-		now, err := List(ctx, r.Kube, namespace)
-		if err != nil {
-			return nil, err
-		}
-		for i, e := range entries {
-			entries[i].Alive = e.Alive || !slices.ContainsFunc(now, func(n Entry) bool {
-				return n.Namespace == e.Namespace && n.Target == e.Target && n.Owner == e.Owner && n.Heartbeat.Equal(e.Heartbeat)
-			})
-		}
+	if err := r.lookAgain(ctx, namespace, entries); err != nil {
+		return nil, err
 	}
 	entries = slices.DeleteFunc(entries, func(e Entry) bool {
 		if e.Alive {
@@ -115,6 +126,36 @@ func (r *Restorer) leftBehind(ctx context.Context, namespace string, held bool) 
 		return e.Alive
 	})
 	return append(entries, orphans...), nil
+}
+
+// lookAgain watches those of which this machine's clock, which may be wrong, says that nobody holds them, or that their
+// heartbeat is yet to come: who holds one renews it meanwhile.
+func (r *Restorer) lookAgain(ctx context.Context, namespace string, entries []Entry) error {
+	start := time.Now()
+	doubtful := func(e Entry) bool { return !e.Alive || e.Heartbeat.After(start) }
+	var long time.Duration
+	for _, e := range entries {
+		if doubtful(e) {
+			long = max(long, proxypod.Stale(e.lease))
+		}
+	}
+	if long == 0 {
+		return nil
+	}
+	r.Say(fmt.Sprintf("looking for %v whether anybody holds them", long))
+	if err := sleep(ctx, long); err != nil {
+		return err
+	}
+	now, err := List(ctx, r.Kube, namespace)
+	if err != nil {
+		return err
+	}
+	for i, e := range entries {
+		if doubtful(e) {
+			entries[i].Alive = !slices.ContainsFunc(now, func(n Entry) bool { return n.lease.UID == e.lease.UID && sameHeartbeat(n.lease, e.lease) })
+		}
+	}
+	return nil
 }
 
 // orphans are the swaps whose Lease is gone: only copies of their records are left.

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/kube"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -22,7 +23,7 @@ const (
 	reasonSwapped  = "Swapped"
 	reasonLost     = "TunnelLost"
 	reasonRestored = "TunnelRestored"
-	reasonGiven    = "GivenBack"
+	reasonGiven    = undo.GivenBack
 )
 
 const (

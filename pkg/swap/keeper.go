@@ -68,8 +68,12 @@ func (p *Plan) AddKeeper(ctx context.Context, k *kube.Client, o Options) error {
 		return err
 	}
 	if len(lacking) == 0 {
-		keeper := newKeeper(p, sets)
-		_, err := k.Clientset.RbacV1().Roles(ns).Create(ctx, keeper.Role, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldManager: proxypod.FieldManager})
+		mute, err := rights.Missing(ctx, k, rights.Telling())
+		if err != nil {
+			return err
+		}
+		keeper := newKeeper(p, sets, len(mute) == 0)
+		_, err = k.Clientset.RbacV1().Roles(ns).Create(ctx, keeper.Role, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldManager: proxypod.FieldManager})
 		if err == nil || apierrors.IsAlreadyExists(err) { // an earlier swap's is on its way out
 			return p.add(keeper)
 		}
@@ -142,8 +146,9 @@ func (p *Plan) replicaSets(ctx context.Context, k *kube.Client) (names []string,
 	return names, nil
 }
 
-// newKeeper is a keeper with a Role that names each object: what internal/keeper does, and nothing else.
-func newKeeper(p *Plan, replicaSets []string) *Keeper {
+// newKeeper is a keeper with a Role that names each object: what internal/keeper does, and nothing else. tells is whether it may
+// tell in the target's events that it has given back: an event's name is not known before.
+func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 	name := proxypod.KeeperName(p.Lease.Name)
 	meta := metav1.ObjectMeta{
 		Name: name, Namespace: p.Lease.Namespace,
@@ -164,6 +169,9 @@ func newKeeper(p *Plan, replicaSets []string) *Keeper {
 	}
 	if len(replicaSets) > 0 {
 		rules = append(rules, rule("apps", "replicasets", replicaSets, "patch"))
+	}
+	if tells {
+		rules = append(rules, rule("", "events", nil, "create"))
 	}
 	return &Keeper{
 		Account: &corev1.ServiceAccount{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: meta},

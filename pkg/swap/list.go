@@ -44,6 +44,8 @@ type Entry struct {
 	// Replicas the target had before; 0 but for swap.
 	Replicas int32    `json:"replicas,omitempty"`
 	Services []string `json:"services,omitempty"`
+
+	lease *coordinationv1.Lease // nil when only a copy of the record is left
 }
 
 // List reads the swaps and connects of a namespace, all of them with "".
@@ -58,7 +60,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 	for _, l := range list.Items {
 		e := Entry{
 			Namespace: l.Namespace, Kind: l.Labels[proxypod.KindLabel], Target: l.Annotations[proxypod.TargetAnnotation],
-			Since: l.CreationTimestamp.Time,
+			Since: l.CreationTimestamp.Time, lease: &l,
 		}
 		if l.Spec.HolderIdentity != nil {
 			e.Owner = *l.Spec.HolderIdentity

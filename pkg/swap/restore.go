@@ -44,9 +44,13 @@ type Restorer struct {
 // it stands back. The error has the code NotFound when there is nothing to give back and
 // RestoreIncomplete when something is left. What this machine keeps of the swap it removes.
 func (r *Restorer) Restore(ctx context.Context, name, by string) error {
+	return r.restore(ctx, name, by, anySwap)
+}
+
+func (r *Restorer) restore(ctx context.Context, name, by string, wanted which) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, nil)
+	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, wanted)
 	if err == nil {
 		err = r.giveBack(ctx, u, c)
 	}
@@ -61,11 +65,26 @@ func (r *Restorer) Restore(ctx context.Context, name, by string) error {
 // fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
 const fenceTimeout = 5 * time.Second
 
+// which looks at the swap that is found, before it is taken: an error leaves it alone. The Lease is nil when only the copy of
+// the record is left.
+type which func(*coordinationv1.Lease, *Undo) error
+
+func anySwap(*coordinationv1.Lease, *Undo) error { return nil }
+
+// swapOf is the swap of that record, and no later one.
+func swapOf(record *Undo) which {
+	return func(_ *coordinationv1.Lease, found *Undo) error {
+		if record.Equal(found) {
+			return nil
+		}
+		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
+	}
+}
+
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
-// it anew when only the copy on the target is left. What the holder before was about to write fails from then on. With
-// only it takes the swap of that record and no later one.
-func (r *Restorer) take(ctx context.Context, name, by string, only *Undo) (*Undo, *claim, error) {
-	u, c, err := r.takeLease(ctx, name, by, only)
+// it anew when only the copy on the target is left. What the holder before was about to write fails from then on.
+func (r *Restorer) take(ctx context.Context, name, by string, wanted which) (*Undo, *claim, error) {
+	u, c, err := r.takeLease(ctx, name, by, wanted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,13 +98,7 @@ func (r *Restorer) take(ctx context.Context, name, by string, only *Undo) (*Undo
 	return u, c, nil
 }
 
-func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (*Undo, *claim, error) {
-	another := func(found *Undo) error {
-		if only == nil || only.Equal(found) {
-			return nil
-		}
-		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
-	}
+func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which) (*Undo, *claim, error) {
 	ns := r.Kube.Namespace
 	leases := r.Kube.Clientset.CoordinationV1().Leases(ns)
 	for {
@@ -93,7 +106,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (
 		if apierrors.IsNotFound(err) {
 			u, record, err := r.copyOnTarget(ctx, name)
 			if err == nil {
-				err = another(u)
+				err = wanted(nil, u)
 			}
 			if err != nil {
 				return nil, nil, err
@@ -109,7 +122,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, only *Undo) (
 		}
 		u, err := r.read(ctx, lease, name)
 		if err == nil {
-			err = another(u)
+			err = wanted(lease, u)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -188,7 +201,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
 	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
-		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), u)
+		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), swapOf(u))
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}

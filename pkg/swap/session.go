@@ -190,7 +190,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	}
 	if !saved.Held {
 		say("an earlier swap was killed in between: giving it back first")
-		if err := (&Restorer{Kube: k, Say: say}).Restore(ctx, name, o.Owner); err != nil {
+		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, name, o.Owner, swapOf(u)); err != nil {
 			return nil, err
 		}
 		s.forget()

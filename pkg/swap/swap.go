@@ -267,7 +267,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, &s.Plan.Undo)
+	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, swapOf(&s.Plan.Undo))
 	if hint.CodeOf(err) == hint.NotFound {
 		return over() // given back entirely
 	}

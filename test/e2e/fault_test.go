@@ -37,6 +37,8 @@ type stage struct {
 	recorded bool
 	// nothing is whether there is nothing to give back.
 	nothing bool
+	// unkept is whether there is no keeper at all: it is made after the proxy, and goes with the Lease.
+	unkept bool
 }
 
 const original = "original"
@@ -46,7 +48,10 @@ func stages() (all []stage) {
 	for _, p := range []point.Point{point.PlanRead, point.SessionKept} {
 		all = append(all, stage{point: p, how: making, answers: original, nothing: true})
 	}
-	for _, p := range []point.Point{point.Claimed, point.MapCreated, point.ProxyCreated, point.ProxyReady, point.Checked} {
+	for _, p := range []point.Point{point.Claimed, point.MapCreated, point.ProxyCreated} {
+		all = append(all, stage{point: p, how: making, answers: original, unkept: true})
+	}
+	for _, p := range []point.Point{point.ProxyReady, point.Checked} {
 		all = append(all, stage{point: p, how: making, answers: original})
 	}
 	for _, p := range []point.Point{point.Recorded, point.Reachable} {
@@ -55,14 +60,14 @@ func stages() (all []stage) {
 	for _, p := range []point.Point{point.Moved, point.Alone, point.Scaled, point.Stopped, point.SessionHeld, point.Watched} {
 		all = append(all, stage{point: p, how: making, recorded: true})
 	}
-	all = append(all, stage{point: point.Beat, how: making, answers: original})
+	all = append(all, stage{point: point.Beat, how: making, answers: original, unkept: true})
 	for _, p := range []point.Point{point.TakeUpRead, point.TakeUpReady} {
 		all = append(all, stage{point: p, how: takingUp, recorded: true})
 	}
 	all = append(all,
 		stage{point: point.RestoreTaken, how: restoring, recorded: true},
 		stage{point: point.SessionEnding, how: ending, recorded: true},
-		stage{point: point.RestoreCreated, how: orphaned, recorded: true},
+		stage{point: point.RestoreCreated, how: orphaned, recorded: true, unkept: true},
 	)
 	for _, how := range []string{ending, restoring} {
 		for _, p := range []point.Point{point.ScaledBack, point.OriginalReady} {
@@ -89,6 +94,7 @@ const (
 
 	byRestore    = "restore"
 	byRestoreAll = "restore --all"
+	byKeeper     = "nothing"
 	bySwap       = "swap again"
 )
 
@@ -101,7 +107,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 		also, way string
 	}
 	var trials []trial
-	ways := []string{byRestore, byRestoreAll, bySwap}
+	ways := []string{byRestore, byRestoreAll, bySwap, byKeeper}
 	also := []string{"", leaseDeleted, podDeleted, processKilled}
 	for i, st := range stages() {
 		for j, lost := range also {
@@ -109,6 +115,12 @@ func TestKilledAtEachPoint(t *testing.T) {
 				// In short, each point once and one of the ways after it, and every now and then with something else lost.
 				if !soak(true, k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2]) {
 					continue
+				}
+				if way == byKeeper && (st.nothing || st.unkept || lost == leaseDeleted) {
+					if soak(true, false) {
+						continue
+					}
+					way = byRestore
 				}
 				if lost == leaseDeleted && way == bySwap && st.recorded {
 					way = byRestore // it is refused: TestSwapOverAnOrphanedRecordIsRefused
@@ -134,7 +146,11 @@ func TestKilledAtEachPoint(t *testing.T) {
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
 			local := localOrders(t)
-			w.killedAt(c.stage, local)
+			args := swapArgs(local)
+			if c.way == byKeeper {
+				args = append(args, soon...)
+			}
+			w.killedAt(c.stage, args)
 			if c.answers != "" {
 				w.answersSteadily(c.answers)
 			}
@@ -158,23 +174,23 @@ func swapArgs(local []string) []string {
 }
 
 // killedAt has a bridge die at the stage's point.
-func (w *world) killedAt(st stage, local []string) {
+func (w *world) killedAt(st stage, swap []string) {
 	w.t.Helper()
 	var b *process
 	switch st.how {
 	case making:
-		b = w.faulty(st.point, "kill", swapArgs(local)...)
+		b = w.faulty(st.point, "kill", swap...)
 	case ending:
-		b = w.faulty(st.point, "kill", swapArgs(local)...)
+		b = w.faulty(st.point, "kill", swap...)
 		b.says(swapped)
 		b.signal(syscall.SIGTERM)
 	default:
-		first := w.bridge(swapArgs(local)...)
+		first := w.bridge(swap...)
 		first.says(swapped)
 		first.kill()
 		switch st.how {
 		case takingUp:
-			b = w.faulty(st.point, "kill", swapArgs(local)...)
+			b = w.faulty(st.point, "kill", swap...)
 		case orphaned:
 			w.lose(leaseDeleted)
 			fallthrough
@@ -220,21 +236,29 @@ func (w *world) lose(what string) {
 // killIn kills the proxy's process in the pod, as the kernel would when memory is short.
 func (w *world) killIn(uid string) {
 	w.t.Helper()
-	for _, id := range processes(w.t) {
-		group, err := os.ReadFile("/proc/" + id + "/cgroup")
-		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
-			continue
-		}
-		command, err := os.ReadFile("/proc/" + id + "/cmdline")
-		if err != nil || !bytes.Contains(command, []byte("--tunnel")) {
-			continue
-		}
+	for _, id := range processesIn(w.t, uid, "--tunnel") {
 		var pid int
 		if _, err := fmt.Sscan(id, &pid); err != nil {
 			w.t.Fatal(err)
 		}
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
 	}
+}
+
+// processesIn are those in the pod with this UID that have the argument.
+func processesIn(t *testing.T, uid, argument string) (ids []string) {
+	t.Helper()
+	for _, id := range processes(t) {
+		group, err := os.ReadFile("/proc/" + id + "/cgroup")
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
+			continue
+		}
+		command, err := os.ReadFile("/proc/" + id + "/cmdline")
+		if err == nil && bytes.Contains(command, append([]byte{0}, argument...)) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // processes are the numbers in /proc.
@@ -262,6 +286,7 @@ func (w *world) giveBack(st stage, also, way string, local []string) {
 			code = int(hint.NotFound)
 		}
 		w.elsewhere().bridge("restore", "deployment", "orders").exits(code)
+	case byKeeper:
 	case byRestoreAll:
 		w.elsewhere().bridge("restore", "--all", "--held").exits(0)
 	case bySwap:

@@ -14,10 +14,13 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
+	point "bridge/internal/fault"
 	"bridge/internal/hint"
 )
 
@@ -70,6 +73,10 @@ func TestKeeperGivesBack(t *testing.T) {
 	}
 	b.kill()
 	w.awaitGivenBack(before)
+	w.await("the event that tells so", func() bool {
+		list, err := s.client.CoreV1().Events(w.ns).List(t.Context(), metav1.ListOptions{FieldSelector: "reason=GivenBack,involvedObject.name=orders"})
+		return err == nil && len(list.Items) == 1 && strings.HasPrefix(list.Items[0].Message, "the keeper has given it back")
+	})
 
 	w.apply(fmt.Sprintf(ordersYAML, s.image))
 	w.awaitReady("app=orders", 2)
@@ -80,24 +87,46 @@ func TestKeeperGivesBack(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
-// Killed at each moment from which on something is to be given back.
-func TestKeeperGivesBackWhatWasBegun(t *testing.T) {
+// The keeper is killed at each of its own steps, and another one goes on.
+func TestKeeperKilledAtEachPoint(t *testing.T) {
 	t.Parallel()
-	for _, phase := range []string{"moving callers to it", "scaling ", "giving deployment/orders back", "ending the proxy"} {
-		t.Run("after "+phase, func(t *testing.T) {
+	for i, p := range point.KeeperPoints() {
+		if !soak(true, i%3 == 0) {
+			continue
+		}
+		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
-			b := w.beginSwap(soon...)
-			if strings.Contains(phase, "giving") || strings.Contains(phase, "ending") {
-				b.says(swapped)
-				b.signal(syscall.SIGTERM)
-			}
-			b.says(phase)
+			b := w.swap(soon...)
+			w.faultyKeeper(string(p) + ":kill")
 			b.kill()
+			w.await("the keeper's end at "+string(p), func() bool {
+				return p == point.KeeperReleased && w.lease() == nil || slices.ContainsFunc(w.pods("bridge.internal/keeper"), func(p corev1.Pod) bool {
+					return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount > 0
+				})
+			})
+			if p != point.KeeperReleased {
+				w.faultyKeeper("")
+			}
 			w.awaitGivenBack(before)
 		})
 	}
+}
+
+// faultyKeeper has the keeper's pod replaced by one with this fault, and waits until it is Ready.
+func (w *world) faultyKeeper(fault string) {
+	w.t.Helper()
+	name := w.lease().Annotations["bridge.internal/keeper"]
+	patch := fmt.Sprintf(`{"spec":{"template":{"spec":{"containers":[{"name":"keeper","env":[{"name":%q,"value":%q}]}]}}}}`, point.Env, fault)
+	d, err := s.client.AppsV1().Deployments(w.ns).Patch(w.t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.await("another keeper", func() bool {
+		now, err := s.client.AppsV1().Deployments(w.ns).Get(w.t.Context(), name, metav1.GetOptions{})
+		return err == nil && now.Status.ObservedGeneration >= d.Generation && now.Status.UpdatedReplicas == 1 && now.Status.ReadyReplicas == 1
+	})
 }
 
 // The keeper's pod goes, before it is needed and in the middle of its work: another one does it.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -290,4 +291,41 @@ func TestSafeFromStrangers(t *testing.T) {
 		t.Errorf("the session was disturbed: %+v, then %+v", before, after)
 	}
 	t.Logf("%d strangers refused, %d round trips undisturbed", sf.refused, n)
+}
+
+// Of a swap a neighbour finds the ports that it stands in for, and two that say whether they are ready and nothing else.
+func TestANeighbourFindsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.swap()
+	keepers := w.pods("bridge.internal/keeper")
+	if len(keepers) != 1 {
+		t.Fatalf("%d keepers", len(keepers))
+	}
+	for _, c := range []struct {
+		pod  corev1.Pod
+		open []string // what the target serves
+	}{{w.proxy(), []string{"7000", "8080"}}, {keepers[0], nil}} {
+		out := newLines()
+		if err := w.exec(t.Context(), nil, out, "ports", "--host", c.pod.Status.PodIP); err != nil {
+			t.Fatal(err)
+		}
+		health := 0
+		for _, line := range out.all() {
+			port, answers, _ := strings.Cut(line, " ")
+			if slices.Contains(c.open, port) {
+				c.open = slices.DeleteFunc(c.open, func(p string) bool { return p == port })
+				continue
+			}
+			health++
+			const want = `"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nready\n" "" ""`
+			if answers != want {
+				t.Errorf("port %s of %s says %s", port, c.pod.Name, answers)
+			}
+		}
+		if health != 1 || len(c.open) > 0 {
+			t.Errorf("%s has %d ports beside the target's, and not %q: %q", c.pod.Name, health, c.open, out.all())
+		}
+	}
+	b.terminate()
 }

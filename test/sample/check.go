@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ type check struct {
 	address, what, name string
 	bytes               int64
 	connections         int
+	hold                bool
 }
 
 // checkTimeout bounds a whole check: a hang is a failure.
@@ -172,6 +174,10 @@ func (c *check) many() error {
 		if want := fmt.Sprintf("connection %d\n", i); err != nil || line != want {
 			return fmt.Errorf("connection %d: got %q, %w", i, line, err)
 		}
+	}
+	if c.hold {
+		fmt.Println("held")
+		_, _ = io.Copy(io.Discard, os.Stdin)
 	}
 	return nil
 }

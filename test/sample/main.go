@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -53,6 +53,7 @@ func run(args []string) error {
 		flags.StringVar(&c.what, "what", "", "half-close, reset, send-reset, upload, download, many or datagrams")
 		flags.Int64Var(&c.bytes, "bytes", 100<<20, "for upload and download")
 		flags.IntVar(&c.connections, "connections", 500, "for many")
+		flags.BoolVar(&c.hold, "hold", false, "for many: say \"held\" when all are open, and keep them until the standard input ends")
 		_ = flags.Parse(args[1:])
 		return c.run(os.Stdout)
 	case "busy":
@@ -77,6 +78,10 @@ func run(args []string) error {
 		return err
 	case "look":
 		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
+	case "ports":
+		host := flags.String("host", "", "whose ports to look at, all of them")
+		_ = flags.Parse(args[1:])
+		return ports(*host, os.Stdout)
 	case "put":
 		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
 		_ = flags.Parse(args[1:])
