@@ -501,8 +501,9 @@ func TestACallerThatBreaksTheRules(t *testing.T) {
 	} {
 		w := wireClient(t, dial)
 		go do(w)
+		in := http2.NewFramer(io.Discard, w.Conn) // do writes meanwhile
 		for {
-			f := w.next()
+			f, _ := in.ReadFrame()
 			if _, ok := f.(*http2.GoAwayFrame); ok {
 				break
 			}
