@@ -1,13 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/user"
-	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +72,7 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
-	f.Var(&o.selfRestore, "self-restore", "auto, always or never: whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
+	f.Var(newChoice("auto", func(word string) { o.selfRestore = swap.SelfRestore(word) }, "auto", "always", "never"), "self-restore", "whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
 	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
 	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
@@ -91,7 +88,7 @@ type swapOptions struct {
 	proxyTimeout, localTimeout time.Duration
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
-	selfRestore                selfRestore
+	selfRestore                swap.SelfRestore
 	restoreAfter               time.Duration
 	rejoin                     bool
 	dryRun                     dryRun
@@ -99,19 +96,6 @@ type swapOptions struct {
 	token                      bool
 	program                    []string // CMD
 	noProbes, execProbes       bool
-}
-
-// selfRestore is the flag --self-restore.
-type selfRestore struct{ swap.SelfRestore }
-
-func (s *selfRestore) String() string { return string(cmp.Or(s.SelfRestore, swap.SelfRestoreAuto)) }
-func (s *selfRestore) Type() string   { return "string" }
-func (s *selfRestore) Set(v string) error {
-	s.SelfRestore = swap.SelfRestore(v)
-	if !slices.Contains([]swap.SelfRestore{swap.SelfRestoreAuto, swap.SelfRestoreAlways, swap.SelfRestoreNever}, s.SelfRestore) {
-		return errors.New("there are auto, always and never")
-	}
-	return nil
 }
 
 func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
@@ -127,7 +111,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
-		SelfRestore: o.selfRestore.SelfRestore, RestoreAfter: o.restoreAfter}
+		SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, name, options, source, o)
 	}
@@ -156,7 +140,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		}
 	}
 	s := &swap.Swap{
-		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore.SelfRestore,
+		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore,
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
 	if program == nil {

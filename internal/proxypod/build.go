@@ -130,25 +130,29 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		delete(labels, k)
 	}
 	maps.Copy(labels, label)
+	// One laptop, one session: two pods at once would share the callers, and one of them reset them.
+	return onePod(s.Name, s.Namespace, label, corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: template.Annotations},
+		Spec:       *pod,
+	}), notes, nil
+}
+
+// onePod is a Deployment of one pod, which ends before another comes. label alone selects it.
+func onePod(name, namespace string, label map[string]string, template corev1.PodTemplateSpec) *appsv1.Deployment {
 	one, zero := int32(1), int32(0)
+	labels := map[string]string{ManagedByLabel: ManagedBy}
+	maps.Copy(labels, label)
 	return &appsv1.Deployment{
-		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
-		ObjectMeta: metav1.ObjectMeta{
-			Name: s.Name, Namespace: s.Namespace,
-			Labels: map[string]string{ManagedByLabel: ManagedBy, ProxyLabel: LabelValue(s.Lease)},
-		},
+		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
 			Replicas:             &one,
 			RevisionHistoryLimit: &zero,
-			// One laptop, one session: two pods at once would share the callers, and one of them reset them.
-			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
-			Selector: &metav1.LabelSelector{MatchLabels: label},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: template.Annotations},
-				Spec:       *pod,
-			},
+			Strategy:             appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Selector:             &metav1.LabelSelector{MatchLabels: label},
+			Template:             template,
 		},
-	}, notes, nil
+	}
 }
 
 // alone takes everything off that is another's than the container's.

@@ -33,45 +33,32 @@ func Keeper(proxy *appsv1.Deployment, container, account string, replicaSets []s
 	if cpu, limited := program.Resources.Limits[corev1.ResourceCPU]; limited {
 		resources.Limits[corev1.ResourceCPU] = cpu
 	}
-	yes, no, one, zero, grace := true, false, int32(1), int32(0), keeperGrace
+	yes, no, grace := true, false, keeperGrace
 	label := map[string]string{KeeperLabel: LabelValue(proxy.Name)}
-	return &appsv1.Deployment{
-		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
-		ObjectMeta: metav1.ObjectMeta{
-			Name: KeeperName(proxy.Name), Namespace: proxy.Namespace,
-			Labels: map[string]string{ManagedByLabel: ManagedBy, KeeperLabel: LabelValue(proxy.Name)},
-		},
-		Spec: appsv1.DeploymentSpec{
-			Replicas:             &one,
-			RevisionHistoryLimit: &zero,
-			Strategy:             appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
-			Selector:             &metav1.LabelSelector{MatchLabels: label},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: label},
-				Spec: corev1.PodSpec{
-					ServiceAccountName:            account,
-					AutomountServiceAccountToken:  &yes,
-					EnableServiceLinks:            &no,
-					TerminationGracePeriodSeconds: &grace,
-					SecurityContext: &corev1.PodSecurityContext{
-						RunAsNonRoot:   &yes,
-						SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-					},
-					NodeSelector:     like.NodeSelector,
-					Tolerations:      like.Tolerations,
-					ImagePullSecrets: like.ImagePullSecrets,
-					Volumes:          slices.DeleteFunc(slices.Clone(like.Volumes), func(v corev1.Volume) bool { return v.Name != volumeName }),
-					Containers: []corev1.Container{{
-						Name: "keeper", Image: program.Image, ImagePullPolicy: program.ImagePullPolicy,
-						Command: program.Command, Args: args,
-						VolumeMounts:             slices.DeleteFunc(slices.Clone(program.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != volumeName }),
-						Resources:                resources,
-						ReadinessProbe:           readiness(keeperPort),
-						SecurityContext:          securityContext(nil, nil),
-						TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-					}},
-				},
+	return onePod(KeeperName(proxy.Name), proxy.Namespace, label, corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: label},
+		Spec: corev1.PodSpec{
+			ServiceAccountName:            account,
+			AutomountServiceAccountToken:  &yes,
+			EnableServiceLinks:            &no,
+			TerminationGracePeriodSeconds: &grace,
+			SecurityContext: &corev1.PodSecurityContext{
+				RunAsNonRoot:   &yes,
+				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
+			NodeSelector:     like.NodeSelector,
+			Tolerations:      like.Tolerations,
+			ImagePullSecrets: like.ImagePullSecrets,
+			Volumes:          slices.DeleteFunc(slices.Clone(like.Volumes), func(v corev1.Volume) bool { return v.Name != volumeName }),
+			Containers: []corev1.Container{{
+				Name: "keeper", Image: program.Image, ImagePullPolicy: program.ImagePullPolicy,
+				Command: program.Command, Args: args,
+				VolumeMounts:             slices.DeleteFunc(slices.Clone(program.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != volumeName }),
+				Resources:                resources,
+				ReadinessProbe:           readiness(keeperPort),
+				SecurityContext:          securityContext(nil, nil),
+				TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+			}},
 		},
-	}
+	})
 }
