@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/connect"
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
@@ -31,28 +32,51 @@ type connectOptions struct {
 	podProxy          bool
 	proxyTimeout      time.Duration
 	resumeWindow      time.Duration
+	program           []string // CMD
+	cidrs             []string
+	localPorts        []int
 }
 
 func newConnectCommand(a *app) *cobra.Command {
 	var o connectOptions
 	cmd := &cobra.Command{
-		Use:   "connect",
+		Use:   "connect [-- CMD...]",
 		Short: "Reach the cluster's names and addresses from this machine",
 		Long: `connect starts a pod of its own in the namespace and opens two ports on this machine's loopback: a
 proxy (SOCKS5, HTTP CONNECT and plain HTTP) and a DNS server that knows the cluster's names and leaves
 all others to this machine's resolvers. Nothing else on this machine changes.
 
-It prints what to paste into a shell, and ends with Ctrl-C.`,
+It prints what to paste into a shell, and ends with Ctrl-C.
+
+With CMD no port is opened. On Linux CMD runs in a network of its own, without root: there the cluster's names
+and addresses are as in a pod, for every program, and all others as on this machine, whose loopback
+is ` + connect.HostName + `. Where that is not allowed, and on other systems, CMD gets variables that name the
+proxy. Signals and the exit code are CMD's.`,
 		Example: `  bridge connect -n shop
+  bridge connect -n shop -- curl http://orders/
+  bridge connect -- psql -h db.shop
   curl --proxy socks5h://127.0.0.1:1080 http://orders/`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.connect(cmd.Context(), o) },
+		Args: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+				args = args[:dash]
+			}
+			return cobra.NoArgs(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() >= 0 && len(args) == 0 {
+				return hint.Newf(hint.Usage, "see: bridge connect --help", "there is nothing behind --")
+			}
+			o.program = args
+			return a.connect(cmd.Context(), o)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", "", "loopback address of the proxy (default "+connect.DefaultListen+", or a free port)")
 	f.StringVar(&o.dnsListen, "dns-listen", "", "loopback address of the DNS server (default "+connect.DefaultDNSListen+", or a free port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
+	f.StringSliceVar(&o.cidrs, "cidr", nil, "addresses of the cluster, as 10.96.0.0/12, beside those that its names have and the ranges that your account may read; for CMD (repeatable)")
+	f.IntSliceVar(&o.localPorts, "local-port", nil, "a TCP port of 127.0.0.1 on this machine that CMD finds at its own 127.0.0.1 (repeatable)")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -67,11 +91,17 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	if err := rights.Connect.Check(ctx, k, "connect", o.image == ""); err != nil {
 		return err
 	}
-	e, err := connect.Open(connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log})
+	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log}
+	var program *connect.Program
+	var e *connect.Entrance
+	if len(o.program) > 0 {
+		program, err = a.connectProgram(k, o, entrance)
+	} else if e, err = connect.Open(entrance); err == nil {
+		defer e.Close()
+	}
 	if err != nil {
 		return err
 	}
-	defer e.Close()
 	step := a.progress()
 	defer a.onSecondSignal(nil)
 	own := &proxypod.Own{
@@ -80,6 +110,10 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
+		if program != nil {
+			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
+			return program.Run(ctx, t)
+		}
 		info, _ := t.Info()
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
@@ -88,6 +122,42 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, t)
 	})
+}
+
+// connectProgram is CMD, before the cluster is asked for its ranges.
+func (a *app) connectProgram(k *kube.Client, o connectOptions, entrance connect.Options) (*connect.Program, error) {
+	p := &connect.Program{
+		Args: o.program, Env: os.Environ(), Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr,
+		Direct: []string{hostOf(k.Config.Host)}, OnSignal: a.onSignal, Say: a.say, Entrance: entrance,
+	}
+	for _, text := range o.cidrs {
+		r, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, hint.Newf(hint.Usage, "write it as 10.96.0.0/12", "--cidr: %w", err)
+		}
+		p.Ranges = append(p.Ranges, r)
+	}
+	for _, port := range o.localPorts {
+		if port < 1 || port > 65535 {
+			return nil, hint.Newf(hint.Usage, "a port is a number from 1 to 65535", "--local-port %d", port)
+		}
+		p.LocalPorts = append(p.LocalPorts, uint16(port))
+	}
+	// So that kubectl works as before when the API server is a port of this machine's loopback.
+	if port, ok := loopbackPort(k.Config.Host); ok {
+		p.LocalPorts = append(p.LocalPorts, port)
+	}
+	return p, p.Check()
+}
+
+// loopbackPort is the port of a kubeconfig's server when that is at 127.0.0.1.
+func loopbackPort(server string) (port uint16, ok bool) {
+	u, err := url.Parse(server)
+	if err != nil || u.Hostname() != "127.0.0.1" && u.Hostname() != "localhost" {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(u.Port(), 10, 16)
+	return uint16(n), err == nil
 }
 
 // ownCreated has a second signal say how to remove the pod that there is from now on.
@@ -108,10 +178,6 @@ type connectLines struct {
 // printConnect prints a text for a shell. Programs differ in which names they read, and curl reads
 // http_proxy in lower case only.
 func printConnect(w io.Writer, l connectLines) {
-	no := []string{"localhost", "127.0.0.1", "::1"}
-	if l.direct != "" && !slices.Contains(no, l.direct) {
-		no = append(no, l.direct)
-	}
 	insecure := ""
 	if strings.HasPrefix(l.example, "https:") {
 		insecure = "-k " // the certificate is the cluster's
@@ -122,7 +188,7 @@ export http_proxy=$HTTP_PROXY https_proxy=$HTTPS_PROXY no_proxy=$NO_PROXY
 # Without them:
 curl %[3]s--proxy socks5h://%[1]s %[4]s
 dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
-`, l.proxy, strings.Join(no, ","), insecure, l.example, l.dns.Addr(), l.dns.Port(), l.domain)
+`, l.proxy, connect.NoProxy([]string{l.direct}), insecure, l.example, l.dns.Addr(), l.dns.Port(), l.domain)
 }
 
 // hostOf is the host name or address in a kubeconfig's server, which may be a URL or "host:port".

@@ -15,9 +15,11 @@ import (
 
 	"bridge/internal/child"
 	"bridge/internal/hint"
+	"bridge/internal/netns"
 )
 
 func main() {
+	netns.Main()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

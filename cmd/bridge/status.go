@@ -14,7 +14,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/hint"
-	"bridge/internal/proxypod"
 	"bridge/pkg/swap"
 )
 
@@ -83,9 +82,9 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
 func statusTable(entries []swap.Entry) *metav1.Table {
 	t := &metav1.Table{}
-	for i, name := range []string{"Namespace", "Target", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
+	for i, name := range []string{"Namespace", "Target", "Mode", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
 		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
-		if i > 7 {
+		if i > 8 {
 			c.Priority = 1
 		}
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
@@ -96,11 +95,11 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 			state += " for " + duration.HumanDuration(time.Since(e.StateSince))
 		}
 		replicas := ""
-		if e.Kind == proxypod.KindSwap {
+		if e.Mode == swap.ModeReplace {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), e.Reason,
+			e.Namespace, e.Target, string(e.Mode), e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), e.Reason,
 			replicas, strings.Join(e.Services, ","), e.Restore,
 		}})
 	}

@@ -25,7 +25,8 @@ func newSwapCommand(a *app) *cobra.Command {
 		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
 gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
-then the same command takes the swap up again. Without a keeper somebody has to run bridge restore.
+then the same command takes the swap up again. Where there can be no keeper the original goes on (--mode standby),
+and answers what this machine cannot take.
 
 The process has to listen on the container's ports, or on those that --port maps. With CMD bridge starts it, with
 the environment and the files of the container (below the folder BRIDGE_ROOT), moves callers when it answers, and gives
@@ -72,6 +73,8 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	resumeWindowFlag(cmd, &o.resumeWindow)
+	f.Var(newChoice(string(swap.ModeAuto), func(word string) { o.mode = swap.Mode(word) }, string(swap.ModeAuto), string(swap.ModeReplace), string(swap.ModeStandby)), "mode",
+		"replace: the original is stopped. standby: it goes on, callers come by way of proxies, and those whom this machine cannot take go to it. auto: replace if somebody can start it again when this machine is gone, else standby")
 	f.Var(newChoice("auto", func(word string) { o.selfRestore = swap.SelfRestore(word) }, "auto", "always", "never"), "self-restore", "whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
 	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
@@ -88,6 +91,7 @@ type swapOptions struct {
 	proxyTimeout, localTimeout time.Duration
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
+	mode                       swap.Mode
 	selfRestore                swap.SelfRestore
 	restoreAfter               time.Duration
 	rejoin                     bool
@@ -111,7 +115,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
-		SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
+		Mode: o.mode, SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, name, options, source, o)
 	}
@@ -152,7 +156,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
 			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
 	} else {
-		a.say("mode replace: the deployment is scaled to 0 while you have its traffic; " + plan.Restores(k))
+		a.say(plan.Headline(k))
 	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
@@ -200,10 +204,7 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		}
 		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
 	}
-	if plan, err = swap.NewPlan(facts, o); err != nil {
-		return nil, nil, err
-	}
-	if err := plan.AddKeeper(ctx, k, o); err != nil {
+	if plan, err = swap.MakePlan(ctx, k, facts, o); err != nil {
 		return nil, nil, err
 	}
 	plan.LookAround(ctx, k)

@@ -69,17 +69,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // config is the command line.
 type config struct {
-	version    bool
-	client     tunnel.Fingerprint
-	tunnel     string // the tunnel's listener, on loopback
-	podProxy   string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
-	health     string // the readiness listener
-	listen     []int  // the target's TCP ports
-	listenUDP  []int  // and UDP ports; none of either for connect
-	serveDials bool
-	view       view
-	drainDelay time.Duration // new connections are still taken after SIGTERM
-	drain      time.Duration // open ones may take this long after that
+	version     bool
+	client      tunnel.Fingerprint
+	tunnel      string // the tunnel's listener, on loopback
+	podProxy    string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
+	health      string // the readiness listener
+	listen      []int  // the target's TCP ports
+	listenUDP   []int  // and UDP ports; none of either for connect
+	originalsAt string // the address of the originals' Service, in standby; "" when none runs
+	pass        []int  // TCP ports whose callers all go there
+	serveDials  bool
+	view        view
+	drainDelay  time.Duration // new connections are still taken after SIGTERM
+	drain       time.Duration // open ones may take this long after that
 }
 
 // parse reads args; environ is the process's. Usage errors of the flag package itself are printed to stderr by it, too.
@@ -97,16 +99,22 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 	f.StringVar(&c.health, "health", "", "`address` that answers the readiness probe")
 	f.Func("listen", "`port`, or port/udp, whose traffic goes to the laptop (repeatable)", func(s string) error {
 		number, udp := strings.CutSuffix(s, "/udp")
-		port, err := strconv.ParseUint(number, 10, 16)
-		if err != nil || port == 0 {
-			return errors.New("want a port, 1 to 65535, and /udp behind it for one of UDP")
+		port, err := parsePort(number)
+		if err != nil {
+			return fmt.Errorf("%w, and /udp behind it for one of UDP", err)
 		}
 		if udp {
-			c.listenUDP = append(c.listenUDP, int(port))
+			c.listenUDP = append(c.listenUDP, port)
 		} else {
-			c.listen = append(c.listen, int(port))
+			c.listen = append(c.listen, port)
 		}
 		return nil
+	})
+	f.StringVar(&c.originalsAt, "originals", "", "`address` of the Service of the originals, where callers go whom the laptop does not take")
+	f.Func("pass", "`port` whose callers all go to the originals (repeatable)", func(s string) error {
+		port, err := parsePort(s)
+		c.pass = append(c.pass, port)
+		return err
 	})
 	f.Func("files", "`path` of a volume whose files the laptop gets (repeatable)", c.view.addFiles)
 	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
@@ -127,6 +135,10 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		return c, errors.New("--client is needed")
 	case c.tunnel == "" || c.health == "":
 		return c, errors.New("--tunnel and --health are needed")
+	case c.originalsAt == "" && len(c.pass) > 0:
+		return c, errors.New("--pass is for --originals")
+	case c.originalsAt != "" && len(c.listenUDP) > 0:
+		return c, errors.New("--originals is for TCP alone")
 	case c.drainDelay < 0 || c.drain < 0:
 		return c, errors.New("--drain-delay and --drain are not negative")
 	}
@@ -134,4 +146,12 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 }
 
 // standsIn says whether the proxy has ports of a target: it does for swap, and not for connect.
-func (c config) standsIn() bool { return len(c.listen)+len(c.listenUDP) > 0 }
+func (c config) standsIn() bool { return len(c.listen)+len(c.listenUDP)+len(c.pass) > 0 }
+
+func parsePort(s string) (int, error) {
+	port, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || port == 0 {
+		return 0, errors.New("want a port, 1 to 65535")
+	}
+	return int(port), nil
+}

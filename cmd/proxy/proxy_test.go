@@ -70,6 +70,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--listen", "http"}, 2, "want a port"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--listen", "0"}, 2, "want a port"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--listen", "53/sctp"}, 2, "want a port"},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--pass", "80"}, 2, "--pass is for --originals"},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--originals", "x", "--listen", "53/udp"}, 2, "TCP alone"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "x"}, 2, "unexpected argument"},
 		{[]string{"--client", key, "--tunnel", "0.0.0.0:0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},
 		{[]string{"--client", key, "--tunnel", ":0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},

@@ -6,12 +6,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"bridge/internal/intercept"
+	"bridge/internal/standby"
 	"bridge/pkg/tunnel"
 )
 
@@ -25,10 +27,13 @@ type proxy struct {
 	server *tunnel.Server
 	ports  *intercept.Interceptor
 	health *health
+	// In standby; else nil.
+	laptop    *standby.Laptop
+	originals *standby.Originals
 
 	mu      sync.Mutex
 	ending  bool          // SIGTERM came: readiness does not come back
-	ready   bool          // the laptop's process is, as told last
+	ready   bool          // somebody can take callers: the laptop, or in standby an original
 	useless chan struct{} // closed when ending and not ready: no new connection can be served
 }
 
@@ -53,6 +58,9 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		p.server.Dial = (&intercept.Dialer{Resolvers: resolver.addrs()}).DialContext
 	}
 	p.ports = &intercept.Interceptor{Ports: c.listen, UDP: c.listenUDP, Open: p.server.Open, Log: log}
+	if c.originalsAt != "" {
+		p.standBy()
+	}
 	if err := p.ports.Check(); err != nil {
 		return err
 	}
@@ -61,7 +69,8 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen, "udp", c.listenUDP)
+	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen, "udp", c.listenUDP,
+		"originals", c.originalsAt, "passed on", c.pass)
 	return p.run(ctx, doors)
 }
 
@@ -107,6 +116,10 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 	p.ports.Start(parts)
 	p.health.set(!p.standsIn())
 	group.Go(func() error { p.ports.Wait(); return nil })
+	if p.originals != nil {
+		group.Go(func() error { p.laptop.Run(parts); return nil })
+		group.Go(func() error { p.originals.Run(parts); return nil })
+	}
 	group.Go(func() error { return p.health.serve(parts, d.health) })
 	group.Go(func() error { return p.server.Serve(parts, d.tunnel) })
 	if d.podProxy != nil {
@@ -124,10 +137,47 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 	return group.Wait()
 }
 
-// onReady follows the laptop: ports first, then the answer that brings callers here; and the other way round.
+// standBy has callers go to the originals whom the laptop does not take.
+func (p *proxy) standBy() {
+	p.ports.Ports = slices.Concat(p.listen, p.pass)
+	p.laptop = &standby.Laptop{Open: p.server.Open, Answering: p.server.Answering, Ports: p.listen, OnChange: p.onLaptop, Log: p.log}
+	p.originals = &standby.Originals{
+		Host: p.originalsAt, Ports: p.ports.Ports, Log: p.log,
+		Needed:   func() bool { return !p.laptop.Takes() },
+		OnChange: func(bool) { p.follow(p.taken) },
+	}
+	p.ports.Laptop, p.ports.Original = p.laptop.Dial, p.originals.Dial
+}
+
+// taken says whether somebody takes callers.
+func (p *proxy) taken() bool { return p.laptop.Takes() || p.originals.Reached() }
+
+// onLaptop has kept connections follow new ones, to the laptop or back.
+func (p *proxy) onLaptop(port int, open bool) {
+	if open {
+		p.ports.Leave(port, intercept.ToOriginal)
+	} else {
+		p.originals.Look()
+		p.ports.Leave(port, intercept.ToLaptop)
+	}
+	p.follow(p.taken)
+}
+
+// onReady follows the laptop, which in standby is more than its readiness.
 func (p *proxy) onReady(ready bool) {
+	if p.originals == nil {
+		p.follow(func() bool { return ready })
+	}
+}
+
+// follow has the pod be what ready says: ports first, then the answer that brings callers here; and the other way round.
+func (p *proxy) follow(is func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	ready := is()
+	if ready == p.ready {
+		return
+	}
 	p.ready = ready
 	if !p.standsIn() {
 		return
@@ -159,7 +209,7 @@ func (p *proxy) giveUp() {
 }
 
 // end is what SIGTERM sets off. Callers are sent elsewhere first, and served until they are; then
-// the connections end, each when it is quiet. Without a laptop there is nothing to serve.
+// the connections end, each when it is quiet. Without a laptop there is nothing to serve, unless originals do.
 func (p *proxy) end(parts context.Context) {
 	p.mu.Lock()
 	p.ending = true
@@ -168,7 +218,7 @@ func (p *proxy) end(parts context.Context) {
 		p.giveUp()
 	}
 	p.mu.Unlock()
-	if !p.standsIn() || !p.server.Connected() {
+	if !p.standsIn() || !p.server.Connected() && p.originals == nil {
 		p.log.Info("ends at once")
 		return
 	}

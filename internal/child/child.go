@@ -1,5 +1,5 @@
 // Package child runs a program of the user's on this machine, with the terminal, the signals and the exit code that it would have had
-// without bridge. pkg/swap calls it.
+// without bridge. pkg/swap and internal/connect call it.
 package child
 
 import (
@@ -35,6 +35,8 @@ type Command struct {
 	Stdout, Stderr io.Writer
 	// Grace is how long it has to end after SIGTERM, before it is killed. Zero means 10 s.
 	Grace time.Duration
+	// Prepare may change how it is started. Nil changes nothing.
+	Prepare func(*exec.Cmd)
 }
 
 // Find says whether there is such a program. The error names it.
@@ -47,6 +49,7 @@ func (c *Command) Find() error {
 type Process struct {
 	cmd   *exec.Cmd
 	group bool // it is the head of a process group of its own
+	term  *terminal
 	grace time.Duration
 	ended chan struct{}
 	exit  *ExitError // set when ended is closed
@@ -58,14 +61,14 @@ type Process struct {
 
 // Start starts it. Wait has to be called.
 //
-// At a terminal it stays in bridge's process group: the terminal's own signals (Ctrl-C, Ctrl-Z) then reach it without us. Elsewhere it
-// gets a group of its own, and signals go to the whole group, so that what a shell or a build tool starts ends with it.
+// On Linux it has a process group of its own, so that what a shell or a build tool starts gets the signals too, and ends with it. At a
+// terminal that is the group in the foreground, which the terminal's own signals (Ctrl-C, Ctrl-Z) reach; when the program is stopped,
+// bridge stops as well, and both continue together. On other systems it stays in bridge's group at a terminal.
 func (c *Command) Start() (*Process, error) {
 	p := &Process{cmd: exec.Command(c.Args[0], c.Args[1:]...), grace: cmp.Or(c.Grace, defaultGrace), ended: make(chan struct{}), running: true}
 	p.cmd.Env, p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Env, c.Stdin, c.Stdout, c.Stderr
-	p.group = !atTerminal()
 	started := make(chan error)
-	go p.run(started)
+	go p.run(c.Prepare, started)
 	if err := <-started; err != nil {
 		return nil, err
 	}
@@ -73,14 +76,22 @@ func (c *Command) Start() (*Process, error) {
 }
 
 // run is the one goroutine, and thread, that starts and awaits the program.
-func (p *Process) run(started chan<- error) {
+func (p *Process) run(change func(*exec.Cmd), started chan<- error) {
 	defer close(p.ended)
-	defer prepare(p.cmd, p.group)()
+	defer p.prepare()()
+	if change != nil {
+		change(p.cmd)
+	}
 	err := p.cmd.Start()
-	started <- err
 	if err != nil {
+		p.term.takeBack(0) // it has got it, and then could not be run
+		p.term.release()
+		started <- err
 		return
 	}
+	p.begun()
+	started <- nil
+	p.attend()
 	_ = p.cmd.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -5,11 +5,10 @@ package child
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"syscall"
 )
 
 func atTerminal() bool                         { return true }
 func signalGroup(int, syscall.Signal) error    { return errors.ErrUnsupported }
 func signalOf(*os.ProcessState) syscall.Signal { return 0 }
-func prepare(*exec.Cmd, bool) func()           { return func() {} }
+func (p *Process) prepare() func()             { return func() {} }

@@ -2,12 +2,10 @@
 
 package child
 
-import (
-	"os/exec"
-	"syscall"
-)
+import "syscall"
 
-func prepare(cmd *exec.Cmd, group bool) func() {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: group}
+func (p *Process) prepare() func() {
+	p.group = !atTerminal()
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: p.group}
 	return func() {}
 }

@@ -18,18 +18,16 @@ import (
 	"go.uber.org/goleak"
 )
 
-// parentEnv makes the test binary a bridge that runs a shell, and is killed.
+// parentEnv makes the test binary a bridge that runs a shell with this script.
 const parentEnv = "BRIDGE_TEST_PARENT"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(parentEnv) != "" {
-		p, err := (&Command{Args: []string{"sleep", "1000"}}).Start()
+		p, err := (&Command{Args: []string{"sh", "-c", os.Getenv(parentEnv)}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}).Start()
 		if err != nil {
 			os.Exit(1)
 		}
-		_, _ = os.Stdout.WriteString(strconv.Itoa(p.cmd.Process.Pid) + "\n")
-		p.Wait(context.Background())
-		os.Exit(0)
+		os.Exit(p.Wait(context.Background()).Code)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -123,7 +121,7 @@ func TestAProgramThatDoesNotEndIsKilled(t *testing.T) {
 // A program does not outlive a bridge that is killed.
 func TestKilledWithItsBridge(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), parentEnv+"=1")
+	cmd.Env = append(os.Environ(), parentEnv+"=echo $$; exec sleep 1000")
 	o := newOutput()
 	cmd.Stdout = o
 	if err := cmd.Start(); err != nil {
@@ -138,13 +136,37 @@ func TestKilledWithItsBridge(t *testing.T) {
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait() // returns when nobody has its standard output any more
-	for deadline := time.Now().Add(30 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
-		stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		if strings.Contains(string(stat), ") Z ") {
-			return // ended, and nobody asks for its code
-		}
+	for deadline := time.Now().Add(30 * time.Second); runs(pid); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it still runs")
+		}
+	}
+}
+
+// runs tells whether there is such a process, and not only nobody who asks for its exit code.
+func runs(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && !strings.Contains(string(stat), ") Z ")
+}
+
+// What a program leaves of its group ends soon after it: at SIGTERM, even when it is stopped, or else after the grace period.
+func TestWhatAProgramLeavesBehindEnds(t *testing.T) {
+	for name, left := range map[string]string{
+		"runs":            `sleep 1000`,
+		"is stopped":      `kill -STOP $$; sleep 1000`,
+		"ignores SIGTERM": `trap "" TERM; while :; do sleep 0.05; done`,
+	} {
+		o := newOutput()
+		p := start(t, o, `sh -c 'echo $$; `+left+`' & read x; exit 3`, 100*time.Millisecond)
+		pid, err := strconv.Atoi(<-o.lines)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit := p.Wait(t.Context()); exit.Code != 3 {
+			t.Errorf("%s: exit code %d", name, exit.Code)
+		}
+		if runs(pid) {
+			t.Errorf("%s: it is still there", name)
 		}
 	}
 }

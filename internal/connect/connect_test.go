@@ -11,18 +11,64 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
 	"bridge/internal/hint"
+	"bridge/internal/netns"
 	"bridge/pkg/tunnel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// getEnv makes the test binary a program that gets these URLs and exits with 7.
+const getEnv = "BRIDGE_TEST_GET"
+
+func TestMain(m *testing.M) {
+	netns.Main()
+	if urls := os.Getenv(getEnv); urls != "" {
+		for url := range strings.FieldsSeq(urls) {
+			if address, ok := strings.CutPrefix(url, "udp://"); ok {
+				fmt.Println(sayByUDP(address))
+				continue
+			}
+			resp, err := http.Get(url)
+			if err != nil {
+				fmt.Println("error:", err)
+				continue
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			fmt.Printf("%s %v\n", body, err)
+		}
+		os.Exit(7)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// sayByUDP is what address answers to "hello", which is said until it does.
+func sayByUDP(address string) string {
+	c, err := net.Dial("udp", address)
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	b := make([]byte, 100)
+	for range 100 {
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return err.Error()
+		}
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if n, err := c.Read(b); err == nil {
+			return string(b[:n])
+		}
+	}
+	return "nothing"
+}
 
 // pod is a real tunnel server; dial is what it dials with.
 type pod struct {

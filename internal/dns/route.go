@@ -131,6 +131,8 @@ func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
 		slots:  make(chan struct{}, maxQueries),
 		rules:  newRules(s.Search, s.Ndots),
 		system: &system{servers: s.System, self: self},
+		hosts:  s.Hosts,
+		known:  s.Known,
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -157,8 +159,15 @@ func (h *handler) close() {
 // resolve asks those whom the rules name. The answer is the caller's to change.
 func (h *handler) resolve(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	name, qtype := q.Question[0].Name, q.Question[0].Qtype
+	if addr, ok := h.hosts[strings.ToLower(name)]; ok {
+		return host(q, addr), nil
+	}
 	if h.rules.inZone(name) {
-		return h.cluster.ask(ctx, query(q, name))
+		m, err := h.cluster.ask(ctx, query(q, name))
+		if err == nil {
+			h.learn(m)
+		}
+		return m, err
 	}
 	if addr, ok := reversed(name); ok && qtype == dns.TypePTR {
 		if private(addr) {
@@ -173,6 +182,7 @@ func (h *handler) resolve(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	}
 	m, unsure := h.expand(ctx, q, name)
 	if m != nil {
+		h.learn(m)
 		return m, nil
 	}
 	m, err := h.system.ask(ctx, query(q, name))
@@ -180,6 +190,36 @@ func (h *handler) resolve(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		return nil, unsure
 	}
 	return m, err
+}
+
+// learn tells of the addresses in an answer of the cluster's.
+func (h *handler) learn(m *dns.Msg) {
+	if h.known == nil {
+		return
+	}
+	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
+		for _, rr := range section {
+			var ip net.IP
+			switch rr := rr.(type) {
+			case *dns.A:
+				ip = rr.A
+			case *dns.AAAA:
+				ip = rr.AAAA
+			}
+			if addr, ok := netip.AddrFromSlice(ip); ok {
+				h.known(addr.Unmap())
+			}
+		}
+	}
+}
+
+// host answers q with one address, and with nothing when that is not of the kind that is asked for.
+func host(q *dns.Msg, addr netip.Addr) *dns.Msg {
+	m := new(dns.Msg).SetReply(q)
+	if name := q.Question[0].Name; q.Question[0].Qtype == dns.TypeA {
+		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: addr.AsSlice()}}
+	}
+	return m
 }
 
 // namesCluster says whether m is a PTR answer with a name of the cluster.

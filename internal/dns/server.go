@@ -2,7 +2,7 @@
 // cluster knows, come through the tunnel from the cluster's resolver, all others from the system's.
 // internal/connect starts it; it alone imports miekg/dns.
 //
-// A query is answered by the first of these rules that applies:
+// A query is answered by the first of these rules that applies, but for the few names that are told it (Hosts):
 //
 //  1. A name in the cluster's zone (from the pod's search list: what follows "svc.", else
 //     cluster.local): the cluster's resolver, as asked. Without it the answer is SERVFAIL.
@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/miekg/dns"
@@ -68,6 +69,12 @@ type Server struct {
 	// System gives the addresses ("host:port") of the system's resolvers, for each query anew.
 	// Nil reads /etc/resolv.conf.
 	System func() ([]string, error)
+
+	// Hosts are names (lower case, with the final dot) with an IPv4 address of their own, that nobody is asked for.
+	Hosts map[string]netip.Addr
+
+	// Known is told each address that the cluster's resolver has answered with, before the client. Nil means nobody.
+	Known func(netip.Addr)
 
 	// Log gets a line per failed query, at level debug. Nil means none.
 	Log *slog.Logger
@@ -148,6 +155,8 @@ type handler struct {
 	slots   chan struct{} // one token per query worked on
 	rules   rules
 	cluster *cache
+	hosts   map[string]netip.Addr
+	known   func(netip.Addr)
 	pools   []*pool // under cluster
 	system  *system
 }

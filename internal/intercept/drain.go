@@ -113,9 +113,11 @@ func (c *conn) endIfQuiet(now time.Time, elapsed float64) {
 	}
 }
 
-// sendEnd sends the caller our end, once, unless it has just spoken.
-func (c *conn) sendEnd(now time.Time) {
-	if !c.unread() && c.endedAt.CompareAndSwap(0, now.UnixNano()) {
-		_ = c.TCPConn.CloseWrite() // fails when the caller is gone, which Splice meets
+// sendEnd sends the caller our end, once, unless it has just spoken; it says whether it did.
+func (c *conn) sendEnd(now time.Time) bool {
+	if c.unread() || !c.endedAt.CompareAndSwap(0, now.UnixNano()) {
+		return false
 	}
+	_ = c.TCPConn.CloseWrite() // fails when the caller is gone, which Splice meets
+	return true
 }

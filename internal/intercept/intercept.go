@@ -1,6 +1,6 @@
 // Package intercept is what the pod does with connections: those that callers in the cluster make to
-// the pod's ports go through the tunnel to the laptop (Interceptor), those that the laptop asks for
-// are dialled from here, if they may be (Dialer). cmd/proxy runs both.
+// the pod's ports go through the tunnel to the laptop, or to an original where one runs beside (Interceptor), those that the
+// laptop asks for are dialled from here, if they may be (Dialer). cmd/proxy runs both.
 package intercept
 
 import (
@@ -40,7 +40,14 @@ type Interceptor struct {
 	UDP   []int  // ports, likewise
 	// Open opens a stream to the laptop; (*tunnel.Server).Open is one.
 	Open func(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error)
-	Log  *slog.Logger // nil: no log
+	// Laptop connects a TCP caller in Open's place, and waits for the laptop's answer. Nil: Open does, and a caller whom the
+	// laptop refuses is reset.
+	Laptop Dial
+	// Original connects a TCP caller to an original. Nil: there is none.
+	Original Dial
+	// Choose carries each TCP caller; nil: PerConnection.
+	Choose Choose
+	Log    *slog.Logger // nil: no log
 
 	wg        sync.WaitGroup // accept loops, connections and flows
 	draining  atomic.Bool
@@ -79,9 +86,11 @@ type listener struct {
 // conn is one caller's connection.
 type conn struct {
 	*net.TCPConn
-	stream   atomic.Pointer[tunnel.Stream] // nil while it is being opened
+	port     int
+	peers    [ways]atomic.Pointer[net.Conn] // the last that each way led to; nil: none yet
 	rhythm   rhythm
 	draining *atomic.Bool // of the Interceptor
+	leaving  atomic.Bool  // it is to end between two of its requests
 	endedAt  atomic.Int64 // nanoseconds since 1970; not 0: the caller was sent our end
 }
 
@@ -102,12 +111,14 @@ func (c *conn) Seen(p []byte, err error) {
 	}
 }
 
-// Write notes what the caller is told. While draining, our end follows an HTTP/1 answer's last byte at once.
+// Write notes what the caller is told. While draining or leaving, our end follows an HTTP/1 answer's last byte at once.
 func (c *conn) Write(p []byte) (int, error) {
 	c.rhythm.toCaller(time.Now())
 	n, err := c.TCPConn.Write(p)
 	if answered := c.rhythm.told(time.Now(), p[:n]); answered && c.draining.Load() {
 		c.sendEnd(time.Now())
+	} else if answered && c.leaving.Load() {
+		c.leave()
 	}
 	return n, err
 }
@@ -122,17 +133,32 @@ func (c *conn) CloseWrite() error {
 func (c *conn) reset() {
 	_ = c.SetLinger(0)
 	_ = c.TCPConn.Close()
-	if s := c.stream.Load(); s != nil {
-		s.Reset()
+	for i := range c.peers {
+		switch peer := c.peer(Way(i)).(type) {
+		case *tunnel.Stream:
+			peer.Reset()
+		case *net.TCPConn:
+			_ = peer.SetLinger(0)
+			_ = peer.Close()
+		}
 	}
 }
 
-// end closes c and its stream; what was written still arrives.
+// end closes c and where it goes; what was written still arrives.
 func (c *conn) end() {
 	_ = c.TCPConn.Close()
-	if s := c.stream.Load(); s != nil {
-		_ = s.Close()
+	for i := range c.peers {
+		if peer := c.peer(Way(i)); peer != nil {
+			_ = peer.Close()
+		}
 	}
+}
+
+func (c *conn) peer(w Way) net.Conn {
+	if peer := c.peers[w].Load(); peer != nil {
+		return *peer
+	}
+	return nil
 }
 
 func (i *Interceptor) log() *slog.Logger {
@@ -301,10 +327,10 @@ func (i *Interceptor) accept(l *listener) {
 	}
 }
 
-// serve carries one connection to the laptop, and has a slot.
+// serve carries one connection, and has a slot.
 func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 	defer func() { <-i.slots }()
-	c := &conn{TCPConn: tcp, draining: &i.draining, rhythm: rhythm{at: time.Now()}}
+	c := &conn{TCPConn: tcp, port: port, draining: &i.draining, rhythm: rhythm{at: time.Now()}}
 	if !i.add(c) {
 		c.reset()
 		return
@@ -315,14 +341,8 @@ func (i *Interceptor) serve(tcp *net.TCPConn, port int) {
 	if a, ok := tcp.RemoteAddr().(*net.TCPAddr); ok {
 		h.Peer = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), a.AddrPort().Port())
 	}
-	stream, err := i.Open(i.ctx, h)
-	if err != nil {
-		c.reset()
-		i.log().Debug("caller reset", "port", port, "from", h.Peer, "error", err)
-		return
-	}
-	c.stream.Store(stream) // before Splice looks at c, which may be closed by now
-	if err := tunnel.Splice(c, stream); err != nil {
+	if err := i.choose()(i.ctx, c, i.ways(c, h)); err != nil {
+		c.reset() // unless that is done
 		i.log().Debug("connection ended", "port", port, "from", h.Peer, "error", err)
 	}
 }

@@ -78,6 +78,13 @@ func (r *rhythm) told(now time.Time, p []byte) (answered bool) {
 	return r.http.answered()
 }
 
+// answered says whether the caller has had all answers that it is to have.
+func (r *rhythm) answered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.http.answered() && !r.writing
+}
+
 func (r *rhythm) halfClosed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

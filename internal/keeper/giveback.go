@@ -174,7 +174,7 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 // awaitReady waits until the target has as many Ready pods as it wants, or no longer than it may take: its callers have
 // nobody else.
 func (g giving) awaitReady(ctx context.Context) error {
-	if g.api.dry {
+	if g.api.dry || !g.record.Replaces() {
 		return nil
 	}
 	bounded, cancel := context.WithTimeout(ctx, readyTimeout)

@@ -35,6 +35,8 @@ type Subject struct {
 	Container string
 	// Keeper is its keeper's pod; nil: there is to be none.
 	Keeper *corev1.PodTemplateSpec
+	// Standby is whether the original goes on: then nothing happens to its replicas and its volumes.
+	Standby bool
 	// ConfigMaps is how many the swap creates.
 	ConfigMaps int
 }
@@ -45,14 +47,19 @@ type look func(ctx context.Context, k *kube.Client, s *Subject) ([]string, error
 // Look returns what the user should know, a line each, in the same order each time. What may not be read is said in one line at
 // the end; a kind of object that the cluster does not have is none.
 func Look(ctx context.Context, k *kube.Client, s Subject) []string {
-	looks := []struct {
-		what string
-		look look
-	}{
-		{"autoscalers", autoscaler}, {"KEDA's ScaledObjects", keda},
-		{"", argoCD}, {"", flux},
-		{"disruption budgets", budget}, {"quotas", quota}, {"limit ranges", limitRange},
-		{"meshes that the namespace asks for", mesh}, {"network policies", policy}, {"volume claims", volume},
+	type lookFor struct {
+		what    string
+		look    look
+		replace bool // concerns mode replace alone
+	}
+	looks := []lookFor{
+		{"autoscalers", autoscaler, true}, {"KEDA's ScaledObjects", keda, true},
+		{"", argoCD, false}, {"", flux, false},
+		{"disruption budgets", budget, false}, {"quotas", quota, false}, {"limit ranges", limitRange, false},
+		{"meshes that the namespace asks for", mesh, false}, {"network policies", policy, true}, {"volume claims", volume, true},
+	}
+	if s.Standby {
+		looks = slices.DeleteFunc(looks, func(l lookFor) bool { return l.replace })
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -70,10 +70,17 @@ func concerns(q corev1.ResourceQuotaSpec) bool {
 // needed is what a swap asks of a quota with these pods, each of a Deployment.
 func needed(s *Subject, pods ...corev1.PodTemplateSpec) corev1.ResourceList {
 	count := func(n int) resource.Quantity { return *resource.NewQuantity(int64(n), resource.DecimalSI) }
-	each, maps := count(len(pods)), count(s.ConfigMaps)
+	deployments, maps := count(len(pods)), count(s.ConfigMaps)
+	services := count(0)
+	if s.Standby {
+		pods = append(pods, s.Pod) // the second proxy
+		services = count(2)
+	}
+	each := count(len(pods))
 	out := corev1.ResourceList{
-		corev1.ResourcePods: each, "count/pods": each, "count/deployments.apps": each, "count/replicasets.apps": each,
+		corev1.ResourcePods: each, "count/pods": each, "count/deployments.apps": deployments, "count/replicasets.apps": deployments,
 		"count/leases.coordination.k8s.io": count(1), corev1.ResourceConfigMaps: maps, "count/configmaps": maps,
+		corev1.ResourceServices: services, "count/services": services,
 	}
 	requests, limits := totals(pods)
 	for name, q := range requests {

@@ -37,6 +37,8 @@ type Spec struct {
 	Client tunnel.Fingerprint
 	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
 	Listen, ListenUDP []int32
+	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
+	Standby *Standby
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -61,6 +63,7 @@ var controllerLabels = []string{
 func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	template := s.Template.DeepCopy()
 	pod := &template.Spec
+	s.Alone = s.Alone || s.Standby != nil
 	if s.Alone {
 		alone(template, s.Container)
 	}
@@ -105,13 +108,16 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)
 	}
-	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP))
+	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()))
 
 	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
 	if pod.Affinity != nil {
 		pod.Affinity.PodAntiAffinity = nil
 	}
 	pod.TopologySpreadConstraints = nil
+	if s.Standby != nil {
+		spread(pod, s.Lease)
+	}
 	pod.NodeName, pod.Hostname, pod.Subdomain = "", "", ""
 	pod.ReadinessGates, pod.SchedulingGates, pod.ResourceClaims = nil, nil, nil
 	pod.Resources = nil
@@ -130,23 +136,27 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		delete(labels, k)
 	}
 	maps.Copy(labels, label)
-	// One laptop, one session: two pods at once would share the callers, and one of them reset them.
-	return onePod(s.Name, s.Namespace, label, corev1.PodTemplateSpec{
+	replicas := int32(1)
+	if s.Standby != nil {
+		replicas = StandbyReplicas
+	}
+	// One more pod would have no session: it would share the callers, and reset them, or pass them on.
+	return deployment(s.Name, s.Namespace, label, replicas, corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: template.Annotations},
 		Spec:       *pod,
 	}), notes, nil
 }
 
-// onePod is a Deployment of one pod, which ends before another comes. label alone selects it.
-func onePod(name, namespace string, label map[string]string, template corev1.PodTemplateSpec) *appsv1.Deployment {
-	one, zero := int32(1), int32(0)
+// deployment is one whose pods end before others come. label alone selects them.
+func deployment(name, namespace string, label map[string]string, replicas int32, template corev1.PodTemplateSpec) *appsv1.Deployment {
+	zero := int32(0)
 	labels := map[string]string{ManagedByLabel: ManagedBy}
 	maps.Copy(labels, label)
 	return &appsv1.Deployment{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
-			Replicas:             &one,
+			Replicas:             &replicas,
 			RevisionHistoryLimit: &zero,
 			Strategy:             appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
 			Selector:             &metav1.LabelSelector{MatchLabels: label},

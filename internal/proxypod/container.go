@@ -91,6 +91,13 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ListenUDP {
 		args = append(args, "--listen", strconv.Itoa(int(p))+"/udp")
 	}
+	if s.Standby != nil {
+		args = append(args, "--originals", originalsUnknown)
+		for _, p := range s.Standby.Pass {
+			args = append(args, "--pass", strconv.Itoa(int(p.ContainerPort)))
+		}
+		ports = s.Standby.names(ports)
+	}
 	args = append(args, lookArgs(c, pod)...)
 	out := corev1.Container{
 		Name:            c.Name,

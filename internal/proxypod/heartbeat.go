@@ -55,21 +55,22 @@ type More struct {
 	News        <-chan struct{}          // asks for a heartbeat soon
 }
 
-// Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of t's state, which it writes into it,
+// Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of the tunnel's state, which it writes into it,
 // until ctx ends (nil) or the Lease is no longer ours: deleted, or held by somebody who gives it back (*TakenError). It says
-// when it has not come through for Stale, why, and when it does again.
-func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, t *tunnel.Client, more More, say func(string)) error {
+// when it has not come through for Stale, why, and when it does again. watch is the state and a channel that is closed at the next
+// change: (*tunnel.Client).Watch is one.
+func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, watch func() (tunnel.State, <-chan struct{}), more More, say func(string)) error {
 	last, silent := time.Now(), false
 	due := time.NewTimer(0)
 	defer due.Stop()
-	state, changed := t.Watch()
+	state, changed := watch()
 	written := state.Phase
 	for soon := true; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-			if state, changed = t.Watch(); state.Phase != written && !soon {
+			if state, changed = watch(); state.Phase != written && !soon {
 				soon = true
 				due.Reset(changeDelay)
 			}
@@ -82,7 +83,7 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 			continue
 		case <-due.C:
 		}
-		state, changed = t.Watch()
+		state, changed = watch()
 		annotations := map[string]string{TunnelAnnotation: StateOf(state).String()}
 		if more.Annotations != nil {
 			maps.Copy(annotations, more.Annotations())

@@ -35,7 +35,7 @@ func Keeper(proxy *appsv1.Deployment, container, account string, replicaSets []s
 	}
 	yes, no, grace := true, false, keeperGrace
 	label := map[string]string{KeeperLabel: LabelValue(proxy.Name)}
-	return onePod(KeeperName(proxy.Name), proxy.Namespace, label, corev1.PodTemplateSpec{
+	return deployment(KeeperName(proxy.Name), proxy.Namespace, label, 1, corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: label},
 		Spec: corev1.PodSpec{
 			ServiceAccountName:            account,

@@ -143,7 +143,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, t, More{}, o.Say); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t.Watch, More{}, o.Say); err != nil {
 			cancel(fmt.Errorf("%s ends: %w", o.Kind, err))
 		}
 	})

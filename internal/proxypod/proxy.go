@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/hint"
@@ -32,6 +34,50 @@ type Proxy struct {
 	Lease     string // the claim that owns it, also its Deployment's name
 
 	keeper bool // it is the Lease's keeper, and no proxy
+	seats  *seats
+	seat   int // in seats
+}
+
+// seats are which pod each of several sessions has, of the pods of one proxy.
+type seats struct {
+	mu sync.Mutex
+	of []types.UID // "" for none yet
+}
+
+// Seats are p for each of n sessions: every one connects to a pod of its own, and to another when that is gone.
+func (p *Proxy) Seats(n int) []*Proxy {
+	if n == 1 {
+		return []*Proxy{p}
+	}
+	var out []*Proxy
+	shared := &seats{of: make([]types.UID, n)}
+	for i := range n {
+		one := *p
+		one.seats, one.seat = shared, i
+		out = append(out, &one)
+	}
+	return out
+}
+
+// take is the pod of seat i among the running ones: the one that it has, else the best that no other has.
+func (s *seats) take(i int, pods []corev1.Pod) (pod corev1.Pod, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free := slices.DeleteFunc(slices.Clone(pods), func(p corev1.Pod) bool {
+		taken := slices.Index(s.of, p.UID)
+		return taken >= 0 && taken != i
+	})
+	if len(free) == 0 {
+		return pod, false
+	}
+	pod = slices.MaxFunc(free, inUse)
+	for _, p := range free {
+		if p.UID == s.of[i] && p.DeletionTimestamp == nil {
+			pod = p
+		}
+	}
+	s.of[i] = pod.UID
+	return pod, true
 }
 
 // KeeperOf is the keeper of a Lease, for the methods that a pod of whatever program has.
@@ -78,6 +124,11 @@ func (p *Proxy) running(ctx context.Context) (pod corev1.Pod, err error) {
 			return false, err
 		}
 		pods = slices.DeleteFunc(pods, func(pod corev1.Pod) bool { return pod.Status.Phase != corev1.PodRunning })
+		if p.seats != nil {
+			var ok bool
+			pod, ok = p.seats.take(p.seat, pods)
+			return ok, nil
+		}
 		if len(pods) == 0 {
 			return false, nil
 		}
@@ -86,6 +137,9 @@ func (p *Proxy) running(ctx context.Context) (pod corev1.Pod, err error) {
 	})
 	if err != nil && ctx.Err() != nil {
 		err = errors.New("no pod of the proxy is running")
+		if p.seats != nil {
+			err = errors.New("no other pod of the proxy is running")
+		}
 	}
 	return pod, err
 }
@@ -116,6 +170,19 @@ func peer(pod corev1.Pod) string {
 // the cluster's own word makes waiting pointless; the error (code ProxyNotReady) carries that word.
 func (p *Proxy) WaitReady(ctx context.Context) error {
 	return p.wait(ctx, func(pods []corev1.Pod) bool { return slices.ContainsFunc(pods, Ready) })
+}
+
+// WaitAllReady is WaitReady for n pods.
+func (p *Proxy) WaitAllReady(ctx context.Context, n int) error {
+	return p.wait(ctx, func(pods []corev1.Pod) bool {
+		ready := 0
+		for _, pod := range pods {
+			if Ready(pod) {
+				ready++
+			}
+		}
+		return ready >= n
+	})
 }
 
 // WaitTunnel returns when t has a session with a pod of the proxy, Ready or not. It gives up as WaitReady does.

@@ -69,6 +69,16 @@ func TestOurContainersAreRestricted(t *testing.T) {
 			if r := refusals(d.Spec.Template); len(r) > 0 {
 				t.Errorf("%s, %s: the proxy is refused: %+v", name, what, r)
 			}
+			d, _, err = Deployment(Spec{
+				Name: "s", Namespace: "shop", Lease: "s", Template: template, Container: "app", Source: src,
+				Ports: Ports{Tunnel: 27100, Health: 27101}, Listen: []int32{80}, Standby: &Standby{Pass: []corev1.ContainerPort{{ContainerPort: 81}}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := refusals(d.Spec.Template); len(r) > 0 {
+				t.Errorf("%s, %s: a proxy in standby is refused: %+v", name, what, r)
+			}
 			if r := refusals(Keeper(d, "app", "keeper", nil).Spec.Template); len(r) > 0 {
 				t.Errorf("%s, %s: the keeper is refused: %+v", name, what, r)
 			}

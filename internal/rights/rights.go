@@ -107,6 +107,20 @@ func moving(why string) []rule {
 	}
 }
 
+// standing is what proxies take that stand before the original, and admitting where network policies keep them from it.
+func standing() []rule {
+	return []rule{
+		{"Mode standby, beside those two: the Service by which the proxies find the original.",
+			optional, "", list("services"), list("create")},
+	}
+}
+
+func admitting() []rule {
+	return []rule{
+		{"Mode standby where network policies hold: see them, and let the proxies through.", optional, "networking.k8s.io", list("networkpolicies"), list("list", "create")},
+	}
+}
+
 func tunnel() rule {
 	return rule{"The tunnel. Kubernetes 1.35 and later ask for create for the WebSocket form too.",
 		required, "", list("pods/portforward"), list("get", "create")}
@@ -135,7 +149,7 @@ func (c Command) rules() []rule {
 			{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
 				required, "apps", list("replicasets"), list("list", "patch")},
 			{"Find the Services of the target.", required, "", list("services"), list("list")},
-		}, moving("Move their endpoints to the proxy before the original is stopped. Without these two a swap works, and\nmay lose requests that the original had not answered."), []rule{
+		}, moving("Move their endpoints to the proxy before the original is stopped. Without these two a swap works, and\nmay lose requests that the original had not answered."), standing(), admitting(), []rule{
 			{"Find the proxy's pod and see why it is not Ready.", required, "", list("pods"), list("list")},
 			tunnel(), podProxy(), tokens(),
 			{"The claim: who has swapped what, the heartbeat, the undo record.",
@@ -148,7 +162,6 @@ func (c Command) rules() []rule {
 			{"Look for what else concerns the workload, and say before the swap what will happen; all optional.",
 				optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
 			{"", optional, "policy", list("poddisruptionbudgets"), list("list")},
-			{"", optional, "networking.k8s.io", list("networkpolicies"), list("list")},
 			{"", optional, "", list("resourcequotas", "limitranges"), list("list")},
 			{"", optional, "", list("persistentvolumeclaims", "namespaces"), list("get")},
 			{"The same for KEDA, where it is installed:", unusual, "keda.sh", list("scaledobjects"), list("list")},
@@ -217,20 +230,23 @@ func (c Command) Required(carried bool) (out []Right) {
 }
 
 // Moving are the rights with which a swap moves callers before it stops the original.
-func Moving() (out []Right) {
-	for _, r := range moving("") {
+func Moving() []Right { return rightsOf(moving("")) }
+
+// Standing are the rights that mode standby takes beside Moving's.
+func Standing() []Right { return rightsOf(standing()) }
+
+// Admitting are the rights to let a swap's proxies through network policies.
+func Admitting() []Right { return rightsOf(admitting()) }
+
+func rightsOf(rules []rule) (out []Right) {
+	for _, r := range rules {
 		out = append(out, r.rights()...)
 	}
 	return out
 }
 
 // Keeping are the rights with which a swap makes a keeper that has a Role of its own.
-func Keeping() (out []Right) {
-	for _, r := range keeping() {
-		out = append(out, r.rights()...)
-	}
-	return out
-}
+func Keeping() []Right { return rightsOf(keeping()) }
 
 // Telling is the right to tell in events.
 func Telling() []Right { return telling().rights() }

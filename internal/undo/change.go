@@ -69,7 +69,7 @@ func (c Change) Do(now json.RawMessage) (json.RawMessage, error) {
 
 // Undo is what to write into the field, which has the value now, to take the change back; nil when there is nothing
 // to take back. The error is ErrMoved when the value is somebody else's, which stays; but a selector that somebody changed
-// and left bridge's label in loses the label.
+// and left bridge's label in loses the label, and has again what bridge has removed.
 func (c Change) Undo(now json.RawMessage) (json.RawMessage, error) {
 	if same, err := c.equal(now, c.Before); same || err != nil {
 		return nil, err // never made, or taken back already
@@ -80,14 +80,20 @@ func (c Change) Undo(now json.RawMessage) (json.RawMessage, error) {
 	if c.Field() != Selector {
 		return nil, ErrMoved
 	}
-	var selector, set map[string]string
-	if err := errors.Join(json.Unmarshal(now, &selector), json.Unmarshal(c.Set, &set)); err != nil {
+	var selector, set, before map[string]string
+	if err := errors.Join(json.Unmarshal(now, &selector), json.Unmarshal(c.Set, &set), json.Unmarshal(c.Before, &before)); err != nil {
 		return nil, err
 	}
 	if ours, ok := set[ProxyLabel]; !ok || selector[ProxyLabel] != ours {
 		return nil, ErrMoved
 	}
 	delete(selector, ProxyLabel)
+	for k, v := range before {
+		_, kept := set[k]
+		if _, theirs := selector[k]; !kept && !theirs {
+			selector[k] = v
+		}
+	}
 	return json.Marshal(selector)
 }
 

@@ -119,6 +119,9 @@ func Parse(s string) (*Record, error) {
 	return &r, nil
 }
 
+// Replaces tells whether the original is stopped (mode replace). Else it goes on (mode standby).
+func (r *Record) Replaces() bool { return len(r.Of(Replicas)) > 0 }
+
 // Of are the changes of one field, in the record's order.
 func (r *Record) Of(f Field) (list []Change) {
 	for _, c := range r.Changes {

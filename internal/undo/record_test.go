@@ -101,6 +101,8 @@ func TestDoAndUndo(t *testing.T) {
 	scale := Change{Object: Object{Kind: "Deployment", Name: "orders"}, Path: "spec.replicas", Before: json.RawMessage(`3`), Set: json.RawMessage(`0`)}
 	move := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
 		Before: json.RawMessage(`{"app":"orders"}`), Set: json.RawMessage(`{"app":"orders","bridge.internal/proxy":"b"}`)}
+	replace := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
+		Before: json.RawMessage(`{"app":"orders","tier":"web"}`), Set: json.RawMessage(`{"bridge.internal/proxy":"b"}`)}
 	for _, c := range []struct {
 		name               string
 		change             Change
@@ -116,6 +118,10 @@ func TestDoAndUndo(t *testing.T) {
 		{"a selector of others with our label", move, `{"bridge.internal/proxy":"b","app":"other"}`, ``, `{"app":"other"}`, true, false},
 		{"a selector of others with another's label", move, `{"bridge.internal/proxy":"c","app":"other"}`, ``, ``, true, true},
 		{"a selector that is gone", move, `null`, ``, ``, true, true},
+		{"a replaced selector", replace, `{"bridge.internal/proxy":"b"}`, ``, `{"app":"orders","tier":"web"}`, true, false},
+		{"a replaced selector, and the manifest applied again", replace, `{"app":"orders","bridge.internal/proxy":"b","tier":"web"}`, ``, `{"app":"orders","tier":"web"}`, true, false},
+		{"a replaced selector, and others' value", replace, `{"app":"other","bridge.internal/proxy":"b"}`, ``, `{"app":"other","tier":"web"}`, true, false},
+		{"a selector of others in place of a replaced one", replace, `{"app":"other"}`, ``, ``, true, true},
 	} {
 		do, err := c.change.Do(json.RawMessage(c.now))
 		if string(do) != c.do || errors.Is(err, ErrMoved) != c.doMoved {

@@ -12,6 +12,7 @@ func (p *Plan) LookAround(ctx context.Context, k *kube.Client) {
 	s := lookout.Subject{
 		Target: p.target, Services: p.Services,
 		Pod: p.Proxy.Spec.Template, Container: p.container, ConfigMaps: len(p.source.ConfigMaps),
+		Standby: p.Standby != nil,
 	}
 	if p.Keeper != nil {
 		s.Keeper = &p.Keeper.Deployment.Spec.Template

@@ -58,7 +58,7 @@ type Step struct {
 // DryRun is what p does with the carried proxy's parts, if there are any.
 func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	u, ns := &p.Undo, p.Lease.Namespace
-	d := &DryRun{Notes: append([]string{p.Restores(k)}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
+	d := &DryRun{Notes: append([]string{p.Headline(k)}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
 	create := metav1.CreateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	x := changer{kube: k, dryRun: create.DryRun}
 
@@ -70,6 +70,11 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 			return err
 		},
 	})
+	pods := "in one pod"
+	if p.Standby != nil {
+		d.Steps = append(d.Steps, p.Standby.steps(k, create)...)
+		pods = fmt.Sprintf("in %d pods", proxypod.StandbyReplicas)
+	}
 	for _, m := range proxypod.ConfigMaps(ns, p.Lease.Name, parts) {
 		n := 0
 		for _, b := range m.BinaryData {
@@ -84,7 +89,7 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 		})
 	}
 	d.Steps = append(d.Steps, Step{
-		Verb: "create", Name: "deployment/" + p.Proxy.Name, Object: p.Proxy, Why: "the proxy, in one pod",
+		Verb: "create", Name: "deployment/" + p.Proxy.Name, Object: p.Proxy, Why: "the proxy, " + pods,
 		try: func(ctx context.Context) error {
 			if _, err := k.Clientset.AppsV1().Deployments(ns).Create(ctx, p.Proxy, create); err != nil {
 				return err

@@ -75,7 +75,7 @@ func (s *Swap) narrate(ctx context.Context) {
 			}
 			pending = pending[1:]
 		}
-		state, changed := s.tunnel.Watch()
+		state, changed := s.lines.watch()
 		switch up := state.Phase == tunnel.Ready || state.Phase == tunnel.Degraded; {
 		case cut && up:
 			cut = false
@@ -85,7 +85,7 @@ func (s *Swap) narrate(ctx context.Context) {
 			if sleep(ctx, lostAfter) != nil {
 				return
 			}
-			if s.tunnel.State().Phase == tunnel.Reconnecting {
+			if state, _ := s.lines.watch(); state.Phase == tunnel.Reconnecting {
 				cut = true
 				cuts++
 				pending = append(pending, event{corev1.EventTypeWarning, reasonLost, fmt.Sprintf("the tunnel to %s is cut (%v); its callers wait for it", u.Owner, state.Err), state.Since})

@@ -160,10 +160,13 @@ func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 	target := []string{p.Undo.Target.Name}
 	rules := []rbacv1.PolicyRule{
 		rule("coordination.k8s.io", "leases", []string{p.Lease.Name}, "get", "patch", "delete"),
-		rule("apps", "deployments/scale", target, "get", "patch"),
-		rule("apps", "deployments", target, "get", "patch"), // the record's copy, the field ownership; is it Ready
-		rule("apps", "deployments", []string{p.Proxy.Name}, "get", "delete"),
 	}
+	if p.Undo.Replaces() {
+		rules = append(rules, rule("apps", "deployments/scale", target, "get", "patch"))
+	}
+	rules = append(rules,
+		rule("apps", "deployments", target, "get", "patch"), // the record's copy, the field ownership; is it Ready
+		rule("apps", "deployments", []string{p.Proxy.Name}, "get", "delete"))
 	if len(p.Services) > 0 {
 		rules = append(rules, rule("", "services", p.Services, "get", "patch"))
 	}
@@ -297,12 +300,17 @@ func awaitKeeperGone(ctx context.Context, k *kube.Client, lease *coordinationv1.
 			return err
 		},
 	} {
-		_ = wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
-			err := get(ctx)
-			return err != nil && !kube.Transient(err), nil
-		})
+		awaitGone(ctx, get)
 	}
 	_, _ = proxypod.KeeperOf(k, lease).WaitGone(ctx)
+}
+
+// awaitGone waits until what get reads is gone, or may not be seen.
+func awaitGone(ctx context.Context, get func(context.Context) error) {
+	_ = wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+		err := get(ctx)
+		return err != nil && !kube.Transient(err), nil
+	})
 }
 
 // servesSince says since when the original answers again: the time that the longest Ready of its pods has been so. It is ""

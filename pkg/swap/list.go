@@ -38,10 +38,13 @@ type Entry struct {
 	Probes []probe.State `json:"probes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
-	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why; "" but for
+	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why, in standby
+	// behind "the original answers; "; "" but for
 	// swap.
 	IfLost string `json:"ifLost,omitempty"`
-	// Replicas the target had before; 0 but for swap.
+	// Mode is a swap's, "replace" or "standby"; "" but for swap.
+	Mode Mode `json:"mode,omitempty"`
+	// Replicas the target had before; 0 but for swap, and in mode standby.
 	Replicas int32    `json:"replicas,omitempty"`
 	Services []string `json:"services,omitempty"`
 
@@ -72,8 +75,12 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
 		if u, err := undo.Parse(l.Annotations[proxypod.UndoAnnotation]); err == nil {
+			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
 			e.IfLost = ifLost(ctx, k, &l)
+			if e.Mode == ModeStandby {
+				e.IfLost = "the original answers; " + e.IfLost
+			}
 		}
 		entries = append(entries, e)
 	}

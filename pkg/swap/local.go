@@ -71,9 +71,15 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 	}
 	local, err := dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
-		s.probes.Hurry()
-		if !s.refused.Swap(true) {
-			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d are reset until your process is back", s.Plan.Ports[i].Local, remote))
+		if h.Peer.IsValid() { // else nobody called: the proxy tries whether it is back
+			s.probes.Hurry()
+		}
+		if h.Peer.IsValid() && !s.refused.Swap(true) {
+			what := "are reset"
+			if s.Plan.standby() {
+				what = "go to the original"
+			}
+			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d %s until your process is back", s.Plan.Ports[i].Local, remote, what))
 		}
 		s.Log.Debug("local process", "caller", h.Peer, "err", err)
 		_ = st.Refuse(err)

@@ -35,6 +35,8 @@ type Facts struct {
 	LimitCPU bool
 	// Source is where the proxy comes from, settled: image, or ConfigMap names and architecture.
 	Source proxypod.Source
+	// Standby is what GatherStandby has read, which mode standby takes.
+	Standby StandbyFacts
 }
 
 // Options is what the user asked for.
@@ -42,6 +44,7 @@ type Options struct {
 	Container string   // empty: the default container
 	Ports     []string // --port flags
 	PodProxy  bool     // the tunnel goes through the API server's proxy to the pod where that works
+	Mode      Mode     // MakePlan's; NewPlan takes what is not ModeStandby for ModeReplace
 	Owner     string   // "user@host"
 	Client    tunnel.Fingerprint
 	Now       time.Time
@@ -60,6 +63,8 @@ type Plan struct {
 	Undo  Undo
 	Lease *coordinationv1.Lease
 	Proxy *appsv1.Deployment
+	// Standby is what else proxies take that stand before the originals; nil: the original is stopped (mode replace).
+	Standby *Standby
 	// Keeper is added by AddKeeper; nil: nobody gives back when this machine is gone.
 	Keeper *Keeper
 	Ports  []Port
@@ -78,9 +83,10 @@ type Plan struct {
 	source    proxypod.Source
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
+	why       string // this mode, if that was bridge's choice; "" if the user's
 }
 
-// NewPlan works out a swap in mode replace.
+// NewPlan works out a swap in the mode of o, replace or standby.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Deployment
 	template := d.Spec.Template
@@ -117,8 +123,21 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
 		}
 	}
+	standby := o.Mode == ModeStandby
+	if standby {
+		if err := p.standBy(f, o, services); err != nil {
+			return nil, err
+		}
+	}
 	for _, q := range have {
-		if !slices.ContainsFunc(p.Ports, func(r Port) bool { return r.at() == q.at() }) {
+		mapped := slices.ContainsFunc(p.Ports, func(r Port) bool { return r.at() == q.at() })
+		switch {
+		case mapped:
+		case standby && q.UDP:
+			p.Notes = append(p.Notes, fmt.Sprintf("port %s stays with the originals: in mode standby only TCP comes to this machine", q.remote()))
+		case standby:
+			p.Notes = append(p.Notes, fmt.Sprintf("port %s goes to the originals: no --port maps it", q.remote()))
+		default:
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
@@ -134,7 +153,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			tcp = append(tcp, q.Remote)
 		}
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp), o.PodProxy && f.MayPodProxy)
+	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp, p.Standby.passed()), o.PodProxy && f.MayPodProxy)
 	switch {
 	case p.Own.PodProxy != 0:
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
@@ -145,7 +164,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU,
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "deployment/%s: %w", d.Name, err)
@@ -158,13 +177,22 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(shared) > 0 && standby {
+			p.Notes = append(p.Notes, fmt.Sprintf("service/%s also selects %s: its callers stay with them and the originals", s.Name, strings.Join(shared, ", ")))
+			continue
+		}
 		if len(shared) > 0 {
 			p.Notes = append(p.Notes, fmt.Sprintf("service/%s also selects %s: the laptop gets a share of its callers beside them, and requests that the original has not answered when it is stopped are lost", s.Name, strings.Join(shared, ", ")))
 			continue
 		}
 		moved = append(moved, s)
 	}
-	if p.Undo, err = newUndo(f, o, moved, lease, p.Replicas); err != nil {
+	if standby {
+		if err := p.standBefore(f, moved); err != nil {
+			return nil, err
+		}
+	}
+	if p.Undo, err = newUndo(f, o, moved, p); err != nil {
 		return nil, err
 	}
 	for _, c := range p.Undo.Changes {
@@ -172,7 +200,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Services = append(p.Services, c.Object.Name)
 		}
 	}
-	if len(services) > 0 && !f.MayPatchServices {
+	if len(services) > 0 && !f.MayPatchServices && !standby {
 		p.Notes = append(p.Notes, "your account may not patch Services, so the original is stopped while some callers still reach it: "+
 			"requests it has not answered when it gets SIGTERM are lost")
 	}
@@ -195,13 +223,19 @@ func selecting(services []corev1.Service, podLabels map[string]string) []corev1.
 	})
 }
 
-func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int32) (Undo, error) {
-	d := f.Deployment
+// newUndo records p's changes, of which only the proxy, its own objects and the mode are known yet.
+func newUndo(f Facts, o Options, services []corev1.Service, p *Plan) (Undo, error) {
+	d, lease := f.Deployment, p.Proxy.Name
 	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)}
 	u := undo.New(target, o.Owner, o.Now)
 	if f.MayPatchServices {
 		for _, s := range services {
-			set := maps.Clone(s.Spec.Selector)
+			set := map[string]string{}
+			if p.Standby == nil {
+				// Beside what is there, so that whoever applies a manifest meanwhile takes no caller away. In standby the
+				// proxies have no label of the original's, and one more would select nobody.
+				set = maps.Clone(s.Spec.Selector)
+			}
 			set[proxypod.ProxyLabel] = proxypod.LabelValue(lease)
 			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)},
 				"spec.selector", s.Spec.Selector, set, s.ManagedFields)
@@ -211,12 +245,14 @@ func newUndo(f Facts, o Options, services []corev1.Service, lease string, n int3
 			u.Changes = append(u.Changes, c)
 		}
 	}
-	c, err := newChange(target, "spec.replicas", n, 0, d.ManagedFields)
-	if err != nil {
-		return Undo{}, err
+	if p.Standby == nil {
+		c, err := newChange(target, "spec.replicas", p.Replicas, 0, d.ManagedFields)
+		if err != nil {
+			return Undo{}, err
+		}
+		u.Changes = append(u.Changes, c)
 	}
-	u.Changes = append(u.Changes, c)
-
+	u.Created = p.Standby.objects()
 	for _, name := range f.Source.ConfigMaps {
 		u.Created = append(u.Created, Object{APIVersion: "v1", Kind: "ConfigMap", Namespace: d.Namespace, Name: name})
 	}

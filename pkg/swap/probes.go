@@ -55,7 +55,7 @@ func (s *Swap) followProbes(ctx context.Context) {
 		_, ready, changed := s.probes.Watch()
 		if ready = ready || !s.probes.Has(probe.Readiness); ready != told {
 			told = ready
-			s.tunnel.SetReady(ready)
+			s.lines.setReady(ready)
 		}
 		select {
 		case <-ctx.Done():
@@ -77,6 +77,8 @@ func (s *Swap) sayProbe(c probe.Change) {
 	readiness := s.probes.Has(probe.Readiness)
 	why := fmt.Sprintf("%s: %s", c.What, c.Last)
 	switch {
+	case s.Plan.standby() && readiness && (c.Absent || c.Kind == probe.Readiness && c.Result == probe.Failure):
+		s.Say(fmt.Sprintf("not ready: %s: callers go to the original until it succeeds (--probes off has them come all the same)", why))
 	case c.Absent && readiness:
 		s.Say(fmt.Sprintf("not ready: %s: your process is gone; callers are refused until it is back, as by a pod whose container has ended", why))
 	case c.Absent:

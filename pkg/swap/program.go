@@ -46,7 +46,7 @@ func (p *Program) Check(ctx context.Context, k *kube.Client) error {
 // run starts the program when the tunnel stands, unless the swap, held, is over by then, and calls ready when it answers. It returns when
 // the program has ended, to which ctx brings it: with a *child.ExitError, or with why it did not come that far.
 func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
-	if err := s.tunnel.WaitReady(held); err != nil {
+	if err := s.lines.main().WaitReady(held); err != nil {
 		return err
 	}
 	view, mirror, err := p.look(held, s)
@@ -125,13 +125,13 @@ func (p *Program) look(ctx context.Context, s *Swap) (*tunnel.View, *podview.Mir
 	folder, err := podview.NewFolder()
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.Say("note: bridge cannot keep files private on this system, so the container's are not here")
-		v, err := s.tunnel.View(ctx, "")
+		v, err := s.lines.main().View(ctx, "")
 		return v, nil, err
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	m := &podview.Mirror{Folder: folder, Look: s.tunnel.View, Account: proxypod.AccountPath, Say: s.Say}
+	m := &podview.Mirror{Folder: folder, Look: s.lines.main().View, Account: proxypod.AccountPath, Say: s.Say}
 	if p.Token {
 		m.Tokens = s.proxy.Tokens(true)
 	}
@@ -157,7 +157,7 @@ func localList(ports []Port) string {
 func (s *Swap) awaitProgram(ctx context.Context) error {
 	if s.Program != nil {
 		bounded, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
-		err := s.proxy.WaitTunnel(bounded, s.tunnel)
+		err := s.proxy.WaitTunnel(bounded, s.lines.main())
 		cancel()
 		if err != nil {
 			return err

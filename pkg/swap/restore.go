@@ -226,11 +226,18 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 
 	said := map[string]bool{}
 	changed := x.changed(ctx, u.Target)
-	r.Say(fmt.Sprintf("giving %s back: the original first", u.Target))
+	first := "the original first"
+	if !u.Replaces() {
+		first = "its callers first"
+	}
+	r.Say(fmt.Sprintf("giving %s back: %s", u.Target, first))
 	if _, err := r.undo(ctx, x, c, u, undo.Replicas, fault.ScaledBack, said); err != nil {
 		return err
 	}
-	ready, notReady := r.awaitOriginal(ctx, u)
+	ready, notReady := true, error(nil)
+	if u.Replaces() {
+		ready, notReady = r.awaitOriginal(ctx, u)
+	}
 	if err := fault.After(fault.OriginalReady, nil); err != nil {
 		return err
 	}
@@ -290,6 +297,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	awaitKeeperGone(ctx, r.Kube, c.lease)
+	awaitCollected(ctx, r.Kube, u)
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,

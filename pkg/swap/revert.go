@@ -85,6 +85,11 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 				return err
 			case controller(by):
 				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
+			case by.Manager != "" && s.Plan.standby():
+				// Nothing of the swap is left: all callers are with the original.
+				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
+			case s.Plan.standby() && mixed(v, c):
+				return s.reverted(fmt.Sprintf("the selector of %s was added to, and selects nobody now", c.Object))
 			case by.Manager != "":
 				back = fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)
 			}
@@ -145,6 +150,13 @@ func reselectedBy(v *corev1.Service, c Change) (undo.Owner, error) {
 	return by, err
 }
 
+// mixed tells whether somebody has put something into a selector that bridge has replaced, as kubectl apply does with a
+// manifest: neither the proxies have those labels, nor the original has bridge's.
+func mixed(v *corev1.Service, c Change) bool {
+	var set map[string]string
+	return json.Unmarshal(c.Set, &set) == nil && v.Spec.Selector[proxypod.ProxyLabel] == set[proxypod.ProxyLabel] && !maps.Equal(v.Spec.Selector, set)
+}
+
 func ownersOf(entries []metav1.ManagedFieldsEntry, path string) ([]undo.Owner, error) {
 	b, err := json.Marshal(entries)
 	if err != nil {
@@ -179,14 +191,17 @@ func controller(o undo.Owner) bool {
 // reverted is why a swap cannot go on against a controller, and what to do about it.
 func (s *Swap) reverted(what string) error {
 	u := &s.Plan.Undo
-	fields := "spec.replicas of " + u.Target.String()
+	var fields []string
+	if u.Replaces() {
+		fields = append(fields, "spec.replicas of "+u.Target.String())
+	}
 	if _, services := u.Summary(); len(services) > 0 {
-		fields += " and spec.selector of " + serviceList(services)
+		fields = append(fields, "spec.selector of "+serviceList(services))
 	}
 	return hint.Newf(hint.Conflict, strings.Join([]string{
 		"there are three ways out:",
 		"- pause what keeps it so while you swap: argocd app set APP --sync-policy none; flux suspend kustomization NAME",
-		"- have it leave alone " + fields + ": ignoreDifferences of Argo CD; driftDetection.ignore of a Flux HelmRelease",
+		"- have it leave alone " + strings.Join(fields, " and ") + ": ignoreDifferences of Argo CD; driftDetection.ignore of a Flux HelmRelease",
 		"- go another way: bridge connect -n " + u.Target.Namespace + s.Kube.Flags + " changes nothing of others",
 	}, "\n"), "%w: %s", errReverted, what)
 }

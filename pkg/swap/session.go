@@ -196,7 +196,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		s.forget()
 		return nil, nil
 	}
-	p, err := s.sameOptions(ctx, u.Target, o, src)
+	p, err := s.sameOptions(ctx, u, o, src)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,8 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 
 // sameOptions compares what is asked for with what the swap was made with, and returns the ports and probes in a plan: those
 // of the laptop may be others now.
-func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src proxypod.Source) (*Plan, error) {
+func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxypod.Source) (*Plan, error) {
+	target := u.Target
 	differs := func(flag, now, before string) error {
 		return hint.Newf(hint.Conflict, "swap it with the same options, or give back first: "+Command(s.kube, target),
 			"%s in %s is swapped already, by an earlier bridge of yours, with another %s: %s and not %s", target, target.Namespace, flag, before, now)
@@ -224,8 +225,13 @@ func (s *Session) sameOptions(ctx context.Context, target Object, o Options, src
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
+	if !u.Replaces() && len(o.Ports) == 0 {
+		ports = slices.DeleteFunc(slices.Clone(ports), func(q Port) bool { return q.UDP })
+	}
 	now, before := remotes(ports), remotes(s.saved.Ports)
 	switch {
+	case o.Mode != "" && o.Mode != ModeAuto && o.Mode != modeOf(u):
+		return nil, differs("--mode", string(o.Mode), string(modeOf(u)))
 	case app.Name != s.saved.Container:
 		return nil, differs("--container", app.Name, s.saved.Container)
 	case now != before:
@@ -320,6 +326,7 @@ func (s *Session) follow(ctx context.Context, t *tunnel.Client) {
 		_, changed := t.Watch()
 		pins := t.Pinned()
 		s.mu.Lock()
+		maps.Copy(pins, s.saved.Pins) // another tunnel's too; a key once pinned stays
 		known := maps.Equal(pins, s.saved.Pins)
 		s.mu.Unlock()
 		if !known {

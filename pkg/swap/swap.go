@@ -59,8 +59,9 @@ type Swap struct {
 
 	claim   *claim
 	proxy   *proxypod.Proxy
-	tunnel  *tunnel.Client
+	lines   *lines
 	answers chan struct{} // closed when Program does
+	stands  chan struct{} // closed when the proxies are Ready
 	ending  atomic.Bool   // giving back has begun
 	refused atomic.Bool   // the local process refused the last connection
 	guard   guard
@@ -89,17 +90,15 @@ func (s *Swap) Run(ctx context.Context) error {
 	}
 	lease := s.claim.lease
 	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name}
-	carriers := proxypod.NewCarriers(s.proxy, s.Plan.Own, func(line string) {
+	s.lines = newLines(s.Plan.proxies(), s.proxy, s.Plan.Own, s.Session, func() *tunnel.Client {
+		return &tunnel.Client{Version: s.Version, ResumeWindow: s.ResumeWindow, Handle: s.handle}
+	}, s.Log, func(line string) {
 		if !s.ending.Load() { // the proxy goes, and its tunnel with it
 			s.Say(line)
 		}
 	})
-	s.tunnel = &tunnel.Client{
-		Carrier: carriers.Dial, Key: s.Session.key, Pins: s.Session.saved.Pins, Epoch: s.Session.saved.Epoch,
-		Version: s.Version, ResumeWindow: s.ResumeWindow,
-		Handle: s.handle, OnState: carriers.OnState, Log: s.Log,
-	}
 
+	s.stands = make(chan struct{})
 	s.answers = make(chan struct{})
 	if s.Program == nil {
 		close(s.answers) // AwaitLocal has seen to that
@@ -108,13 +107,14 @@ func (s *Swap) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	held, release := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
-	running.Go(func() { carriers.Run(background) })
 	running.Go(func() {
-		if err := s.tunnel.Run(background); background.Err() == nil {
+		if err := s.lines.run(background); background.Err() == nil {
 			release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
 		}
 	})
-	running.Go(func() { s.Session.follow(background, s.tunnel) })
+	for _, t := range s.lines.clients {
+		running.Go(func() { s.Session.follow(background, t) })
+	}
 	s.probes.OnChange(s.sayProbe)
 	running.Go(func() {
 		if s.answered(background) {
@@ -123,6 +123,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() {
 		if s.answered(background) {
+			s.awaitStanding(background)
 			s.followProbes(background)
 		}
 	})
@@ -134,7 +135,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() {
 		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
-		if err := proxypod.Heartbeat(background, s.Kube, lease, s.tunnel, more, s.Say); err != nil {
+		if err := proxypod.Heartbeat(background, s.Kube, lease, s.lines.watch, more, s.Say); err != nil {
 			release(err)
 		}
 	})
@@ -201,10 +202,10 @@ func (s *Swap) takeUp(ctx context.Context) error {
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	if err := s.proxy.WaitReady(ready); err != nil {
+	if err := s.awaitProxies(ready); err != nil {
 		return err
 	}
-	return fault.After(fault.TakeUpReady, s.tunnel.WaitReady(ready)) // the pod may have been Ready still, from before
+	return fault.After(fault.TakeUpReady, s.lines.main().WaitReady(ready)) // the pod may have been Ready still, from before
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
@@ -281,7 +282,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 }
 
 // apply makes the swap: proxy, tunnel, endpoints, scale. Everything before the scale leaves the
-// original serving.
+// original serving; in standby there is none.
 func (s *Swap) apply(ctx context.Context) error {
 	x := changer{kube: s.Kube, claim: s.claim}
 	u, lease := &s.Plan.Undo, s.claim.lease
@@ -289,8 +290,16 @@ func (s *Swap) apply(ctx context.Context) error {
 		return err
 	}
 	s.Say("creating the proxy " + lease.Name)
+	proxy := s.Plan.Proxy
+	if s.Plan.Standby != nil {
+		address, err := s.Plan.Standby.create(ctx, x)
+		if err != nil {
+			return proxyError(err)
+		}
+		proxy = proxypod.WithOriginals(proxy, address)
+	}
 	maps := proxypod.ConfigMaps(lease.Namespace, lease.Name, s.Parts)
-	if err := proxypod.Create(ctx, s.Kube, lease, maps, s.Plan.Proxy); err != nil {
+	if err := proxypod.Create(ctx, s.Kube, lease, maps, proxy); err != nil {
 		return proxyError(err)
 	}
 	if err := s.startKeeper(ctx); err != nil {
@@ -301,7 +310,7 @@ func (s *Swap) apply(ctx context.Context) error {
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
 	defer cancel()
-	if err := fault.After(fault.ProxyReady, s.proxy.WaitReady(ready)); err != nil {
+	if err := fault.After(fault.ProxyReady, s.awaitProxies(ready)); err != nil {
 		return err
 	}
 	if err := s.awaitKeeper(ctx); err != nil {
@@ -316,6 +325,9 @@ func (s *Swap) apply(ctx context.Context) error {
 	}
 	if err := s.moveEndpoints(ctx, x); err != nil {
 		return err
+	}
+	if s.Plan.standby() {
+		return nil
 	}
 	s.Say(fmt.Sprintf("scaling %s from %d to 0", u.Target, s.Plan.Replicas))
 	for _, c := range u.Changes {
@@ -367,7 +379,12 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 	s.Say("moving callers to it: " + serviceList(s.Plan.Services))
 	// The endpoint controller has to know the proxy as Ready before the selector leaves it alone:
 	// at no time is there no endpoint.
-	err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxy)
+	var err error
+	if s.Plan.standby() {
+		err = s.awaitKnown(ctx, x)
+	} else {
+		err = x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxy)
+	}
 	if err := fault.After(fault.Reachable, err); err != nil {
 		return err
 	}

@@ -175,3 +175,10 @@ func (q *quality) look(now time.Time) string {
 	}
 	return q.why
 }
+
+// late tells whether an answer is overdue so long that whoever can had better go elsewhere. Call it after look.
+func (q *quality) late(now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.waiting.IsZero() && now.Sub(q.waiting) > silentFor
+}

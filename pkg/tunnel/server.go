@@ -44,6 +44,9 @@ type Server struct {
 	ready   bool   // of session
 	epoch   uint64 // the highest that a laptop came with
 
+	answering bool          // of session
+	changed   chan struct{} // closed at the next change of answering; nil: nobody waits for one
+
 	readyMu sync.Mutex
 	told    bool // what OnReady was told last
 }
@@ -197,7 +200,7 @@ func (s *Server) run(ctx context.Context, l *link, a attach) {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	next := &session{id: a.id, window: a.window, log: s.log(), accept: s.handle, handlers: &handlers}
-	next.onReady = func(ready bool) { s.setReady(next, ready) }
+	next.onReady = func(ready, answering bool) { s.setReady(next, ready, answering) }
 	next, err := newSession(ctx, l, next)
 	if err != nil {
 		s.log().Warn("tunnel: no session", "error", err)
@@ -208,7 +211,7 @@ func (s *Server) run(ctx context.Context, l *link, a attach) {
 	err = next.run(ctx)
 	s.mu.Lock()
 	if s.session == next {
-		s.session, s.ready = nil, false
+		s.setLocked(nil, false, false)
 	}
 	s.mu.Unlock()
 	s.tellReady()
@@ -221,7 +224,7 @@ var errDisplaced = errors.New("displaced by a new session")
 func (s *Server) displace(next *session) {
 	s.mu.Lock()
 	old := s.session
-	s.session, s.ready = next, false
+	s.setLocked(next, false, false)
 	s.mu.Unlock()
 	s.tellReady()
 	if old != nil {
@@ -229,13 +232,34 @@ func (s *Server) displace(next *session) {
 	}
 }
 
-func (s *Server) setReady(of *session, ready bool) {
+func (s *Server) setReady(of *session, ready, answering bool) {
 	s.mu.Lock()
 	if s.session == of {
-		s.ready = ready
+		s.setLocked(of, ready, answering)
 	}
 	s.mu.Unlock()
 	s.tellReady()
+}
+
+// setLocked needs mu.
+func (s *Server) setLocked(of *session, ready, answering bool) {
+	s.session, s.ready = of, ready
+	if answering != s.answering && s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+	s.answering = answering
+}
+
+// Answering says whether the laptop takes connections at this moment: its process is ready, there is a carrier, and no answer is
+// late on that. A cut that may heal shows at once, where OnReady waits for 5 s. changed is closed at the next change.
+func (s *Server) Answering() (answering bool, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.answering, s.changed
 }
 
 // tellReady calls OnReady when there is something new to tell.

@@ -43,7 +43,7 @@ type session struct {
 	live     atomic.Pointer[liveness]       // of the present link, or the last
 	quality  quality                        // likewise
 	accept   func(context.Context, *Stream) // handles a stream of the other end; own goroutine
-	onReady  func(bool)                     // pod: whether the laptop said so, and is there; may be nil
+	onReady  func(ready, answering bool)    // pod: as Server.OnReady and Server.Answering have it; may be nil
 	handlers *sync.WaitGroup                // of the owner: counts accept calls
 
 	ctx    context.Context // done when the session is
@@ -67,6 +67,8 @@ type session struct {
 	readyMu     sync.Mutex // one onReady at a time
 	laptopReady bool       // as it said
 	away        bool       // no link for a while
+	cut         bool       // no link
+	late        bool       // no answer on the link for longer than is usual
 }
 
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
@@ -268,7 +270,7 @@ func (s *session) watch(ctx context.Context) {
 			end.Stop()
 			s.live.Store(&liveness{start: time.Now()})
 			s.quality.begin(time.Now())
-			s.tellReady(func() { s.away = false })
+			s.tellReady(func() { s.away, s.cut, s.late = false, false, false })
 			l.judge(l.complaint())
 			ping(time.Now())
 		case <-gone:
@@ -279,6 +281,7 @@ func (s *session) watch(ctx context.Context) {
 				s.kill(fmt.Errorf("carrier lost: %w", l.cause))
 				return
 			}
+			s.tellReady(func() { s.cut = true })
 			away.Reset(awayAfter)
 			end.Reset(s.window)
 		case <-away.C:
@@ -299,6 +302,7 @@ func (s *session) watch(ctx context.Context) {
 					s.conn.drop(l, err)
 				}
 				l.judge(cmp.Or(l.complaint(), s.quality.look(now)))
+				s.tellReady(func() { s.late = s.quality.late(now) })
 			}
 		case <-due.C:
 			if gone == nil {
@@ -331,7 +335,7 @@ func (s *session) tellReady(change func()) {
 	defer s.readyMu.Unlock()
 	change()
 	if s.onReady != nil {
-		s.onReady(s.laptopReady && !s.away)
+		s.onReady(s.laptopReady && !s.away, s.laptopReady && !s.cut && !s.late)
 	}
 }
 

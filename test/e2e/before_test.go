@@ -298,7 +298,7 @@ func TestLookout(t *testing.T) {
 	}
 	w.assertSnapshot(before)
 	who := w.as("ada", granting("least", rights.Swap.Required(true)))
-	b = w.bridgeAs(who, nil, args...)
+	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)
 	b.exits(0)
 	b.prints("# note: not looked at, since your account may not read them")
 	for _, line := range b.stdout.all() {
@@ -437,7 +437,7 @@ func TestEventsTellTheStory(t *testing.T) {
 
 	who := w.as("ada", granting("least", append(rights.Swap.Required(true), rights.Moving()...)))
 	before := w.snapshot()
-	b = w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b = w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders", "--mode", "replace"}, localOrders(t)...)...)
 	b.says(swapped)
 	b.terminate()
 	w.assertGivenBack(before)

@@ -547,7 +547,7 @@ func TestPodProxyWithoutTheRight(t *testing.T) {
 	w.assertSnapshot(before)
 
 	// A swap asks beforehand, and then opens no port.
-	b := w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders", "--carrier", "podproxy"}, localOrders(t)...)...)
+	b := w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders", "--mode", "replace", "--carrier", "podproxy"}, localOrders(t)...)...)
 	b.says("your account may not get pods/proxy in " + w.ns)
 	b.says(swapped)
 	d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})

@@ -179,7 +179,7 @@ func TestWithoutAKeeper(t *testing.T) {
 	b.says("deploy/keeper.yaml")
 	w.assertSnapshot(before)
 
-	b = w.bridgeAs(who, nil, append(args, soon...)...)
+	b = w.bridgeAs(who, nil, slices.Concat(args, soon, []string{"--mode", "replace"})...)
 	b.says("nobody gives it back when this machine is gone (your account may not create roles")
 	b.says("bridge restore deployment orders -n " + w.ns)
 	b.says(swapped)

@@ -142,13 +142,16 @@ func TestDeployedRolesSuffice(t *testing.T) {
 	run := func(as string, args ...string) *process {
 		return start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig[as]}, append(args, "-n", w.ns)...)
 	}
-	b := run("swap", append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
-	b.says(swapped)
-	st := run("status", "status")
-	st.exits(0)
-	st.prints("deployment/orders")
-	b.kill()
-	run("restore", "restore", "deployment", "orders").exits(0)
+	for _, mode := range []string{"replace", "standby"} {
+		b := run("swap", append([]string{"swap", "deployment", "orders", "--mode", mode}, localOrders(t)...)...)
+		b.says(swapped)
+		st := run("status", "status")
+		st.exits(0)
+		st.prints(mode)
+		b.kill()
+		run("restore", "restore", "deployment", "orders").exits(0)
+		w.awaitReady("app=orders", 2)
+	}
 
 	f := run("forward", "forward", "svc/orders", "0:80")
 	f.assertAnswers(forwarded(f.prints("Forwarding from 127.0.0.1:")), "original")
@@ -172,7 +175,7 @@ func TestSwapWithoutMovingEndpoints(t *testing.T) {
 	}
 	who := w.as("ada", role)
 	before := w.snapshot()
-	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns}, localOrders(t)...)...)
+	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns, "--mode", "replace"}, localOrders(t)...)...)
 	b.says("may not patch Services")
 	b.says(swapped)
 	b.terminate()
@@ -236,7 +239,7 @@ func TestRestoreIncomplete(t *testing.T) {
 	w := newWorld(t).withOrders()
 	who := w.as("ada", deployed(t, "swap"))
 	before := w.snapshot()
-	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns}, localOrders(t)...)...)
+	b := start(t, s.bridge, []string{"KUBECONFIG=" + who}, append([]string{"swap", "deployment", "orders", "-n", w.ns, "--mode", "replace"}, localOrders(t)...)...)
 	b.says(swapped)
 	role, err := s.client.RbacV1().Roles(w.ns).Get(t.Context(), "bridge-swap", metav1.GetOptions{})
 	if err != nil {

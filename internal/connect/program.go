@@ -1,0 +1,364 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/child"
+	"bridge/internal/dns"
+	"bridge/internal/hint"
+	"bridge/internal/netns"
+	"bridge/pkg/tunnel"
+)
+
+const (
+	// HostName is by which a program in a namespace reaches this machine's own loopback.
+	HostName = "host.bridge.internal"
+
+	// maxProgramConns is how many connections of a program's are carried at once; more wait in the kernel's queue. As many as
+	// internal/socks5 takes.
+	maxProgramConns = 12288
+
+	// maxKnown is how many of the cluster's answers are remembered: some MB. Of more the oldest are forgotten.
+	maxKnown = 65536
+
+	// programDialTime bounds a dial that nobody answers: what the pod's own dials take at most.
+	programDialTime = 30 * time.Second
+
+	// acceptPause is for a process that has no descriptors left.
+	acceptPause = 50 * time.Millisecond
+)
+
+// Program is a program that is run with the cluster's names and addresses as its own: in a network namespace where this machine allows
+// that, else with the variables that name a proxy.
+type Program struct {
+	Args           []string
+	Env            []string
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+
+	// Ranges are the cluster's, as far as they are known. What its resolver answers with is the cluster's as well.
+	Ranges []netip.Prefix
+	// LocalPorts of 127.0.0.1 are this machine's in the namespace too.
+	LocalPorts []uint16
+	// Direct are the hosts beside this machine that need no proxy, where there is one.
+	Direct []string
+
+	// OnSignal is told where signals go while the program runs, and nil when it has ended.
+	OnSignal func(pass func(os.Signal))
+	Say      func(string)
+	Entrance Options // of the proxy
+}
+
+// Check says whether there is such a program.
+func (p *Program) Check() error {
+	return hint.New(hint.Usage, (&child.Command{Args: p.Args}).Find(), "")
+}
+
+// Run runs the program through t, which has had a session, until it has ended, to which ctx brings it. It returns a *child.ExitError,
+// or why the program was not run.
+func (p *Program) Run(ctx context.Context, t *tunnel.Client) error {
+	err := p.inNamespace(ctx, t)
+	var no *netns.Unavailable
+	if !errors.As(err, &no) || ctx.Err() != nil {
+		return err
+	}
+	line := "not in a network of its own, but with proxy variables, which not every program heeds: " + no.Err.Error()
+	if no.Setting != "" {
+		line += "; what would allow it: " + no.Setting
+	}
+	p.Say(line)
+	return p.withProxy(ctx, t)
+}
+
+// command is the program as internal/child takes it.
+func (p *Program) command() *child.Command {
+	return &child.Command{Args: p.Args, Env: p.Env, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}
+}
+
+// withProxy runs it beside an Entrance.
+func (p *Program) withProxy(ctx context.Context, t *tunnel.Client) error {
+	e, err := Open(p.Entrance)
+	if err != nil {
+		return err
+	}
+	c := p.command()
+	c.Env = append(slices.Clone(c.Env), ProxyVariables(e.Proxy(), p.Direct)...)
+	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, t) }, func(ctx context.Context) error {
+		process, err := c.Start()
+		if err != nil {
+			return hint.New(hint.Usage, err, "")
+		}
+		p.OnSignal(process.Signal)
+		defer p.OnSignal(nil)
+		return process.Wait(ctx)
+	})
+}
+
+// beside runs the program while serve does; the end of the one is that of the other.
+func (p *Program) beside(outer context.Context, serve, run func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(outer)
+	defer cancel()
+	served := make(chan error, 1)
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		err := serve(serving)
+		if err != nil {
+			cancel()
+		}
+		served <- err
+	}()
+	err := run(ctx)
+	stop()
+	if failed := <-served; failed != nil {
+		return failed
+	}
+	return err
+}
+
+// ProxyVariables are the environment that has programs use the proxy. They differ in which names they read, and curl reads http_proxy
+// in lower case only.
+func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
+	no := NoProxy(direct)
+	var env []string
+	for _, v := range [][3]string{
+		{"ALL_PROXY", "all_proxy", "socks5h://" + proxy.String()},
+		{"HTTP_PROXY", "http_proxy", "http://" + proxy.String()},
+		{"HTTPS_PROXY", "https_proxy", "http://" + proxy.String()},
+		{"NO_PROXY", "no_proxy", no},
+	} {
+		env = append(env, v[0]+"="+v[2], v[1]+"="+v[2])
+	}
+	return env
+}
+
+// inNamespace runs it in one. The error wraps a *netns.Unavailable, and nothing has been run, where that is not to be had.
+func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
+	n, err := netns.New(netns.Options{IPv6: p.ipv6(), LocalPorts: p.LocalPorts})
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	c := p.command()
+	c.Prepare = n.Enter
+	process, err := c.Start()
+	if err != nil {
+		return n.Explain(err)
+	}
+	p.OnSignal(process.Signal)
+	defer p.OnSignal(nil)
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	sockets, err := n.Open(ctx)
+	if err != nil {
+		exit := process.Wait(ended)
+		switch syscall.Signal(exit.Code - 128) {
+		case syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP: // somebody at the terminal does not want it any more
+			return exit
+		}
+		return err
+	}
+	defer sockets.Close()
+	pod, ok := t.Info()
+	if !ok {
+		_ = process.Wait(ended)
+		return errors.New("the pod told nothing of its resolver")
+	}
+	g := &gate{dial: t.DialContext, ranges: p.Ranges, localPorts: p.LocalPorts, log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns)}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	names := &dns.Server{
+		Dial: dialSoon(t, dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
+		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add, Log: p.Entrance.Log,
+	}
+	for _, s := range pod.Nameservers {
+		if addr, err := netip.ParseAddr(s); err == nil {
+			g.known.add(addr)
+		}
+	}
+	serve := func(ctx context.Context) error {
+		s, ctx := errgroup.WithContext(ctx)
+		s.Go(func() error { return names.Serve(ctx, sockets.DNSUDP, sockets.DNS) })
+		for _, l := range sockets.TCP {
+			s.Go(func() error { return g.serve(ctx, l) })
+		}
+		if sockets.UDP != nil {
+			f := &flows{g: g, d: sockets.UDP, open: map[pair]chan []byte{}}
+			s.Go(func() error { return f.serve(ctx) })
+		}
+		return s.Wait()
+	}
+	return p.beside(ctx, serve, func(ctx context.Context) error {
+		if err := n.Run(ctx); err != nil {
+			_ = process.Wait(ended)
+			return hint.New(hint.Usage, err, "")
+		}
+		exit := process.Wait(ctx)
+		n.Close() // while what it has left can still say goodbye
+		return exit
+	})
+}
+
+// ipv6 are the ranges of IPv6 that can be reached: all where this machine has a way to it.
+func (p *Program) ipv6() (list []netip.Prefix) {
+	if c, err := net.Dial("udp6", "[2001:db8::1]:9"); err == nil { // sends nothing
+		_ = c.Close()
+		return []netip.Prefix{netip.MustParsePrefix("::/0")}
+	}
+	for _, r := range p.Ranges {
+		if r.Addr().Is6() {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// gate decides where a program's connections go.
+type gate struct {
+	dial       func(ctx context.Context, network, address string) (net.Conn, error) // in the cluster
+	ranges     []netip.Prefix
+	known      known
+	localPorts []uint16
+	log        *slog.Logger
+	slots      chan struct{}
+}
+
+// serve carries what arrives at l, until ctx is done, and returns when all has ended.
+func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	carrying, cancel := context.WithCancel(ctx)
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	defer cancel()
+	for {
+		select {
+		case g.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		c, err := l.AcceptTCP()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = c.Close()
+			}
+			<-g.slots
+			return nil
+		}
+		if err != nil {
+			<-g.slots
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept what the program sends: %w", err)
+			}
+			g.log.Warn("accept", "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		conns.Go(func() {
+			defer func() { <-g.slots }()
+			if err := g.carry(carrying, c); err != nil {
+				g.log.Debug("connection of the program", "error", err)
+			}
+		})
+	}
+}
+
+// carry carries one connection to where it was sent.
+func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
+	to, err := netns.Original(c)
+	var target net.Conn
+	if err == nil {
+		target, err = g.reach(ctx, "tcp", to)
+	}
+	if err != nil {
+		_ = c.SetLinger(0) // it has been accepted already: a reset is as near to a refusal as one comes
+		_ = c.Close()
+		return fmt.Errorf("%v: %w", to, err)
+	}
+	defer context.AfterFunc(ctx, func() {
+		_ = c.Close()
+		_ = target.Close()
+	})()
+	return tunnel.Splice(c, target)
+}
+
+// reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, all others from this machine.
+func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, programDialTime)
+	defer cancel()
+	var d net.Dialer
+	addr := to.Addr().Unmap()
+	switch {
+	case addr == netns.Host:
+		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+	case addr.IsLoopback():
+		if !slices.Contains(g.localPorts, to.Port()) {
+			return nil, errors.New("the namespace's own, which was not redirected")
+		}
+	case g.known.has(addr), slices.ContainsFunc(g.ranges, func(r netip.Prefix) bool { return r.Contains(addr) }):
+		return g.dial(ctx, network, to.String())
+	}
+	return d.DialContext(ctx, network, to.String())
+}
+
+// known is the addresses that the cluster's resolver has answered with. The zero value is empty.
+type known struct {
+	mu   sync.Mutex
+	all  map[netip.Addr]bool
+	ring []netip.Addr // in the order in which they came; the oldest is at next when it is full
+	next int
+}
+
+func (k *known) add(addr netip.Addr) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.all[addr] {
+		return
+	}
+	if k.all == nil {
+		k.all = map[netip.Addr]bool{}
+	}
+	if len(k.ring) < maxKnown {
+		k.ring = append(k.ring, addr)
+	} else {
+		delete(k.all, k.ring[k.next])
+		k.ring[k.next] = addr
+		k.next = (k.next + 1) % maxKnown
+	}
+	k.all[addr] = true
+}
+
+func (k *known) has(addr netip.Addr) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.all[addr]
+}
+
+// NoProxy is the value of NO_PROXY: this machine, and direct.
+func NoProxy(direct []string) string {
+	no := "localhost,127.0.0.1,::1"
+	for _, host := range direct {
+		if host != "" && !slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, host) {
+			no += "," + host
+		}
+	}
+	return no
+}

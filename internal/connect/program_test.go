@@ -1,0 +1,206 @@
+//go:build linux
+
+package connect
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"bridge/internal/child"
+	"bridge/pkg/tunnel"
+)
+
+// program is one that gets urls, and what it and bridge say.
+func program(urls string) (p *Program, out *bytes.Buffer, said *[]string) {
+	out, said = new(bytes.Buffer), new([]string)
+	return &Program{
+		Args: []string{os.Args[0]}, Env: append(os.Environ(), getEnv+"="+urls), Stdout: out, Stderr: out,
+		OnSignal: func(func(os.Signal)) {}, Say: func(line string) { *said = append(*said, line) },
+		Entrance: Options{Listen: "127.0.0.1:0", DNSListen: "127.0.0.1:0", System: func() ([]string, error) { return nil, errors.New("none") }},
+	}, out, said
+}
+
+// withAddresses is cluster, that also knows the address of orders, as every name has it, and one that no name has.
+func withAddresses(t *testing.T) (tunnel.Info, func(context.Context, string, string) (net.Conn, error)) {
+	info, dial := cluster(t)
+	return info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == "10.96.0.7:80" || address == "198.51.100.3:80" {
+			address = "orders.shop:80"
+		}
+		return dial(ctx, network, address)
+	}
+}
+
+// echo sends back what it gets by UDP, with name before it, until the test ends.
+func echo(t *testing.T, name string) (address string) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 100)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(append([]byte(name+" "), b[:n]...), from)
+		}
+	}()
+	t.Cleanup(func() { _ = c.Close(); <-done })
+	return c.LocalAddr().String()
+}
+
+func TestDatagramsOfAProgram(t *testing.T) {
+	far, near := echo(t, "cluster"), echo(t, "laptop")
+	info, clusterDial := cluster(t)
+	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network == "udp" && address == "10.96.0.7:123" {
+			var d net.Dialer
+			return d.DialContext(ctx, network, far)
+		}
+		return clusterDial(ctx, network, address)
+	})
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(near)
+	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
+	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+}
+
+func exitCode(err error) int {
+	var exit *child.ExitError
+	if !errors.As(err, &exit) {
+		return -1
+	}
+	return exit.Code
+}
+
+// A program that is linked statically, and knows no proxy.
+func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "this machine") }))
+	defer laptop.Close()
+	port := laptop.Listener.Addr().(*net.TCPAddr).Port
+	p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
+		HostName, port, port))
+	p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	p.LocalPorts = []uint16{uint16(port)}
+	err := p.Run(t.Context(), pod.client)
+	if exitCode(err) != 7 || len(*said) > 0 {
+		t.Errorf("%v, %q", err, *said)
+	}
+	lines := strings.Split(out.String(), "\n")
+	want := []string{"orders <nil>", "orders.shop.svc.cluster.local <nil>", "198.51.100.3 <nil>", "this machine <nil>", "this machine <nil>"}
+	for i, line := range want {
+		if i >= len(lines) || lines[i] != line {
+			t.Fatalf("%q, want %q", lines, want)
+		}
+	}
+	if !strings.Contains(lines[len(want)], "connection reset by peer") && !strings.Contains(lines[len(want)], "EOF") {
+		t.Errorf("what refuses: %q", lines[len(want)])
+	}
+}
+
+func TestSignalsAndTheEndOfBridge(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, end := range map[string]func(pass func(os.Signal), cancel func()){
+		"signal":  func(pass func(os.Signal), _ func()) { pass(syscall.SIGTERM) },
+		"context": func(_ func(os.Signal), cancel func()) { cancel() },
+	} {
+		p, _, _ := program("")
+		ctx, cancel := context.WithCancel(t.Context())
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Args, p.Stdout = []string{"sh", "-c", "echo ready; read x; sleep 1000"}, w
+		var pass func(os.Signal)
+		p.OnSignal = func(f func(os.Signal)) {
+			if f != nil {
+				pass = f
+			}
+		}
+		p.Stdin, err = os.Open("/dev/zero")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx, pod.client) }()
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(r, b); err != nil {
+			t.Fatal(err)
+		}
+		end(pass, cancel)
+		if code := exitCode(<-done); code != 128+int(syscall.SIGTERM) {
+			t.Errorf("%s: exit code %d", name, code)
+		}
+		cancel()
+		_, _, _ = r.Close(), w.Close(), p.Stdin.(*os.File).Close()
+	}
+}
+
+// Where there is no namespace it has the proxy: with Program's own test again, on a machine that allows none.
+func TestAProgramWithoutNamespaces(t *testing.T) {
+	const inside = "BRIDGE_TEST_NO_NAMESPACES"
+	if os.Getenv(inside) == "" {
+		script := `echo 0 > /proc/sys/user/max_user_namespaces; echo 0 > /proc/sys/user/max_net_namespaces; exec "$0" -test.run '^TestAProgramWithoutNamespaces$' -test.v`
+		cmd := exec.Command("unshare", "--user", "--map-root-user", "sh", "-c", script, os.Args[0])
+		cmd.Env = append(os.Environ(), inside+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, out, said := program("http://orders.shop/")
+	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+	if len(*said) != 1 || !strings.HasSuffix((*said)[0], "what would allow it: sysctl -w user.max_user_namespaces=1000") {
+		t.Errorf("it said %q", *said)
+	}
+}
+
+func TestKnownForgetsTheOldest(t *testing.T) {
+	var k known
+	first := netip.MustParseAddr("10.0.0.0")
+	a := first
+	for range maxKnown + 1 {
+		k.add(a)
+		k.add(a)
+		a = a.Next()
+	}
+	if k.has(first) || !k.has(first.Next()) || len(k.all) != maxKnown {
+		t.Errorf("%v, %v, %d", k.has(first), k.has(first.Next()), len(k.all))
+	}
+}

@@ -1,0 +1,229 @@
+package netns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Main is for the start of main: in a namespace's first process, and in its guard, it does not return.
+func Main() {
+	switch os.Args[0] {
+	case firstName:
+		first(os.Args[1], os.Args[2:])
+	case guardName:
+		watch(os.Args[1])
+	}
+}
+
+// first sets the namespace up, hands out its sockets, and becomes the program at path when it is told to. It ends when the other end
+// of the talk does.
+func first(path string, args []string) {
+	runtime.LockOSThread() // capabilities are a thread's
+	unix.CloseOnExec(inherited)
+	file := os.NewFile(inherited, "talk")
+	conn, err := net.FileConn(file)
+	if err != nil {
+		os.Exit(1)
+	}
+	_ = file.Close()
+	talk := conn.(*net.UnixConn)
+	b := make([]byte, maxReport)
+	n, err := talk.Read(b)
+	if err != nil {
+		os.Exit(1)
+	}
+	var o Options
+	if err := json.Unmarshal(b[:n], &o); err != nil {
+		os.Exit(1)
+	}
+	r := report{}
+	files, udp, err := setUp(o)
+	r.UDP = udp
+	if err == nil {
+		r.Namespace, err = os.Readlink("/proc/self/ns/net")
+	}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	if say(talk, r, fds) != nil || err != nil {
+		os.Exit(1)
+	}
+	if n, err := talk.Read(b); err != nil || n == 0 {
+		os.Exit(1)
+	}
+	closeAll(files)
+	err = become(path, args)
+	_ = say(talk, report{Error: err.Error()}, nil)
+	os.Exit(1)
+}
+
+func say(talk *net.UnixConn, r report, fds []int) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, _, err = talk.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
+	return err
+}
+
+// become makes this process the program, without the capabilities of the set-up. It returns an error only.
+func become(path string, args []string) error {
+	if !privileged() {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+			return fmt.Errorf("give up capabilities: %w", err)
+		}
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			return fmt.Errorf("give up capabilities: %w", err)
+		}
+	}
+	err := syscall.Exec(path, args, os.Environ())
+	return &os.PathError{Op: "exec", Path: path, Err: err}
+}
+
+// setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them.
+func setUp(o Options) (files []*os.File, datagrams bool, err error) {
+	if err := links(o); err != nil {
+		return nil, false, fmt.Errorf("set up the loopback device: %w", err)
+	}
+	open := func(what interface{ File() (*os.File, error) }, err error) error {
+		if err != nil {
+			return err
+		}
+		f, err := what.File()
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+		return nil
+	}
+	listen := func(network, address string) (uint16, error) {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = l.Close() }()
+		return l.Addr().(*net.TCPAddr).AddrPort().Port(), open(l.(*net.TCPListener), nil)
+	}
+	// To any address: what is sent to another resolver by UDP arrives here too, and is answered from where it was sent to.
+	if _, err := listen("tcp4", "0.0.0.0:53"); err != nil {
+		return nil, false, err
+	}
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 53})
+	if err := open(udp, err); err != nil {
+		return nil, false, err
+	}
+	defer func() { _ = udp.Close() }()
+	var port4, port6 uint16
+	if port4, err = listen("tcp4", "127.0.0.1:0"); err != nil {
+		return nil, false, err
+	}
+	if len(o.IPv6) > 0 {
+		if port6, err = listen("tcp6", "[::1]:0"); err != nil {
+			return nil, false, err
+		}
+	}
+	if err := redirect(port4, port6, o.LocalPorts); err != nil {
+		return nil, false, fmt.Errorf("nftables: %w", err)
+	}
+	if err := resolver(); err != nil {
+		return nil, false, fmt.Errorf("put a resolver file in place: %w", err)
+	}
+	more, port, err := datagramSockets()
+	if err == nil {
+		err = catchDatagrams(port)
+	}
+	if err != nil {
+		closeAll(more)
+		return files, false, nil // one lives without
+	}
+	return append(files, more...), true, nil
+}
+
+// The files that say how names are looked up. The server knows the pod's search list itself. Without a resolver file programs ask
+// 127.0.0.1, too.
+const (
+	resolvConf   = "/etc/resolv.conf"
+	resolverText = "# bridge's DNS server, for this program and what it starts\nnameserver 127.0.0.1\nsearch .\n"
+	nsswitchConf = "/etc/nsswitch.conf"
+	nsswitchText = "hosts: files dns"
+)
+
+// caches are where a daemon of this machine answers the C library's questions for names.
+var caches = []string{"/run/nscd", "/var/run/nscd"}
+
+// resolver puts our files in the place of this machine's, for this namespace. They are in a file system of their own, which needs a
+// folder for a moment.
+func resolver() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return err
+	}
+	at := "/tmp"
+	if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return &os.PathError{Op: "mount", Path: at, Err: err}
+	}
+	defer func() { _ = unix.Unmount(at, unix.MNT_DETACH) }()
+	for path, text := range map[string]func(string) string{
+		resolvConf:   func(string) string { return resolverText },
+		nsswitchConf: nsswitch,
+	} {
+		there, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ours := filepath.Join(at, filepath.Base(path))
+		if err := os.WriteFile(ours, []byte(text(string(there))), 0o644); err != nil { //nolint:gosec // as everybody may read the one it hides
+			return err
+		}
+		if err := unix.Mount(ours, path, "", unix.MS_BIND, ""); err != nil {
+			return &os.PathError{Op: "mount", Path: path, Err: err}
+		}
+	}
+	for _, path := range caches {
+		if there, err := filepath.EvalSymlinks(path); err != nil || !isFolder(there) {
+			continue
+		}
+		if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+			return &os.PathError{Op: "mount", Path: path, Err: err}
+		}
+	}
+	return nil
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// nsswitch is a file nsswitch.conf without the ways to look up hosts that go past the resolver file.
+func nsswitch(text string) string {
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		if database, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(database) == "hosts" {
+			continue
+		}
+		out.WriteString(line)
+	}
+	return strings.TrimSuffix(out.String(), "\n") + "\n" + nsswitchText + "\n"
+}
+
+// local is what every IPv4 address is.
+var local = netip.MustParsePrefix("0.0.0.0/0")

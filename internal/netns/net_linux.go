@@ -1,0 +1,221 @@
+package netns
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// links takes the loopback device up and makes every address its own.
+func links(o Options) error {
+	if err := up("lo"); err != nil {
+		return err
+	}
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		return err
+	}
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := addAddress(c, lo.Index, own4); err != nil {
+		return err
+	}
+	if err := addLocal(c, lo.Index, local, own4); err != nil {
+		return err
+	}
+	if len(o.IPv6) == 0 {
+		return nil
+	}
+	if err := addAddress(c, lo.Index, own6); err != nil {
+		return err
+	}
+	for _, p := range o.IPv6 {
+		if err := addLocal(c, lo.Index, p, own6); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func up(device string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	r, err := unix.NewIfreq(device)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+		return err
+	}
+	r.SetUint16(r.Uint16() | unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+}
+
+func family(a netip.Addr) byte {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// addAddress gives the device an address (ip address add ADDRESS dev DEVICE).
+func addAddress(c *netlink.Conn, device int, a netip.Addr) error {
+	head := []byte{family(a), byte(a.BitLen()), unix.IFA_F_NODAD, 0} // struct ifaddrmsg; scope 0 is global
+	return add(c, unix.RTM_NEWADDR, binary.NativeEndian.AppendUint32(head, uint32(device)), func(e *netlink.AttributeEncoder) {
+		e.Bytes(unix.IFA_LOCAL, a.AsSlice())
+		e.Bytes(unix.IFA_ADDRESS, a.AsSlice())
+	})
+}
+
+// addLocal makes all addresses of p the device's (ip route add local PREFIX dev DEVICE src SOURCE).
+func addLocal(c *netlink.Conn, device int, p netip.Prefix, source netip.Addr) error {
+	head := []byte{ // struct rtmsg, and no flags
+		family(p.Addr()), byte(p.Bits()), 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, unix.RT_SCOPE_HOST, unix.RTN_LOCAL,
+		0, 0, 0, 0,
+	}
+	return add(c, unix.RTM_NEWROUTE, head, func(e *netlink.AttributeEncoder) {
+		if p.Bits() > 0 {
+			e.Bytes(unix.RTA_DST, p.Masked().Addr().AsSlice())
+		}
+		e.Uint32(unix.RTA_OIF, uint32(device))
+		e.Bytes(unix.RTA_PREFSRC, source.AsSlice())
+	})
+}
+
+func add(c *netlink.Conn, kind netlink.HeaderType, head []byte, attributes func(*netlink.AttributeEncoder)) error {
+	e := netlink.NewAttributeEncoder()
+	attributes(e)
+	b, err := e.Encode()
+	if err != nil {
+		return err
+	}
+	_, err = c.Execute(netlink.Message{
+		Header: netlink.Header{Type: kind, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Excl},
+		Data:   append(head, b...),
+	})
+	return err
+}
+
+// redirect has TCP to any address but the namespace's own arrive at the two ports, of 127.0.0.1 and ::1 (0: there is no IPv6), and
+// lets no protocol but TCP and UDP out.
+func redirect(port4, port6 uint16, localPorts []uint16) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"})
+	nat := c.AddChain(&nftables.Chain{
+		Name: "redirect", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
+	})
+	only := c.AddChain(&nftables.Chain{
+		Name: "only", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+	})
+	rule := func(chain *nftables.Chain, parts ...[]expr.Any) { c.AddRule(newRule(chain, parts...)) }
+	for _, p := range localPorts {
+		rule(nat, to(loopback4), protocol(unix.IPPROTO_TCP), toPort(p), redirectTo(port4))
+	}
+	for _, p := range within {
+		rule(nat, to(p), accept)
+		rule(only, to(p), accept)
+	}
+	rule(nat, version(unix.NFPROTO_IPV4), protocol(unix.IPPROTO_TCP), redirectTo(port4))
+	if port6 != 0 {
+		rule(nat, version(unix.NFPROTO_IPV6), protocol(unix.IPPROTO_TCP), redirectTo(port6))
+	}
+	rule(only, protocol(unix.IPPROTO_TCP), accept)
+	rule(only, protocol(unix.IPPROTO_UDP), accept)
+	rule(only, drop)
+	return c.Flush()
+}
+
+// catchDatagrams has UDP to any IPv4 address but the namespace's own, and DNS, arrive at the transparent socket at port.
+func catchDatagrams(port uint16) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"} // there is already
+	chain := c.AddChain(&nftables.Chain{
+		Name: "datagrams", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+	})
+	for _, p := range within {
+		c.AddRule(newRule(chain, to(p), accept))
+	}
+	udp := append(version(unix.NFPROTO_IPV4), protocol(unix.IPPROTO_UDP)...)
+	c.AddRule(newRule(chain, udp, toPort(53), accept))
+	c.AddRule(newRule(chain, udp, []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.TProxy{Family: unix.NFPROTO_IPV4, TableFamily: unix.NFPROTO_INET, RegPort: 1},
+	}))
+	return c.Flush()
+}
+
+func newRule(chain *nftables.Chain, parts ...[]expr.Any) *nftables.Rule {
+	return &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: slices.Concat(parts...)}
+}
+
+// What is the namespace's own.
+var (
+	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
+	within    = []netip.Prefix{loopback4, netip.PrefixFrom(own4, 32), netip.MustParsePrefix("::1/128"), netip.PrefixFrom(own6, 128)}
+)
+
+// What rules are made of.
+var (
+	accept = []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	drop   = []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} // the sender gets EPERM
+)
+
+func equal(b []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: b} }
+
+func version(v byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{v})}
+}
+
+func protocol(p byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{p})}
+}
+
+// to matches packets to an address of p.
+func to(p netip.Prefix) []expr.Any {
+	v, offset := byte(unix.NFPROTO_IPV4), uint32(16)
+	if p.Addr().Is6() {
+		v, offset = unix.NFPROTO_IPV6, 24
+	}
+	size := uint32(p.Addr().BitLen() / 8)
+	return append(version(v),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: size,
+			Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size),
+		},
+		equal(p.Masked().Addr().AsSlice()),
+	)
+}
+
+func toPort(p uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		equal(binary.BigEndian.AppendUint16(nil, p)),
+	}
+}
+
+// redirectTo sends TCP to a port of this machine's loopback, for the namespace this is.
+func redirectTo(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.Redir{RegisterProtoMin: 1},
+	}
+}

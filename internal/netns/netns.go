@@ -1,0 +1,70 @@
+// Package netns runs a program of the user's in a network of its own, whose only way out is bridge: a network and a mount namespace,
+// below a user namespace where bridge is not root, made with nothing of this machine changed, and gone when the program has ended.
+// internal/connect calls it, and decides where each connection goes; it alone imports google/nftables.
+//
+// The namespace's first process is bridge itself (First): it sets up, opens the sockets, hands them to the bridge that has started it,
+// and becomes the program. In there
+//
+//   - every address is local to the loopback device, so that whatever is sent arrives in the namespace again;
+//   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
+//   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
+//   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
+//   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone.
+//
+// A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed.
+package netns
+
+import (
+	"net"
+	"net/netip"
+)
+
+// Addresses of documentation (RFC 5737, RFC 3849), which nobody has: the namespace's own, and Host, by which the programs in it reach
+// the loopback of this machine.
+var (
+	own4 = netip.MustParseAddr("192.0.2.1")
+	own6 = netip.MustParseAddr("2001:db8::1")
+	Host = netip.MustParseAddr("192.0.2.2")
+)
+
+// Options are what may differ. The zero value works.
+type Options struct {
+	// IPv6 are the ranges of IPv6 that are to be had. Others fail at once, as on a machine without: a connection is accepted before
+	// anybody knows whether its target can be reached, so a program that has both would wait for the wrong one.
+	IPv6 []netip.Prefix
+
+	// LocalPorts are TCP ports of 127.0.0.1 that are redirected too.
+	LocalPorts []uint16
+}
+
+// Sockets are open in the namespace. Whoever gets them closes them.
+type Sockets struct {
+	TCP    []*net.TCPListener // what is redirected: IPv4's, and IPv6's if there is any
+	DNS    *net.TCPListener
+	DNSUDP *net.UDPConn // gets what is sent to port 53 of any address
+	UDP    *Datagrams   // nil where the kernel cannot (it lacks nft_tproxy): other datagrams are refused at once
+}
+
+// Close closes all of them.
+func (s *Sockets) Close() {
+	for _, l := range append(s.TCP, s.DNS) {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	if s.DNSUDP != nil {
+		_ = s.DNSUDP.Close()
+	}
+	s.UDP.Close()
+}
+
+// Unavailable is why this machine does not let one have such a namespace.
+type Unavailable struct {
+	Err     error
+	Setting string // what would allow it; "" where that is not known
+}
+
+func (e *Unavailable) Error() string { return "a network namespace: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Unavailable) Unwrap() error { return e.Err }

@@ -1,0 +1,40 @@
+//go:build !linux
+
+package netns
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os/exec"
+)
+
+// Namespace is not to be had on this system.
+type Namespace struct{}
+
+// Main does nothing.
+func Main() {}
+
+// New fails with an *Unavailable.
+func New(Options) (*Namespace, error) {
+	return nil, &Unavailable{errors.New("this system has none"), ""}
+}
+
+// Enter is for Linux.
+func (n *Namespace) Enter(*exec.Cmd) {}
+
+// Explain is for Linux.
+func (n *Namespace) Explain(err error) error { return err }
+
+// Open is for Linux.
+func (n *Namespace) Open(context.Context) (*Sockets, error) { return nil, errors.ErrUnsupported }
+
+// Run is for Linux.
+func (n *Namespace) Run(context.Context) error { return errors.ErrUnsupported }
+
+// Close is for Linux.
+func (n *Namespace) Close() {}
+
+// Original is for Linux.
+func Original(*net.TCPConn) (netip.AddrPort, error) { return netip.AddrPort{}, errors.ErrUnsupported }

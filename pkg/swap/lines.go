@@ -1,0 +1,124 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/proxypod"
+	"bridge/pkg/tunnel"
+)
+
+// lines are a swap's tunnels: one, or in standby one to each proxy.
+type lines struct {
+	clients  []*tunnel.Client
+	carriers []*proxypod.Carriers
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at each change of a state
+}
+
+// newLines makes n tunnels to the pods of p, with like's fields that are not about one of them.
+func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like func() *tunnel.Client, log *slog.Logger, say func(string)) *lines {
+	l := &lines{changed: make(chan struct{})}
+	for i, seat := range p.Seats(n) {
+		said := say
+		if n > 1 {
+			said = func(line string) { say(fmt.Sprintf("proxy %d: %s", i+1, line)) }
+		}
+		c := proxypod.NewCarriers(seat, own, said)
+		t := like()
+		t.Carrier, t.Key, t.Pins, t.Epoch, t.Log = c.Dial, s.key, s.saved.Pins, s.saved.Epoch, log
+		t.OnState = func(state tunnel.State) {
+			c.OnState(state)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			close(l.changed)
+			l.changed = make(chan struct{})
+		}
+		l.clients, l.carriers = append(l.clients, t), append(l.carriers, c)
+	}
+	return l
+}
+
+// run keeps all of them until ctx ends (nil) or one is lost for good.
+func (l *lines) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, c := range l.clients {
+		group.Go(func() error { return c.Run(ctx) })
+	}
+	for _, c := range l.carriers {
+		group.Go(func() error { c.Run(ctx); return nil })
+	}
+	return group.Wait()
+}
+
+// main is the tunnel for what only one is needed.
+func (l *lines) main() *tunnel.Client { return l.clients[0] }
+
+func (l *lines) setReady(ready bool) {
+	for _, c := range l.clients {
+		c.SetReady(ready)
+	}
+}
+
+// waitReady waits until each has a session.
+func (l *lines) waitReady(ctx context.Context) error {
+	for _, c := range l.clients {
+		if err := c.WaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watch is the state of all in one, and a channel that is closed at the next change: ready when all are, and degraded when one is not
+// and another carries on.
+func (l *lines) watch() (tunnel.State, <-chan struct{}) {
+	l.mu.Lock()
+	changed := l.changed
+	l.mu.Unlock()
+	var states []tunnel.State
+	for _, c := range l.clients {
+		states = append(states, c.State())
+	}
+	return together(states), changed
+}
+
+func together(states []tunnel.State) tunnel.State {
+	worst, up := states[0], 0
+	for _, s := range states {
+		if s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded {
+			up++
+		}
+		if rank(s.Phase) > rank(worst.Phase) {
+			worst = s
+		}
+	}
+	if up == 0 || up == len(states) {
+		return worst
+	}
+	err := fmt.Errorf("%d of %d proxies without a tunnel: %v", len(states)-up, len(states), worst.Phase)
+	if worst.Err != nil {
+		err = fmt.Errorf("%w (%w)", err, worst.Err)
+	}
+	return tunnel.State{Phase: tunnel.Degraded, Since: worst.Since, Err: err}
+}
+
+// rank orders phases from good to bad.
+func rank(p tunnel.Phase) int {
+	switch p {
+	case tunnel.Ready:
+		return 0
+	case tunnel.Degraded:
+		return 1
+	case tunnel.Connecting:
+		return 2
+	case tunnel.Reconnecting:
+		return 3
+	}
+	return 4
+}

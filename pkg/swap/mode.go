@@ -1,0 +1,79 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// Mode is what becomes of the original while it is swapped.
+type Mode string
+
+// The values of Mode. The zero value is ModeAuto.
+const (
+	// ModeAuto takes ModeReplace when somebody can restore it, or nobody is wanted to (SelfRestoreNever), else ModeStandby.
+	ModeAuto    Mode = "auto"
+	ModeReplace Mode = "replace" // it is stopped
+	ModeStandby Mode = "standby" // it goes on, and answers what the laptop cannot take
+)
+
+// MakePlan plans a swap in the mode that o asks for, with a keeper as o asks for one. It reads and tries only.
+func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
+	mode := o.Mode
+	if mode == ModeStandby {
+		return standbyPlan(ctx, k, f, o)
+	}
+	o.Mode = ModeReplace
+	p, err := keptPlan(ctx, k, f, o)
+	if err != nil || mode == ModeReplace || p.Keeper != nil || o.SelfRestore == SelfRestoreNever {
+		return p, err
+	}
+	o.Mode = ModeStandby
+	q, err := standbyPlan(ctx, k, f, o)
+	if code := hint.CodeOf(err); code == hint.Usage || code == hint.Forbidden {
+		return nil, hint.Newf(code, "--mode replace swaps all the same; with deploy/keeper.yaml an admin prepares a keeper",
+			"nobody would give %s in %s back when this machine is gone (%s), and the original cannot stand by: %w", p.Undo.Target, p.Undo.Target.Namespace, p.noKeeper, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	q.why = "nobody could start the original again when this machine is gone"
+	return q, nil
+}
+
+func keptPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
+	p, err := NewPlan(f, o)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.AddKeeper(ctx, k, o)
+}
+
+func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
+	if err := GatherStandby(ctx, k, &f); err != nil {
+		return nil, err
+	}
+	return keptPlan(ctx, k, f, o)
+}
+
+// Headline says which mode it is, why, and who gives the swap back when this machine is gone.
+func (p *Plan) Headline(k *kube.Client) string {
+	if p.Undo.Replaces() {
+		return "mode replace: the deployment is scaled to 0 while you have its traffic; " + p.Restores(k)
+	}
+	because := ""
+	if p.why != "" {
+		because = ", since " + p.why
+	}
+	return fmt.Sprintf("mode standby%s: the deployment goes on, and answers what this machine cannot take; %s", because, p.Restores(k))
+}
+
+// modeOf is a record's, for people.
+func modeOf(u *Undo) Mode {
+	if u.Replaces() {
+		return ModeReplace
+	}
+	return ModeStandby
+}

@@ -1,0 +1,80 @@
+package swap
+
+import (
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// admission is what policies proxies take; nil: none.
+type admission struct {
+	toOriginals *networkingv1.NetworkPolicySpec // lets the proxies in
+	ofProxies   *networkingv1.NetworkPolicySpec // lets in who may call the originals, and the proxies out to them
+	because     []string                        // the policies for whose sake, by name
+}
+
+// admitting are the policies that proxies with these labels need where those in list hold for the original's
+// pods or for them. One that selects what nothing selects yet would close it to everybody else, so
+// none is made without need.
+func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]string, originals, proxies metav1.LabelSelector) (a admission) {
+	from := networkingv1.NetworkPolicyPeer{PodSelector: &proxies}
+	to := networkingv1.NetworkPolicyPeer{PodSelector: &originals}
+	var (
+		closed, shut     bool // the original's pods to callers; the proxies to callers
+		confined         bool // the proxies in whom they call
+		ingress          []networkingv1.NetworkPolicyIngressRule
+		egress           []networkingv1.NetworkPolicyEgressRule
+		originalConfined bool
+	)
+	for _, p := range list {
+		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		if err != nil {
+			continue
+		}
+		in, out := slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress), slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		holds := false
+		if selector.Matches(labels.Set(original)) {
+			if in {
+				closed, holds = true, true
+				ingress = append(ingress, p.Spec.Ingress...)
+			}
+			if out {
+				originalConfined = true
+				egress = append(egress, p.Spec.Egress...)
+			}
+		}
+		if selector.Matches(labels.Set(proxy)) {
+			shut, confined, holds = shut || in, confined || out, true
+		}
+		if holds {
+			a.because = append(a.because, p.Name)
+		}
+	}
+	slices.Sort(a.because)
+	if closed {
+		a.toOriginals = &networkingv1.NetworkPolicySpec{
+			PodSelector: originals, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{from}}},
+		}
+	}
+	if !closed && !shut && !confined {
+		return a
+	}
+	// Who may call the original may call the proxies, and nobody else.
+	if !closed {
+		ingress = []networkingv1.NetworkPolicyIngressRule{{}}
+	}
+	a.ofProxies = &networkingv1.NetworkPolicySpec{
+		PodSelector: proxies, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, Ingress: ingress,
+	}
+	if confined {
+		if !originalConfined {
+			egress = []networkingv1.NetworkPolicyEgressRule{{}}
+		}
+		a.ofProxies.PolicyTypes = append(a.ofProxies.PolicyTypes, networkingv1.PolicyTypeEgress)
+		a.ofProxies.Egress = append([]networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{to}}}, egress...)
+	}
+	return a
+}

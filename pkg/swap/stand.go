@@ -1,0 +1,66 @@
+package swap
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"bridge/internal/proxypod"
+)
+
+// secondTimeout is how long the second proxy, and its tunnel, may take longer than the first.
+const secondTimeout = 15 * time.Second
+
+// standby tells whether the original goes on.
+func (p *Plan) standby() bool { return !p.Undo.Replaces() }
+
+// proxies is how many there are to be.
+func (p *Plan) proxies() int {
+	if p.standby() {
+		return int(proxypod.StandbyReplicas)
+	}
+	return 1
+}
+
+// awaitProxies waits until the proxies can take callers. In standby they are Ready by the originals first: until then nobody has said that
+// the laptop's process is ready, so that it is known that they reach them.
+func (s *Swap) awaitProxies(ctx context.Context) error {
+	if err := s.proxy.WaitReady(ctx); err != nil {
+		return err
+	}
+	close(s.stands)
+	if !s.Plan.standby() {
+		return nil
+	}
+	if err := s.lines.main().WaitReady(ctx); err != nil {
+		return err
+	}
+	more, cancel := context.WithTimeout(ctx, secondTimeout)
+	defer cancel()
+	err := s.proxy.WaitAllReady(more, s.Plan.proxies())
+	if err == nil {
+		err = s.lines.waitReady(more)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.Say(fmt.Sprintf("note: one proxy alone is there, and callers depend on it: %v", err))
+		return nil
+	}
+	return err
+}
+
+// awaitStanding waits until awaitProxies has come that far, or ctx is done; a replaced original's proxy is Ready by the laptop alone.
+func (s *Swap) awaitStanding(ctx context.Context) {
+	if !s.Plan.standby() {
+		return
+	}
+	select {
+	case <-s.stands:
+	case <-ctx.Done():
+	}
+}
+
+// awaitKnown waits until the endpoint controller has the proxies for ready, by the Service that selects them: whatever Service selects them
+// from then on has them as endpoints at once.
+func (s *Swap) awaitKnown(ctx context.Context, x changer) error {
+	return x.awaitEndpoints(ctx, s.proxy, []string{s.Plan.Standby.Proxies.Name}, endpoints.reachProxy)
+}

@@ -1,0 +1,213 @@
+package swap
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+
+	"bridge/internal/carry"
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/internal/rights"
+	"bridge/pkg/tunnel"
+)
+
+// standbyFacts are of a deployment that can stand by, with a policy that closes it.
+func standbyFacts(t *testing.T) (Facts, Options) {
+	t.Helper()
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	f.Deployment.Status.ReadyReplicas = 2
+	f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
+	f.Standby.MayAdmit = true
+	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("web", map[string]string{"app": "orders"}, "web", networkingv1.PolicyTypeIngress)}
+	return f, Options{Mode: ModeStandby, Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon, Ports: []string{"3000:http"}}
+}
+
+// policy admits pods with the label app=from to those that it selects.
+func policy(name string, selects map[string]string, from string, types ...networkingv1.PolicyType) networkingv1.NetworkPolicy {
+	p := networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.NetworkPolicySpec{
+		PodSelector: metav1.LabelSelector{MatchLabels: selects}, PolicyTypes: types,
+	}}
+	if from != "" {
+		peers := []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": from}}}}
+		for _, typ := range types {
+			if typ == networkingv1.PolicyTypeIngress {
+				p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers}}
+			} else {
+				p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers}}
+			}
+		}
+	}
+	return p
+}
+
+func TestStandbyGolden(t *testing.T) {
+	f, o := standbyFacts(t)
+	p, err := NewPlan(f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts []carry.Part
+	for i := range f.Source.ConfigMaps {
+		parts = append(parts, carry.Part{Name: strconv.Itoa(i), Files: map[string][]byte{"proxy": make([]byte, 1000+i)}})
+	}
+	d, err := p.DryRun(&kube.Client{}, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := d.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "standby.golden.yaml", string(b))
+	for l := range p.Proxy.Spec.Template.Labels {
+		if _, theirs := f.Deployment.Spec.Template.Labels[l]; theirs {
+			t.Errorf("the proxies have the target's label %s", l)
+		}
+	}
+	if proxy := proxypod.WithOriginals(p.Proxy, "10.96.1.2"); !strings.Contains(strings.Join(proxy.Spec.Template.Spec.Containers[0].Args, " "), "--originals 10.96.1.2 ") {
+		t.Errorf("the proxy's arguments are %q", proxy.Spec.Template.Spec.Containers[0].Args)
+	}
+}
+
+func TestStandbyRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, want string
+		code       hint.Code
+		change     func(*Facts, *Options)
+	}{
+		{"no Service", "no Service selects it", hint.Usage, func(f *Facts, _ *Options) { f.Services = nil }},
+		{"no original that answers", "none of its pods is Ready", hint.Usage, func(f *Facts, _ *Options) { f.Deployment.Status.ReadyReplicas = 0 }},
+		{"a Service of UDP", "port 53/UDP of service/orders would be lost", hint.Usage, func(f *Facts, _ *Options) {
+			f.Services[0].Spec.Ports = append(f.Services[0].Spec.Ports, corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP})
+		}},
+		{"UDP asked for", "only TCP comes to this machine", hint.Usage, func(_ *Facts, o *Options) { o.Ports = []string{"1053:dns"} }},
+		{"shared Services only", "selects others' pods too", hint.Usage, func(f *Facts, _ *Options) {
+			f.Pods = append(f.Pods, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"app": "orders"}}})
+		}},
+		{"a right that is missing", "your account may not create services", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.Lacking = rights.Standing() }},
+		{"a policy that cannot be met", "network policies (web) keep the proxies from it", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.MayAdmit = false }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, o := standbyFacts(t)
+			c.change(&f, &o)
+			_, err := NewPlan(f, o)
+			if err == nil || !strings.Contains(err.Error(), c.want) || hint.CodeOf(err) != c.code || !strings.Contains(hint.Of(err), "--mode replace") {
+				t.Errorf("%v (%s), code %d; want %q", err, hint.Of(err), hint.CodeOf(err), c.want)
+			}
+		})
+	}
+}
+
+// TestStandbyLeavesAlone what it need not touch.
+func TestStandbyLeavesAlone(t *testing.T) {
+	f, o := standbyFacts(t)
+	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("others", map[string]string{"app": "payments"}, "web", networkingv1.PolicyTypeIngress)}
+	f.Deployment.Spec.Selector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpExists}}
+	o.Ports = nil // UDP is not asked for, and stays
+	p, err := NewPlan(f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Standby.Policies) > 0 {
+		t.Errorf("policies without need: %+v", p.Standby.Policies)
+	}
+	if p.Undo.Replaces() || len(p.Undo.Changes) != 1 || string(p.Undo.Changes[0].Set) != `{"bridge.internal/proxy":"bridge-deployment-orders"}` {
+		t.Errorf("changes %+v", p.Undo.Changes)
+	}
+	if s := p.Standby.Originals.Spec.Selector; s["track"] != "stable" || s["app"] != "orders" {
+		t.Errorf("the originals are selected by %v", s)
+	}
+	for _, q := range p.Ports {
+		if q.UDP {
+			t.Errorf("port %v", q)
+		}
+	}
+	for _, q := range p.Standby.Originals.Spec.Ports {
+		if q.Port == 9090 && q.TargetPort != intstr.FromInt32(9090) || q.Port == 8080 && q.TargetPort != intstr.FromString("http") {
+			t.Errorf("port %d of the originals is %v", q.Port, q.TargetPort)
+		}
+	}
+}
+
+func TestAdmitting(t *testing.T) {
+	in, out := networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress
+	app := map[string]string{"app": "orders"}
+	originals := metav1.LabelSelector{MatchLabels: app}
+	for _, c := range []struct {
+		name string
+		list []networkingv1.NetworkPolicy
+		want string // the specs as YAML
+	}{
+		{"none", nil, "{}\n"},
+		{"of others", []networkingv1.NetworkPolicy{policy("a", map[string]string{"app": "x"}, "web", in, out)}, "{}\n"},
+		{"the original calls nobody", []networkingv1.NetworkPolicy{policy("a", app, "db", out)}, "{}\n"},
+		{"callers are let in", []networkingv1.NetworkPolicy{policy("a", app, "web", in)}, `
+originals:
+  ingress: [{from: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}]}]
+  podSelector: {matchLabels: {app: orders}}
+  policyTypes: [Ingress]
+proxies:
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+  podSelector: {matchLabels: {bridge.internal/proxy: b}}
+  policyTypes: [Ingress]
+`},
+		{"all is denied, and callers are let in", []networkingv1.NetworkPolicy{policy("deny", nil, "", in, out), policy("a", app, "web", in), policy("b", app, "db", out)}, `
+originals:
+  ingress: [{from: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}]}]
+  podSelector: {matchLabels: {app: orders}}
+  policyTypes: [Ingress]
+proxies:
+  egress: [{to: [{podSelector: {matchLabels: {app: orders}}}]}, {to: [{podSelector: {matchLabels: {app: db}}}]}]
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+  podSelector: {matchLabels: {bridge.internal/proxy: b}}
+  policyTypes: [Ingress, Egress]
+`},
+	} {
+		got := admitting(c.list, app, map[string]string{"bridge.internal/proxy": "b"}, originals, proxypod.ProxySelector("b"))
+		specs := map[string]*networkingv1.NetworkPolicySpec{}
+		if got.toOriginals != nil {
+			specs["originals"] = got.toOriginals
+		}
+		if got.ofProxies != nil {
+			specs["proxies"] = got.ofProxies
+		}
+		var want map[string]networkingv1.NetworkPolicySpec
+		if err := yaml.UnmarshalStrict([]byte(c.want), &want); err != nil {
+			t.Fatal(err)
+		}
+		a, _ := yaml.Marshal(specs)
+		b, _ := yaml.Marshal(want)
+		if string(a) != string(b) {
+			t.Errorf("%s:\n%swant\n%s", c.name, a, b)
+		}
+	}
+}
+
+func TestStateOfSeveralTunnels(t *testing.T) {
+	cause := errors.New("cut")
+	for _, c := range []struct {
+		a, b, want tunnel.Phase
+	}{
+		{tunnel.Ready, tunnel.Ready, tunnel.Ready},
+		{tunnel.Ready, tunnel.Degraded, tunnel.Degraded},
+		{tunnel.Ready, tunnel.Reconnecting, tunnel.Degraded},
+		{tunnel.Connecting, tunnel.Ready, tunnel.Degraded},
+		{tunnel.Connecting, tunnel.Reconnecting, tunnel.Reconnecting},
+		{tunnel.Connecting, tunnel.Connecting, tunnel.Connecting},
+	} {
+		got := together([]tunnel.State{{Phase: c.a}, {Phase: c.b, Err: cause}})
+		if got.Phase != c.want || c.b == tunnel.Reconnecting && !errors.Is(got.Err, cause) {
+			t.Errorf("%v and %v: %v (%v)", c.a, c.b, got.Phase, got.Err)
+		}
+	}
+}

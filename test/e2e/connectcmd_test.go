@@ -1,0 +1,151 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// namespaceOf is the network namespace of a process, "" when it is gone.
+func namespaceOf(pid string) string {
+	name, _ := os.Readlink("/proc/" + pid + "/ns/net")
+	return name
+}
+
+// inNamespace counts the processes in a network namespace.
+func inNamespace(name string) (n int) {
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range pids {
+		if namespaceOf(filepath.Base(p)) == name {
+			n++
+		}
+	}
+	return n
+}
+
+// runs has a bridge run something as cmd to its end, and returns what that wrote, without the last line's end.
+func (w *world) runs(code int, cmd ...string) string {
+	w.t.Helper()
+	c := w.bridge(append([]string{"connect", "--"}, cmd...)...)
+	c.exits(code)
+	return strings.Join(c.stdout.all(), "\n")
+}
+
+// Programs of any make see the cluster, and the rest as before.
+func TestConnectRunsAProgram(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	svc, err := s.client.CoreV1().Services(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := w.pods("app=orders")[0].Status.PodIP
+	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "on the laptop\n") }))
+	defer laptop.Close()
+	_, local, _ := strings.Cut(laptop.Listener.Addr().String(), ":")
+	// One bridge for all: a shell that runs them, each with a line before.
+	script := fmt.Sprintf(`get() { echo "$(curl -sS --max-time 20 "$@" 2>&1)"; }
+get http://orders.%[1]s/
+get http://orders
+get http://orders.%[1]s.svc.cluster.local:80/
+get http://%[2]s/
+get http://%[3]s:8080/
+%[4]s get --url http://orders.%[1]s
+dig +short orders.%[1]s.svc.cluster.local
+dig +short +tcp orders
+getent ahostsv4 orders | awk 'NR == 1 {print $1}'
+get http://host.bridge.internal:%[5]s/
+get -k -o /dev/null -w '%%{http_version}\n' %[6]s/version
+exit 9`, w.ns, svc.Spec.ClusterIP, pod, s.sample, local, s.config.Host)
+	got := strings.Split(w.runs(9, "sh", "-c", script), "\n")
+	want := []string{
+		"original", "original", "original", "original", "original", "original",
+		svc.Spec.ClusterIP, "orders.NS.svc.cluster.local.", svc.Spec.ClusterIP, svc.Spec.ClusterIP, "on the laptop", "2",
+	}
+	for i, line := range want {
+		line = strings.ReplaceAll(line, "NS", w.ns)
+		if i >= len(got) || got[i] != line {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	w.assertSnapshot(before)
+}
+
+func TestConnectPassesSignalsToItsProgram(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(clientYAML, s.image))
+	w.awaitReady("app=client", 1)
+	before := w.snapshot()
+	c := w.bridge("connect", "--", "sh", "-c", `trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done`)
+	c.prints("ready")
+	c.signal(syscall.SIGINT)
+	c.prints("caught")
+	c.exits(5)
+	w.assertSnapshot(before)
+}
+
+// Killed, it leaves no process and no network, as root and as a user who has no right to anything.
+func TestKilledConnectLeavesNoProgram(t *testing.T) {
+	t.Parallel()
+	for name, as := range map[string][]string{
+		"root":   nil,
+		"nobody": {"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			path, env := forAnybody(t)
+			args := append(append([]string{}, as...), path, "connect", "-n", w.ns, "--", "sh", "-c",
+				`id -u; curl -sS --max-time 20 http://orders; setsid sleep 1000 & echo pid $$; read x; sleep 1000`)
+			c := start(t, args[0], env, args[1:]...)
+			pid := strings.TrimPrefix(c.prints("pid "), "pid ")
+			if got := strings.Join(c.stdout.all(), " "); as != nil && !strings.HasPrefix(got, "65534 original") {
+				t.Errorf("%q", got)
+			}
+			network := namespaceOf(pid)
+			if network == "" || network == namespaceOf("self") {
+				t.Fatalf("it is in %q", network)
+			}
+			// setpriv has become bridge.
+			c.signal(syscall.SIGKILL)
+			w.await("the program's end", func() bool { return inNamespace(network) == 0 })
+			<-c.ended
+			w.bridge("restore", "--all", "--held").exits(0)
+			w.assertSnapshot(before)
+		})
+	}
+}
+
+// forAnybody is a bridge that every user may run, and an environment in which it finds the cluster.
+func forAnybody(t *testing.T) (path string, env []string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bridge-anybody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path = filepath.Join(dir, "bridge")
+	for from, to := range map[string]string{s.bridge: path, s.kubeconfig: filepath.Join(dir, "kubeconfig")} {
+		if out, err := exec.Command("install", "-m", "755", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return path, []string{"KUBECONFIG=" + filepath.Join(dir, "kubeconfig"), "GORACE=halt_on_error=1", "HOME=" + dir, "XDG_STATE_HOME=" + filepath.Join(dir, "state")}
+}

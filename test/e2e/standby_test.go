@@ -1,0 +1,265 @@
+//go:build linux
+
+package e2e
+
+import (
+	"slices"
+	"syscall"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"bridge/internal/hint"
+)
+
+// standing is what a swap in mode standby is asked for with.
+var standing = []string{"--mode", "standby"}
+
+// proxies awaits two, on whatever nodes there are.
+func (w *world) proxies() (names []string) {
+	w.t.Helper()
+	w.awaitReady("bridge.internal/proxy", 2)
+	for _, p := range w.pods("bridge.internal/proxy") {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// A steady load loses nothing, with new connections and with kept ones; the original is not touched, and all is as before.
+func TestStandbyLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	originals := w.pods("app=orders")
+	fresh := w.load("--url", "http://orders", "--rate", "50")
+	pooled := w.load("--url", "http://orders", "--rate", "50", "--pooled")
+
+	b := w.beginSwap(standing...)
+	b.says("mode standby: the deployment goes on, and answers what this machine cannot take")
+	b.says(swapped)
+	w.proxies()
+	while := w.load("--url", "http://orders", "--rate", "50")
+	for _, what := range []string{"half-close", "reset", "send-reset", "upload"} {
+		w.check("--what", what, "--address", "orders:7000")
+	}
+	if r := while.end(t); r.Failed > 0 || r.By["laptop"] != r.Requests {
+		t.Errorf("while swapped: %+v, want all by the laptop", r)
+	}
+	st := w.bridge("status")
+	st.exits(0)
+	st.prints("standby")
+	for i, p := range w.pods("app=orders") {
+		if p.UID != originals[i].UID {
+			t.Errorf("%s is not the original's pod of before", p.Name)
+		}
+	}
+	b.terminate()
+
+	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+		r := l.end(t)
+		t.Logf("%s: %+v", name, r)
+		if r.Failed > 0 {
+			t.Errorf("%s: %d of %d requests failed: %q", name, r.Failed, r.Requests, r.Errors)
+		}
+		// Connections that are open to the original stay there.
+		if r.By["original"] == 0 || r.By["laptop"] == 0 && name == "new connections" {
+			t.Errorf("%s: answered by %v of %d", name, r.By, r.Requests)
+		}
+	}
+	w.assertGivenBack(before)
+}
+
+// inFlight bounds what may fail of a load of 200 requests a second: on a machine that is busy with other tests a request takes up to
+// 50 ms, so ten are under way at any moment; with threefold slack.
+const inFlight = 30
+
+// What happens to the laptop, its process and the proxies costs the callers no more than the requests that are under way then.
+func TestStandbyFaults(t *testing.T) {
+	t.Parallel()
+	const rate = "200"
+	for _, c := range []struct {
+		name string
+		// fault makes the fault and returns what heals it; nil: another bridge does. during is who answers in between.
+		fault  func(w *world, b *process) (heal func())
+		during string
+	}{
+		{"bridge killed", func(_ *world, b *process) func() {
+			b.kill()
+			return nil
+		}, "original"},
+		{"bridge frozen", func(_ *world, b *process) func() {
+			b.signal(syscall.SIGSTOP)
+			return func() { b.signal(syscall.SIGCONT) }
+		}, "original"},
+		{"a proxy deleted", func(w *world, _ *process) func() {
+			w.deleteProxies(1)
+			return func() {}
+		}, "laptop"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			args := slices.Concat([]string{"swap", "deployment", "orders"}, localOrders(t), standing, []string{"--self-restore", "never"})
+			b := w.bridge(args...)
+			b.says(swapped)
+			w.proxies()
+			w.answeredBy("laptop")
+			loads := map[string]*load{
+				"new connections":  w.load("--url", "http://orders", "--rate", rate),
+				"kept connections": w.load("--url", "http://orders", "--rate", rate, "--pooled"),
+			}
+			heal := c.fault(w, b)
+			w.answeredBy(c.during)
+			w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+			if heal == nil {
+				b = w.bridge(args...)
+				b.says("taking up the swap")
+				b.says(swapped)
+			} else {
+				heal()
+			}
+			w.answeredBy("laptop")
+			w.proxies()
+			for name, l := range loads {
+				r := l.end(t)
+				t.Logf("%s: %+v", name, r)
+				if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 && c.during == "original" {
+					t.Errorf("%s: %+v", name, r)
+				}
+			}
+			b.terminate()
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// deleteProxies deletes so many of the proxy's pods, as an eviction does.
+func (w *world) deleteProxies(n int) {
+	w.t.Helper()
+	for _, name := range w.proxies()[:n] {
+		if err := s.client.CoreV1().Pods(w.ns).Delete(w.t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// The local process is stopped, and comes back: the original answers in between.
+func TestStandbyProcessRestarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	port := freePort(t)
+	serve := []string{"serve", "--name", "laptop", "--http", "127.0.0.1:" + port}
+	local := start(t, s.sample, nil, serve...)
+	local.says("listens on")
+	b := w.bridge(append([]string{"swap", "deployment", "orders", "--port", port + ":http"}, standing...)...)
+	b.says("port 7000 (tcp) goes to the originals: no --port maps it")
+	b.says(swapped)
+	w.answeredBy("laptop")
+	for _, what := range []string{"half-close", "reset", "send-reset", "upload"} {
+		w.check("--what", what, "--address", "orders:7000")
+	}
+	l := w.load("--url", "http://orders", "--rate", "200")
+	local.signal(syscall.SIGKILL)
+	<-local.ended
+	w.answeredBy("original")
+	b.says("go to the original until")
+	start(t, s.sample, nil, serve...).says("listens on")
+	w.answeredBy("laptop")
+	r := l.end(t)
+	t.Logf("%+v", r)
+	if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 {
+		t.Errorf("%+v", r)
+	}
+	b.terminate()
+	w.assertGivenBack(before)
+}
+
+// Both proxies go at once: callers are refused until others are there, and then the laptop answers again.
+func TestStandbyBothProxiesDeleted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.swap(standing...)
+	old := w.proxies()
+	w.deleteProxies(2)
+	w.await("two other proxies", func() bool {
+		pods := w.pods("bridge.internal/proxy")
+		return len(pods) == 2 && !slices.Contains(old, pods[0].Name) && !slices.Contains(old, pods[1].Name)
+	})
+	w.proxies()
+	w.answeredBy("laptop")
+	b.terminate()
+	w.assertGivenBack(before)
+}
+
+// Who may not have a keeper gets mode standby by default; a killed bridge leaves the original answering, and a keeper, where there is one,
+// gives the Services back.
+func TestStandbyIsGivenBack(t *testing.T) {
+	t.Parallel()
+	t.Run("by restore", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t).withOrders()
+		who := w.editor()
+		before := w.snapshot()
+		b := w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+		b.says("mode standby, since nobody could start the original again when this machine is gone")
+		b.says("nobody gives it back when this machine is gone (your account may not create roles")
+		b.says(swapped)
+		b.kill()
+		w.answeredBy("original")
+		l := w.load("--url", "http://orders", "--rate", "100")
+		w.elsewhere().bridgeAs(who, nil, "restore", "deployment", "orders").exits(0)
+		if r := l.end(t); r.Failed > 0 {
+			t.Errorf("%+v", r)
+		}
+		w.assertGivenBack(before)
+	})
+	t.Run("by the keeper", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t).withOrders()
+		before := w.snapshot()
+		b := w.swap(slices.Concat(standing, soon)...)
+		l := w.load("--url", "http://orders", "--rate", "100")
+		b.kill()
+		w.awaitGivenBack(before)
+		r := l.end(t)
+		t.Logf("%+v", r)
+		if r.Failed > inFlight {
+			t.Errorf("%+v", r)
+		}
+	})
+	for _, phase := range []string{"creating the proxy", "moving callers to it"} {
+		t.Run("after "+phase, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			b := w.beginSwap(standing...)
+			b.says(phase)
+			b.signal(syscall.SIGTERM)
+			b.exits(128 + int(syscall.SIGTERM))
+			w.assertGivenBack(before)
+		})
+	}
+}
+
+// A manifest that is applied as kubectl does it adds to the replaced selector, which then selects nobody: that ends the swap, and the selector
+// is what the manifest says.
+func TestStandbyManifestAppliedMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	b := w.swap(standing...)
+	_, err := s.client.CoreV1().Services(w.ns).Patch(t.Context(), "orders", types.MergePatchType, []byte(`{"spec":{"selector":{"app":"orders"}}}`), metav1.PatchOptions{FieldManager: "kubectl-client-side-apply"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.says("selects nobody now")
+	b.exits(int(hint.Conflict))
+	v, err := s.client.CoreV1().Services(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+	if err != nil || len(v.Spec.Selector) != 1 || v.Spec.Selector["app"] != "orders" {
+		t.Errorf("the selector is %v (%v)", v.Spec.Selector, err)
+	}
+	w.answeredBy("original")
+}
