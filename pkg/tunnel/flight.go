@@ -15,6 +15,9 @@ const (
 	// bulkSlack is that on a lane of its own, less two round trips: so much work lies in front of every hop of a short path
 	// that it never runs out. A long path's queue is the network's, which small frames share.
 	bulkSlack = 30 * time.Millisecond
+	// stallMost is how many round trips are added for packets that the path loses: for one that is lost, and once more when it is
+	// sent again. What comes behind it has to wait in the other end's TCP, which is no queue that another stream waits in.
+	stallMost = 2
 	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
 	rttWindow = 10 * time.Second
 	// rttProbe is how long that lasts at least, and probeRounds in round trips.
@@ -22,7 +25,7 @@ const (
 	probeRounds = 2
 	// lateWeight is how many round trips count for what they take lately.
 	lateWeight = 8
-	// rateRounds is how many round trips the highest rate is believed.
+	// rateRounds is how many round trips the highest rate is believed, and the longest stall.
 	rateRounds = 10
 	// markEvery is how far marks are apart: it bounds their number.
 	markEvery = 16 << 10
@@ -47,6 +50,9 @@ type flight struct {
 
 	rate, before float64 // bytes per second: the highest in this span and in the one before
 	spanAt       time.Time
+
+	stall, stalled time.Duration // on a lane of its own: how much longer a round trip took than what was on its way explains, likewise
+	stallAt        time.Time
 }
 
 // mark is a position of the stream, when it was sent, and what had been acknowledged then.
@@ -83,12 +89,15 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	f.lately += (took - f.lately) / lateWeight
 	f.sawRTT(took, m.full, now)
 	f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
+	if f.bulk && f.probing.IsZero() {
+		f.sawStall(took, float64(m.pos-m.delivered), now)
+	}
 
 	f.limit = minFlight
 	if f.probing.IsZero() {
 		slack := flightSlack
 		if f.bulk {
-			slack = max(slack, bulkSlack-2*f.rtt)
+			slack = max(slack, bulkSlack-2*f.rtt) + max(f.stall, f.stalled)
 		}
 		path := flightGain*f.rtt.Seconds() + slack.Seconds()
 		f.limit = int(min(maxReplay, max(minFlight, max(f.rate, f.before)*path)))
@@ -126,4 +135,14 @@ func (f *flight) sawRate(rate float64, full bool, now time.Time) {
 	if full || rate > max(f.rate, f.before) {
 		f.rate = max(f.rate, rate)
 	}
+}
+
+// sawStall notes that inFlight bytes were on the way, and the last of them took so long. Without this a lossy path ends in a spiral: round trips
+// take longer, so the rate falls, so less may be on its way.
+func (f *flight) sawStall(took time.Duration, inFlight float64, now time.Time) {
+	if now.Sub(f.stallAt) > rateRounds*f.rtt {
+		f.stalled, f.stall, f.stallAt = f.stall, 0, now
+	}
+	explained := max(f.rtt, time.Duration(inFlight/max(f.rate, f.before)*float64(time.Second)))
+	f.stall = max(f.stall, min(took-explained, stallMost*f.rtt))
 }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -133,5 +134,79 @@ func TestNoBufferbloat(t *testing.T) {
 				wg.Wait()
 			})
 		})
+	}
+}
+
+// lossyPath is a path as TCP makes it of one that loses packets each way: what comes after a lost packet waits until that was sent
+// again, after a round trip and the half of one that TCP waits for what may only be late. Time is simulated.
+type lossyPath struct {
+	rate float64 // bytes per second
+	rtt  time.Duration
+	loss float64 // of packets, 0 to 1
+}
+
+// carry sends through p as much as f lets it, and says how much of the rate that used and what round trips took on average.
+func (p lossyPath) carry(f *flight) (use float64, took time.Duration) {
+	const packet, warm, end = 1448, 2 * time.Second, 12 * time.Second
+	type segment struct {
+		pos       uint64
+		sent, ack time.Duration
+	}
+	var (
+		chance      = rand.New(rand.NewPCG(1, 2))
+		epoch       = time.Unix(0, 0)
+		at, free    time.Duration // now; when the link has sent what came before
+		there, back time.Duration // when all that was sent each way has arrived
+		pos, acked  uint64
+		segments    []segment
+		counted     uint64
+		sum, number time.Duration
+	)
+	lost := func() (delay time.Duration) {
+		for chance.Float64() < p.loss {
+			delay += p.rtt * 3 / 2
+		}
+		return delay
+	}
+	f.begin()
+	for at < end {
+		for int(pos-acked) < f.limit {
+			for range maxBatch / packet {
+				free = max(free, at) + time.Duration(packet/p.rate*float64(time.Second))
+				there = max(there, free+p.rtt/2+lost())
+			}
+			back = max(back, there+p.rtt/2+lost())
+			pos += maxBatch
+			f.sent(pos, acked, epoch.Add(at))
+			segments = append(segments, segment{pos, at, back})
+		}
+		s := segments[0]
+		segments = segments[1:]
+		at, acked = s.ack, s.pos
+		f.acked(acked, epoch.Add(at))
+		if at > warm {
+			counted += maxBatch
+			sum += at - s.sent
+			number++
+		}
+	}
+	return float64(counted) / (at - warm).Seconds() / p.rate, sum / number
+}
+
+// TestLostPackets: where the other end waits for what was lost, more has to be on its way than a round trip takes, or less is sent,
+// and then less is allowed. Without losses there is no more on its way than fills the path by half.
+func TestLostPackets(t *testing.T) {
+	for _, loss := range []float64{0, .001, .01, .03} {
+		for _, rtt := range []time.Duration{20 * time.Millisecond, 80 * time.Millisecond} {
+			f := &flight{bulk: true}
+			use, took := lossyPath{50e6, rtt, loss}.carry(f)
+			t.Logf("%.1f %% lost, %v: %.0f %% of the link, round trips take %v", 100*loss, rtt, 100*use, took)
+			if use < .6 {
+				t.Errorf("%.1f %% lost, %v: %.0f %% of the link", 100*loss, rtt, 100*use)
+			}
+			if loss == 0 && took > 2*rtt {
+				t.Errorf("nothing lost, %v: round trips take %v", rtt, took)
+			}
+		}
 	}
 }

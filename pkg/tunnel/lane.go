@@ -12,10 +12,9 @@ import (
 )
 
 const (
-	// wantAfter is how much a stream has sent when a bulk lane is asked for: a second carrier is not worth it for less.
-	wantAfter = 256 << 10
-	// moveAfter is how much it has sent when it moves there.
-	moveAfter = 512 << 10
+	// bulkAfter is how much a stream has sent when a bulk lane is asked for, since a second carrier is not worth it for less, and the
+	// least when it moves there.
+	bulkAfter = 128 << 10
 	// laneAhead is what bulkAhead is on the bulk lane, where nothing small waits: two batches.
 	laneAhead = 2 * maxBatch
 )

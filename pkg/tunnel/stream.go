@@ -431,11 +431,11 @@ func (st *Stream) way() (*resumable, *gate) {
 // perhapsMove moves our direction to the bulk lane when it has sent enough: what was written before comes by yamux and ends
 // with its FIN, behind the message that says so. writeMu is held.
 func (st *Stream) perhapsMove() {
-	if st.hasLeft.Load() || st.sent < wantAfter {
+	if st.hasLeft.Load() || st.sent < bulkAfter {
 		return
 	}
 	st.s.bulk.ask()
-	if st.sent >= moveAfter && st.s.bulk.open() {
+	if st.s.bulk.open() {
 		st.hasLeft.Store(true)
 		st.lastEnd = 0
 		st.s.out.putThen(message{typ: messageMoved, stream: st.id}, func() { _ = st.mux.Close() })

@@ -100,12 +100,21 @@ func TestTheDocumentHasATableForEachCondition(t *testing.T) {
 	for _, c := range conditions {
 		s.values[key{c.name, kubectlSPDY, measures[0].figures[0].name}] = []float64{1234.5}
 	}
-	text := document(s, options{rounds: 5, time: time.Second}, time.Now(), "0.10")
+	o := options{rounds: 5, time: time.Second}
+	text := document(s, o, time.Now(), "0.10", "")
 	if n := strings.Count(text, "**1.00** · 1234 |"); n != len(conditions) {
 		t.Errorf("%d tables have the figure, want %d:\n%s", n, len(conditions), text)
 	}
 	if strings.Contains(text, "%!") || strings.Contains(text, "NaN") {
 		t.Error(text)
+	}
+	// One condition anew, and the document keeps the others.
+	o.only = "^80 ms$"
+	again := document(s, o, time.Now(), "0.20", text)
+	for _, c := range conditions {
+		if same := section(again, c.title()) == section(text, c.title()); same != (c.name != "80 ms") {
+			t.Errorf("%s: the same as before is %v", c.name, same)
+		}
 	}
 }
 

@@ -14,27 +14,30 @@ import (
 
 var infinite = math.Inf(1)
 
-// document is docs/benchmarks.md. load is the machine's before the first measure.
-func document(s *results, o options, began time.Time, load string) string {
+// document is docs/benchmarks.md. load is the machine's before the first measure. Of conditions that were not measured it has what
+// before has, an earlier document.
+func document(s *results, o options, began time.Time, load, before string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Benchmarks
 
-Written by `+"`make bench`"+` (test/bench) on %s, in %s, on a machine of %d cores (%s/%s) with a load
-of %s before, %s. Everything runs on that one machine: a real Kubernetes (test/cluster), and the laptop as a network
+Written by `+"`make bench`"+` (test/bench) on a machine of %d cores (%s/%s, %s). Everything runs on that one machine: a real Kubernetes (test/cluster), and the laptop as a network
 namespace that reaches the API server and nothing else. So the laptop, the API server, the kubelet, the container runtime and the pods share its cores, and absolute figures say little. Ratios
 of figures from the same run do.
 
-**A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of %s and in brackets
+**A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of the rounds and in brackets
 the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
 
-`, began.Format("2 January 2006"), time.Since(began).Round(time.Minute), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, load, runtime.Version(), rounds(o.rounds))
+`, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	b.WriteString("| variant | what it is |\n| --- | --- |\n")
 	for _, v := range variants {
 		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)
 	}
 	for _, c := range conditions {
 		if o.wants(c) {
+			fmt.Fprintf(&b, "\n## %s\n\n%s Measured on %s, %s, with a load of %s before.\n\n", c.title(), c.what, began.Format("2 January 2006"), rounds(o.rounds), load)
 			table(&b, s, c)
+		} else {
+			b.WriteString(section(before, c.title()))
 		}
 	}
 	fmt.Fprintf(&b, `
@@ -74,9 +77,19 @@ func rounds(n int) string {
 	return strconv.Itoa(n) + " rounds"
 }
 
+// section is what doc has under the heading title, with it; empty when it has none.
+func section(doc, title string) string {
+	_, text, found := strings.Cut(doc, "\n## "+title+"\n")
+	if !found {
+		return ""
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	return "\n## " + title + "\n" + text
+}
+
 // table has a row for each figure and a column for each variant.
 func table(b *strings.Builder, s *results, c condition) {
-	fmt.Fprintf(b, "\n## %s%s\n\n%s\n\n| |", strings.ToUpper(c.name[:1]), c.name[1:], c.what)
+	b.WriteString("| |")
 	var columns []*variant
 	for _, v := range variants {
 		if v.far || c.isNear() {

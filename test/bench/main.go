@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string) error {
 		flags.DurationVar(&o.time, "time", time.Second, "how long one measure takes, without its start")
 		flags.IntVar(&o.idle, "idle", maxIdle, "how many idle connections are held for their memory")
 		flags.BoolVar(&o.quick, "quick", false, "see that everything works: one short round, printed and not written")
-		flags.StringVar(&o.only, "only", "", "a regular expression for the names of the conditions to measure; for work on some of them")
+		flags.StringVar(&o.only, "only", "", "a regular expression for the names of the conditions to measure; of the others the file keeps what it has")
 		flags.StringVar(&o.what, "measures", "", "one for the names of the figures, likewise")
 		flags.StringVar(&o.ways, "variants", "", "one for the names of the variants, likewise")
 		flags.BoolVar(&o.keep, "keep", false, "leave the cluster up, for the next run")

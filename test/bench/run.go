@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -28,6 +29,8 @@ var conditions = []condition{
 	{"80 ms", "A round trip of 80 ms, 1 Gbit/s each way.", []string{"delay=40ms", "rate=1gbit"}, 1500 * time.Millisecond, 1.5},
 	{"20 ms, 1 % lost", "A round trip of 20 ms, 1 Gbit/s, and 1 % of the packets are lost each way.", []string{"delay=10ms", "rate=1gbit", "loss=1%"}, time.Second, 2},
 }
+
+func (c condition) title() string { return strings.ToUpper(c.name[:1]) + c.name[1:] }
 
 // wants is whether a condition is measured: quick takes the first, and the one that has everything.
 func (o options) wants(c condition) bool {
@@ -113,11 +116,15 @@ func inside(ctx context.Context, o options) (err error) {
 	if len(r.values) == 0 {
 		return errors.New("nothing was measured: what -only, -measures and -variants say fits no name")
 	}
-	text := document(&r.results, o, began, load)
 	if o.quick {
-		_, err := fmt.Println(text)
+		_, err := fmt.Println(document(&r.results, o, began, load, ""))
 		return err
 	}
+	before, err := os.ReadFile(o.out)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	text := document(&r.results, o, began, load, string(before))
 	return os.WriteFile(o.out, []byte(text), 0o644)
 }
 
