@@ -88,9 +88,11 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	took := max(now.Sub(m.at), time.Microsecond)
 	f.lately += (took - f.lately) / lateWeight
 	f.sawRTT(took, m.full, now)
-	f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
-	if f.bulk && f.probing.IsZero() {
-		f.sawStall(took, float64(m.pos-m.delivered), now)
+	if f.probing.IsZero() {
+		f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
+		if f.bulk {
+			f.sawStall(took, float64(m.pos-m.delivered), now)
+		}
 	}
 
 	f.limit = minFlight
