@@ -18,6 +18,8 @@ const (
 	settle = 3 * time.Second
 	// cleanAfter is how long the deployment controller may still copy an annotation that is gone.
 	cleanAfter = time.Second
+	// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
+	fenceTimeout = 5 * time.Second
 )
 
 // giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
@@ -100,18 +102,25 @@ func (g giving) same(ctx context.Context, o undo.Object, path string) (object, e
 	return is, err
 }
 
-// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot.
+// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot. What keeps a Service from
+// being written to is no reason not to give back the rest; but the dry run finds it.
 func (g giving) fence(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
 	for _, c := range g.record.Of(undo.Selector) {
-		err := g.patiently(ctx, "annotate "+c.Object.String(), func() error {
+		err := g.patiently(bounded, "annotate "+c.Object.String(), func() error {
 			path := g.api.pathOf(c.Object)
-			if _, err := g.same(ctx, c.Object, path); err != nil {
+			if _, err := g.same(bounded, c.Object, path); err != nil {
 				return err
 			}
-			return g.api.patch(ctx, path, undo.FencePatch(c.Object, g.version))
+			return g.api.patch(bounded, path, undo.FencePatch(c.Object, g.version))
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+		case g.api.dry || errors.Is(err, errTaken) || ctx.Err() != nil:
 			return err
+		default:
+			g.Log.Warn("a bridge that wakes up may still write to "+c.Object.String(), "because", err)
 		}
 	}
 	return nil
