@@ -20,6 +20,8 @@ const (
 	cleanAfter = time.Second
 	// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
 	fenceTimeout = 5 * time.Second
+	// goneTimeout is how long the proxy's pods may take to end: their grace period and a slow node.
+	goneTimeout = time.Minute
 )
 
 // giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
@@ -235,16 +237,24 @@ func (g giving) unmarkTarget(ctx context.Context) error {
 }
 
 // endProxy deletes the proxy's Deployment, if it is this Lease's, and waits until its pods have drained and ended: so long
-// the Deployment stays itself.
+// the Deployment stays itself. Pods that do not end, since their node is lost, are left to the cluster, and the Deployment goes.
 func (g giving) endProxy(ctx context.Context) error {
 	path := g.api.path(deployments, g.Lease)
+	var deleted time.Time
 	return g.patiently(ctx, "delete deployment/"+g.Lease, func() error {
 		proxy, err := g.api.get(ctx, path)
 		if err != nil || !proxy.ownedBy(g.uid) {
 			return err
 		}
-		if err := g.api.remove(ctx, path, proxy.Metadata.UID, true); err != nil || g.api.dry {
+		if !deleted.IsZero() && time.Since(deleted) > goneTimeout {
+			g.Log.Warn("the proxy's pods do not end; going on", "deployment", g.Lease)
+			return g.api.remove(ctx, path, proxy.Metadata.UID, background)
+		}
+		if err := g.api.remove(ctx, path, proxy.Metadata.UID, foreground); err != nil || g.api.dry {
 			return err
+		}
+		if deleted.IsZero() {
+			deleted = time.Now()
 		}
 		return errNotYet
 	})
@@ -329,7 +339,7 @@ func (g giving) release(ctx context.Context) error {
 				return err
 			}
 		}
-		err := g.api.remove(ctx, path, g.uid, false)
+		err := g.api.remove(ctx, path, g.uid, background)
 		if isConflict(err) {
 			return nil // another Lease by now
 		}

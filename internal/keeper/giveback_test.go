@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -24,10 +25,16 @@ const orders = `{"version":1,"target":{"apiVersion":"apps/v1","kind":"Deployment
 type apiServer struct {
 	// refuses is the status that a request gets; 0 takes it.
 	refuses func(method, path string) int
-	writes  []string // that it took, "METHOD PATH"
+	// proxy is whether the proxy's Deployment is there.
+	proxy  bool
+	writes []string // that it took, "METHOD PATH"
 }
 
 func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
+	var body []byte
+	if r.Body != nil {
+		body, _ = io.ReadAll(r.Body)
+	}
 	_, path, _ := strings.Cut(r.URL.Path, "/namespaces/shop/")
 	objects := map[string]string{
 		"leases/l":                 `{"metadata":{"uid":"lease"},"spec":{"holderIdentity":"restore by keeper k"}}`,
@@ -35,8 +42,14 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 		"deployments/orders":       `{"metadata":{"uid":"d","managedFields":[]},"spec":{"replicas":3},"status":{"readyReplicas":3}}`,
 		"deployments/orders/scale": `{"metadata":{"uid":"d"},"spec":{}}`,
 	}
+	if a.proxy {
+		objects["deployments/l"] = `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`
+	}
 	answer := httptest.NewRecorder()
 	code, object := a.refuses(r.Method, path), objects[path]
+	if path == "deployments/l" && strings.Contains(string(body), `"propagationPolicy":"Background"`) {
+		a.proxy = false // else its pods stay, and it with them
+	}
 	switch {
 	case code != 0:
 		answer.WriteHeader(code)
@@ -89,4 +102,16 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then.
+func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &apiServer{proxy: true, refuses: func(string, string) int { return 0 }}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*goneTimeout)
+		defer cancel()
+		if err := a.giveBack(ctx, t, false); err != nil || a.proxy || !slices.Contains(a.writes, "DELETE leases/l") {
+			t.Errorf("gave back with %q, the proxy there still: %v: %v", a.writes, a.proxy, err)
+		}
+	})
 }
