@@ -142,7 +142,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which)
 
 // read is the Lease's record, or its copy when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
-	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := recordOf(lease)
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -182,7 +182,7 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 	if err != nil {
 		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
 	}
-	if u.Target.UID != string(d.UID) {
+	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns {
 		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
 			"deployment/%s in %s is not swapped", name, ns)
 	}

@@ -27,7 +27,6 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/private"
 	"bridge/internal/proxypod"
-	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -181,7 +180,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	case saved.Held && strings.HasPrefix(holder(lease), proxypod.RestoreBy):
 		return nil, nil // who swaps anew is told
 	}
-	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := recordOf(lease)
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
