@@ -332,7 +332,7 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
-// fails for a moment, which it says once.
+// fails for a moment, or others write to the object as often as it is read; which it says once.
 func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) error {
 	said := false
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
@@ -340,7 +340,7 @@ func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) e
 		if err == nil {
 			err = step()
 		}
-		if !kube.Transient(err) {
+		if !kube.Transient(err) && !apierrors.IsConflict(err) {
 			return true, err
 		}
 		if !said {

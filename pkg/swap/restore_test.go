@@ -3,14 +3,19 @@
 package swap
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // Who may write a Lease, or annotate a deployment, in one namespace has nobody else change anything in another.
@@ -50,5 +55,27 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	lease.Annotations[proxypod.ClientAnnotation] = s.Fingerprint().String()
 	if _, err := s.TakeUp(t.Context(), "orders", Options{}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "in prod") {
 		t.Errorf("taking it up: %v", err)
+	}
+}
+
+// An object that others write to all the time is no reason to stop giving back.
+func TestConflictsAreTriedAgain(t *testing.T) {
+	plan := ordersPlan(t)
+	scale := plan.Undo.Of(undo.Replicas)[0]
+	const conflicts = 5 // more than one try of the client's own
+	writes := 0
+	k := apiServer(t, map[string]any{
+		leasePath + plan.Lease.Name:     plan.Lease,
+		deploymentPath + "orders/scale": autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{UID: types.UID(scale.Object.UID)}},
+	}, func(*http.Request) int {
+		if writes++; writes <= conflicts {
+			return http.StatusConflict
+		}
+		return http.StatusOK
+	})
+	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{k, plan.Lease}
+	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
+	if err != nil || len(back) != 1 || writes != conflicts+1 {
+		t.Errorf("after %d writes: %v, %v", writes, back, err)
 	}
 }
