@@ -114,3 +114,22 @@ func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
 		}
 	}
 }
+
+// A keeper runs where the target may, which its image may depend on, and beside whatever pods.
+func TestKeeperRunsOnTheTargetsNodes(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	pod := &f.Deployment.Spec.Template.Spec
+	pod.NodeSelector = map[string]string{"pool": "shop"}
+	pod.Affinity.NodeAffinity = &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "pull", Operator: corev1.NodeSelectorOpExists}}}},
+	}}
+	p, err := NewPlan(f, Options{Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper := newKeeper(p, nil, true).Deployment.Spec.Template.Spec
+	if want := (&corev1.Affinity{NodeAffinity: pod.Affinity.NodeAffinity}); keeper.NodeSelector["pool"] != "shop" || !equality.Semantic.DeepEqual(keeper.Affinity, want) {
+		t.Errorf("it runs on nodes %v, %v", keeper.NodeSelector, keeper.Affinity)
+	}
+}
