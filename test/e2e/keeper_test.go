@@ -238,7 +238,15 @@ func TestKeeperProvesItsRights(t *testing.T) {
 	b.says(`cannot patch resource \"services\"`)
 	w.assertSnapshot(before)
 
+	// It is what mode replace was chosen for; who insists on that mode is told.
 	b = w.bridgeAs(who, nil, args...)
+	b.says("mode replace: ")
+	b.exits(int(hint.ProxyNotReady))
+	b.says(`nobody would give deployment/orders in ` + w.ns + ` back when this machine is gone: the keeper's pod is not Ready`)
+	b.says("--mode standby")
+	w.assertSnapshot(before)
+
+	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)
 	b.says(`note: nobody gives it back when this machine is gone (the keeper's pod is not Ready`)
 	b.says(swapped)
 	if is := w.status().IfLost; is != "stays swapped: its keeper is not ready" {
