@@ -16,6 +16,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -149,6 +150,35 @@ func (w *world) deleteKeeper() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// A pod of the proxy that does not end, as on a lost node, keeps neither the swap nor its Deployment.
+func TestKeeperAndALostNode(t *testing.T) {
+	if !soak(true, false) {
+		t.Skip("it waits for a minute")
+	}
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.swap(soon...)
+	hold := func(finalizers string) {
+		w.t.Helper()
+		_, err := s.client.CoreV1().Pods(w.ns).Patch(t.Context(), w.proxy().Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":`+finalizers+`}}`), metav1.PatchOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold(`["test.internal/lost-node"]`)
+	b.kill()
+	w.awaitKeeperAtWork()
+	w.answeredBy("original")
+	w.await("the end of the Lease and of the proxy's Deployment", func() bool {
+		_, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})
+		return w.lease() == nil && apierrors.IsNotFound(err)
+	})
+	w.proxy() // is still ending
+	hold("null")
+	w.awaitGivenBack(before)
 }
 
 // editor is a kubeconfig of somebody with the built-in role edit, who may not create Roles.
