@@ -156,12 +156,15 @@ func (c *client) create(ctx context.Context, path string, body map[string]any) e
 	return c.do(ctx, http.MethodPost, path, body, nil)
 }
 
-// remove deletes an object if it has the UID; foreground keeps it until what it owns is gone.
-func (c *client) remove(ctx context.Context, path, uid string, foreground bool) error {
-	options := map[string]any{"preconditions": map[string]any{"uid": uid}}
-	if foreground {
-		options["propagationPolicy"] = "Foreground"
-	}
+// How remove deletes what an object owns, by the API's names.
+const (
+	foreground = "Foreground" // before the object itself goes
+	background = "Background" // after that; also of an object that is being deleted in the foreground
+)
+
+// remove deletes an object if it has the UID.
+func (c *client) remove(ctx context.Context, path, uid, propagation string) error {
+	options := map[string]any{"preconditions": map[string]any{"uid": uid}, "propagationPolicy": propagation}
 	if c.dry {
 		options["dryRun"] = []string{"All"} // in the query it would count for nothing beside a body
 	}

@@ -18,6 +18,10 @@ const (
 	settle = 3 * time.Second
 	// cleanAfter is how long the deployment controller may still copy an annotation that is gone.
 	cleanAfter = time.Second
+	// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
+	fenceTimeout = 5 * time.Second
+	// goneTimeout is how long the proxy's pods may take to end: their grace period and a slow node.
+	goneTimeout = time.Minute
 )
 
 // giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
@@ -100,18 +104,25 @@ func (g giving) same(ctx context.Context, o undo.Object, path string) (object, e
 	return is, err
 }
 
-// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot.
+// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot. What keeps a Service from
+// being written to is no reason not to give back the rest; but the dry run finds it.
 func (g giving) fence(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
 	for _, c := range g.record.Of(undo.Selector) {
-		err := g.patiently(ctx, "annotate "+c.Object.String(), func() error {
+		err := g.patiently(bounded, "annotate "+c.Object.String(), func() error {
 			path := g.api.pathOf(c.Object)
-			if _, err := g.same(ctx, c.Object, path); err != nil {
+			if _, err := g.same(bounded, c.Object, path); err != nil {
 				return err
 			}
-			return g.api.patch(ctx, path, undo.FencePatch(c.Object, g.version))
+			return g.api.patch(bounded, path, undo.FencePatch(c.Object, g.version))
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+		case g.api.dry || errors.Is(err, errTaken) || ctx.Err() != nil:
 			return err
+		default:
+			g.Log.Warn("a bridge that wakes up may still write to "+c.Object.String(), "because", err)
 		}
 	}
 	return nil
@@ -226,16 +237,24 @@ func (g giving) unmarkTarget(ctx context.Context) error {
 }
 
 // endProxy deletes the proxy's Deployment, if it is this Lease's, and waits until its pods have drained and ended: so long
-// the Deployment stays itself.
+// the Deployment stays itself. Pods that do not end, since their node is lost, are left to the cluster, and the Deployment goes.
 func (g giving) endProxy(ctx context.Context) error {
 	path := g.api.path(deployments, g.Lease)
+	var deleted time.Time
 	return g.patiently(ctx, "delete deployment/"+g.Lease, func() error {
 		proxy, err := g.api.get(ctx, path)
 		if err != nil || !proxy.ownedBy(g.uid) {
 			return err
 		}
-		if err := g.api.remove(ctx, path, proxy.Metadata.UID, true); err != nil || g.api.dry {
+		if !deleted.IsZero() && time.Since(deleted) > goneTimeout {
+			g.Log.Warn("the proxy's pods do not end; going on", "deployment", g.Lease)
+			return g.api.remove(ctx, path, proxy.Metadata.UID, background)
+		}
+		if err := g.api.remove(ctx, path, proxy.Metadata.UID, foreground); err != nil || g.api.dry {
 			return err
+		}
+		if deleted.IsZero() {
+			deleted = time.Now()
 		}
 		return errNotYet
 	})
@@ -320,7 +339,7 @@ func (g giving) release(ctx context.Context) error {
 				return err
 			}
 		}
-		err := g.api.remove(ctx, path, g.uid, false)
+		err := g.api.remove(ctx, path, g.uid, background)
 		if isConflict(err) {
 			return nil // another Lease by now
 		}

@@ -47,6 +47,7 @@ func Keeper(proxy *appsv1.Deployment, container, account string, replicaSets []s
 				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			NodeSelector:     like.NodeSelector,
+			Affinity:         nodeAffinity(like.Affinity),
 			Tolerations:      like.Tolerations,
 			ImagePullSecrets: like.ImagePullSecrets,
 			Volumes:          slices.DeleteFunc(slices.Clone(like.Volumes), func(v corev1.Volume) bool { return v.Name != volumeName }),
@@ -61,4 +62,12 @@ func Keeper(proxy *appsv1.Deployment, container, account string, replicaSets []s
 			}},
 		},
 	})
+}
+
+// nodeAffinity is what a has to do with nodes; nil when that is nothing.
+func nodeAffinity(a *corev1.Affinity) *corev1.Affinity {
+	if a == nil || a.NodeAffinity == nil {
+		return nil
+	}
+	return &corev1.Affinity{NodeAffinity: a.NodeAffinity}
 }

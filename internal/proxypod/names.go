@@ -3,6 +3,7 @@ package proxypod
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 
 	"bridge/internal/undo"
 )
@@ -51,17 +52,20 @@ const (
 	// maxName leaves room for what controllers append to a Deployment's name ("-7d4b9c8f6-x2x4z")
 	// within a pod's host name of 63 characters.
 	maxName = 46
+	// maxService is so for what serviceName's callers append, within a Service's name of 63 characters.
+	maxService = 63 - len("-originals")
 )
 
 // shorten returns s, or as much of its beginning as fits in max characters with a hash of the
-// whole, so that two long names that begin alike stay apart.
+// whole, so that two long names that begin alike stay apart. No dot comes before the hash: a part of a name ends with a letter or
+// a digit.
 func shorten(s string, max int) string {
 	if len(s) <= max {
 		return s
 	}
 	sum := sha256.Sum256([]byte(s))
 	tail := "-" + hex.EncodeToString(sum[:4])
-	return s[:max-len(tail)] + tail
+	return strings.TrimRight(s[:max-len(tail)], "-.") + tail
 }
 
 // LeaseName is the name of the claim on a workload: one per kind ("deployment") and name.

@@ -89,7 +89,7 @@ func serviceName(lease string) string {
 		return name
 	}
 	sum := sha256.Sum256([]byte(lease))
-	return name + "-" + hex.EncodeToString(sum[:4])
+	return shorten(name+"-"+hex.EncodeToString(sum[:4]), maxService)
 }
 
 // OriginalsPort is one of the originals'. Target is its name in the pods, where that may have another number, else the number.

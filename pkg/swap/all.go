@@ -169,9 +169,9 @@ func orphans(ctx context.Context, k *kube.Client, namespace string, leased []Ent
 		return nil, kube.Explain(err, "list replicasets "+in(namespace))
 	}
 	var out []Entry
-	add := func(record string, target types.UID) {
+	add := func(record, namespace string, target types.UID) {
 		u, err := undo.Parse(record)
-		if err != nil || u.Target.UID != string(target) {
+		if err != nil || u.Target.UID != string(target) || u.Target.Namespace != namespace {
 			return // of another object, copied from there
 		}
 		known := func(e Entry) bool { return e.Namespace == u.Target.Namespace && e.Target == u.Target.String() }
@@ -184,11 +184,11 @@ func orphans(ctx context.Context, k *kube.Client, namespace string, leased []Ent
 		})
 	}
 	for _, d := range deployments.Items {
-		add(d.Annotations[proxypod.UndoAnnotation], d.UID)
+		add(d.Annotations[proxypod.UndoAnnotation], d.Namespace, d.UID)
 	}
 	for _, rs := range sets.Items {
 		if owner := metav1.GetControllerOf(&rs); owner != nil {
-			add(rs.Annotations[proxypod.UndoAnnotation], owner.UID)
+			add(rs.Annotations[proxypod.UndoAnnotation], rs.Namespace, owner.UID)
 		}
 	}
 	return out, nil

@@ -266,10 +266,15 @@ func (s *Swap) awaitKeeper(ctx context.Context) error {
 	return s.unkept(ctx, err)
 }
 
-// unkept says that there is no keeper, and why; with SelfRestoreAlways that ends the swap.
+// unkept says that there is no keeper, and why; with SelfRestoreAlways that ends the swap, and where nothing but the keeper made
+// it one in mode replace.
 func (s *Swap) unkept(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil || s.SelfRestore == SelfRestoreAlways {
 		return err
+	}
+	if s.Plan.forKeeper {
+		return hint.Newf(hint.ProxyNotReady, "--mode standby has the original go on; --mode replace stops it all the same",
+			"nobody would give %s in %s back when this machine is gone: %w", s.Plan.Undo.Target, s.claim.lease.Namespace, err)
 	}
 	s.Plan.Keeper, s.Plan.noKeeper = nil, err.Error()
 	s.Say("note: " + s.Plan.Restores(s.Kube))

@@ -1,17 +1,21 @@
 package swap
 
 import (
+	"errors"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/yaml"
 
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
@@ -111,6 +115,52 @@ func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
 			if r := (rights.Right{Group: rule.APIGroups[0], Resource: rule.Resources[0], Verb: verb}); !slices.Contains(have, r) {
 				t.Errorf("%v is in a keeper's Role", r)
 			}
+		}
+	}
+}
+
+// A keeper runs where the target may, which its image may depend on, and beside whatever pods.
+func TestKeeperRunsOnTheTargetsNodes(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	pod := &f.Deployment.Spec.Template.Spec
+	pod.NodeSelector = map[string]string{"pool": "shop"}
+	pod.Affinity.NodeAffinity = &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "pull", Operator: corev1.NodeSelectorOpExists}}}},
+	}}
+	p, err := NewPlan(f, Options{Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper := newKeeper(p, nil, true).Deployment.Spec.Template.Spec
+	if want := (&corev1.Affinity{NodeAffinity: pod.Affinity.NodeAffinity}); keeper.NodeSelector["pool"] != "shop" || !equality.Semantic.DeepEqual(keeper.Affinity, want) {
+		t.Errorf("it runs on nodes %v, %v", keeper.NodeSelector, keeper.Affinity)
+	}
+}
+
+// A keeper that does not come up ends a swap that is in mode replace for its sake; who asked for that mode is told.
+func TestKeeperThatDoesNotComeUp(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	k := apiServer(t, map[string]any{
+		"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":   authorizationv1.SelfSubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: true}},
+		"/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles": rbacv1.Role{},
+		"/apis/apps/v1/namespaces/shop/replicasets":                appsv1.ReplicaSetList{},
+	}, func(*http.Request) int { return http.StatusOK })
+	for mode, ends := range map[Mode]bool{ModeAuto: true, "": true, ModeReplace: false} {
+		p, err := MakePlan(t.Context(), k, f, Options{Mode: mode, Owner: "ada@laptop", Now: noon})
+		if err != nil || p.Keeper == nil || !p.Undo.Replaces() {
+			t.Fatalf("mode %q: %v", mode, err)
+		}
+		var said string
+		s := &Swap{Kube: k, Plan: p, claim: &claim{k, p.Lease}, Say: func(line string) { said += line }}
+		trouble := errors.New("it has no way to the API server")
+		err = s.unkept(t.Context(), trouble)
+		if ended := hint.CodeOf(err) == hint.ProxyNotReady && errors.Is(err, trouble) && strings.Contains(hint.Of(err), "--mode standby"); ended != ends || err != nil != ends {
+			t.Errorf("mode %q: %v (%s)", mode, err, hint.Of(err))
+		}
+		if told := strings.Contains(said, "nobody gives it back when this machine is gone ("+trouble.Error()); told == ends {
+			t.Errorf("mode %q: said %q", mode, said)
 		}
 	}
 }

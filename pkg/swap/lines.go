@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
 )
@@ -44,16 +42,20 @@ func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like fun
 	return l
 }
 
-// run keeps all of them until ctx ends (nil) or one is lost for good.
-func (l *lines) run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+// run keeps all of them until ctx ends. lost is told why, of each that is lost for good; the others go on.
+func (l *lines) run(ctx context.Context, lost func(error)) {
+	var running sync.WaitGroup
 	for _, c := range l.clients {
-		group.Go(func() error { return c.Run(ctx) })
+		running.Go(func() {
+			if err := c.Run(ctx); err != nil {
+				lost(err)
+			}
+		})
 	}
 	for _, c := range l.carriers {
-		group.Go(func() error { c.Run(ctx); return nil })
+		running.Go(func() { c.Run(ctx) })
 	}
-	return group.Wait()
+	running.Wait()
 }
 
 // main is the tunnel for what only one is needed.

@@ -14,7 +14,6 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
-	"bridge/internal/undo"
 )
 
 // Entry is one Lease of bridge's, as `bridge status` lists it.
@@ -74,7 +73,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Target = e.Kind + "/" + l.Name
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
-		if u, err := undo.Parse(l.Annotations[proxypod.UndoAnnotation]); err == nil {
+		if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
 			e.IfLost = ifLost(ctx, k, &l)

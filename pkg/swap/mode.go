@@ -13,7 +13,8 @@ type Mode string
 
 // The values of Mode. The zero value is ModeAuto.
 const (
-	// ModeAuto takes ModeReplace when somebody can restore it, or nobody is wanted to (SelfRestoreNever), else ModeStandby.
+	// ModeAuto takes ModeReplace when a keeper can restore it, without which the swap ends then, or nobody is wanted to
+	// (SelfRestoreNever); else ModeStandby.
 	ModeAuto    Mode = "auto"
 	ModeReplace Mode = "replace" // it is stopped
 	ModeStandby Mode = "standby" // it goes on, and answers what the laptop cannot take
@@ -27,8 +28,12 @@ func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 	}
 	o.Mode = ModeReplace
 	p, err := keptPlan(ctx, k, f, o)
-	if err != nil || mode == ModeReplace || p.Keeper != nil || o.SelfRestore == SelfRestoreNever {
+	if err != nil || mode == ModeReplace || o.SelfRestore == SelfRestoreNever {
 		return p, err
+	}
+	if p.Keeper != nil {
+		p.forKeeper = true
+		return p, nil
 	}
 	o.Mode = ModeStandby
 	q, err := standbyPlan(ctx, k, f, o)

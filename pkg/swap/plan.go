@@ -83,6 +83,7 @@ type Plan struct {
 	source    proxypod.Source
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
+	forKeeper bool   // bridge chose mode replace because there is to be one
 	why       string // this mode, if that was bridge's choice; "" if the user's
 }
 

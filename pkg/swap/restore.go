@@ -142,7 +142,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which)
 
 // read is the Lease's record, or its copy when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
-	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := recordOf(lease)
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -182,7 +182,7 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 	if err != nil {
 		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
 	}
-	if u.Target.UID != string(d.UID) {
+	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns {
 		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
 			"deployment/%s in %s is not swapped", name, ns)
 	}
@@ -332,7 +332,7 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
-// fails for a moment, which it says once.
+// fails for a moment, or others write to the object as often as it is read; which it says once.
 func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) error {
 	said := false
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
@@ -340,7 +340,7 @@ func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) e
 		if err == nil {
 			err = step()
 		}
-		if !kube.Transient(err) {
+		if !kube.Transient(err) && !apierrors.IsConflict(err) {
 			return true, err
 		}
 		if !said {

@@ -26,9 +26,9 @@ type guard struct {
 	mu   sync.Mutex
 	made []Change
 
-	up   bool // at the last look the original was scaled up
-	ups  int  // how often it was
-	said bool
+	up   bool            // at the last look the original was scaled up
+	ups  int             // how often it was
+	said map[Object]bool // that somebody has set it back
 }
 
 // changed tells the guard of changes that are made.
@@ -60,7 +60,7 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 	s.guard.mu.Lock()
 	made := s.guard.made
 	s.guard.mu.Unlock()
-	scaled, back := "", ""
+	scaled, back, of := "", []string(nil), []Object(nil)
 	for _, c := range made {
 		switch c.Field() {
 		case undo.Replicas:
@@ -85,20 +85,36 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 				return err
 			case controller(by):
 				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
-			case by.Manager != "" && s.Plan.standby():
-				// Nothing of the swap is left: all callers are with the original.
-				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
 			case s.Plan.standby() && mixed(v, c):
 				return s.reverted(fmt.Sprintf("the selector of %s was added to, and selects nobody now", c.Object))
 			case by.Manager != "":
-				back = fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)
+				back, of = append(back, fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)), append(of, c.Object)
 			}
 		}
 	}
-	if scaled != "" && back != "" { // the whole manifest was applied again
-		return s.reverted(scaled + ", and " + back)
+	switch {
+	case scaled != "" && len(back) > 0: // the whole manifest was applied again
+		return s.reverted(scaled + ", and " + back[0])
+	case !s.Plan.standby() || len(back) == 0:
+	case len(back) == len(s.Plan.Undo.Changes): // nothing of the swap is left: all callers are with the original
+		return s.reverted(strings.Join(back, ", and "))
+	default:
+		for i, what := range back {
+			s.sayOnce(of[i], what+": its callers go to the original, and it stays so when this ends")
+		}
 	}
 	return nil
+}
+
+// sayOnce says of an object that somebody has set it back.
+func (s *Swap) sayOnce(o Object, line string) {
+	if s.guard.said == nil {
+		s.guard.said = map[Object]bool{}
+	}
+	if !s.guard.said[o] {
+		s.Say(line)
+	}
+	s.guard.said[o] = true
 }
 
 // scaledBy says who has scaled the original up, "" when nobody has. It is an error when that was a controller, or was not the first
@@ -127,10 +143,8 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 		return "", s.reverted(what)
 	case g.ups > 1:
 		return "", s.reverted(what + " again")
-	case !g.said:
-		g.said = true
-		s.Say(fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, *d.Spec.Replicas))
 	}
+	s.sayOnce(c.Object, fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, *d.Spec.Replicas))
 	return what, nil
 }
 

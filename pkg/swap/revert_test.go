@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -105,5 +106,39 @@ func TestWhoSetsASelectorBack(t *testing.T) {
 		if err != nil || by.Manager != c.want {
 			t.Errorf("%v by %s: %q, %v; want %q", c.selector, c.manager, by.Manager, err, c.want)
 		}
+	}
+}
+
+// In standby a Service that a person sets back is theirs: the swap goes on with the others, and ends with the last.
+func TestStandbyGoesOnWithTheServicesThatAreLeft(t *testing.T) {
+	f, o := standbyFacts(t)
+	f.Services = append(f.Services, *f.Services[0].DeepCopy())
+	second := &f.Services[len(f.Services)-1]
+	second.Name, second.UID = "orders-too", "another"
+	p, err := NewPlan(f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string]any{}
+	for _, c := range p.Undo.Changes {
+		objects[servicePath+c.Object.Name] = corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{UID: types.UID(c.Object.UID), ManagedFields: managed("kubectl-edit", metav1.ManagedFieldsOperationUpdate, "selector")},
+			Spec:       corev1.ServiceSpec{Selector: map[string]string{proxypod.ProxyLabel: "bridge-deployment-orders"}},
+		}
+	}
+	var said []string
+	s := &Swap{Plan: p, Kube: apiServer(t, objects, noWrite(t)), Say: func(line string) { said = append(said, line) }}
+	s.guard.changed(p.Undo.Changes...)
+	for i, c := range p.Undo.Changes {
+		if err := s.lookAtOthers(t.Context()); err != nil || len(said) != i {
+			t.Fatalf("with %d of %d set back: %v, said %q", i, len(p.Undo.Changes), err, said)
+		}
+		v := objects[servicePath+c.Object.Name].(corev1.Service)
+		v.Spec.Selector = f.Services[0].Spec.Selector
+		objects[servicePath+c.Object.Name] = v
+		_ = s.lookAtOthers(t.Context()) // again is said nothing
+	}
+	if err := s.lookAtOthers(t.Context()); len(p.Undo.Changes) < 2 || hint.CodeOf(err) != hint.Conflict {
+		t.Errorf("with all of %d set back: %v", len(p.Undo.Changes), err)
 	}
 }

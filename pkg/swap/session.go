@@ -27,7 +27,6 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/private"
 	"bridge/internal/proxypod"
-	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -160,7 +159,8 @@ func (s *Session) Close() {
 
 // TakeUp plans to go on with the swap that an earlier bridge made and did not give back; nil when there is none, or it is no
 // longer ours. One that was not made entirely, or is half given back, it gives back first. What o and src ask
-// for has to be what the swap was made with, but for the laptop's ports. src is as the user gave it.
+// for has to be what the swap was made with, but for the laptop's ports. src is as the user gave it. With SelfRestoreAlways it is an
+// error (code ProxyNotReady) if the swap's keeper is not Ready.
 func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxypod.Source, say func(string)) (*Plan, error) {
 	k, saved := s.kube, s.saved
 	if saved.Version == 0 {
@@ -181,7 +181,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	case saved.Held && strings.HasPrefix(holder(lease), proxypod.RestoreBy):
 		return nil, nil // who swaps anew is told
 	}
-	u, err := undo.Parse(lease.Annotations[proxypod.UndoAnnotation])
+	u, err := recordOf(lease)
 	if err == nil && u.Target.Name != name {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
@@ -200,8 +200,12 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	if err != nil {
 		return nil, err
 	}
-	s.key, s.lease = saved.Key, lease
 	p.Undo, p.Lease, p.Own, p.noKeeper = *u, lease, saved.Own, noKeeper(ctx, k, lease)
+	if o.SelfRestore == SelfRestoreAlways && p.noKeeper != "" {
+		return nil, hint.Newf(hint.ProxyNotReady, "take it up without --self-restore always, or give back first: "+Command(k, u.Target),
+			"nobody would give %s in %s back when this machine is gone: %s", u.Target, k.Namespace, p.noKeeper)
+	}
+	s.key, s.lease = saved.Key, lease
 	return p, fault.After(fault.TakeUpRead, nil)
 }
 

@@ -135,3 +135,34 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		t.Errorf("left: %q", files)
 	}
 }
+
+// Who swaps with a keeper or not at all takes no swap up whose keeper is not there to give it back.
+func TestTakingUpAlwaysNeedsItsKeeper(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	plan := kept(t)
+	keeper := plan.Keeper.Deployment.DeepCopy()
+	objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": plan.target, deploymentPath + keeper.Name: keeper}
+	k := apiServer(t, objects, noWrite(t))
+	s, _ := openSession(t, k)
+	if err := s.begin(plan); err != nil {
+		t.Fatal(err)
+	}
+	plan.Lease.Annotations[proxypod.ClientAnnotation] = s.Fingerprint().String()
+	if err := s.held(plan.Lease); err != nil {
+		t.Fatal(err)
+	}
+	takeUp := func(o Options) (*Plan, error) {
+		return s.TakeUp(t.Context(), "orders", o, proxypod.Source{}, func(string) {})
+	}
+	always := Options{SelfRestore: SelfRestoreAlways}
+	if p, err := takeUp(always); p != nil || s.TakenUp() || hint.CodeOf(err) != hint.ProxyNotReady || !strings.Contains(err.Error(), "its keeper is not ready") {
+		t.Errorf("without its keeper: %v", err)
+	}
+	if p, err := takeUp(Options{}); err != nil || !strings.Contains(p.Restores(k), "its keeper is not ready") {
+		t.Errorf("without its keeper, by default: %v", err)
+	}
+	keeper.Status.ReadyReplicas = 1
+	if p, err := takeUp(always); err != nil || p == nil || !s.TakenUp() {
+		t.Errorf("with its keeper: %v", err)
+	}
+}

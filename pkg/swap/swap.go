@@ -108,9 +108,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	held, release := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := s.lines.run(background); background.Err() == nil {
-			release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err))
-		}
+		s.lines.run(background, func(err error) { release(hint.Newf(hint.TunnelLost, "", "the tunnel is lost: %w", err)) })
 	})
 	for _, t := range s.lines.clients {
 		running.Go(func() { s.Session.follow(background, t) })

@@ -1,6 +1,13 @@
 package swap
 
-import "bridge/internal/undo"
+import (
+	"fmt"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"bridge/internal/proxypod"
+	"bridge/internal/undo"
+)
 
 // internal/undo has the record and its parts apart from this package for the cluster's side, which gives back by them too and
 // links no Kubernetes client.
@@ -12,3 +19,13 @@ type (
 	// Change is one field of one object.
 	Change = undo.Change
 )
+
+// recordOf is a Lease's record. One about another namespace is refused: who may write a Lease here need not be allowed to change
+// anything there, and who gives back may be.
+func recordOf(l *coordinationv1.Lease) (*Undo, error) {
+	u, err := undo.Parse(l.Annotations[proxypod.UndoAnnotation])
+	if err == nil && u.Target.Namespace != l.Namespace {
+		return nil, fmt.Errorf("undo record: is about %s in %s", u.Target, u.Target.Namespace)
+	}
+	return u, err
+}

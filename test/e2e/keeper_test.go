@@ -16,6 +16,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -151,6 +152,35 @@ func (w *world) deleteKeeper() {
 	}
 }
 
+// A pod of the proxy that does not end, as on a lost node, keeps neither the swap nor its Deployment.
+func TestKeeperAndALostNode(t *testing.T) {
+	if !soak(true, false) {
+		t.Skip("it waits for a minute")
+	}
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.swap(soon...)
+	hold := func(finalizers string) {
+		w.t.Helper()
+		_, err := s.client.CoreV1().Pods(w.ns).Patch(t.Context(), w.proxy().Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":`+finalizers+`}}`), metav1.PatchOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold(`["test.internal/lost-node"]`)
+	b.kill()
+	w.awaitKeeperAtWork()
+	w.answeredBy("original")
+	w.await("the end of the Lease and of the proxy's Deployment", func() bool {
+		_, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "bridge-deployment-orders", metav1.GetOptions{})
+		return w.lease() == nil && apierrors.IsNotFound(err)
+	})
+	w.proxy() // is still ending
+	hold("null")
+	w.awaitGivenBack(before)
+}
+
 // editor is a kubeconfig of somebody with the built-in role edit, who may not create Roles.
 func (w *world) editor() string {
 	w.t.Helper()
@@ -238,7 +268,15 @@ func TestKeeperProvesItsRights(t *testing.T) {
 	b.says(`cannot patch resource \"services\"`)
 	w.assertSnapshot(before)
 
+	// It is what mode replace was chosen for; who insists on that mode is told.
 	b = w.bridgeAs(who, nil, args...)
+	b.says("mode replace: ")
+	b.exits(int(hint.ProxyNotReady))
+	b.says(`nobody would give deployment/orders in ` + w.ns + ` back when this machine is gone: the keeper's pod is not Ready`)
+	b.says("--mode standby")
+	w.assertSnapshot(before)
+
+	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)
 	b.says(`note: nobody gives it back when this machine is gone (the keeper's pod is not Ready`)
 	b.says(swapped)
 	if is := w.status().IfLost; is != "stays swapped: its keeper is not ready" {

@@ -1,0 +1,57 @@
+package swap
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/kube"
+)
+
+// Where objects are, for apiServer.
+const (
+	leasePath      = "/apis/coordination.k8s.io/v1/namespaces/shop/leases/"
+	deploymentPath = "/apis/apps/v1/namespaces/shop/deployments/"
+	servicePath    = "/api/v1/namespaces/shop/services/"
+)
+
+// apiServer is a client, for the namespace shop, of an API server that has these objects, by their paths. write is the status that
+// another request than GET is answered with; it keeps nothing of it.
+func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) int) *kube.Client {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		code, answer := http.StatusOK, objects[r.URL.Path]
+		if answer == nil {
+			code = http.StatusNotFound
+		}
+		if r.Method != http.MethodGet {
+			code = write(r)
+		}
+		if code != http.StatusOK {
+			answer = metav1.Status{Status: metav1.StatusFailure, Code: int32(code)}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(server.Close)
+	k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// noWrite is for an apiServer that nobody is to write to.
+func noWrite(t *testing.T) func(*http.Request) int {
+	return func(r *http.Request) int {
+		t.Errorf("%s %s", r.Method, r.URL)
+		return http.StatusForbidden
+	}
+}

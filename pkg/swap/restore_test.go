@@ -1,0 +1,81 @@
+//go:build unix
+
+package swap
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"bridge/internal/fault"
+	"bridge/internal/hint"
+	"bridge/internal/proxypod"
+	"bridge/internal/undo"
+)
+
+// Who may write a Lease, or annotate a deployment, in one namespace has nobody else change anything in another.
+func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	plan := ordersPlan(t)
+	uid := plan.target.UID
+	lease := plan.Lease.DeepCopy()
+	record := strings.ReplaceAll(lease.Annotations[proxypod.UndoAnnotation], `"namespace":"shop"`, `"namespace":"prod"`)
+	lease.Annotations[proxypod.UndoAnnotation] = record
+	annotated := map[string]string{proxypod.UndoAnnotation: record}
+	controls := true
+	for _, c := range []struct {
+		name    string
+		objects map[string]any
+		code    hint.Code
+	}{
+		{"on the Lease", map[string]any{leasePath + lease.Name: lease}, hint.RestoreIncomplete},
+		{"on the target", map[string]any{deploymentPath + "orders": appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{UID: uid, Annotations: annotated}}}, hint.NotFound},
+		{"on a ReplicaSet", map[string]any{
+			deploymentPath + "orders": appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{UID: uid}},
+			"/apis/apps/v1/namespaces/shop/replicasets": appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{{ObjectMeta: metav1.ObjectMeta{
+				Annotations: annotated, OwnerReferences: []metav1.OwnerReference{{UID: uid, Controller: &controls}},
+			}}}},
+		}, hint.NotFound},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k := apiServer(t, c.objects, noWrite(t))
+			if err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), "orders", "root@desk"); hint.CodeOf(err) != c.code {
+				t.Errorf("%v, code %d, want %d", err, hint.CodeOf(err), c.code)
+			}
+		})
+	}
+	k := apiServer(t, map[string]any{leasePath + lease.Name: lease}, noWrite(t))
+	s, _ := openSession(t, k)
+	s.saved = savedSession{Version: sessionVersion, Target: plan.Undo.Target, Lease: lease.Name, Key: s.key}
+	lease.Annotations[proxypod.ClientAnnotation] = s.Fingerprint().String()
+	if _, err := s.TakeUp(t.Context(), "orders", Options{}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "in prod") {
+		t.Errorf("taking it up: %v", err)
+	}
+}
+
+// An object that others write to all the time is no reason to stop giving back.
+func TestConflictsAreTriedAgain(t *testing.T) {
+	plan := ordersPlan(t)
+	scale := plan.Undo.Of(undo.Replicas)[0]
+	const conflicts = 5 // more than one try of the client's own
+	writes := 0
+	k := apiServer(t, map[string]any{
+		leasePath + plan.Lease.Name:     plan.Lease,
+		deploymentPath + "orders/scale": autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{UID: types.UID(scale.Object.UID)}},
+	}, func(*http.Request) int {
+		if writes++; writes <= conflicts {
+			return http.StatusConflict
+		}
+		return http.StatusOK
+	})
+	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{k, plan.Lease}
+	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
+	if err != nil || len(back) != 1 || writes != conflicts+1 {
+		t.Errorf("after %d writes: %v, %v", writes, back, err)
+	}
+}
