@@ -264,7 +264,7 @@ func (s *Standby) create(ctx context.Context, x changer) (address string, err er
 	return address, nil
 }
 
-// steps are those of a dry run.
+// steps are those of a dry run, in the order in which create makes them.
 func (s *Standby) steps(k *kube.Client, create metav1.CreateOptions) (out []Step) {
 	for _, n := range s.Policies {
 		out = append(out, Step{
@@ -275,17 +275,16 @@ func (s *Standby) steps(k *kube.Client, create metav1.CreateOptions) (out []Step
 			},
 		})
 	}
-	for v, why := range map[*corev1.Service]string{s.Originals: "by which the proxies find the originals", s.Proxies: "by whose endpoints bridge sees when the proxies can take callers"} {
-		out = append(out, Step{
+	service := func(v *corev1.Service, why string) Step {
+		return Step{
 			Verb: "create", Name: "service/" + v.Name, Object: v, Why: why,
 			try: func(ctx context.Context) error {
 				_, err := k.Clientset.CoreV1().Services(v.Namespace).Create(ctx, v, create)
 				return err
 			},
-		})
+		}
 	}
-	slices.SortFunc(out, func(a, b Step) int { return strings.Compare(a.Name, b.Name) })
-	return out
+	return append(out, service(s.Proxies, "by whose endpoints bridge sees when the proxies can take callers"), service(s.Originals, "by which the proxies find the originals"))
 }
 
 // awaitCollected waits until the garbage collector has taken the objects of a swap in mode standby, which the Lease owned, as far as this
