@@ -144,20 +144,35 @@ func (a *app) connectProgram(k *kube.Client, o connectOptions, entrance connect.
 		p.LocalPorts = append(p.LocalPorts, uint16(port))
 	}
 	// So that kubectl works as before when the API server is a port of this machine's loopback.
-	if port, ok := loopbackPort(k.Config.Host); ok {
-		p.LocalPorts = append(p.LocalPorts, port)
+	switch at := onLoopback(k.Config.Host); {
+	case at.Addr().Is4():
+		p.LocalPorts = append(p.LocalPorts, at.Port())
+	case at.IsValid():
+		a.say(fmt.Sprintf("note: the API server is at %s, which is CMD's own: there kubectl does not reach it", at))
 	}
 	return p, p.Check()
 }
 
-// loopbackPort is the port of a kubeconfig's server when that is at 127.0.0.1.
-func loopbackPort(server string) (port uint16, ok bool) {
-	u, err := url.Parse(server)
-	if err != nil || u.Hostname() != "127.0.0.1" && u.Hostname() != "localhost" {
-		return 0, false
+// onLoopback is the address of a kubeconfig's server when that is on this machine's loopback, else not valid.
+func onLoopback(server string) netip.AddrPort {
+	u, err := serverURL(server)
+	if err != nil {
+		return netip.AddrPort{}
 	}
-	n, err := strconv.ParseUint(u.Port(), 10, 16)
-	return uint16(n), err == nil
+	host, port := u.Hostname(), u.Port()
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	if port == "" {
+		if port = "443"; u.Scheme == "http" {
+			port = "80"
+		}
+	}
+	at, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	if err != nil || !at.Addr().Unmap().IsLoopback() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
 // ownCreated has a second signal say how to remove the pod that there is from now on.
@@ -191,12 +206,17 @@ dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
 `, l.proxy, connect.NoProxy([]string{l.direct}), insecure, l.example, l.dns.Addr(), l.dns.Port(), l.domain)
 }
 
-// hostOf is the host name or address in a kubeconfig's server, which may be a URL or "host:port".
-func hostOf(server string) string {
+// serverURL is a kubeconfig's server, which may be a URL or "host:port".
+func serverURL(server string) (*url.URL, error) {
 	if !strings.Contains(server, "://") {
 		server = "https://" + server
 	}
-	u, err := url.Parse(server)
+	return url.Parse(server)
+}
+
+// hostOf is the host name or address in a kubeconfig's server.
+func hostOf(server string) string {
+	u, err := serverURL(server)
 	if err != nil {
 		return ""
 	}

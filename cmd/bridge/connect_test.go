@@ -83,3 +83,22 @@ func TestHostOfServer(t *testing.T) {
 		}
 	}
 }
+
+func TestServerOnLoopback(t *testing.T) {
+	for server, want := range map[string]string{
+		"https://127.0.0.1:6443":  "127.0.0.1:6443",
+		"https://127.0.0.2:6443/": "127.0.0.2:6443",
+		"https://localhost:6443":  "127.0.0.1:6443",
+		"https://localhost":       "127.0.0.1:443",
+		"http://127.0.0.1":        "127.0.0.1:80",
+		"127.0.0.1:8080":          "127.0.0.1:8080",
+		"https://[::1]:6443":      "[::1]:6443",
+		"https://10.0.0.1:6443":   "invalid AddrPort",
+		"https://k8s.example":     "invalid AddrPort",
+		"":                        "invalid AddrPort",
+	} {
+		if got := onLoopback(server); got.String() != want {
+			t.Errorf("%s: %s, want %s", server, got, want)
+		}
+	}
+}

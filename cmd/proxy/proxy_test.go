@@ -23,6 +23,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"bridge/internal/intercept"
 	"bridge/pkg/tunnel"
 )
 
@@ -554,4 +555,43 @@ func TestFirstProbeWaits(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestPortsThatCouldNotBeOpenedAreTriedAgain: whatever was in the way for a moment does not keep callers away for ever.
+func TestPortsThatCouldNotBeOpenedAreTriedAgain(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config{tunnel: "127.0.0.1:0", health: "127.0.0.1:0", listen: []int{other.Addr().(*net.TCPAddr).Port}}
+	log := slog.New(slog.DiscardHandler)
+	p := &proxy{config: c, log: log, health: newHealth(log), server: &tunnel.Server{}, useless: make(chan struct{})}
+	if p.server.Key, err = tunnel.NewKey(); err != nil {
+		t.Fatal(err)
+	}
+	p.server.Client = p.server.Key.Fingerprint()
+	p.ports = &intercept.Interceptor{Host: "127.0.0.1", Ports: c.listen, Open: p.server.Open, Log: log}
+	d, err := c.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := p.run(ctx, d); err != nil {
+			t.Error(err)
+		}
+	})
+	p.onReady(true)
+	if p.health.ready.Load() {
+		t.Error("ready, with a port that another has")
+	}
+	_ = other.Close()
+	select {
+	case <-p.health.first:
+	case <-time.After(3 * retryPause):
+		t.Error("not ready, though the port is free")
+	}
+	cancel()
+	wg.Wait()
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,8 +18,12 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// resolvConf is where a container finds its resolver.
-const resolvConf = "/etc/resolv.conf"
+const (
+	// resolvConf is where a container finds its resolver.
+	resolvConf = "/etc/resolv.conf"
+	// retryPause is between two tries to open the ports when something is in the way, as a lack of descriptors.
+	retryPause = time.Second
+)
 
 // proxy is what runs: the tunnel's server, the readiness answer and the ports.
 type proxy struct {
@@ -31,9 +36,11 @@ type proxy struct {
 	laptop    *standby.Laptop
 	originals *standby.Originals
 
+	laptopReady atomic.Bool // its process, as the laptop says
+
 	mu      sync.Mutex
 	ending  bool          // SIGTERM came: readiness does not come back
-	ready   bool          // somebody can take callers: the laptop, or in standby an original
+	ready   bool          // somebody can take callers, and the ports are open
 	useless chan struct{} // closed when ending and not ready: no new connection can be served
 }
 
@@ -116,6 +123,9 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 	p.ports.Start(parts)
 	p.health.set(!p.standsIn())
 	group.Go(func() error { p.ports.Wait(); return nil })
+	if p.standsIn() {
+		group.Go(func() error { p.keepReady(parts); return nil })
+	}
 	if p.originals != nil {
 		group.Go(func() error { p.laptop.Run(parts); return nil })
 		group.Go(func() error { p.originals.Run(parts); return nil })
@@ -144,13 +154,18 @@ func (p *proxy) standBy() {
 	p.originals = &standby.Originals{
 		Host: p.originalsAt, Ports: p.ports.Ports, Log: p.log,
 		Needed:   func() bool { return !p.laptop.Takes() },
-		OnChange: func(bool) { p.follow(p.taken) },
+		OnChange: func(bool) { p.follow() },
 	}
 	p.ports.Laptop, p.ports.Original = p.laptop.Dial, p.originals.Dial
 }
 
-// taken says whether somebody takes callers.
-func (p *proxy) taken() bool { return p.laptop.Takes() || p.originals.Reached() }
+// taken says whether somebody takes callers: the laptop, or in standby an original.
+func (p *proxy) taken() bool {
+	if p.originals == nil {
+		return p.laptopReady.Load()
+	}
+	return p.laptop.Takes() || p.originals.Reached()
+}
 
 // onLaptop has kept connections follow new ones, to the laptop or back.
 func (p *proxy) onLaptop(port int, open bool) {
@@ -160,21 +175,34 @@ func (p *proxy) onLaptop(port int, open bool) {
 		p.originals.Look()
 		p.ports.Leave(port, intercept.ToLaptop)
 	}
-	p.follow(p.taken)
+	p.follow()
 }
 
-// onReady follows the laptop, which in standby is more than its readiness.
+// onReady follows the laptop.
 func (p *proxy) onReady(ready bool) {
-	if p.originals == nil {
-		p.follow(func() bool { return ready })
+	p.laptopReady.Store(ready)
+	p.follow()
+}
+
+// keepReady tries again what follow could not do, until ctx is done.
+func (p *proxy) keepReady(ctx context.Context) {
+	tick := time.NewTicker(retryPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.follow()
+		}
 	}
 }
 
-// follow has the pod be what ready says: ports first, then the answer that brings callers here; and the other way round.
-func (p *proxy) follow(is func() bool) {
+// follow has the pod be what taken says: ports first, then the answer that brings callers here; and the other way round.
+func (p *proxy) follow() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ready := is()
+	ready := p.taken()
 	if ready == p.ready {
 		return
 	}
@@ -193,6 +221,7 @@ func (p *proxy) follow(is func() bool) {
 	}
 	if err := p.ports.SetReady(ready); err != nil {
 		p.log.Error("ports stay closed", "error", err)
+		p.ready = false
 		return
 	}
 	p.health.set(ready)

@@ -56,11 +56,15 @@ const (
 func (i *Interceptor) ways(c *conn, h tunnel.Header) (to Ways) {
 	by := func(w Way, dial Dial) func(context.Context) (net.Conn, error) {
 		return func(ctx context.Context) (net.Conn, error) {
+			before := c.left[w].Load()
 			peer, err := dial(ctx, h)
 			if err != nil {
 				return nil, err
 			}
 			c.peers[w].Store(&peer) // before anybody looks at c, which may be closed by now
+			if c.left[w].Load() != before {
+				c.leaveSoon()
+			}
 			return peer, nil
 		}
 	}
@@ -81,17 +85,25 @@ func (i *Interceptor) ways(c *conn, h tunnel.Header) (to Ways) {
 	return to
 }
 
-// Leave ends the connections of a port that went by w, as far as that costs no request: those of HTTP/1, each between two
+// Leave ends the connections of a port that went by w, or are being dialled, as far as that costs no request: those of HTTP/1, each between two
 // requests, since the caller opens another one then, which can go elsewhere. The rest stays as it is.
 func (i *Interceptor) Leave(port int, w Way) {
 	for _, c := range i.all() {
-		if c.port != port || c.peer(w) == nil {
+		if c.port != port {
 			continue
 		}
-		c.leaving.Store(true)
-		if c.rhythm.answered() {
-			c.leave()
+		c.left[w].Add(1) // before its peer is looked for, which comes before this is
+		if c.peer(w) != nil {
+			c.leaveSoon()
 		}
+	}
+}
+
+// leaveSoon has c end between two requests.
+func (c *conn) leaveSoon() {
+	c.leaving.Store(true)
+	if c.rhythm.answered() {
+		c.leave()
 	}
 }
 

@@ -89,9 +89,10 @@ type conn struct {
 	port     int
 	peers    [ways]atomic.Pointer[net.Conn] // the last that each way led to; nil: none yet
 	rhythm   rhythm
-	draining *atomic.Bool // of the Interceptor
-	leaving  atomic.Bool  // it is to end between two of its requests
-	endedAt  atomic.Int64 // nanoseconds since 1970; not 0: the caller was sent our end
+	draining *atomic.Bool        // of the Interceptor
+	leaving  atomic.Bool         // it is to end between two of its requests
+	left     [ways]atomic.Uint32 // how often Leave was called for each way
+	endedAt  atomic.Int64        // nanoseconds since 1970; not 0: the caller was sent our end
 }
 
 // Read reads what the caller says.

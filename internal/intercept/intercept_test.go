@@ -325,6 +325,39 @@ func TestCheckNamesThePortThatCannotBeOpened(t *testing.T) {
 }
 
 // drain runs Drain and returns a channel that is closed when it is over.
+// TestLeaveReachesWhoIsBeingDialled: an original that is slow to take a connection does not keep it when the laptop is back.
+func TestLeaveReachesWhoIsBeingDialled(t *testing.T) {
+	r := newRig(t)
+	dialled, left := make(chan struct{}), make(chan struct{})
+	r.pod.Laptop = func(context.Context, tunnel.Header) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	r.pod.Original = func(ctx context.Context, _ tunnel.Header) (net.Conn, error) {
+		close(dialled)
+		<-left
+		return (&net.Dialer{}).DialContext(ctx, "tcp", r.app.Addr().String())
+	}
+	r.open()
+	caller := r.call()
+	<-dialled
+	r.pod.Leave(r.pod.Ports[0], ToOriginal)
+	close(left)
+	app, err := r.app.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = app.Close() }()
+	const request, answer = "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"
+	write(t, caller, request)
+	read(t, app, request)
+	if all := r.pod.all(); len(all) != 1 || !all[0].leaving.Load() {
+		t.Fatal("the connection stays with the original")
+	}
+	write(t, app, answer)
+	read(t, caller, answer)
+	if err := ends(caller); err != nil {
+		t.Error(err)
+	}
+}
+
 func (r *rig) drain(limit time.Duration) <-chan struct{} {
 	over := make(chan struct{})
 	go func() {

@@ -22,6 +22,8 @@ type scaled struct {
 			Kind string `json:"kind"` // empty is Deployment
 			Name string `json:"name"`
 		} `json:"scaleTargetRef"`
+		MinReplicaCount  int32  `json:"minReplicaCount"`  // 0 where it has none
+		IdleReplicaCount *int32 `json:"idleReplicaCount"` // in its place, while no trigger fires
 	} `json:"spec"`
 }
 
@@ -56,6 +58,14 @@ func kedaNotes(list []scaled, s *Subject) (notes []string) {
 		}
 		const pausedAt, paused = "autoscaling.keda.sh/paused-replicas", "autoscaling.keda.sh/paused"
 		switch at, has := o.Annotations[pausedAt]; {
+		case s.Standby && (has && at != "0" || o.Annotations[paused] == "true"): // it leaves the original alone
+		case s.Standby:
+			least := o.Spec.MinReplicaCount
+			if o.Spec.IdleReplicaCount != nil {
+				least = *o.Spec.IdleReplicaCount
+			}
+			note := goesOn("scaledobject/"+o.Name+" (KEDA)", least)
+			notes = append(notes, fmt.Sprintf("%s; to keep it as it is: kubectl annotate scaledobject %s -n %s %s=true", note, o.Name, s.Target.Namespace, paused))
 		case has && at == "0":
 			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused at 0 replicas: it leaves the original there", o.Name))
 		case has:

@@ -35,7 +35,7 @@ type Subject struct {
 	Container string
 	// Keeper is its keeper's pod; nil: there is to be none.
 	Keeper *corev1.PodTemplateSpec
-	// Standby is whether the original goes on: then nothing happens to its replicas and its volumes.
+	// Standby is whether the original goes on: then bridge does nothing to its replicas and its volumes.
 	Standby bool
 	// ConfigMaps is how many the swap creates.
 	ConfigMaps int
@@ -53,7 +53,7 @@ func Look(ctx context.Context, k *kube.Client, s Subject) []string {
 		replace bool // concerns mode replace alone
 	}
 	looks := []lookFor{
-		{"autoscalers", autoscaler, true}, {"KEDA's ScaledObjects", keda, true},
+		{"autoscalers", autoscaler, false}, {"KEDA's ScaledObjects", keda, false},
 		{"", argoCD, false}, {"", flux, false},
 		{"disruption budgets", budget, false}, {"quotas", quota, false}, {"limit ranges", limitRange, false},
 		{"meshes that the namespace asks for", mesh, false}, {"network policies", policy, true}, {"volume claims", volume, true},

@@ -87,6 +87,12 @@ func TestLines(t *testing.T) {
 			return look(t, s)
 		}
 	}
+	standing := func(look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Standby = true
+			return look(t, s)
+		}
+	}
 	ranges := func(item string) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
 			return limitRangeNotes([]corev1.LimitRange{decode[corev1.LimitRange](t, "metadata: {name: l}\nspec: {limits: ["+item+"]}")}, s)
@@ -128,6 +134,13 @@ func TestLines(t *testing.T) {
 		{"a paused ScaledObject", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"0\"}}\nspec: {scaleTargetRef: {name: orders, kind: Deployment}}"), "leaves the original there"},
 		{"a ScaledObject that is paused elsewhere", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}"), "paused at 3 replicas"},
 		{"another's ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders, kind: StatefulSet}}"), ""},
+		{"an autoscaler of an original that goes on", standing(hpas(hpa + "scaleTargetRef: {kind: Deployment, name: orders}}")), "down to its minimum of 1: so few answer at first"},
+		{"one that goes down to 0", standing(hpas(hpa + "minReplicas: 0, scaleTargetRef: {kind: Deployment, name: orders}}")), "minimum of 0: then nobody answers"},
+		{"a ScaledObject of an original that goes on", standing(objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}")), "minimum of 0: then nobody answers what this machine cannot take; to keep it as it is: kubectl annotate scaledobject o -n shop autoscaling.keda.sh/paused=true"},
+		{"one with a minimum", standing(objects("metadata: {name: o}\nspec: {minReplicaCount: 2, scaleTargetRef: {name: orders}}")), "minimum of 2: so few"},
+		{"one that may be idle", standing(objects("metadata: {name: o}\nspec: {minReplicaCount: 2, idleReplicaCount: 0, scaleTargetRef: {name: orders}}")), "minimum of 0"},
+		{"one that is paused", standing(objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}")), ""},
+		{"one that is paused at 0", standing(objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"0\"}}\nspec: {scaleTargetRef: {name: orders}}")), "nobody answers"},
 		{"Argo CD, by annotation", target("annotations: {argocd.argoproj.io/tracking-id: \"store:apps/Deployment:shop/orders\"}", argoCD), "argocd app set store --sync-policy none) or have it ignore its spec.replicas and spec.selector of service/orders"},
 		{"Argo CD, by label", target("labels: {argocd.argoproj.io/instance: store}", argoCD), "application store"},
 		{"Helm's label", target("labels: {app.kubernetes.io/instance: store}", argoCD), ""},

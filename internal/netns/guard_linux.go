@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -76,14 +75,16 @@ func watch(namespace string) {
 	os.Exit(0)
 }
 
-// inside are the processes in the namespace, whose names /proc tells of one's own processes.
+// inside are the processes in the namespace, whose names /proc tells of one's own processes. Of one that lets nobody look at it, as
+// ssh-agent does (PR_SET_DUMPABLE), the folder with the link cannot be listed; the link can be read by who owns the user namespace.
 func inside(namespace string) (pids []int) {
-	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
-	for _, link := range links {
-		if to, err := os.Readlink(link); err != nil || to != namespace {
+	all, _ := os.ReadDir("/proc")
+	for _, e := range all {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
 			continue
 		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(link)))); err == nil {
+		if to, err := os.Readlink("/proc/" + e.Name() + "/ns/net"); err == nil && to == namespace {
 			pids = append(pids, pid)
 		}
 	}

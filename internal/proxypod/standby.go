@@ -82,6 +82,11 @@ func OriginalsName(lease string) string { return serviceName(lease) + "-original
 // ProxiesName is described with OriginalsName.
 func ProxiesName(lease string) string { return serviceName(lease) + "-proxies" }
 
+// CallersName is the name of the policies, counted from 0, that let callers out to the proxies.
+func CallersName(lease string, i int) string {
+	return fmt.Sprintf("%s-callers-%d", serviceName(lease), i)
+}
+
 // serviceName is a Lease's name without the dots that a Deployment's name may have and a Service's may not.
 func serviceName(lease string) string {
 	name := strings.ReplaceAll(lease, ".", "-")

@@ -42,9 +42,8 @@ type Originals struct {
 	news chan struct{} // capacity 1
 
 	mu      sync.Mutex
-	reached bool
-	at      time.Time // when that was found
-	err     error     // the last
+	reached bool      // Run alone sets it
+	at      time.Time // when one was reached last; zero: the last caller has reached none
 }
 
 func (o *Originals) init() { o.once.Do(func() { o.news = make(chan struct{}, 1) }) }
@@ -58,12 +57,12 @@ func (o *Originals) Dial(ctx context.Context, h tunnel.Header) (conn net.Conn, e
 			break
 		}
 		if conn, err = o.connect(ctx, port); err == nil {
-			o.found(nil)
+			o.met(time.Now())
 			return conn, nil
 		}
 	}
 	if ctx.Err() == nil {
-		o.found(err)
+		o.met(time.Time{})
 	}
 	return nil, fmt.Errorf("original: %w", err)
 }
@@ -73,18 +72,18 @@ func (o *Originals) connect(ctx context.Context, port string) (net.Conn, error) 
 	return d.DialContext(ctx, "tcp", net.JoinHostPort(o.Host, port))
 }
 
-// found notes how a dial went.
-func (o *Originals) found(err error) {
+// met notes when a caller has reached an original; zero: it has not. That is one port, or one pod which just goes: Run looks
+// whether they are there.
+func (o *Originals) met(at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	changed := o.reached != (err == nil)
-	o.reached, o.at, o.err = err == nil, time.Now(), err
-	if changed {
+	o.at = at
+	if o.reached == at.IsZero() {
 		o.Look()
 	}
 }
 
-// Reached says whether the last dial reached an original.
+// Reached says whether the originals are reached, as OnChange was told last, or is about to be.
 func (o *Originals) Reached() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -105,25 +104,13 @@ func (o *Originals) Run(ctx context.Context) {
 	o.init()
 	tick := time.NewTicker(searchEvery)
 	defer tick.Stop()
-	for told := false; ; {
-		o.mu.Lock()
-		reached, age, err := o.reached, time.Since(o.at), o.err
-		o.mu.Unlock()
-		if !reached || o.Needed() && age > checkEvery {
-			err = o.check(ctx)
-			reached = err == nil
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if reached != told {
-			told = reached
-			if reached {
-				o.Log.Info("the originals are reached")
-			} else {
-				o.Log.Warn("the originals are not reached", "error", err)
+	for {
+		if o.due() {
+			err := o.check(ctx)
+			if ctx.Err() != nil {
+				return
 			}
-			o.OnChange(reached)
+			o.found(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -134,6 +121,36 @@ func (o *Originals) Run(ctx context.Context) {
 	}
 }
 
+// due says whether it is time to look, and has what callers meet from now on count for the next time.
+func (o *Originals) due() bool {
+	needed := o.Needed()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.reached && (!needed || time.Since(o.at) <= checkEvery) {
+		return false
+	}
+	o.at = time.Now()
+	return true
+}
+
+// found makes a check's result known.
+func (o *Originals) found(err error) {
+	reached := err == nil
+	o.mu.Lock()
+	changed := o.reached != reached
+	o.reached = reached
+	o.mu.Unlock()
+	switch {
+	case !changed:
+		return
+	case reached:
+		o.Log.Info("the originals are reached")
+	default:
+		o.Log.Warn("the originals are not reached", "error", err)
+	}
+	o.OnChange(reached)
+}
+
 // check connects for nobody, to the first port that answers.
 func (o *Originals) check(ctx context.Context) error {
 	var errs []error
@@ -141,16 +158,11 @@ func (o *Originals) check(ctx context.Context) error {
 		conn, err := o.connect(ctx, strconv.Itoa(port))
 		if err == nil {
 			_ = conn.Close()
-			o.found(nil)
 			return nil
 		}
 		errs = append(errs, err)
 	}
-	err := errors.Join(errs...)
-	if ctx.Err() == nil {
-		o.found(err)
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -343,6 +343,31 @@ func TestNobodyIsAReset(t *testing.T) {
 	r.answers("original")
 }
 
+// TestACallerOfADeadPortLosesNobodyTheOriginals: a port at which nothing answers says nothing of the others.
+func TestACallerOfADeadPortLosesNobodyTheOriginals(t *testing.T) {
+	alive := newServer(t, host()+":0", "original")
+	at, portText, _ := net.SplitHostPort(alive.address)
+	port, _ := strconv.Atoi(portText)
+	reached := make(chan bool, 1)
+	o := &Originals{
+		Host: at, Ports: []int{port}, Needed: func() bool { return true }, OnChange: func(is bool) { reached <- is }, Log: slog.New(slog.DiscardHandler),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { o.Run(ctx) })
+	if !<-reached {
+		t.Fatal("not reached")
+	}
+	cancel()
+	wg.Wait() // so that nobody looks again
+	if _, err := o.Dial(t.Context(), tunnel.Header{Address: ":1"}); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("port 1: %v", err)
+	}
+	if !o.Reached() || len(reached) > 0 {
+		t.Error("the originals count as not reached, and nobody was told")
+	}
+}
+
 // TestBytesToAnOriginalAreExact, with a half-close in between.
 func TestBytesToAnOriginalAreExact(t *testing.T) {
 	r := newRig(t)

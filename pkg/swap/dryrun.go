@@ -73,7 +73,7 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	pods := "in one pod"
 	if p.Standby != nil {
 		d.Steps = append(d.Steps, p.Standby.steps(k, create)...)
-		pods = fmt.Sprintf("in %d pods", proxypod.StandbyReplicas)
+		pods = fmt.Sprintf("in %d pods; --originals is the address of service/%s, which has none before it is there", proxypod.StandbyReplicas, p.Standby.Originals.Name)
 	}
 	for _, m := range proxypod.ConfigMaps(ns, p.Lease.Name, parts) {
 		n := 0

@@ -12,11 +12,13 @@ import (
 type admission struct {
 	toOriginals *networkingv1.NetworkPolicySpec // lets the proxies in
 	ofProxies   *networkingv1.NetworkPolicySpec // lets in who may call the originals, and the proxies out to them
-	because     []string                        // the policies for whose sake, by name
+	// ofCallers let out to the proxies who may go out to the originals, by the labels of these.
+	ofCallers []networkingv1.NetworkPolicySpec
+	because   []string // the policies for whose sake, by name
 }
 
 // admitting are the policies that proxies with these labels need where those in list hold for the original's
-// pods or for them. One that selects what nothing selects yet would close it to everybody else, so
+// pods, for them or for callers. One that selects what nothing selects yet would close it to everybody else, so
 // none is made without need.
 func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]string, originals, proxies metav1.LabelSelector) (a admission) {
 	from := networkingv1.NetworkPolicyPeer{PodSelector: &proxies}
@@ -48,6 +50,12 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 		if selector.Matches(labels.Set(proxy)) {
 			shut, confined, holds = shut || in, confined || out, true
 		}
+		if rules := towards(p.Spec.Egress, original, proxy, proxies); out && len(rules) > 0 {
+			a.ofCallers = append(a.ofCallers, networkingv1.NetworkPolicySpec{
+				PodSelector: p.Spec.PodSelector, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, Egress: rules,
+			})
+			holds = true
+		}
 		if holds {
 			a.because = append(a.because, p.Name)
 		}
@@ -77,4 +85,24 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 		a.ofProxies.Egress = append([]networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{to}}}, egress...)
 	}
 	return a
+}
+
+// towards are the rules by which pods may go to the original for its labels, as rules for the proxies, which have others.
+func towards(egress []networkingv1.NetworkPolicyEgressRule, original, proxy map[string]string, proxies metav1.LabelSelector) (rules []networkingv1.NetworkPolicyEgressRule) {
+	for _, rule := range egress {
+		var to []networkingv1.NetworkPolicyPeer
+		for _, peer := range rule.To {
+			if peer.PodSelector == nil {
+				continue // whole namespaces, or addresses, of which nobody knows whose they are
+			}
+			selector, err := metav1.LabelSelectorAsSelector(peer.PodSelector)
+			if err == nil && selector.Matches(labels.Set(original)) && !selector.Matches(labels.Set(proxy)) {
+				to = append(to, networkingv1.NetworkPolicyPeer{PodSelector: &proxies, NamespaceSelector: peer.NamespaceSelector})
+			}
+		}
+		if len(to) > 0 {
+			rules = append(rules, networkingv1.NetworkPolicyEgressRule{Ports: rule.Ports, To: to})
+		}
+	}
+	return rules
 }

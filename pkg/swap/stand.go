@@ -48,9 +48,10 @@ func (s *Swap) awaitProxies(ctx context.Context) error {
 	return err
 }
 
-// awaitStanding waits until awaitProxies has come that far, or ctx is done; a replaced original's proxy is Ready by the laptop alone.
+// awaitStanding waits until awaitProxies has come that far, or ctx is done; a replaced original's proxy is Ready by the laptop alone. Those
+// of a swap that is taken up have reached the originals before, which may be down now: then this machine is to answer at once.
 func (s *Swap) awaitStanding(ctx context.Context) {
-	if !s.Plan.standby() {
+	if !s.Plan.standby() || s.Session.TakenUp() {
 		return
 	}
 	select {

@@ -205,10 +205,11 @@ func (p *Plan) originalsPort(name string, number int32) proxypod.OriginalsPort {
 	return proxypod.OriginalsPort{Port: number, Target: intstr.FromInt32(number)}
 }
 
-// admit adds network policies where there are some that hold for the originals, or for the proxies, which have none of their labels.
+// admit adds network policies where there are some that hold for the originals, for callers by the originals' labels, or for the
+// proxies, which have none of these.
 func (p *Plan) admit(f Facts) error {
 	if f.Standby.PoliciesUnknown {
-		p.Notes = append(p.Notes, "your account may not read network policies: where they hold for the original, they keep the proxies from it, which are not Ready then")
+		p.Notes = append(p.Notes, "your account may not read network policies: where they hold for the original, they keep the proxies from it, which are not Ready then; where they let callers out by its labels, they keep these from the proxies")
 		return nil
 	}
 	lease, ns := p.Proxy.Name, p.Proxy.Namespace
@@ -220,11 +221,17 @@ func (p *Plan) admit(f Facts) error {
 	if a.ofProxies != nil {
 		p.Standby.Policies = append(p.Standby.Policies, proxypod.Policy(lease, ns, proxypod.ProxiesName(lease), *a.ofProxies))
 	}
+	for i, spec := range a.ofCallers {
+		p.Standby.Policies = append(p.Standby.Policies, proxypod.Policy(lease, ns, proxypod.CallersName(lease, i), spec))
+	}
+	if len(f.Standby.Policies) > 0 {
+		p.Notes = append(p.Notes, "network policies of other namespaces are not seen: where one lets callers out by the original's labels, it keeps them from the proxies")
+	}
 	switch names := strings.Join(a.because, ", "); {
 	case len(p.Standby.Policies) == 0:
 	case !f.Standby.MayAdmit:
 		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+insist,
-			"deployment/%s cannot be swapped in mode standby: network policies (%s) keep the proxies from it, and your account may not %s",
+			"deployment/%s cannot be swapped in mode standby: network policies (%s) keep callers from the proxies, or these from it, and your account may not %s",
 			f.Deployment.Name, names, rightList(rights.Admitting()))
 	default:
 		p.Notes = append(p.Notes, fmt.Sprintf("network policies hold here (%s): bridge adds its own, which let the proxies take the original's callers and pass them on", names))
@@ -264,7 +271,7 @@ func (s *Standby) create(ctx context.Context, x changer) (address string, err er
 	return address, nil
 }
 
-// steps are those of a dry run.
+// steps are those of a dry run, in the order in which create makes them.
 func (s *Standby) steps(k *kube.Client, create metav1.CreateOptions) (out []Step) {
 	for _, n := range s.Policies {
 		out = append(out, Step{
@@ -275,17 +282,16 @@ func (s *Standby) steps(k *kube.Client, create metav1.CreateOptions) (out []Step
 			},
 		})
 	}
-	for v, why := range map[*corev1.Service]string{s.Originals: "by which the proxies find the originals", s.Proxies: "by whose endpoints bridge sees when the proxies can take callers"} {
-		out = append(out, Step{
+	service := func(v *corev1.Service, why string) Step {
+		return Step{
 			Verb: "create", Name: "service/" + v.Name, Object: v, Why: why,
 			try: func(ctx context.Context) error {
 				_, err := k.Clientset.CoreV1().Services(v.Namespace).Create(ctx, v, create)
 				return err
 			},
-		})
+		}
 	}
-	slices.SortFunc(out, func(a, b Step) int { return strings.Compare(a.Name, b.Name) })
-	return out
+	return append(out, service(s.Proxies, "by whose endpoints bridge sees when the proxies can take callers"), service(s.Originals, "by which the proxies find the originals"))
 }
 
 // awaitCollected waits until the garbage collector has taken the objects of a swap in mode standby, which the Lease owned, as far as this

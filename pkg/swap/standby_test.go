@@ -28,7 +28,7 @@ func standbyFacts(t *testing.T) (Facts, Options) {
 	f.Deployment.Status.ReadyReplicas = 2
 	f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
 	f.Standby.MayAdmit = true
-	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("web", map[string]string{"app": "orders"}, "web", networkingv1.PolicyTypeIngress)}
+	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("web", map[string]string{"app": "orders"}, "web", networkingv1.PolicyTypeIngress), policy("web-out", map[string]string{"app": "web"}, "orders", networkingv1.PolicyTypeEgress)}
 	return f, Options{Mode: ModeStandby, Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon, Ports: []string{"3000:http"}}
 }
 
@@ -95,7 +95,7 @@ func TestStandbyRefuses(t *testing.T) {
 			f.Pods = append(f.Pods, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"app": "orders"}}})
 		}},
 		{"a right that is missing", "your account may not create services", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.Lacking = rights.Standing() }},
-		{"a policy that cannot be met", "network policies (web) keep the proxies from it", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.MayAdmit = false }},
+		{"a policy that cannot be met", "network policies (web, web-out) keep callers from the proxies", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.MayAdmit = false }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f, o := standbyFacts(t)
@@ -142,6 +142,11 @@ func TestStandbyLeavesAlone(t *testing.T) {
 func TestAdmitting(t *testing.T) {
 	in, out := networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress
 	app := map[string]string{"app": "orders"}
+	across := policy("a", map[string]string{"app": "web"}, "orders", out)
+	across.Spec.Egress[0].Ports = []networkingv1.NetworkPolicyPort{{Port: new(intstr.FromString("http"))}}
+	across.Spec.Egress[0].To = append(across.Spec.Egress[0].To, networkingv1.NetworkPolicyPeer{PodSelector: across.Spec.Egress[0].To[0].PodSelector,
+		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "store"}},
+	}, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8"}})
 	originals := metav1.LabelSelector{MatchLabels: app}
 	for _, c := range []struct {
 		name string
@@ -151,6 +156,36 @@ func TestAdmitting(t *testing.T) {
 		{"none", nil, "{}\n"},
 		{"of others", []networkingv1.NetworkPolicy{policy("a", map[string]string{"app": "x"}, "web", in, out)}, "{}\n"},
 		{"the original calls nobody", []networkingv1.NetworkPolicy{policy("a", app, "db", out)}, "{}\n"},
+		{"callers are let out to all pods", []networkingv1.NetworkPolicy{{Spec: networkingv1.NetworkPolicySpec{
+			PolicyTypes: []networkingv1.PolicyType{out},
+			Egress:      []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}},
+		}}}, `
+proxies:
+  egress: [{to: [{podSelector: {matchLabels: {app: orders}}}]}, {to: [{podSelector: {}}]}]
+  ingress: [{}]
+  podSelector: {matchLabels: {bridge.internal/proxy: b}}
+  policyTypes: [Ingress, Egress]
+`},
+		{"callers are let out by its labels", []networkingv1.NetworkPolicy{across, policy("b", map[string]string{"app": "batch"}, "orders", out), policy("c", nil, "orders", in)}, `
+originals:
+  ingress: [{from: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}]}]
+  podSelector: {matchLabels: {app: orders}}
+  policyTypes: [Ingress]
+proxies:
+  ingress: [{from: [{podSelector: {matchLabels: {app: orders}}}]}]
+  podSelector: {matchLabels: {bridge.internal/proxy: b}}
+  policyTypes: [Ingress]
+callers 0:
+  egress:
+  - ports: [{port: http}]
+    to: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}, {namespaceSelector: {matchLabels: {team: store}}, podSelector: {matchLabels: {bridge.internal/proxy: b}}}]
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Egress]
+callers 1:
+  egress: [{to: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}]}]
+  podSelector: {matchLabels: {app: batch}}
+  policyTypes: [Egress]
+`},
 		{"callers are let in", []networkingv1.NetworkPolicy{policy("a", app, "web", in)}, `
 originals:
   ingress: [{from: [{podSelector: {matchLabels: {bridge.internal/proxy: b}}}]}]
@@ -180,6 +215,9 @@ proxies:
 		}
 		if got.ofProxies != nil {
 			specs["proxies"] = got.ofProxies
+		}
+		for i := range got.ofCallers {
+			specs["callers "+strconv.Itoa(i)] = &got.ofCallers[i]
 		}
 		var want map[string]networkingv1.NetworkPolicySpec
 		if err := yaml.UnmarshalStrict([]byte(c.want), &want); err != nil {

@@ -296,6 +296,9 @@ func TestLookout(t *testing.T) {
 			t.Errorf("it says %q", line)
 		}
 	}
+	b = w.bridge(append(args, "--mode", "standby")...)
+	b.exits(0)
+	b.prints("# note: horizontalpodautoscaler/orders goes on, and may take the original")
 	w.assertSnapshot(before)
 	who := w.as("ada", granting("least", rights.Swap.Required(true)))
 	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)

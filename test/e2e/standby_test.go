@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -133,6 +135,39 @@ func TestStandbyFaults(t *testing.T) {
 			w.assertGivenBack(before)
 		})
 	}
+}
+
+// A bridge that is started again while no original is there answers by itself: the proxies become Ready by it.
+func TestStandbyTakenUpWithoutOriginals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	args := slices.Concat([]string{"swap", "deployment", "orders"}, localOrders(t), standing, []string{"--self-restore", "never"})
+	b := w.bridge(args...)
+	b.says(swapped)
+	w.proxies()
+	b.kill()
+	scale := func(replicas int32) {
+		if _, err := s.client.AppsV1().Deployments(w.ns).UpdateScale(t.Context(), "orders", &autoscalingv1.Scale{
+			ObjectMeta: metav1.ObjectMeta{Name: "orders", Namespace: w.ns}, Spec: autoscalingv1.ScaleSpec{Replicas: replicas},
+		}, metav1.UpdateOptions{FieldManager: "somebody"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scale(0)
+	w.awaitReady("app=orders", 0)
+	w.await("the proxies to be not Ready", func() bool {
+		return !slices.ContainsFunc(w.pods("bridge.internal/proxy"), func(p corev1.Pod) bool {
+			return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
+		})
+	})
+	b = w.bridge(args...)
+	b.says("taking up the swap")
+	b.says(swapped)
+	w.answeredBy("laptop")
+	scale(1)
+	w.awaitReady("app=orders", 1)
+	b.terminate()
+	w.answeredBy("original")
 }
 
 // deleteProxies deletes so many of the proxy's pods, as an eviction does.
