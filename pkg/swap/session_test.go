@@ -16,9 +16,11 @@ import (
 	"bridge/internal/proxypod"
 )
 
+var orders = kube.Target{Kind: kube.Deployment, Name: "orders"}
+
 func openSession(t *testing.T, k *kube.Client) (*Session, string) {
 	t.Helper()
-	s, note, err := OpenSession(k, "orders")
+	s, note, err := OpenSession(k, orders)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestSessionIsKeptUntilItIsForgotten(t *testing.T) {
 	if err := s.begin(plan); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := OpenSession(k, "orders"); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "process ") {
+	if _, _, err := OpenSession(k, orders); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "process ") {
 		t.Errorf("a second one: %v", err)
 	}
 	if err := s.held(plan.Lease); err != nil {
@@ -120,7 +122,7 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		if s, note = openSession(t, k); !strings.Contains(note, want) || want == "" && note != "" {
 			t.Errorf("%s: %q, want %q", content, note, want)
 		}
-		if plan, err := s.TakeUp(t.Context(), "orders", Options{}, proxypod.Source{}, func(string) {}); plan != nil || err != nil { // without a request
+		if plan, err := s.TakeUp(t.Context(), orders, Options{}, proxypod.Source{}, func(string) {}); plan != nil || err != nil { // without a request
 			t.Errorf("%s: taken up: %v, %v", content, plan, err)
 		}
 		if err := s.begin(ordersPlan(t)); err != nil {
@@ -128,7 +130,7 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		}
 	}
 	s.Close()
-	if err := forgetSession(k, "orders"); err != nil {
+	if err := forgetSession(k, orders); err != nil {
 		t.Error(err)
 	}
 	if files := sessionFiles(t); len(files) > 0 {

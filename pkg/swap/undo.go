@@ -1,6 +1,12 @@
 package swap
 
-import "bridge/internal/undo"
+import (
+	"strings"
+
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/internal/undo"
+)
 
 // internal/undo has the record and its parts apart from this package for the cluster's side, which gives back by them too and
 // links no Kubernetes client.
@@ -12,3 +18,16 @@ type (
 	// Change is one field of one object.
 	Change = undo.Change
 )
+
+// objectOf names a workload in a record.
+func objectOf(w *kube.Workload) Object {
+	return Object{APIVersion: "apps/v1", Kind: w.Kind.Object(), Namespace: w.Namespace, Name: w.Name, UID: string(w.UID)}
+}
+
+// targetOf is a record's object as a user names it.
+func targetOf(o Object) kube.Target {
+	return kube.Target{Kind: kube.Kind(strings.ToLower(o.Kind)), Name: o.Name}
+}
+
+// leaseName is that of the claim on t.
+func leaseName(t kube.Target) string { return proxypod.LeaseName(string(t.Kind), t.Name) }
