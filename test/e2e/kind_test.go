@@ -161,9 +161,13 @@ func TestClaimsAreNotDropped(t *testing.T) {
   - metadata: {name: data}
     spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Mi}}}
 `, 1)
+	w.apply(fmt.Sprintf(clientYAML, s.image))
+	w.apply(keeping)
+	keeping, _, _ = strings.Cut(keeping, "\n---\n") // the Services are not this one's to change
 	dropping := strings.Replace(keeping, "whenScaled: Retain", "whenScaled: Delete", 1)
 	w.apply(dropping)
 	w.awaitReady("app=db", 2)
+	w.awaitReady("app=client", 1)
 	before, pods := w.snapshot(), w.pods("app=db")
 	args := append([]string{"swap", "statefulset", "db"}, localOrders(t)...)
 	const refused = "statefulset/db cannot be swapped in mode replace: at 0 replicas the cluster deletes its volume claims (data)"
