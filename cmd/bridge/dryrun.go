@@ -38,13 +38,13 @@ func (d *dryRun) String() string { return string(*d) }
 func (d *dryRun) Type() string { return "client|server" }
 
 // dryRun prints the plan, with a key that nobody has.
-func (a *app) dryRun(ctx context.Context, k *kube.Client, name string, options swap.Options, source proxypod.Source, o swapOptions) error {
+func (a *app) dryRun(ctx context.Context, k *kube.Client, t kube.Target, options swap.Options, source proxypod.Source, o swapOptions) error {
 	key, err := tunnel.NewKey()
 	if err != nil {
 		return err
 	}
 	options.Client = key.Fingerprint()
-	plan, parts, err := planSwap(ctx, k, name, options, source)
+	plan, parts, err := planSwap(ctx, k, t, options, source)
 	if err != nil {
 		return err
 	}

@@ -31,12 +31,12 @@ func lookFlags(cmd *cobra.Command, o *lookOptions) {
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the pod may take to be Ready")
 }
 
-// look starts a pod like those of the deployment, has use ask it, and removes it.
-func (a *app) look(ctx context.Context, k *kube.Client, name string, o lookOptions, use func(ctx context.Context, p *proxypod.Proxy, t *tunnel.Client) error) error {
-	if err := rights.Connect.Check(ctx, k, "look at deployment/"+name, o.image == ""); err != nil {
+// look starts a pod like those of the workload, has use ask it, and removes it.
+func (a *app) look(ctx context.Context, k *kube.Client, t kube.Target, o lookOptions, use func(ctx context.Context, p *proxypod.Proxy, t *tunnel.Client) error) error {
+	if err := rights.Connect.For(t.Kind).Check(ctx, k, "look at "+t.String(), o.image == ""); err != nil {
 		return err
 	}
-	like, err := proxypod.FindLike(ctx, k, name, o.container)
+	like, err := proxypod.FindLike(ctx, k, t, o.container)
 	if err != nil {
 		return err
 	}
@@ -53,17 +53,17 @@ func newEnvCommand(a *app) *cobra.Command {
 	var o lookOptions
 	format := podview.Formats[0]
 	cmd := &cobra.Command{
-		Use:   "env deployment NAME",
-		Short: "Print the environment of a deployment's container",
-		Long: `env prints the environment that the deployment's container has, as the cluster resolves it: ConfigMaps, Secrets, fields,
-service links. For that it starts a pod like the deployment's, which no Service and no controller takes for one of them, and
+		Use:   "env KIND NAME",
+		Short: "Print the environment of a workload's container",
+		Long: `env prints the environment that a container of a deployment, statefulset or replicaset has, as the cluster resolves it: ConfigMaps,
+Secrets, fields, service links. For that it starts a pod like the workload's, which no Service and no controller takes for one of them, and
 removes it. No right to read Secrets is needed. Variables that are this machine's own affair (PATH, HOME, ...) are left out.`,
 		Example: `  bridge env deployment orders > .env
   eval "$(bridge env deployment orders --format shell)"
   docker run --env-file <(bridge env deployment orders --format docker) orders:dev`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := parseWorkload(args)
+			t, err := parseWorkload(args)
 			if err != nil {
 				return err
 			}
@@ -74,8 +74,11 @@ removes it. No right to read Secrets is needed. Variables that are this machine'
 			if err != nil {
 				return err
 			}
-			return a.look(cmd.Context(), k, name, o, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
-				v, err := t.View(ctx, "")
+			if t, err = a.workload(cmd.Context(), k, t); err != nil {
+				return err
+			}
+			return a.look(cmd.Context(), k, t, o, func(ctx context.Context, _ *proxypod.Proxy, c *tunnel.Client) error {
+				v, err := c.View(ctx, "")
 				if err != nil {
 					return err
 				}

@@ -17,10 +17,10 @@ func newFilesCommand(a *app) *cobra.Command {
 	var o lookOptions
 	var token bool
 	cmd := &cobra.Command{
-		Use:   "files deployment NAME DIR",
-		Short: "Write the files that a deployment's container has from ConfigMaps and Secrets",
-		Long: `files writes into DIR, which has to be new or empty, the files that the deployment's container has from ConfigMaps, Secrets,
-projected volumes and the downward API, each below its path in the container. For that it starts a pod like the deployment's, which no
+		Use:   "files KIND NAME DIR",
+		Short: "Write the files that a workload's container has from ConfigMaps and Secrets",
+		Long: `files writes into DIR, which has to be new or empty, the files that a container of a deployment, statefulset or replicaset has from
+ConfigMaps, Secrets, projected volumes and the downward API, each below its path in the container. For that it starts a pod like the workload's, which no
 Service and no controller takes for one of them, and removes it. No right to read Secrets is needed. The files are yours, and stay.`,
 		Example: `  bridge files deployment orders ./pod
   bridge files deployment/orders ./pod --token`,
@@ -31,12 +31,15 @@ Service and no controller takes for one of them, and removes it. No right to rea
 			return targetArgs(cmd, args[:len(args)-1])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := parseWorkload(args[:len(args)-1])
+			t, err := parseWorkload(args[:len(args)-1])
 			if err != nil {
 				return err
 			}
 			k, err := a.kube()
 			if err != nil {
+				return err
+			}
+			if t, err = a.workload(cmd.Context(), k, t); err != nil {
 				return err
 			}
 			if token {
@@ -49,8 +52,8 @@ Service and no controller takes for one of them, and removes it. No right to rea
 				return hint.New(hint.Usage, err, "")
 			}
 			defer folder.Close()
-			return a.look(cmd.Context(), k, name, o, func(ctx context.Context, p *proxypod.Proxy, t *tunnel.Client) error {
-				m := &podview.Mirror{Folder: folder, Look: t.View, Account: proxypod.AccountPath, Say: a.say}
+			return a.look(cmd.Context(), k, t, o, func(ctx context.Context, p *proxypod.Proxy, c *tunnel.Client) error {
+				m := &podview.Mirror{Folder: folder, Look: c.View, Account: proxypod.AccountPath, Say: a.say}
 				if token {
 					m.Tokens = p.Tokens(false)
 				}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,21 +24,22 @@ func newRBACCommand(a *app) *cobra.Command {
 		names = append(names, string(c))
 	}
 	cmd := &cobra.Command{
-		Use:   "rbac " + strings.Join(names, "|"),
+		Use:   "rbac " + strings.Join(names, "|") + " [KIND]",
 		Short: "Print the Role that a command needs, ready to apply",
 		Long: `rbac prints the Role with what one command does in a namespace, and nothing else: each rule says what it is
-for. With a subject it prints the RoleBinding too. It reads the kubeconfig for the namespace, and asks no cluster.
+for. KIND is that of the workload: deployment (the default), statefulset or replicaset. With a subject it prints the RoleBinding too. It reads the kubeconfig for the namespace, and asks no cluster.
 
 The built-in role edit has all that the commands need; these Roles are for giving less.`,
 		Example: `  bridge rbac swap -n shop --user ada | kubectl apply -f -
+  bridge rbac swap statefulset -n shop --user ada | kubectl apply -f -
   bridge rbac forward -n shop --group developers --serviceaccount ci:runner`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
+			if len(args) != 1 && len(args) != 2 {
 				return fmt.Errorf("name one command: %s", strings.Join(names, ", "))
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return a.rbac(args[0], o) },
+		RunE: func(_ *cobra.Command, args []string) error { return a.rbac(args, o) },
 	}
 	f := cmd.Flags()
 	// The usual --user names an entry of the kubeconfig, which this command has no use for.
@@ -48,10 +50,20 @@ The built-in role edit has all that the commands need; these Roles are for givin
 	return cmd
 }
 
-func (a *app) rbac(name string, o rbacOptions) error {
-	c := rights.Command(name)
-	if c.Role("", false) == "" {
-		return hint.Newf(hint.Usage, "bridge rbac --help", "there is no Role for %q", name)
+func (a *app) rbac(args []string, o rbacOptions) error {
+	c := rights.Command(args[0])
+	if !slices.Contains(rights.Commands(), c) {
+		return hint.Newf(hint.Usage, "bridge rbac --help", "there is no Role for %q", args[0])
+	}
+	if len(args) == 2 {
+		t, err := parseWorkload([]string{args[1], "NAME"})
+		if err == nil && !slices.Contains(kube.WorkloadKinds(), t.Kind) {
+			err = hint.Newf(hint.Usage, "bridge rbac --help", "there is no Role for a %s of its own", t.Kind)
+		}
+		if err != nil {
+			return err
+		}
+		c = c.For(t.Kind)
 	}
 	namespace, err := kube.Namespace(a.flags)
 	if err != nil {

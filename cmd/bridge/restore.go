@@ -14,9 +14,9 @@ import (
 func newRestoreCommand(a *app) *cobra.Command {
 	var all, everywhere, held bool
 	cmd := &cobra.Command{
-		Use:   "restore deployment NAME | connect NAME | env NAME | --all",
+		Use:   "restore KIND NAME | connect NAME | env NAME | --all",
 		Short: "Give back what a swap changed, from any machine",
-		Long: `restore gives a swapped deployment back, whoever swapped it and from wherever: the record of what to
+		Long: `restore gives a swapped workload back, whoever swapped it and from wherever: the record of what to
 undo is in the cluster. It also removes the pod of a connect, env or files that was killed. bridge status lists them.
 
 With --all it does so for everything in the namespace that was left behind, and names what somebody holds.`,
@@ -62,14 +62,17 @@ With --all it does so for everything in the namespace that was left behind, and 
 				a.say(kind + " " + args[1] + " is removed")
 				return nil
 			}
-			name, err := parseWorkload(args)
+			t, err := parseWorkload(args)
 			if err != nil {
 				return err
 			}
-			if err := rights.Restore.Check(ctx, k, "restore deployment/"+name, false); err != nil {
+			if t, err = a.workload(ctx, k, t); err != nil {
 				return err
 			}
-			return r.Restore(ctx, name, identity())
+			if err := rights.Restore.For(t.Kind).Check(ctx, k, "restore "+t.String(), false); err != nil {
+				return err
+			}
+			return r.Restore(ctx, t, identity())
 		},
 	}
 	f := cmd.Flags()

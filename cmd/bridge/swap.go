@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/user"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,9 +19,10 @@ import (
 func newSwapCommand(a *app) *cobra.Command {
 	var o swapOptions
 	cmd := &cobra.Command{
-		Use:   "swap deployment NAME [-- CMD...]",
-		Short: "Let a process on this machine answer for a deployment",
-		Long: `swap puts a proxy in the place of a deployment. The cluster's traffic for it arrives at a process on
+		Use:   "swap KIND NAME [-- CMD...]",
+		Short: "Let a process on this machine answer for a workload",
+		Long: `swap puts a proxy in the place of a deployment, statefulset or replicaset; of a pod, or a replicaset, that belongs to
+one of these, in the owner's. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
 gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
 then the same command takes the swap up again. Where there can be no keeper the original goes on (--mode standby),
@@ -35,7 +35,8 @@ back when it ends; signals and the exit code are CMD's.`,
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
   bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
   bridge swap deployment orders --dry-run         # every object and change, nothing done
-  bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it`,
+  bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it
+  bridge swap statefulset db                     # all of its pods`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
@@ -45,15 +46,25 @@ back when it ends; signals and the exit code are CMD's.`,
 				}
 			}
 			if o.token && len(o.program) == 0 {
-				return hint.Newf(hint.Usage, "write: bridge swap deployment NAME --token -- CMD", "--token is for a CMD")
+				return hint.Newf(hint.Usage, "write: bridge swap KIND NAME --token -- CMD", "--token is for a CMD")
 			}
 			o.localTimeoutSet = cmd.Flags().Changed("local-timeout")
 			t, err := parseWorkload(args)
 			if err != nil {
 				return err
 			}
+			if err := o.check(); err != nil {
+				return err
+			}
+			k, err := a.kube()
+			if err != nil {
+				return err
+			}
+			if t, err = a.workload(cmd.Context(), k, t); err != nil {
+				return err
+			}
 			for {
-				err := a.swap(cmd.Context(), t, o)
+				err := a.swap(cmd.Context(), k, t, o)
 				if !o.rejoin || !swap.GivenBackMeanwhile(err) || cmd.Context().Err() != nil {
 					return err
 				}
@@ -102,29 +113,30 @@ type swapOptions struct {
 	noProbes, execProbes       bool
 }
 
-func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
+// check refuses what does not go together.
+func (o *swapOptions) check() error {
 	if o.output != "" && o.dryRun == "" {
 		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
 	}
 	if o.restoreAfter < 6*time.Second || o.restoreAfter > 24*time.Hour {
 		return hint.Newf(hint.Usage, "", "--restore-after %v: 6s to 24h", o.restoreAfter)
 	}
-	k, err := a.kube()
-	if err != nil {
-		return err
-	}
+	return nil
+}
+
+func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
 		Mode: o.mode, SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
 	if o.dryRun != "" {
-		return a.dryRun(ctx, k, name, options, source, o)
+		return a.dryRun(ctx, k, t, options, source, o)
 	}
-	program, err := a.programOf(ctx, k, name, o)
+	program, err := a.programOf(ctx, k, t, o)
 	if err != nil {
 		return err
 	}
 	step := a.progress()
-	session, note, err := swap.OpenSession(k, name)
+	session, note, err := swap.OpenSession(k, t)
 	if err != nil {
 		return err
 	}
@@ -132,14 +144,14 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 	if note != "" {
 		a.say("note: " + note)
 	}
-	plan, err := session.TakeUp(ctx, name, options, source, step)
+	plan, err := session.TakeUp(ctx, t, options, source, step)
 	if err != nil {
 		return err
 	}
 	var parts []carry.Part
 	if plan == nil {
 		options.Client = session.Fingerprint()
-		if plan, parts, err = planSwap(ctx, k, name, options, source); err != nil {
+		if plan, parts, err = planSwap(ctx, k, t, options, source); err != nil {
 			return err
 		}
 	}
@@ -173,7 +185,7 @@ func (a *app) swap(ctx context.Context, name string, o swapOptions) error {
 }
 
 // programOf is CMD, which can be started, nil without one. It says what the container runs in the cluster.
-func (a *app) programOf(ctx context.Context, k *kube.Client, name string, o swapOptions) (*swap.Program, error) {
+func (a *app) programOf(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) (*swap.Program, error) {
 	if len(o.program) == 0 {
 		return nil, nil
 	}
@@ -184,7 +196,7 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, name string, o swap
 	if err := p.Check(ctx, k); err != nil {
 		return nil, err
 	}
-	like, err := proxypod.FindLike(ctx, k, name, o.container)
+	like, err := proxypod.FindLike(ctx, k, t, o.container)
 	if err != nil {
 		return nil, err
 	}
@@ -193,8 +205,8 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, name string, o swap
 }
 
 // planSwap reads the cluster and plans; parts are a carried proxy's.
-func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
-	facts, err := swap.Gather(ctx, k, name, source, o.PodProxy)
+func planSwap(ctx context.Context, k *kube.Client, t kube.Target, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
+	facts, err := swap.Gather(ctx, k, t, source, o.PodProxy)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -202,48 +214,13 @@ func planSwap(ctx context.Context, k *kube.Client, name string, o swap.Options, 
 		if parts, err = carry.Parts(facts.Source.Arch); err != nil {
 			return nil, nil, err
 		}
-		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName("deployment", name), parts)
+		facts.Source.ConfigMaps = proxypod.ConfigMapNames(proxypod.LeaseName(string(t.Kind), t.Name), parts)
 	}
 	if plan, err = swap.MakePlan(ctx, k, facts, o); err != nil {
 		return nil, nil, err
 	}
 	plan.LookAround(ctx, k)
 	return plan, parts, nil
-}
-
-// targetArgs accepts "deployment NAME" and "deployment/NAME".
-func targetArgs(cmd *cobra.Command, args []string) error {
-	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
-		args = args[:dash]
-	}
-	if len(args) < 1 || len(args) > 2 {
-		return fmt.Errorf("name one workload: %s", cmd.Use)
-	}
-	return nil
-}
-
-// parseWorkload is the deployment's name in "deployment NAME" or "deployment/NAME".
-func parseWorkload(args []string) (name string, err error) {
-	if len(args) == 1 && !strings.Contains(args[0], "/") {
-		return "", hint.Newf(hint.Usage, "write: deployment NAME", "%q is a kind or a name, and both are needed", args[0])
-	}
-	switch kind, _, _ := strings.Cut(strings.ToLower(args[0]), "/"); strings.TrimSuffix(kind, "s") {
-	case "job", "cronjob", "cj":
-		return "", hint.Newf(hint.Usage, "run its program here: bridge connect reaches what it calls", "%s: nobody calls a job, so there is no traffic to bring here", strings.Join(args, "/"))
-	}
-	t, err := kube.ParseTarget(args...)
-	if err != nil {
-		return "", err
-	}
-	switch t.Kind {
-	case kube.Deployment:
-		return t.Name, nil
-	case kube.DaemonSet:
-		return "", hint.Newf(hint.Usage, "bridge forward "+t.String()+" reaches one of its pods", "%s has a pod on each node, and this machine is one place: only deployments can be swapped", t)
-	case kube.Service:
-		return "", hint.Newf(hint.Usage, "name the deployment behind it: deployment NAME", "%s: only deployments can be swapped, and the services before them with them", t)
-	}
-	return "", hint.Newf(hint.Usage, "name a deployment: deployment NAME", "%s: only deployments can be swapped", t)
 }
 
 // identity is who swaps, for others to read: user@host.

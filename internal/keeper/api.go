@@ -115,8 +115,9 @@ type object struct {
 // Where objects are, for path.
 const (
 	leases      = "apis/coordination.k8s.io/v1/%s/leases"
-	deployments = "apis/apps/v1/%s/deployments"
-	replicaSets = "apis/apps/v1/%s/replicasets"
+	apps        = "apis/apps/v1/%s/"
+	deployments = apps + "deployments"
+	replicaSets = apps + "replicasets"
 	services    = "api/v1/%s/services"
 	events      = "api/v1/%s/events"
 )
@@ -134,7 +135,7 @@ func (c *client) pathOf(o undo.Object) string {
 	if o.Kind == "Service" {
 		return c.path(services, o.Name)
 	}
-	return c.path(deployments, o.Name)
+	return c.path(apps+o.Resource(), o.Name)
 }
 
 func (c *client) get(ctx context.Context, path string) (o object, err error) {

@@ -19,6 +19,25 @@ const (
 	DaemonSet   Kind = "daemonset"
 )
 
+// WorkloadKinds are the kinds that a Workload may have.
+func WorkloadKinds() []Kind { return []Kind{Deployment, StatefulSet, ReplicaSet} }
+
+// Resource is the kind in the API's paths and in Roles: "deployments".
+func (k Kind) Resource() string { return string(k) + "s" }
+
+// Object is the kind as objects have it: "Deployment".
+func (k Kind) Object() string {
+	switch k {
+	case StatefulSet:
+		return "StatefulSet"
+	case ReplicaSet:
+		return "ReplicaSet"
+	case DaemonSet:
+		return "DaemonSet"
+	}
+	return strings.ToUpper(string(k[:1])) + string(k[1:])
+}
+
 // Target names an object in the namespace at hand.
 type Target struct {
 	Kind Kind

@@ -18,8 +18,8 @@ func argoCD(_ context.Context, _ *kube.Client, s *Subject) ([]string, error) {
 	if app == "" {
 		return nil, nil
 	}
-	return []string{fmt.Sprintf("Argo CD's application %s manages this deployment: with self-heal it scales the original up again, and the swap ends; "+
-		"pause it (argocd app set %s --sync-policy none) or have it ignore %s", app, app, changes(s))}, nil
+	return []string{fmt.Sprintf("Argo CD's application %s manages this %s: with self-heal it scales the original up again, and the swap ends; "+
+		"pause it (argocd app set %s --sync-policy none) or have it ignore %s", app, s.Target.Kind, app, changes(s))}, nil
 }
 
 // changes are the fields that a swap changes.

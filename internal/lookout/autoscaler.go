@@ -21,7 +21,7 @@ func autoscaler(ctx context.Context, k *kube.Client, s *Subject) ([]string, erro
 func autoscalerNotes(list []autoscalingv2.HorizontalPodAutoscaler, s *Subject) (notes []string) {
 	for _, h := range list {
 		ref := h.Spec.ScaleTargetRef
-		if ref.Kind != "Deployment" || ref.Name != s.Target.Name {
+		if ref.Kind != s.Target.Kind.Object() || ref.Name != s.Target.Name {
 			continue
 		}
 		if owner := metav1.GetControllerOf(&h); owner != nil && owner.Kind == scaledObject {

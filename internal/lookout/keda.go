@@ -1,6 +1,7 @@
 package lookout
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -53,7 +54,7 @@ func keda(ctx context.Context, k *kube.Client, s *Subject) ([]string, error) {
 func kedaNotes(list []scaled, s *Subject) (notes []string) {
 	for _, o := range list {
 		ref := o.Spec.ScaleTargetRef
-		if ref.Name != s.Target.Name || ref.Kind != "" && ref.Kind != "Deployment" {
+		if ref.Name != s.Target.Name || cmp.Or(ref.Kind, kube.Deployment.Object()) != s.Target.Kind.Object() {
 			continue
 		}
 		const pausedAt, paused = "autoscaling.keda.sh/paused-replicas", "autoscaling.keda.sh/paused"

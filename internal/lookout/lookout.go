@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -27,7 +26,7 @@ const (
 
 // Subject is a workload that is about to be swapped.
 type Subject struct {
-	Target *appsv1.Deployment
+	Target *kube.Workload
 	// Services are those whose endpoints move, by name.
 	Services []string
 	// Pod is the proxy's, and Container the one in it that is the proxy.

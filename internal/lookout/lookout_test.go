@@ -11,6 +11,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"sigs.k8s.io/yaml"
+
+	"bridge/internal/kube"
 )
 
 func decode[T any](t *testing.T, text string) T {
@@ -33,8 +35,12 @@ spec:
       volumes:
       - {name: data, persistentVolumeClaim: {claimName: orders}}
 `)
+	w, err := kube.WorkloadOf(&d)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &Subject{
-		Target: &d, Services: []string{"orders"}, Container: "app", ConfigMaps: 3,
+		Target: w, Services: []string{"orders"}, Container: "app", ConfigMaps: 3,
 		Pod: decode[corev1.PodTemplateSpec](t, `
 metadata: {labels: {app: orders, bridge.internal/proxy: x}}
 spec:
@@ -114,7 +120,7 @@ func TestLines(t *testing.T) {
 		return func(t *testing.T, s *Subject) []string {
 			c := decode[corev1.PersistentVolumeClaim](t, "metadata: {name: orders}\nspec: {accessModes: ["+modes+"]}")
 			if kept {
-				s.Pod.Spec.Volumes = s.Target.Spec.Template.Spec.Volumes
+				s.Pod.Spec.Volumes = s.Target.Template.Spec.Volumes
 			}
 			note := volumeNote(&c, "data", s)
 			return slices.DeleteFunc([]string{note}, func(s string) bool { return s == "" })

@@ -13,7 +13,7 @@ import (
 
 // volume looks at the claims of the original's pods that one node at a time can have.
 func volume(ctx context.Context, k *kube.Client, s *Subject) (notes []string, _ error) {
-	for _, v := range s.Target.Spec.Template.Spec.Volumes {
+	for _, v := range s.Target.Template.Spec.Volumes {
 		if v.PersistentVolumeClaim == nil {
 			continue
 		}

@@ -45,12 +45,10 @@ type Spec struct {
 }
 
 // controllerLabels are set by a controller on the pods it makes. On ours they would make that
-// controller count or adopt them.
+// controller count or adopt them. (Those that a StatefulSet's controller sets it does not ask for: it goes by the pod's owner and name.)
 var controllerLabels = []string{
 	appsv1.DefaultDeploymentUniqueLabelKey, // pod-template-hash
 	appsv1.ControllerRevisionHashLabelKey,
-	appsv1.StatefulSetPodNameLabel,
-	appsv1.PodIndexLabel,
 	"pod-template-generation",
 	"batch.kubernetes.io/controller-uid",
 	"batch.kubernetes.io/job-name",
@@ -118,7 +116,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	if s.Standby != nil {
 		spread(pod, s.Lease)
 	}
-	pod.NodeName, pod.Hostname, pod.Subdomain = "", "", ""
+	pod.NodeName = ""
 	pod.ReadinessGates, pod.SchedulingGates, pod.ResourceClaims = nil, nil, nil
 	pod.Resources = nil
 	leaveLostNodes(pod)

@@ -22,24 +22,24 @@ import (
 // AccountPath is where every pod has its ServiceAccount's token, ca.crt and namespace, unless that is turned off.
 const AccountPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// Like is a container of a deployment.
+// Like is a container of a workload.
 type Like struct {
 	Template  corev1.PodTemplateSpec
 	Container corev1.Container // of the template
 	Selector  *metav1.LabelSelector
 }
 
-// FindLike reads the deployment in k's namespace; container is as AppContainer's name.
-func FindLike(ctx context.Context, k *kube.Client, name, container string) (*Like, error) {
-	d, err := k.Clientset.AppsV1().Deployments(k.Namespace).Get(ctx, name, metav1.GetOptions{})
+// FindLike reads the workload in k's namespace; container is as AppContainer's name.
+func FindLike(ctx context.Context, k *kube.Client, t kube.Target, container string) (*Like, error) {
+	w, err := k.Workload(ctx, k.Namespace, t)
 	if err != nil {
-		return nil, kube.Explain(err, fmt.Sprintf("get deployment/%s in %s", name, k.Namespace))
+		return nil, kube.Explain(err, fmt.Sprintf("get %s in %s", t, k.Namespace))
 	}
-	c, err := AppContainer(d.Spec.Template, container)
-	return &Like{d.Spec.Template, c, d.Spec.Selector}, hint.New(hint.Usage, err, "")
+	c, err := AppContainer(w.Template, container)
+	return &Like{w.Template, c, w.Selector}, hint.New(hint.Usage, err, "")
 }
 
-// pods are those of the deployment.
+// pods are those of the workload.
 func (l *Like) pods(ctx context.Context, k *kube.Client) ([]corev1.Pod, error) {
 	selector, err := metav1.LabelSelectorAsSelector(l.Selector)
 	if err != nil {
@@ -187,7 +187,7 @@ func volumeKind(v corev1.Volume) string {
 }
 
 // literals replaces, in a proxy's pod, references to what is another than in the target's: the resources of a
-// container, and, where the pod does not have them, the template's labels.
+// container, the pod's name, if the template says what that is, and, where the pod does not have them, the template's labels.
 type literals struct {
 	template *corev1.PodTemplateSpec // as the workload has it
 	proxy    string                  // the container that is the proxy
@@ -258,6 +258,8 @@ func (l *literals) files(volume string, items []corev1.DownwardAPIVolumeFile) {
 // text is what a reference stands for in the target's pod, if it is known and another one here.
 func (l *literals) text(field *corev1.ObjectFieldSelector, res *corev1.ResourceFieldSelector, what string) (string, bool) {
 	switch {
+	case field != nil && field.FieldPath == "metadata.name" && l.template.Name != "":
+		return l.template.Name, true // a StatefulSet's pod is known by it
 	case field != nil && l.alone:
 		return l.label(field.FieldPath)
 	case res != nil:

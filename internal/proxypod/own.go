@@ -30,7 +30,7 @@ type Own struct {
 	Kube *kube.Client
 	// Kind is KindConnect or KindEnv.
 	Kind string
-	// Like is the deployment whose container the pod is to be like; nil for connect.
+	// Like is the workload whose container the pod is to be like; nil for connect.
 	Like *Like
 	// Image is the proxy's; empty carries it on the image of a pod that runs in the namespace.
 	Image string

@@ -5,6 +5,8 @@ package rights
 import (
 	"slices"
 	"strings"
+
+	"bridge/internal/kube"
 )
 
 // Command is one of bridge's commands that talk to a cluster.
@@ -18,6 +20,24 @@ const (
 	Forward Command = "forward"
 	Connect Command = "connect"
 )
+
+// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status and forward, which
+// do the same for all kinds.
+func (c Command) For(kind kube.Kind) Command {
+	if kind == kube.Deployment || c == Status || c == Forward {
+		return c
+	}
+	return c + " " + Command(kind)
+}
+
+// target is the kind of workload that c is for, as it is in a Role.
+func (c Command) target() (command Command, resource string) {
+	name, kind, other := strings.Cut(string(c), " ")
+	if !other {
+		kind = string(kube.Deployment)
+	}
+	return Command(name), kube.Kind(kind).Resource()
+}
 
 // Commands are all of them, in the order they are shown in.
 func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status} }
@@ -89,13 +109,13 @@ func tokens() rule {
 }
 
 // keeping is what a keeper with rights of its own takes: to make its Role, and to have what that grants.
-func keeping() []rule {
+func keeping(target string) []rule {
 	return []rule{
 		{"Make a keeper, which gives back when the laptop is gone, with a Role of its own for each swap, and for nothing else.\nWho creates a Role has to have what it grants; not needed where an admin has prepared one:",
 			unusual, "", list("serviceaccounts"), list("create")},
 		{"", unusual, "rbac.authorization.k8s.io", list("roles", "rolebindings"), list("create")},
 		{"", unusual, "coordination.k8s.io", list("leases"), list("patch")},
-		{"", unusual, "apps", list("deployments/scale"), list("patch")},
+		{"", unusual, "apps", list(target + "/scale"), list("patch")},
 	}
 }
 
@@ -138,16 +158,33 @@ func carry() []rule {
 	}
 }
 
+// copies are what the deployment controller makes of the record.
+func copies(target string) []rule {
+	if target != kube.Deployment.Resource() {
+		return nil
+	}
+	return []rule{{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
+		required, "apps", list("replicasets"), list("list", "patch")}}
+}
+
+func owner() []rule {
+	return []rule{
+		{"Find the workload behind a pod or a ReplicaSet that is named in its place; optional.", optional, "", list("pods"), list("get")},
+		{"", optional, "apps", list("replicasets"), list("get")},
+	}
+}
+
 // rules is the table.
 func (c Command) rules() []rule {
-	switch c {
+	command, target := c.target()
+	switch command {
 	case Swap:
 		return slices.Concat([]rule{
-			{"Read the target; create and delete the proxy's own Deployment; write and remove the copy of the undo\nrecord on the target, and give its field ownership back.",
-				required, "apps", list("deployments"), list("get", "create", "patch", "delete")},
-			{"Stop the original and start it again.", required, "apps", list("deployments/scale"), list("get", "update")},
-			{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
-				required, "apps", list("replicasets"), list("list", "patch")},
+			{"Read the target; write and remove the copy of the undo record on it, and give its field ownership back.",
+				required, "apps", list(target), list("get", "patch")},
+			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "create", "delete")},
+			{"Stop the original and start it again.", required, "apps", list(target + "/scale"), list("get", "update")},
+		}, copies(target), owner(), []rule{
 			{"Find the Services of the target.", required, "", list("services"), list("list")},
 		}, moving("Move their endpoints to the proxy before the original is stopped. Without these two a swap works, and\nmay lose requests that the original had not answered."), standing(), admitting(), []rule{
 			{"Find the proxy's pod and see why it is not Ready.", required, "", list("pods"), list("list")},
@@ -157,7 +194,7 @@ func (c Command) rules() []rule {
 		}, carry(), []rule{
 			{"See whether an admin has prepared a keeper (keeper.yaml). Without one, and without the right to make one, nobody gives back\nwhen the laptop is gone.",
 				optional, "", list("serviceaccounts " + KeeperAccount), list("get")},
-		}, keeping(), []rule{
+		}, keeping(target), []rule{
 			telling(),
 			{"Look for what else concerns the workload, and say before the swap what will happen; all optional.",
 				optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
@@ -168,18 +205,16 @@ func (c Command) rules() []rule {
 		})
 	case Restore:
 		return slices.Concat([]rule{
-			{"Read the target, remove the copy of the undo record on it, give its field ownership back; delete the\nproxy's own Deployment.",
-				required, "apps", list("deployments"), list("get", "patch", "delete")},
-			{"Start the original again.", required, "apps", list("deployments/scale"), list("get", "update")},
-			{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
-				required, "apps", list("replicasets"), list("list", "patch")},
-		}, moving("Move the callers back, where the swap has moved them."), []rule{
+			{"Read the target, remove the copy of the undo record on it, give its field ownership back.", required, "apps", list(target), list("get", "patch")},
+			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "delete")},
+			{"Start the original again.", required, "apps", list(target + "/scale"), list("get", "update")},
+		}, copies(target), owner(), moving("Move the callers back, where the swap has moved them."), []rule{
 			{"See the proxy's pod end.", required, "", list("pods"), list("list")},
 			{"Take the claim with the undo record, and delete it at the end.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 			{"The parts of a carried proxy.", required, "", list("configmaps"), list("list", "delete")},
 			{"Find what was left behind: bridge restore --all.", optional, "coordination.k8s.io", list("leases"), list("list")},
-			{"", optional, "apps", list("deployments"), list("list")},
+			{"", optional, "apps", list("deployments", "statefulsets", "replicasets"), list("list")},
 			telling(),
 		})
 	case Status:
@@ -201,14 +236,15 @@ func (c Command) rules() []rule {
 		}
 	case Connect:
 		return slices.Concat([]rule{
-			{"The proxy's own Deployment; get says why it has no pod (a quota, an admission rule), and\nreads the one to look at (env, files).",
+			{"The proxy's own Deployment; get says why it has no pod (a quota, an admission rule).",
 				required, "apps", list("deployments"), list("get", "create", "delete")},
+			{"Read the workload to look at (env, files).", required, "apps", list(target), list("get")},
 			{"Find the proxy's pod, and an image that the nodes already have to carry the proxy on.",
 				required, "", list("pods"), list("list")},
 			tunnel(), podProxy(), tokens(),
 			{"The claim and its heartbeat.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
-		}, carry(), []rule{
+		}, carry(), owner(), []rule{
 			{"Suggest a real Service in the printed example, and meet a quota that wants CPU limits; optional.",
 				optional, "", list("services", "resourcequotas"), list("list")},
 		})
@@ -222,8 +258,13 @@ func list(s ...string) []string { return s }
 // an image of its own.
 func (c Command) Required(carried bool) (out []Right) {
 	for _, r := range c.rules() {
-		if r.need == required || r.need == carrying && carried {
-			out = append(out, r.rights()...)
+		if r.need != required && (r.need != carrying || !carried) {
+			continue
+		}
+		for _, right := range r.rights() {
+			if !slices.Contains(out, right) { // one may serve two purposes
+				out = append(out, right)
+			}
 		}
 	}
 	return out
@@ -245,8 +286,8 @@ func rightsOf(rules []rule) (out []Right) {
 	return out
 }
 
-// Keeping are the rights with which a swap makes a keeper that has a Role of its own.
-func Keeping() []Right { return rightsOf(keeping()) }
+// Keeping are the rights with which a swap of that kind makes a keeper that has a Role of its own.
+func Keeping(kind kube.Kind) []Right { return rightsOf(keeping(kind.Resource())) }
 
 // Telling is the right to tell in events.
 func Telling() []Right { return telling().rights() }

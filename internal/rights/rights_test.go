@@ -10,6 +10,8 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
+
+	"bridge/internal/kube"
 )
 
 var update = flag.Bool("update", false, "write the files in deploy/ anew")
@@ -62,7 +64,7 @@ func TestRoleGrantsWhatIsRequired(t *testing.T) {
 	if r := (Right{Resource: "serviceaccounts", Verb: "get", Name: KeeperAccount}); !slices.Contains(granted(t, Swap.Role("", false)), r) {
 		t.Errorf("swap does not grant %v %s, by which it finds a prepared keeper", r, r.Name)
 	}
-	for _, r := range Keeping() {
+	for _, r := range Keeping(kube.Deployment) {
 		if slices.Contains(granted(t, Swap.Role("", true)), r) {
 			t.Errorf("swap grants %v to all", r)
 		}

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// RoleName is the name of c's Role.
-func (c Command) RoleName() string { return "bridge-" + string(c) }
+// RoleName is the name of c's Role: that for another kind is another one, and may be bound beside it.
+func (c Command) RoleName() string { return "bridge-" + strings.ReplaceAll(string(c), " ", "-") }
 
 // Role is c's Role as YAML, each rule with its purpose. Without a namespace it is for kubectl apply -n. What few want is a
 // comment; withPodProxy makes a rule of the right for --carrier podproxy. It is "" for a command that there is no Role for.

@@ -31,7 +31,7 @@ const (
 // Field tells which field c is about.
 func (c Change) Field() Field {
 	switch {
-	case c.Object.Kind == "Deployment" && c.Path == "spec.replicas":
+	case c.Object.workload() && c.Path == "spec.replicas":
 		return Replicas
 	case c.Object.Kind == "Service" && c.Path == "spec.selector":
 		return Selector

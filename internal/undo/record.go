@@ -64,6 +64,14 @@ type Object struct {
 
 func (o Object) String() string { return fmt.Sprintf("%s/%s", strings.ToLower(o.Kind), o.Name) }
 
+// Resource is the object's kind in the API's paths, "deployments".
+func (o Object) Resource() string { return strings.ToLower(o.Kind) + "s" }
+
+// workload tells whether the object is of a kind that a swap is about.
+func (o Object) workload() bool {
+	return o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet"
+}
+
 // Marshal is the record as it is written into the cluster.
 func (r *Record) Marshal() (string, error) {
 	b, err := json.Marshal(r)
@@ -99,6 +107,8 @@ func Parse(s string) (*Record, error) {
 		return nil, errors.New("undo record: no version")
 	case r.Target.Kind == "" || r.Target.Namespace == "" || r.Target.Name == "" || r.Target.UID == "":
 		return nil, errors.New("undo record: names no target")
+	case !r.Target.workload():
+		return nil, fmt.Errorf("undo record: %s is of a kind that this bridge does not swap: use the bridge that made the swap, or a newer one", r.Target)
 	}
 	for _, c := range r.Changes {
 		if c.Object.Namespace != r.Target.Namespace {

@@ -9,9 +9,11 @@ import (
 )
 
 // golden is a record as a bridge of version 1 wrote it. It must be readable for ever.
-func golden(t testing.TB) string {
+func golden(t testing.TB) string { return goldenOf(t, "undo.v1.json") }
+
+func goldenOf(t testing.TB, file string) string {
 	t.Helper()
-	b, err := os.ReadFile("testdata/undo.v1.json")
+	b, err := os.ReadFile("testdata/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +38,21 @@ func TestGoldenRecordIsRead(t *testing.T) {
 	}
 }
 
+// A StatefulSet's differs in its kind alone.
+func TestGoldenRecordOfAStatefulSetIsRead(t *testing.T) {
+	text := goldenOf(t, "undo.v1.statefulset.json")
+	r, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := r.Summary(); n != 2 || !r.Replaces() || r.Target.String() != "statefulset/db" || r.Target.Resource() != "statefulsets" {
+		t.Errorf("read %+v", r)
+	}
+	if again, err := r.Marshal(); err != nil || again != text {
+		t.Errorf("written again it differs: %v\n%s", err, again)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		{"a newer version", `"version":1`, `"version":2`, "version 2"},
@@ -43,6 +60,9 @@ func TestParseRefuses(t *testing.T) {
 		{"another namespace", `"namespace":"shop","name":"orders","uid":"0b7a`, `"namespace":"kube-system","name":"orders","uid":"0b7a`, "kube-system"},
 		{"another field", `"path":"spec.selector"`, `"path":"spec.externalName"`, "not a change that bridge makes"},
 		{"a number that is text", `"before":3`, `"before":"3"`, "cannot unmarshal"},
+		{"a target of another kind", `"target":{"apiVersion":"apps/v1","kind":"Deployment"`, `"target":{"apiVersion":"apps/v1","kind":"../nodes"`, "of a kind that this bridge does not swap"},
+		{"replicas of another kind", `"kind":"Deployment","namespace":"shop","name":"orders","uid":"6c1f0000-0000-0000-0000-000000000001"},"path"`,
+			`"kind":"StatefulSet","namespace":"shop","name":"orders","uid":"6c1f0000-0000-0000-0000-000000000001"},"path"`, "is not the target"},
 		{"no JSON", `{`, `[`, "undo record"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -61,6 +81,7 @@ func TestParseRefuses(t *testing.T) {
 // with the same meaning.
 func FuzzParse(f *testing.F) {
 	f.Add(golden(f))
+	f.Add(goldenOf(f, "undo.v1.statefulset.json"))
 	f.Add(`{"version":1}`)
 	f.Add(`{"version":1,"target":{"kind":"Deployment","namespace":"a","name":"b","uid":"c"},"changes":[{"path":"spec.replicas"}]}`)
 	f.Fuzz(func(t *testing.T, s string) {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -64,8 +65,12 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string, held bo
 	_, name, _ := strings.Cut(e.Target, "/")
 	var err error
 	if e.Kind == proxypod.KindSwap {
-		if err = rights.Restore.Check(ctx, k, "restore "+what, false); err == nil {
-			err = (&Restorer{Kube: k, Say: say}).restore(ctx, name, by, e.unchanged(held))
+		var t kube.Target
+		if t, err = kube.ParseTarget(e.Target); err == nil {
+			err = rights.Restore.For(t.Kind).Check(ctx, k, "restore "+what, false)
+		}
+		if err == nil {
+			err = (&Restorer{Kube: k, Say: say}).restore(ctx, t, by, e.unchanged(held))
 		}
 	} else if err = rights.CheckRemove(ctx, k, e.Kind, name); err == nil {
 		unchanged := func(now *coordinationv1.Lease) error { return e.unchanged(held)(now, nil) }
@@ -109,7 +114,7 @@ func (r *Restorer) leftBehind(ctx context.Context, namespace string, held bool) 
 	if err != nil {
 		return nil, err
 	}
-	orphans, err := orphans(ctx, r.Kube, namespace, entries)
+	orphans, err := r.orphans(ctx, namespace, entries)
 	if err != nil {
 		return nil, err
 	}
@@ -158,16 +163,8 @@ func (r *Restorer) lookAgain(ctx context.Context, namespace string, entries []En
 	return nil
 }
 
-// orphans are the swaps whose Lease is gone: only copies of their records are left.
-func orphans(ctx context.Context, k *kube.Client, namespace string, leased []Entry) ([]Entry, error) {
-	deployments, err := k.Clientset.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, kube.Explain(err, "list deployments "+in(namespace))
-	}
-	sets, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, kube.Explain(err, "list replicasets "+in(namespace))
-	}
+// orphans are the swaps whose Lease is gone: only copies of their records are left. It says what it may not look at.
+func (r *Restorer) orphans(ctx context.Context, namespace string, leased []Entry) ([]Entry, error) {
 	var out []Entry
 	add := func(record, namespace string, target types.UID) {
 		u, err := undo.Parse(record)
@@ -180,15 +177,24 @@ func orphans(ctx context.Context, k *kube.Client, namespace string, leased []Ent
 		}
 		out = append(out, Entry{
 			Namespace: u.Target.Namespace, Kind: proxypod.KindSwap, Target: u.Target.String(), Owner: u.Owner, Since: u.Since,
-			State: "left behind", Reason: "its Lease is gone", Restore: Command(k, u.Target),
+			State: "left behind", Reason: "its Lease is gone", Restore: Command(r.Kube, u.Target),
 		})
 	}
-	for _, d := range deployments.Items {
-		add(d.Annotations[proxypod.UndoAnnotation], d.Namespace, d.UID)
-	}
-	for _, rs := range sets.Items {
-		if owner := metav1.GetControllerOf(&rs); owner != nil {
-			add(rs.Annotations[proxypod.UndoAnnotation], rs.Namespace, owner.UID)
+	for _, kind := range kube.WorkloadKinds() {
+		workloads, err := r.Kube.Workloads(ctx, namespace, kind)
+		if apierrors.IsForbidden(err) {
+			r.Say(fmt.Sprintf("note: your account may not list %s %s: a swap of one whose Lease is gone is not found", kind.Resource(), in(namespace)))
+			continue
+		}
+		if err != nil {
+			return nil, kube.Explain(err, "list "+kind.Resource()+" "+in(namespace))
+		}
+		for _, w := range workloads {
+			uid := w.UID
+			if owner := metav1.GetControllerOf(w); kind == kube.ReplicaSet && owner != nil {
+				uid = owner.UID // the deployment controller copies its deployment's
+			}
+			add(w.Annotations[proxypod.UndoAnnotation], w.Namespace, uid)
 		}
 	}
 	return out, nil

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -54,4 +55,9 @@ func noWrite(t *testing.T) func(*http.Request) int {
 		t.Errorf("%s %s", r.Method, r.URL)
 		return http.StatusForbidden
 	}
+}
+
+// deploymentWith is a Deployment as the API server answers with it.
+func deploymentWith(m metav1.ObjectMeta) appsv1.Deployment {
+	return appsv1.Deployment{TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"}, ObjectMeta: m}
 }

@@ -9,9 +9,12 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/retry"
 
 	"bridge/internal/fault"
@@ -92,8 +95,11 @@ func (x changer) write(ctx context.Context, c Change, decide func(now json.RawMe
 
 // scale writes spec.replicas, through the scale subresource.
 func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, decide func(json.RawMessage) (json.RawMessage, error)) error {
-	deployments := x.kube.Clientset.AppsV1().Deployments(c.Object.Namespace)
-	scale, err := deployments.GetScale(ctx, c.Object.Name, metav1.GetOptions{})
+	client, scale := x.kube.Clientset.AppsV1().RESTClient(), &autoscalingv1.Scale{}
+	at := func(r *rest.Request) *rest.Request {
+		return r.Namespace(c.Object.Namespace).Resource(c.Object.Resource()).Name(c.Object.Name).SubResource("scale")
+	}
+	err := at(client.Get()).Do(ctx).Into(scale)
 	if err := same(err, c.Object, scale.GetUID()); err != nil {
 		return err
 	}
@@ -105,11 +111,16 @@ func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, deci
 	if err := json.Unmarshal(to, &scale.Spec.Replicas); err != nil {
 		return err
 	}
+	if scale.Spec.Replicas == 0 {
+		if err := x.stoppable(ctx, c.Object, scale.ResourceVersion); err != nil {
+			return err
+		}
+	}
 	if err := x.ours(ctx); err != nil {
 		return err
 	}
-	_, err = deployments.UpdateScale(ctx, c.Object.Name, scale, metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun})
-	return err
+	options := metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
+	return at(client.Put()).VersionedParams(&options, scheme.ParameterCodec).Body(scale).Do(ctx).Error()
 }
 
 // reselect writes a Service's spec.selector.
@@ -137,7 +148,7 @@ func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, d
 
 // changed tells whether the swap may have changed anything: the record's copy comes before the first change.
 func (x changer) changed(ctx context.Context, target Object) bool {
-	d, err := x.kube.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
+	d, err := x.workload(ctx, target)
 	return err != nil || d.Annotations[proxypod.UndoAnnotation] != ""
 }
 
@@ -145,7 +156,7 @@ func (x changer) changed(ctx context.Context, target Object) bool {
 // A copy that is neither is another swap's, and undo.ErrMoved.
 func (x changer) annotate(ctx context.Context, o Object, from, to string) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		d, err := x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		d, err := x.workload(ctx, o)
 		if err := same(err, o, d.UID); err != nil {
 			return err
 		}
@@ -167,6 +178,9 @@ func (x changer) annotate(ctx context.Context, o Object, from, to string) error 
 // Deployment's annotations to its ReplicaSets and never removes them. A controller that has not yet seen
 // the record go may copy it once more, so they have to stay clean for a while.
 func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
+	if !copied(target) {
+		return nil
+	}
 	for clean := time.Now(); time.Since(clean) < cleanFor; {
 		n, err := x.cleanOnce(ctx, target)
 		if err != nil {
@@ -215,6 +229,10 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
 
+// copied tells whether a controller copies the record from the target to others: that of deployments does, to ReplicaSets. (That of
+// StatefulSets has it in each new ControllerRevision, which nobody reads it from, and which is not the user's to write.)
+func copied(target Object) bool { return target.Kind == kube.Deployment.Object() }
+
 // replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
 func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {
 	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
@@ -255,12 +273,17 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 	return explainUnlessOurs(err, fmt.Sprintf("give back the field ownership of %s in %s", o, o.Namespace))
 }
 
-// meta is the metadata of a Deployment or a Service; never nil, as the clients have it.
+// meta is the metadata of a workload or a Service; never nil, as the clients have it.
 func (x changer) meta(ctx context.Context, o Object) (metav1.Object, error) {
 	if o.Kind == "Service" {
 		return x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
 	}
-	return x.kube.Clientset.AppsV1().Deployments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+	return x.workload(ctx, o)
+}
+
+// workload reads a record's; never nil.
+func (x changer) workload(ctx context.Context, o Object) (*kube.Workload, error) {
+	return x.kube.Workload(ctx, o.Namespace, targetOf(o))
 }
 
 // patch sends a JSON merge patch in bridge's name.
@@ -270,18 +293,12 @@ func (x changer) patch(ctx context.Context, o Object, body map[string]any) error
 		return err
 	}
 	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
-	set := x.kube.Clientset
-	switch o.Kind {
-	case "Deployment":
-		_, err = set.AppsV1().Deployments(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, b, options)
-	case "ReplicaSet":
-		_, err = set.AppsV1().ReplicaSets(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, b, options)
-	case "Service":
-		_, err = set.CoreV1().Services(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, b, options)
-	default:
-		return fmt.Errorf("%s: not a kind that bridge changes", o)
+	client := x.kube.Clientset.AppsV1().RESTClient()
+	if o.Kind == "Service" {
+		client = x.kube.Clientset.CoreV1().RESTClient()
 	}
-	return err
+	return client.Patch(types.MergePatchType).Namespace(o.Namespace).Resource(o.Resource()).Name(o.Name).
+		VersionedParams(&options, scheme.ParameterCodec).Body(b).Do(ctx).Error()
 }
 
 // explainUnlessOurs leaves the errors of this package as they are.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,26 +20,25 @@ import (
 
 // Gather checks the user's rights and reads what a plan is made from. It changes nothing. With askPodProxy it asks
 // for the right to pods/proxy too.
-func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Source, askPodProxy bool) (Facts, error) {
-	ns, target := k.Namespace, "deployment/"+name
-	if err := rights.Swap.Check(ctx, k, "swap "+target, src.Image == ""); err != nil {
+func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Source, askPodProxy bool) (Facts, error) {
+	ns := k.Namespace
+	if err := rights.Swap.For(t.Kind).Check(ctx, k, "swap "+t.String(), src.Image == ""); err != nil {
 		return Facts{}, err
 	}
 	f := Facts{Source: src}
 	var err error
-	f.Deployment, err = k.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
+	f.Workload, err = k.Workload(ctx, ns, t)
 	if err != nil {
-		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, ns))
+		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", t, ns))
 	}
-	o := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: ns, Name: name, UID: string(f.Deployment.UID)}
-	held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
+	held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, leaseName(t), metav1.GetOptions{})
 	if err == nil {
-		return Facts{}, errHeld(k, held, o)
+		return Facts{}, errHeld(k, held, objectOf(f.Workload))
 	}
 	if !apierrors.IsNotFound(err) {
 		return Facts{}, kube.Explain(err, "get the swap's Lease in "+ns)
 	}
-	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: proxypod.LeaseName("deployment", name)}).AwaitNone(ctx); err != nil {
+	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: leaseName(t)}).AwaitNone(ctx); err != nil {
 		return Facts{}, err
 	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
@@ -67,11 +65,11 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	})
 	if f.Source.Image == "" && f.Source.Arch == "" {
-		mine, err := metav1.LabelSelectorAsSelector(f.Deployment.Spec.Selector)
+		mine, err := metav1.LabelSelectorAsSelector(f.Workload.Selector)
 		if err != nil {
 			return Facts{}, err
 		}
-		f.Source.Arch = proxypod.Arch(ctx, k, f.Deployment.Spec.Template.Spec, slices.DeleteFunc(slices.Clone(f.Pods), func(p corev1.Pod) bool {
+		f.Source.Arch = proxypod.Arch(ctx, k, f.Workload.Template.Spec, slices.DeleteFunc(slices.Clone(f.Pods), func(p corev1.Pod) bool {
 			return !mine.Matches(labels.Set(p.Labels))
 		}))
 	}
@@ -81,10 +79,10 @@ func Gather(ctx context.Context, k *kube.Client, name string, src proxypod.Sourc
 
 // sharedWith are the pods that the Service selects beside the target's: moving its endpoints would
 // take their traffic too.
-func sharedWith(s corev1.Service, d *appsv1.Deployment, pods []corev1.Pod) ([]string, error) {
-	mine, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
+func sharedWith(s corev1.Service, d *kube.Workload, pods []corev1.Pod) ([]string, error) {
+	mine, err := metav1.LabelSelectorAsSelector(d.Selector)
 	if err != nil {
-		return nil, hint.Newf(hint.Other, "", "deployment/%s: %w", d.Name, err)
+		return nil, hint.Newf(hint.Other, "", "%s: %w", d.Target(), err)
 	}
 	chosen := labels.SelectorFromSet(s.Spec.Selector)
 	var out []string

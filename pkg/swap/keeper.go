@@ -59,7 +59,7 @@ func (p *Plan) AddKeeper(ctx context.Context, k *kube.Client, o Options) error {
 		return nil
 	}
 	ns := p.Undo.Target.Namespace
-	lacking, err := rights.Missing(ctx, k, rights.Keeping())
+	lacking, err := rights.Missing(ctx, k, rights.Keeping(p.target.Kind))
 	if err != nil {
 		return err
 	}
@@ -132,8 +132,11 @@ func (p *Plan) add(k *Keeper) error {
 	return nil
 }
 
-// replicaSets are the target's, to which the deployment controller will copy the record, by name.
+// replicaSets are the target's, to which the deployment controller will copy the record, by name; none of another kind's.
 func (p *Plan) replicaSets(ctx context.Context, k *kube.Client) (names []string, err error) {
+	if !copied(p.Undo.Target) {
+		return nil, nil
+	}
 	list, err := k.Clientset.AppsV1().ReplicaSets(p.Undo.Target.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, kube.Explain(err, "list replicasets in "+p.Undo.Target.Namespace)
@@ -157,15 +160,15 @@ func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 	rule := func(group, resource string, names []string, verbs ...string) rbacv1.PolicyRule {
 		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, ResourceNames: names, Verbs: verbs}
 	}
-	target := []string{p.Undo.Target.Name}
+	target, resource := []string{p.Undo.Target.Name}, p.Undo.Target.Resource()
 	rules := []rbacv1.PolicyRule{
 		rule("coordination.k8s.io", "leases", []string{p.Lease.Name}, "get", "patch", "delete"),
 	}
 	if p.Undo.Replaces() {
-		rules = append(rules, rule("apps", "deployments/scale", target, "get", "patch"))
+		rules = append(rules, rule("apps", resource+"/scale", target, "get", "patch"))
 	}
 	rules = append(rules,
-		rule("apps", "deployments", target, "get", "patch"), // the record's copy, the field ownership; is it Ready
+		rule("apps", resource, target, "get", "patch"), // the record's copy, the field ownership; is it Ready
 		rule("apps", "deployments", []string{p.Proxy.Name}, "get", "delete"))
 	if len(p.Services) > 0 {
 		rules = append(rules, rule("", "services", p.Services, "get", "patch"))
@@ -321,11 +324,11 @@ func awaitGone(ctx context.Context, get func(context.Context) error) {
 // servesSince says since when the original answers again: the time that the longest Ready of its pods has been so. It is ""
 // when none is, or that cannot be read.
 func servesSince(ctx context.Context, k *kube.Client, target Object) string {
-	d, err := k.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
+	d, err := k.Workload(ctx, target.Namespace, targetOf(target))
 	if err != nil || string(d.UID) != target.UID {
 		return ""
 	}
-	selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
+	selector, err := metav1.LabelSelectorAsSelector(d.Selector)
 	if err != nil {
 		return ""
 	}

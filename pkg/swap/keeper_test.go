@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"sigs.k8s.io/yaml"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -22,23 +21,27 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// kept is a plan with a keeper of its own.
-func kept(t *testing.T) *Plan {
+// kept is a plan for a workload of that kind with a keeper of its own.
+func kept(t *testing.T, kind kube.Kind) *Plan {
 	t.Helper()
 	f := facts(t, "orders.yaml")
-	f.Source = carried
+	f.Source, f.Workload.Kind = carried, kind
 	p, err := NewPlan(f, Options{Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.add(newKeeper(p, []string{"orders-7d4b9c8f6"}, true)); err != nil {
+	var sets []string
+	if copied(p.Undo.Target) {
+		sets = []string{"orders-7d4b9c8f6"}
+	}
+	if err := p.add(newKeeper(p, sets, true)); err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
 func TestKeeperGolden(t *testing.T) {
-	p := kept(t)
+	p := kept(t, kube.Deployment)
 	d, err := p.DryRun(&kube.Client{}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -67,18 +70,18 @@ func TestKeeperGolden(t *testing.T) {
 	}
 }
 
-// What an admin prepares grants what a keeper's own Role does, but for the names, which are not known then.
+// What an admin prepares grants what the own Roles of keepers do, of all kinds, but for the names, which are not known then.
 func TestPreparedRoleIsTheKeepersOwn(t *testing.T) {
 	b, err := os.ReadFile("../../deploy/keeper.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := yaml.Marshal(kept(t).Keeper.Role)
-	if err != nil {
-		t.Fatal(err)
+	var own []rbacv1.PolicyRule
+	for _, kind := range kube.WorkloadKinds() {
+		own = append(own, kept(t, kind).Keeper.Role.Rules...)
 	}
-	sorted := func(role string) (list []string) {
-		for _, rule := range decode[rbacv1.Role](t, role).Rules {
+	sorted := func(rules []rbacv1.PolicyRule) (list []string) {
+		for _, rule := range rules {
 			for _, resource := range rule.Resources {
 				for _, verb := range rule.Verbs {
 					list = append(list, rights.Right{Group: rule.APIGroups[0], Resource: resource, Verb: verb}.String())
@@ -88,15 +91,15 @@ func TestPreparedRoleIsTheKeepersOwn(t *testing.T) {
 		slices.Sort(list)
 		return slices.Compact(list)
 	}
-	prepared := strings.Split(string(b), "\n---\n")[1]
-	if have, want := sorted(prepared), sorted(string(own)); !slices.Equal(have, want) {
+	prepared := decode[rbacv1.Role](t, strings.Split(string(b), "\n---\n")[1]).Rules
+	if have, want := sorted(prepared), sorted(own); !slices.Equal(have, want) {
 		t.Errorf("deploy/keeper.yaml grants %q\na keeper's own Role %q", have, want)
 	}
 }
 
 // Every right of a keeper's Role is for named objects, those of one swap, but for the event that it tells.
 func TestKeepersRoleNamesEverything(t *testing.T) {
-	for _, rule := range kept(t).Keeper.Role.Rules {
+	for _, rule := range kept(t, kube.Deployment).Keeper.Role.Rules {
 		if slices.Equal(rule.Resources, []string{"events"}) && slices.Equal(rule.Verbs, []string{"create"}) {
 			continue
 		}
@@ -106,15 +109,24 @@ func TestKeepersRoleNamesEverything(t *testing.T) {
 	}
 }
 
-// Who has the Role for swaps, and with it the rights for a keeper that it has in comments, has all that the keeper gets: the
-// API server lets nobody give more than they have.
+// Who has the Role for swaps of a kind, and with it the rights for a keeper that it has in comments, has all that the keeper gets: the
+// API server lets nobody give more than they have. That is the kind's scale, and no other.
 func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
-	have := slices.Concat(rights.Swap.Required(true), rights.Moving(), rights.Keeping(), rights.Telling())
-	for _, rule := range kept(t).Keeper.Role.Rules {
-		for _, verb := range rule.Verbs {
-			if r := (rights.Right{Group: rule.APIGroups[0], Resource: rule.Resources[0], Verb: verb}); !slices.Contains(have, r) {
-				t.Errorf("%v is in a keeper's Role", r)
+	for _, kind := range kube.WorkloadKinds() {
+		have := slices.Concat(rights.Swap.For(kind).Required(true), rights.Moving(), rights.Keeping(kind), rights.Telling())
+		var scales []string
+		for _, rule := range kept(t, kind).Keeper.Role.Rules {
+			if strings.HasSuffix(rule.Resources[0], "/scale") {
+				scales = append(scales, rule.Resources[0])
 			}
+			for _, verb := range rule.Verbs {
+				if r := (rights.Right{Group: rule.APIGroups[0], Resource: rule.Resources[0], Verb: verb}); !slices.Contains(have, r) {
+					t.Errorf("%s: %v is in a keeper's Role", kind, r)
+				}
+			}
+		}
+		if !slices.Equal(scales, []string{kind.Resource() + "/scale"}) {
+			t.Errorf("%s: the keeper scales %q", kind, scales)
 		}
 	}
 }
@@ -123,7 +135,7 @@ func TestWhoMayMakeAKeeperHasItsRights(t *testing.T) {
 func TestKeeperRunsOnTheTargetsNodes(t *testing.T) {
 	f := facts(t, "orders.yaml")
 	f.Source = carried
-	pod := &f.Deployment.Spec.Template.Spec
+	pod := &f.Workload.Template.Spec
 	pod.NodeSelector = map[string]string{"pool": "shop"}
 	pod.Affinity.NodeAffinity = &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
 		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "pull", Operator: corev1.NodeSelectorOpExists}}}},

@@ -26,6 +26,18 @@ func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 	if mode == ModeStandby {
 		return standbyPlan(ctx, k, f, o)
 	}
+	if err := stoppable(f.Workload); err != nil && mode != ModeReplace {
+		o.Mode = ModeStandby
+		p, standErr := standbyPlan(ctx, k, f, o)
+		if code := hint.CodeOf(standErr); code == hint.Usage || code == hint.Forbidden {
+			return nil, hint.Newf(code, "set whenScaled to Retain for as long as it is swapped", "%w; and %w", err, standErr)
+		}
+		if standErr != nil {
+			return nil, standErr
+		}
+		p.why = "scaling it to 0 would delete its volumes"
+		return p, nil
+	}
 	o.Mode = ModeReplace
 	p, err := keptPlan(ctx, k, f, o)
 	if err != nil || mode == ModeReplace || o.SelfRestore == SelfRestoreNever {
@@ -66,13 +78,13 @@ func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan
 // Headline says which mode it is, why, and who gives the swap back when this machine is gone.
 func (p *Plan) Headline(k *kube.Client) string {
 	if p.Undo.Replaces() {
-		return "mode replace: the deployment is scaled to 0 while you have its traffic; " + p.Restores(k)
+		return fmt.Sprintf("mode replace: the %s is scaled to 0 while you have its traffic; %s", targetOf(p.Undo.Target).Kind, p.Restores(k))
 	}
 	because := ""
 	if p.why != "" {
 		because = ", since " + p.why
 	}
-	return fmt.Sprintf("mode standby%s: the deployment goes on, and answers what this machine cannot take; %s", because, p.Restores(k))
+	return fmt.Sprintf("mode standby%s: the %s goes on, and answers what this machine cannot take; %s", because, targetOf(p.Undo.Target).Kind, p.Restores(k))
 }
 
 // modeOf is a record's, for people.

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
@@ -24,9 +25,9 @@ import (
 
 // Facts is what is read from the cluster before a plan is made.
 type Facts struct {
-	Deployment *appsv1.Deployment
-	Services   []corev1.Service // all of the namespace
-	Pods       []corev1.Pod     // likewise
+	Workload *kube.Workload
+	Services []corev1.Service // all of the namespace
+	Pods     []corev1.Pod     // likewise
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
 	// MayPodProxy tells whether the tunnel may go through the API server's proxy to the pod; false when it was not asked.
@@ -76,9 +77,11 @@ type Plan struct {
 	// Replicas of the original before.
 	Replicas int32
 
-	target    *appsv1.Deployment
+	target    *kube.Workload
 	selector  *metav1.LabelSelector // of the original's pods
 	container string                // whose place the proxy takes
+	beside    []string              // Services before it that stay as they are, by name
+	joined    []string              // those of them that have the proxy beside the original, and where that can be waited for
 	have      []Port                // what --port chose from
 	source    proxypod.Source
 	podProxy  bool   // was asked for
@@ -89,21 +92,18 @@ type Plan struct {
 
 // NewPlan works out a swap in the mode of o, replace or standby.
 func NewPlan(f Facts, o Options) (*Plan, error) {
-	d := f.Deployment
-	template := d.Spec.Template
-	p := &Plan{Replicas: 1, target: d, selector: d.Spec.Selector, source: f.Source, podProxy: o.PodProxy, noKeeper: "there is no keeper"}
-	if d.Spec.Replicas != nil {
-		p.Replicas = *d.Spec.Replicas
-	}
+	d := f.Workload
+	template := d.Template
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, noKeeper: "there is no keeper"}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
-			"deployment/%s is bridge's own", d.Name)
+			"%s is bridge's own", d.Target())
 	}
 
 	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
 		if u, err := undo.Parse(record); err != nil || u.Target.UID == string(d.UID) {
-			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore deployment %s -n %s", d.Name, d.Namespace),
-				"deployment/%s in %s has the record of an earlier swap, which was not given back", d.Name, d.Namespace)
+			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
+				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}
 	}
 
@@ -111,8 +111,20 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
-	services := selecting(f.Services, template.Labels)
-	have, notes := podPorts(app, services, others(template.Spec, app.Name))
+	standby := o.Mode == ModeStandby
+	if !standby {
+		if err := stoppable(d); err != nil {
+			return nil, err
+		}
+	}
+	selecting := selecting(f.Services, template.Labels)
+	services := p.apart(selecting, f.Services, standby)
+	if standby {
+		selecting = services
+	} else if f.MayPatchServices {
+		p.joined = p.beside
+	}
+	have, notes := podPorts(app, selecting, others(template.Spec, app.Name))
 	p.Notes = append(p.Notes, notes...)
 	p.container, p.have = app.Name, have
 	if p.Ports, err = mapPorts(o.Ports, have); err != nil {
@@ -124,7 +136,6 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
 		}
 	}
-	standby := o.Mode == ModeStandby
 	if standby {
 		if err := p.standBy(f, o, services); err != nil {
 			return nil, err
@@ -145,7 +156,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o)
 	p.Notes = append(p.Notes, notes...)
 
-	lease := proxypod.LeaseName("deployment", d.Name)
+	lease := leaseName(d.Target())
 	var tcp, udp []int32
 	for _, q := range p.Ports {
 		if q.UDP {
@@ -168,7 +179,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(),
 	})
 	if err != nil {
-		return nil, hint.Newf(hint.Usage, "", "deployment/%s: %w", d.Name, err)
+		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
 	}
 	p.Notes = append(p.Notes, notes...)
 
@@ -205,7 +216,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		p.Notes = append(p.Notes, "your account may not patch Services, so the original is stopped while some callers still reach it: "+
 			"requests it has not answered when it gets SIGTERM are lost")
 	}
-	if len(services) == 0 {
+	if len(selecting) == 0 {
 		p.Notes = append(p.Notes, "no Service selects this workload: only callers of the pod's own address will reach the laptop")
 	}
 	record, err := p.Undo.Marshal()
@@ -226,8 +237,8 @@ func selecting(services []corev1.Service, podLabels map[string]string) []corev1.
 
 // newUndo records p's changes, of which only the proxy, its own objects and the mode are known yet.
 func newUndo(f Facts, o Options, services []corev1.Service, p *Plan) (Undo, error) {
-	d, lease := f.Deployment, p.Proxy.Name
-	target := Object{APIVersion: "apps/v1", Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)}
+	d, lease := f.Workload, p.Proxy.Name
+	target := objectOf(d)
 	u := undo.New(target, o.Owner, o.Now)
 	if f.MayPatchServices {
 		for _, s := range services {
@@ -281,7 +292,7 @@ func newLease(u *Undo, record, holder, client string, now time.Time) *coordinati
 	return &coordinationv1.Lease{
 		TypeMeta: metav1.TypeMeta{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"},
 		ObjectMeta: metav1.ObjectMeta{
-			Name: proxypod.LeaseName(strings.ToLower(u.Target.Kind), u.Target.Name), Namespace: u.Target.Namespace,
+			Name: leaseName(targetOf(u.Target)), Namespace: u.Target.Namespace,
 			Labels: map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KindLabel: proxypod.KindSwap},
 			Annotations: map[string]string{
 				proxypod.UndoAnnotation: record, proxypod.TargetAnnotation: u.Target.String(), proxypod.ClientAnnotation: client,

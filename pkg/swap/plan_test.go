@@ -14,6 +14,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
@@ -43,7 +44,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// facts reads a file of YAML documents: one Deployment, and Services and Pods.
+// facts reads a file of YAML documents: one Deployment or StatefulSet, and Services and Pods.
 func facts(t *testing.T, name string) Facts {
 	t.Helper()
 	file, err := os.ReadFile(filepath.Join("testdata", name))
@@ -58,7 +59,9 @@ func facts(t *testing.T, name string) Facts {
 		}
 		switch kind.Kind {
 		case "Deployment":
-			f.Deployment = decode[appsv1.Deployment](t, doc)
+			f.Workload = workload(t, decode[appsv1.Deployment](t, doc))
+		case "StatefulSet":
+			f.Workload = workload(t, decode[appsv1.StatefulSet](t, doc))
 		case "Service":
 			f.Services = append(f.Services, *decode[corev1.Service](t, doc))
 		case "Pod":
@@ -66,6 +69,15 @@ func facts(t *testing.T, name string) Facts {
 		}
 	}
 	return f
+}
+
+func workload(t *testing.T, o runtime.Object) *kube.Workload {
+	t.Helper()
+	w, err := kube.WorkloadOf(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
 }
 
 func decode[T any](t *testing.T, doc string) *T {
@@ -96,7 +108,7 @@ func TestPlanGoldens(t *testing.T) {
 		{golden: "podproxy.golden.yaml", src: proxypod.Source{Image: "bridge-proxy:1"}, change: func(f *Facts, o *Options) {
 			f.MayPodProxy, o.PodProxy = true, true
 			// A port is chosen that nobody in the pod declares.
-			f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 27102}}
+			f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 27102}}
 		}},
 	} {
 		t.Run(c.golden, func(t *testing.T) {
@@ -146,19 +158,19 @@ func TestPlanRefuses(t *testing.T) {
 		name, want string
 		change     func(*Facts, *Options)
 	}{
-		{"host network", "hostNetwork", func(f *Facts, _ *Options) { f.Deployment.Spec.Template.Spec.HostNetwork = true }},
+		{"host network", "hostNetwork", func(f *Facts, _ *Options) { f.Workload.Template.Spec.HostNetwork = true }},
 		{"a container that is not there", `no container "web" in the pod template: it has app, sidecar`, func(_ *Facts, o *Options) { o.Container = "web" }},
 		{"a proxy of our own", "is bridge's own", func(f *Facts, _ *Options) {
-			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.ProxyLabel: "x"}
+			f.Workload.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.ProxyLabel: "x"}
 		}},
 		{"a keeper of our own", "is bridge's own", func(f *Facts, _ *Options) {
-			f.Deployment.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KeeperLabel: "x"}
+			f.Workload.Labels = map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KeeperLabel: "x"}
 		}},
 		{"a port nobody has", `no port "grpc": the pod has 8080 (http)`, func(_ *Facts, o *Options) { o.Ports = []string{"1:grpc"} }},
 		{"a port twice", "port 8080 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:8080", "2:http"} }},
 		{"no port", `"0" is not a port`, func(_ *Facts, o *Options) { o.Ports = []string{"0:8080"} }},
 		{"another container's port", `port 9102 of the pod is container "sidecar"'s`, func(f *Facts, o *Options) {
-			f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9102}}
+			f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9102}}
 			o.Ports = []string{"1:9102"}
 		}},
 		{"a UDP port twice", "port 53 is mapped twice", func(_ *Facts, o *Options) { o.Ports = []string{"1:53/udp", "2:dns"} }},
@@ -192,7 +204,7 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Deployment.Annotations = map[string]string{proxypod.UndoAnnotation: record}
+	f.Workload.Annotations = map[string]string{proxypod.UndoAnnotation: record}
 	if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
 		t.Errorf("got %v, hint %q", err, hint.Of(err))
 	}
@@ -202,7 +214,7 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
 	f := facts(t, "orders.yaml")
 	f.Source = carried
-	f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9090}}
+	f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9090}}
 	p, err := NewPlan(f, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -268,8 +280,8 @@ func TestPlanLeavesFactsAlone(t *testing.T) {
 	if _, err := NewPlan(f, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	a, _ := yaml.Marshal(f.Deployment)
-	b, _ := yaml.Marshal(g.Deployment)
+	a, _ := yaml.Marshal(f.Workload)
+	b, _ := yaml.Marshal(g.Workload)
 	if string(a) != string(b) {
 		t.Errorf("the plan changed its input:\n%s", a)
 	}

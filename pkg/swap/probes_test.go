@@ -53,7 +53,7 @@ func TestPlanProbes(t *testing.T) {
 			f := facts(t, "orders.yaml")
 			f.Source = carried
 			var o Options
-			containers := f.Deployment.Spec.Template.Spec.Containers
+			containers := f.Workload.Template.Spec.Containers
 			c.change(&containers[0], &containers[1], &o)
 			p, err := NewPlan(f, o)
 			if err != nil {

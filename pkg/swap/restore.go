@@ -39,23 +39,23 @@ type Restorer struct {
 	Say func(string)
 }
 
-// Restore gives back what the Lease of the deployment records, or the copy of the record on the
-// deployment when the Lease is gone. by ("user@host") takes the Lease, so that the bridge that holds
+// Restore gives back what the Lease of the workload records, or the copy of the record on the
+// workload when the Lease is gone. by ("user@host") takes the Lease, so that the bridge that holds
 // it stands back. The error has the code NotFound when there is nothing to give back and
 // RestoreIncomplete when something is left. What this machine keeps of the swap it removes.
-func (r *Restorer) Restore(ctx context.Context, name, by string) error {
-	return r.restore(ctx, name, by, anySwap)
+func (r *Restorer) Restore(ctx context.Context, t kube.Target, by string) error {
+	return r.restore(ctx, t, by, anySwap)
 }
 
-func (r *Restorer) restore(ctx context.Context, name, by string, wanted which) error {
+func (r *Restorer) restore(ctx context.Context, t kube.Target, by string, wanted which) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, name, proxypod.RestoreBy+by, wanted)
+	u, c, err := r.take(ctx, t, proxypod.RestoreBy+by, wanted)
 	if err == nil {
 		err = r.giveBack(ctx, u, c)
 	}
 	if err == nil || hint.CodeOf(err) == hint.NotFound {
-		if err := forgetSession(r.Kube, name); err != nil {
+		if err := forgetSession(r.Kube, t); err != nil {
 			r.Say(fmt.Sprintf("note: what this machine keeps of the swap is not removed: %v", err))
 		}
 	}
@@ -83,8 +83,8 @@ func swapOf(record *Undo) which {
 
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
 // it anew when only the copy on the target is left. What the holder before was about to write fails from then on.
-func (r *Restorer) take(ctx context.Context, name, by string, wanted which) (*Undo, *claim, error) {
-	u, c, err := r.takeLease(ctx, name, by, wanted)
+func (r *Restorer) take(ctx context.Context, t kube.Target, by string, wanted which) (*Undo, *claim, error) {
+	u, c, err := r.takeLease(ctx, t, by, wanted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,13 +98,13 @@ func (r *Restorer) take(ctx context.Context, name, by string, wanted which) (*Un
 	return u, c, nil
 }
 
-func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which) (*Undo, *claim, error) {
+func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, wanted which) (*Undo, *claim, error) {
 	ns := r.Kube.Namespace
 	leases := r.Kube.Clientset.CoordinationV1().Leases(ns)
 	for {
-		lease, err := leases.Get(ctx, proxypod.LeaseName("deployment", name), metav1.GetOptions{})
+		lease, err := leases.Get(ctx, leaseName(t), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			u, record, err := r.copyOnTarget(ctx, name)
+			u, record, err := r.copyOnTarget(ctx, t)
 			if err == nil {
 				err = wanted(nil, u)
 			}
@@ -120,7 +120,7 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which)
 		if err != nil {
 			return nil, nil, kube.Explain(err, "get the swap's Lease in "+ns)
 		}
-		u, err := r.read(ctx, lease, name)
+		u, err := r.read(ctx, lease, t)
 		if err == nil {
 			err = wanted(lease, u)
 		}
@@ -141,15 +141,15 @@ func (r *Restorer) takeLease(ctx context.Context, name, by string, wanted which)
 }
 
 // read is the Lease's record, or its copy when the Lease's cannot be read.
-func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name string) (*Undo, error) {
+func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube.Target) (*Undo, error) {
 	u, err := recordOf(lease)
-	if err == nil && u.Target.Name != name {
+	if err == nil && targetOf(u.Target) != t {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
 	if err == nil {
 		return u, nil
 	}
-	if u, _, copyErr := r.copyOnTarget(ctx, name); copyErr == nil {
+	if u, _, copyErr := r.copyOnTarget(ctx, t); copyErr == nil {
 		return u, nil
 	}
 	return nil, hint.Newf(hint.RestoreIncomplete,
@@ -158,14 +158,14 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, name s
 }
 
 // copyOnTarget is the record's copy on the target, or on one of its ReplicaSets.
-func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, record string, err error) {
+func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, record string, err error) {
 	ns := r.Kube.Namespace
-	d, err := r.Kube.Clientset.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
+	d, err := r.Kube.Workload(ctx, ns, t)
 	if err != nil {
-		return nil, "", kube.Explain(err, fmt.Sprintf("get deployment/%s in %s", name, ns))
+		return nil, "", kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
 	}
 	record, ok := d.Annotations[proxypod.UndoAnnotation]
-	if !ok {
+	if !ok && copied(objectOf(d)) {
 		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
 		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
 		if err != nil {
@@ -176,15 +176,15 @@ func (r *Restorer) copyOnTarget(ctx context.Context, name string) (u *Undo, reco
 		}
 	}
 	if !ok {
-		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "deployment/%s in %s is not swapped", name, ns)
+		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, ns)
 	}
 	u, err = undo.Parse(record)
 	if err != nil {
-		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "deployment/%s in %s: %w", name, ns, err)
+		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", t, ns, err)
 	}
 	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns {
-		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another deployment; remove it",
-			"deployment/%s in %s is not swapped", name, ns)
+		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another "+string(t.Kind)+"; remove it",
+			"%s in %s is not swapped", t, ns)
 	}
 	return u, record, nil
 }
@@ -201,7 +201,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
 	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
-		copied, again, takeErr := r.take(ctx, u.Target.Name, holder(c.lease), swapOf(u))
+		copied, again, takeErr := r.take(ctx, targetOf(u.Target), holder(c.lease), swapOf(u))
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}
@@ -364,19 +364,16 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 	start, said := time.Now(), time.Now()
 	var have, want int32
 	err = wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
-		d, err := r.Kube.Clientset.AppsV1().Deployments(u.Target.Namespace).Get(ctx, u.Target.Name, metav1.GetOptions{})
+		d, err := r.Kube.Workload(ctx, u.Target.Namespace, targetOf(u.Target))
 		if err := same(err, u.Target, d.UID); err != nil {
 			return false, kube.IgnoreTransient(err)
 		}
-		have, want = d.Status.ReadyReplicas, 1
-		if d.Spec.Replicas != nil {
-			want = *d.Spec.Replicas
-		}
+		have, want = d.Ready, d.Replicas
 		if time.Since(said) > waitingPeriod {
 			said = time.Now()
 			r.Say(fmt.Sprintf("waiting for %s: %d of %d pods are Ready", u.Target, have, want))
 		}
-		return d.Status.ObservedGeneration >= d.Generation && have >= want, nil
+		return d.Observed >= d.Generation && have >= want, nil
 	})
 	switch {
 	case errors.Is(err, errGone):

@@ -34,9 +34,9 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 		code    hint.Code
 	}{
 		{"on the Lease", map[string]any{leasePath + lease.Name: lease}, hint.RestoreIncomplete},
-		{"on the target", map[string]any{deploymentPath + "orders": appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{UID: uid, Annotations: annotated}}}, hint.NotFound},
+		{"on the target", map[string]any{deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: uid, Annotations: annotated})}, hint.NotFound},
 		{"on a ReplicaSet", map[string]any{
-			deploymentPath + "orders": appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{UID: uid}},
+			deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: uid}),
 			"/apis/apps/v1/namespaces/shop/replicasets": appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{{ObjectMeta: metav1.ObjectMeta{
 				Annotations: annotated, OwnerReferences: []metav1.OwnerReference{{UID: uid, Controller: &controls}},
 			}}}},
@@ -44,7 +44,7 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := apiServer(t, c.objects, noWrite(t))
-			if err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), "orders", "root@desk"); hint.CodeOf(err) != c.code {
+			if err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != c.code {
 				t.Errorf("%v, code %d, want %d", err, hint.CodeOf(err), c.code)
 			}
 		})
@@ -53,7 +53,7 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	s, _ := openSession(t, k)
 	s.saved = savedSession{Version: sessionVersion, Target: plan.Undo.Target, Lease: lease.Name, Key: s.key}
 	lease.Annotations[proxypod.ClientAnnotation] = s.Fingerprint().String()
-	if _, err := s.TakeUp(t.Context(), "orders", Options{}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "in prod") {
+	if _, err := s.TakeUp(t.Context(), orders, Options{}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "in prod") {
 		t.Errorf("taking it up: %v", err)
 	}
 }

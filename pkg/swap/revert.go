@@ -9,11 +9,11 @@ import (
 	"strings"
 	"sync"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/undo"
 )
@@ -64,11 +64,11 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 	for _, c := range made {
 		switch c.Field() {
 		case undo.Replicas:
-			d, err := s.Kube.Clientset.AppsV1().Deployments(c.Object.Namespace).Get(ctx, c.Object.Name, metav1.GetOptions{})
+			d, err := s.Kube.Workload(ctx, c.Object.Namespace, targetOf(c.Object))
 			if same(err, c.Object, d.UID) != nil {
 				continue
 			}
-			if d.Spec.Replicas != nil && *d.Spec.Replicas > 0 && s.claim.check(ctx) != nil {
+			if d.Replicas > 0 && s.claim.check(ctx) != nil {
 				return nil // whoever gives it back, a keeper too, has taken the Lease before
 			}
 			if scaled, err = s.scaledBy(d, c); err != nil {
@@ -119,9 +119,9 @@ func (s *Swap) sayOnce(o Object, line string) {
 
 // scaledBy says who has scaled the original up, "" when nobody has. It is an error when that was a controller, or was not the first
 // time.
-func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
+func (s *Swap) scaledBy(d *kube.Workload, c Change) (string, error) {
 	g := &s.guard
-	up := d.Spec.Replicas != nil && *d.Spec.Replicas > 0
+	up := d.Replicas > 0
 	if up && !g.up {
 		g.ups++
 	}
@@ -137,14 +137,14 @@ func (s *Swap) scaledBy(d *appsv1.Deployment, c Change) (string, error) {
 	if by.Manager != "" {
 		who, named = by.Manager, " ("+by.Manager+")"
 	}
-	what := fmt.Sprintf("%s has scaled %s to %d", who, c.Object, *d.Spec.Replicas)
+	what := fmt.Sprintf("%s has scaled %s to %d", who, c.Object, d.Replicas)
 	switch {
 	case controller(by):
 		return "", s.reverted(what)
 	case g.ups > 1:
 		return "", s.reverted(what + " again")
 	}
-	s.sayOnce(c.Object, fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, *d.Spec.Replicas))
+	s.sayOnce(c.Object, fmt.Sprintf("somebody%s has scaled %s to %d: it stays so when this ends", named, c.Object, d.Replicas))
 	return what, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -58,7 +57,7 @@ func TestWhoScalesUp(t *testing.T) {
 	} {
 		s, scale, _, said := guarded(t)
 		look := func(n int32) error {
-			d := &appsv1.Deployment{Spec: appsv1.DeploymentSpec{Replicas: &n}}
+			d := &kube.Workload{Replicas: n}
 			d.ManagedFields = managed(c.manager, c.op, "replicas")
 			_, err := s.scaledBy(d, scale)
 			return err

@@ -87,16 +87,16 @@ func sessionPath(k *kube.Client, lease string) (string, error) {
 	return filepath.Join(dir, fmt.Sprintf("%s.%s.%s.json", k.Namespace, lease, hex.EncodeToString(server[:4]))), nil
 }
 
-// OpenSession takes hold of what is kept about the swap of the deployment in k's namespace. note says in words why nothing is
+// OpenSession takes hold of what is kept about the swap of the workload in k's namespace. note says in words why nothing is
 // kept, if so: then a killed swap can only be given back. The error has the code Conflict when a bridge on this machine
 // holds the swap and runs, and says what to do about a file that others may read.
-func OpenSession(k *kube.Client, name string) (s *Session, note string, err error) {
+func OpenSession(k *kube.Client, t kube.Target) (s *Session, note string, err error) {
 	s = &Session{kube: k}
 	if s.key, err = tunnel.NewKey(); err != nil {
 		return nil, "", err
 	}
-	target := Object{Kind: "Deployment", Namespace: k.Namespace, Name: name}
-	path, err := sessionPath(k, proxypod.LeaseName("deployment", name))
+	target := Object{Kind: t.Kind.Object(), Namespace: k.Namespace, Name: t.Name}
+	path, err := sessionPath(k, leaseName(t))
 	if err == nil {
 		s.file, err = private.Open(path)
 	}
@@ -161,7 +161,7 @@ func (s *Session) Close() {
 // longer ours. One that was not made entirely, or is half given back, it gives back first. What o and src ask
 // for has to be what the swap was made with, but for the laptop's ports. src is as the user gave it. With SelfRestoreAlways it is an
 // error (code ProxyNotReady) if the swap's keeper is not Ready.
-func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxypod.Source, say func(string)) (*Plan, error) {
+func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src proxypod.Source, say func(string)) (*Plan, error) {
 	k, saved := s.kube, s.saved
 	if saved.Version == 0 {
 		return nil, nil
@@ -182,7 +182,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 		return nil, nil // who swaps anew is told
 	}
 	u, err := recordOf(lease)
-	if err == nil && u.Target.Name != name {
+	if err == nil && targetOf(u.Target) != t {
 		err = fmt.Errorf("undo record: is about %s", u.Target)
 	}
 	if err != nil {
@@ -190,7 +190,7 @@ func (s *Session) TakeUp(ctx context.Context, name string, o Options, src proxyp
 	}
 	if !saved.Held {
 		say("an earlier swap was killed in between: giving it back first")
-		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, name, o.Owner, swapOf(u)); err != nil {
+		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, t, o.Owner, swapOf(u)); err != nil {
 			return nil, err
 		}
 		s.forget()
@@ -217,11 +217,11 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return hint.Newf(hint.Conflict, "swap it with the same options, or give back first: "+Command(s.kube, target),
 			"%s in %s is swapped already, by an earlier bridge of yours, with another %s: %s and not %s", target, target.Namespace, flag, before, now)
 	}
-	d, err := s.kube.Clientset.AppsV1().Deployments(target.Namespace).Get(ctx, target.Name, metav1.GetOptions{})
+	d, err := s.kube.Workload(ctx, target.Namespace, targetOf(target))
 	if err != nil {
 		return nil, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, target.Namespace))
 	}
-	app, err := proxypod.AppContainer(d.Spec.Template, o.Container)
+	app, err := proxypod.AppContainer(d.Template, o.Container)
 	if err != nil {
 		return nil, hint.New(hint.Usage, err, "")
 	}
@@ -248,7 +248,7 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
 	p := &Plan{Ports: ports}
-	p.Probes, p.Notes = localProbes(app, ports, others(d.Spec.Template.Spec, app.Name), o)
+	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o)
 	return p, nil
 }
 
@@ -346,8 +346,8 @@ func (s *Session) follow(ctx context.Context, t *tunnel.Client) {
 
 // forgetSession removes what this machine keeps of a swap that is given back, unless its bridge still runs: that does it
 // itself.
-func forgetSession(k *kube.Client, name string) error {
-	path, err := sessionPath(k, proxypod.LeaseName("deployment", name))
+func forgetSession(k *kube.Client, t kube.Target) error {
+	path, err := sessionPath(k, leaseName(t))
 	if err != nil {
 		return err
 	}

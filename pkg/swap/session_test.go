@@ -16,9 +16,11 @@ import (
 	"bridge/internal/proxypod"
 )
 
+var orders = kube.Target{Kind: kube.Deployment, Name: "orders"}
+
 func openSession(t *testing.T, k *kube.Client) (*Session, string) {
 	t.Helper()
-	s, note, err := OpenSession(k, "orders")
+	s, note, err := OpenSession(k, orders)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestSessionIsKeptUntilItIsForgotten(t *testing.T) {
 	if err := s.begin(plan); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := OpenSession(k, "orders"); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "process ") {
+	if _, _, err := OpenSession(k, orders); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "process ") {
 		t.Errorf("a second one: %v", err)
 	}
 	if err := s.held(plan.Lease); err != nil {
@@ -120,7 +122,7 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		if s, note = openSession(t, k); !strings.Contains(note, want) || want == "" && note != "" {
 			t.Errorf("%s: %q, want %q", content, note, want)
 		}
-		if plan, err := s.TakeUp(t.Context(), "orders", Options{}, proxypod.Source{}, func(string) {}); plan != nil || err != nil { // without a request
+		if plan, err := s.TakeUp(t.Context(), orders, Options{}, proxypod.Source{}, func(string) {}); plan != nil || err != nil { // without a request
 			t.Errorf("%s: taken up: %v, %v", content, plan, err)
 		}
 		if err := s.begin(ordersPlan(t)); err != nil {
@@ -128,7 +130,7 @@ func TestSessionOfAnotherKind(t *testing.T) {
 		}
 	}
 	s.Close()
-	if err := forgetSession(k, "orders"); err != nil {
+	if err := forgetSession(k, orders); err != nil {
 		t.Error(err)
 	}
 	if files := sessionFiles(t); len(files) > 0 {
@@ -139,9 +141,11 @@ func TestSessionOfAnotherKind(t *testing.T) {
 // Who swaps with a keeper or not at all takes no swap up whose keeper is not there to give it back.
 func TestTakingUpAlwaysNeedsItsKeeper(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	plan := kept(t)
+	plan := kept(t, kube.Deployment)
 	keeper := plan.Keeper.Deployment.DeepCopy()
-	objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": plan.target, deploymentPath + keeper.Name: keeper}
+	target := deploymentWith(plan.target.ObjectMeta)
+	target.Spec.Template = plan.target.Template
+	objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": target, deploymentPath + keeper.Name: keeper}
 	k := apiServer(t, objects, noWrite(t))
 	s, _ := openSession(t, k)
 	if err := s.begin(plan); err != nil {
@@ -152,7 +156,7 @@ func TestTakingUpAlwaysNeedsItsKeeper(t *testing.T) {
 		t.Fatal(err)
 	}
 	takeUp := func(o Options) (*Plan, error) {
-		return s.TakeUp(t.Context(), "orders", o, proxypod.Source{}, func(string) {})
+		return s.TakeUp(t.Context(), orders, o, proxypod.Source{}, func(string) {})
 	}
 	always := Options{SelfRestore: SelfRestoreAlways}
 	if p, err := takeUp(always); p != nil || s.TakenUp() || hint.CodeOf(err) != hint.ProxyNotReady || !strings.Contains(err.Error(), "its keeper is not ready") {

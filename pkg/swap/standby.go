@@ -100,17 +100,19 @@ const insist = "--mode replace stops the original, and takes its place"
 // standBy refuses what mode standby cannot do, and works out which ports are the originals' alone. services are those that select
 // the target.
 func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
-	d := f.Deployment
+	d := f.Workload
 	refuse := func(next, format string, args ...any) error {
-		return hint.Newf(hint.Usage, next, "deployment/%s cannot be swapped in mode standby: %w", d.Name, fmt.Errorf(format, args...))
+		return hint.Newf(hint.Usage, next, "%s cannot be swapped in mode standby: %w", d.Target(), fmt.Errorf(format, args...))
 	}
 	switch {
 	case len(f.Standby.Lacking) > 0:
 		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+insist,
-			"deployment/%s cannot be swapped in mode standby: your account may not %s", d.Name, rightList(f.Standby.Lacking))
+			"%s cannot be swapped in mode standby: your account may not %s", d.Target(), rightList(f.Standby.Lacking))
+	case len(services) == 0 && len(p.beside) > 0:
+		return refuse(insist, "no Service selects it but %s, whose callers want single pods, and which stays as it is", serviceList(p.beside))
 	case len(services) == 0:
 		return refuse(insist, "no Service selects it, and callers of the pods' own addresses cannot be moved to a proxy")
-	case d.Status.ReadyReplicas == 0:
+	case d.Ready == 0:
 		return refuse(insist, "none of its pods is Ready to answer what this machine cannot take")
 	}
 	for _, s := range services {
@@ -140,7 +142,7 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 			add(q.Name, q.Remote)
 		}
 	}
-	for _, c := range slices.Concat(d.Spec.Template.Spec.InitContainers, d.Spec.Template.Spec.Containers) {
+	for _, c := range slices.Concat(d.Template.Spec.InitContainers, d.Template.Spec.Containers) {
 		for _, q := range c.Ports {
 			if c.Name != p.container && (q.Protocol == "" || q.Protocol == corev1.ProtocolTCP) {
 				add(q.Name, q.ContainerPort)
@@ -152,14 +154,15 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 
 // standBefore makes the objects, and says what moving these Services means.
 func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
-	d, lease := f.Deployment, p.Proxy.Name
+	d, lease := f.Workload, p.Proxy.Name
 	if len(moved) == 0 {
-		return hint.Newf(hint.Usage, insist, "deployment/%s cannot be swapped in mode standby: every Service that selects it selects others' pods too", d.Name)
+		return hint.Newf(hint.Usage, insist, "%s cannot be swapped in mode standby: every Service that selects it selects others' pods too", d.Target())
 	}
-	selector := d.Spec.Selector.MatchLabels
-	if len(d.Spec.Selector.MatchExpressions) > 0 || len(selector) == 0 {
+	selector := maps.Clone(d.Selector.MatchLabels)
+	if len(d.Selector.MatchExpressions) > 0 || len(selector) == 0 {
 		// A Service knows no expressions. The template's labels are what its pods have, but for those of a rollout under way.
-		selector = d.Spec.Template.Labels
+		selector = maps.Clone(d.Template.Labels)
+		maps.DeleteFunc(selector, ofOne)
 	}
 	var ports []proxypod.OriginalsPort
 	for _, q := range p.Ports {
@@ -168,7 +171,7 @@ func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
 	for _, q := range p.Standby.pass {
 		ports = append(ports, p.originalsPort(q.Name, q.ContainerPort))
 	}
-	p.Standby.Originals = proxypod.Originals(lease, d.Namespace, maps.Clone(selector), ports)
+	p.Standby.Originals = proxypod.Originals(lease, d.Namespace, selector, ports)
 	p.Standby.Proxies = proxypod.Proxies(lease, d.Namespace)
 	if err := p.admit(f); err != nil {
 		return err
@@ -192,7 +195,7 @@ func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
 // another number.
 func (p *Plan) originalsPort(name string, number int32) proxypod.OriginalsPort {
 	named := 0
-	for _, c := range p.target.Spec.Template.Spec.Containers {
+	for _, c := range p.target.Template.Spec.Containers {
 		for _, q := range c.Ports {
 			if q.Name == name {
 				named++
@@ -213,8 +216,8 @@ func (p *Plan) admit(f Facts) error {
 		return nil
 	}
 	lease, ns := p.Proxy.Name, p.Proxy.Namespace
-	a := admitting(f.Standby.Policies, f.Deployment.Spec.Template.Labels, p.Proxy.Spec.Template.Labels,
-		*f.Deployment.Spec.Selector, proxypod.ProxySelector(lease))
+	a := admitting(f.Standby.Policies, f.Workload.Template.Labels, p.Proxy.Spec.Template.Labels,
+		*f.Workload.Selector, proxypod.ProxySelector(lease))
 	if a.toOriginals != nil {
 		p.Standby.Policies = append(p.Standby.Policies, proxypod.Policy(lease, ns, proxypod.OriginalsName(lease), *a.toOriginals))
 	}
@@ -231,8 +234,8 @@ func (p *Plan) admit(f Facts) error {
 	case len(p.Standby.Policies) == 0:
 	case !f.Standby.MayAdmit:
 		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+insist,
-			"deployment/%s cannot be swapped in mode standby: network policies (%s) keep callers from the proxies, or these from it, and your account may not %s",
-			f.Deployment.Name, names, rightList(rights.Admitting()))
+			"%s cannot be swapped in mode standby: network policies (%s) keep callers from the proxies, or these from it, and your account may not %s",
+			f.Workload.Target(), names, rightList(rights.Admitting()))
 	default:
 		p.Notes = append(p.Notes, fmt.Sprintf("network policies hold here (%s): bridge adds its own, which let the proxies take the original's callers and pass them on", names))
 	}

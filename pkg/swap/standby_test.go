@@ -25,8 +25,8 @@ func standbyFacts(t *testing.T) (Facts, Options) {
 	t.Helper()
 	f := facts(t, "orders.yaml")
 	f.Source = carried
-	f.Deployment.Status.ReadyReplicas = 2
-	f.Deployment.Spec.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
+	f.Workload.Ready = 2
+	f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
 	f.Standby.MayAdmit = true
 	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("web", map[string]string{"app": "orders"}, "web", networkingv1.PolicyTypeIngress), policy("web-out", map[string]string{"app": "web"}, "orders", networkingv1.PolicyTypeEgress)}
 	return f, Options{Mode: ModeStandby, Owner: "ada@laptop", Client: tunnel.Fingerprint{1, 2, 3}, Now: noon, Ports: []string{"3000:http"}}
@@ -70,7 +70,7 @@ func TestStandbyGolden(t *testing.T) {
 	}
 	golden(t, "standby.golden.yaml", string(b))
 	for l := range p.Proxy.Spec.Template.Labels {
-		if _, theirs := f.Deployment.Spec.Template.Labels[l]; theirs {
+		if _, theirs := f.Workload.Template.Labels[l]; theirs {
 			t.Errorf("the proxies have the target's label %s", l)
 		}
 	}
@@ -86,7 +86,7 @@ func TestStandbyRefuses(t *testing.T) {
 		change     func(*Facts, *Options)
 	}{
 		{"no Service", "no Service selects it", hint.Usage, func(f *Facts, _ *Options) { f.Services = nil }},
-		{"no original that answers", "none of its pods is Ready", hint.Usage, func(f *Facts, _ *Options) { f.Deployment.Status.ReadyReplicas = 0 }},
+		{"no original that answers", "none of its pods is Ready", hint.Usage, func(f *Facts, _ *Options) { f.Workload.Ready = 0 }},
 		{"a Service of UDP", "port 53/UDP of service/orders would be lost", hint.Usage, func(f *Facts, _ *Options) {
 			f.Services[0].Spec.Ports = append(f.Services[0].Spec.Ports, corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP})
 		}},
@@ -112,7 +112,7 @@ func TestStandbyRefuses(t *testing.T) {
 func TestStandbyLeavesAlone(t *testing.T) {
 	f, o := standbyFacts(t)
 	f.Standby.Policies = []networkingv1.NetworkPolicy{policy("others", map[string]string{"app": "payments"}, "web", networkingv1.PolicyTypeIngress)}
-	f.Deployment.Spec.Selector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpExists}}
+	f.Workload.Selector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpExists}}
 	o.Ports = nil // UDP is not asked for, and stays
 	p, err := NewPlan(f, o)
 	if err != nil {

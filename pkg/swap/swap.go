@@ -220,7 +220,7 @@ func (s *Swap) hold(ctx context.Context) error {
 		if errors.As(s.claim.check(ctx), &taken) {
 			return taken
 		}
-		d, err := deployments.Get(ctx, target.Name, metav1.GetOptions{})
+		d, err := s.Kube.Workload(ctx, target.Namespace, targetOf(target))
 		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
@@ -266,7 +266,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err := r.take(ctx, s.Plan.Undo.Target.Name, proxypod.RestoreBy+s.Plan.Undo.Owner, swapOf(&s.Plan.Undo))
+	u, c, err := r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.Undo.Owner, swapOf(&s.Plan.Undo))
 	if hint.CodeOf(err) == hint.NotFound {
 		return over() // given back entirely
 	}
@@ -369,19 +369,20 @@ func (s *Swap) awaitStopped(ctx context.Context) error {
 
 // moveEndpoints sends all callers to the proxy while the original still runs.
 func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
-	if len(s.Plan.Services) == 0 {
+	services := slices.Concat(s.Plan.Services, s.Plan.joined)
+	if len(services) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	s.Say("moving callers to it: " + serviceList(s.Plan.Services))
+	s.Say("moving callers to it: " + serviceList(services))
 	// The endpoint controller has to know the proxy as Ready before the selector leaves it alone:
 	// at no time is there no endpoint.
 	var err error
 	if s.Plan.standby() {
 		err = s.awaitKnown(ctx, x)
 	} else {
-		err = x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxy)
+		err = x.awaitEndpoints(ctx, s.proxy, services, endpoints.reachProxy)
 	}
 	if err := fault.After(fault.Reachable, err); err != nil {
 		return err

@@ -2,9 +2,11 @@ package swap
 
 import (
 	"fmt"
+	"strings"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/undo"
 )
@@ -29,3 +31,16 @@ func recordOf(l *coordinationv1.Lease) (*Undo, error) {
 	}
 	return u, err
 }
+
+// objectOf names a workload in a record.
+func objectOf(w *kube.Workload) Object {
+	return Object{APIVersion: "apps/v1", Kind: w.Kind.Object(), Namespace: w.Namespace, Name: w.Name, UID: string(w.UID)}
+}
+
+// targetOf is a record's object as a user names it.
+func targetOf(o Object) kube.Target {
+	return kube.Target{Kind: kube.Kind(strings.ToLower(o.Kind)), Name: o.Name}
+}
+
+// leaseName is that of the claim on t.
+func leaseName(t kube.Target) string { return proxypod.LeaseName(string(t.Kind), t.Name) }

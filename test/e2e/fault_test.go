@@ -308,14 +308,19 @@ func (w *world) giveBack(st stage, also, way string, local []string) {
 	}
 }
 
-// answersSteadily waits for a few answers in a row by that name, and no failure in between: a Service may send a caller to the
-// proxy until that is known to be gone.
 func (w *world) answersSteadily(name string) {
 	w.t.Helper()
-	w.await("nothing but answers by "+name, func() bool {
+	w.answersAt("http://orders", name)
+}
+
+// answersAt waits for a few answers in a row by that name, and no failure in between: a Service may send a caller to the
+// proxy until that is known to be gone.
+func (w *world) answersAt(url, name string) {
+	w.t.Helper()
+	w.await("nothing but answers of "+url+" by "+name, func() bool {
 		for range 5 {
 			out := newLines()
-			if w.exec(w.t.Context(), nil, out, "get", "--url", "http://orders") != nil || !slices.Contains(out.all(), name) {
+			if w.exec(w.t.Context(), nil, out, "get", "--url", url) != nil || !slices.Contains(out.all(), name) {
 				return false
 			}
 		}

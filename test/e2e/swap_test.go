@@ -57,8 +57,13 @@ func TestSwapLosesNoRequest(t *testing.T) {
 // without force, and the service answers.
 func (w *world) assertGivenBack(before string) {
 	w.t.Helper()
+	w.assertManifest(before, ordersYAML)
+}
+
+func (w *world) assertManifest(before, manifest string) {
+	w.t.Helper()
 	w.assertSnapshot(before)
-	changed := strings.Replace(fmt.Sprintf(ordersYAML, s.image), "replicas: 2", "replicas: 1", 1)
+	changed := strings.Replace(fmt.Sprintf(manifest, s.image), "replicas: 2", "replicas: 1", 1)
 	for doc := range strings.SplitSeq(changed, "\n---\n") {
 		if err := w.tryApply(doc); err != nil {
 			w.t.Errorf("the manager that had applied it can do so no more: %v", err)

@@ -130,9 +130,11 @@ spec:
 var resources = []schema.GroupVersionResource{
 	{Group: "apps", Version: "v1", Resource: "deployments"},
 	{Group: "apps", Version: "v1", Resource: "replicasets"},
+	{Group: "apps", Version: "v1", Resource: "statefulsets"},
 	{Group: "batch", Version: "v1", Resource: "jobs"},
 	{Version: "v1", Resource: "services"},
 	{Version: "v1", Resource: "configmaps"},
+	{Version: "v1", Resource: "persistentvolumeclaims"},
 	{Version: "v1", Resource: "secrets"},
 	{Version: "v1", Resource: "serviceaccounts"},
 	{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"},
