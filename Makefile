@@ -44,11 +44,12 @@ unit: proxies
 	go vet ./...
 	go test -race $$(go list ./... | grep -v /test/e2e)
 
-# Fuzzes what reads the tunnel's bytes, each target for FUZZTIME, two at a time.
+# Fuzzes what reads the tunnel's bytes and callers' requests, each target for FUZZTIME, two at a time.
 FUZZTIME ?= 30s
 fuzz:
-	targets=$$(go test -list '^Fuzz' ./pkg/tunnel) && echo "$$targets" | grep '^Fuzz' | xargs -P 2 -I TARGET \
-		go test -run '^$$' -fuzz '^TARGET$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 1 ./pkg/tunnel
+	targets=$$(for p in pkg/tunnel internal/http1 internal/route; do \
+		list=$$(go test -list '^Fuzz' ./$$p) || exit 1; echo "$$list" | sed -n "s|^Fuzz.*|& ./$$p|p"; \
+	done) && echo "$$targets" | xargs -P 2 -L 1 sh -c 'exec go test -run "^$$" -fuzz "^$$0$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 1 "$$1"'
 
 # Some of these tests start the proxy that is built into them.
 e2e: proxies

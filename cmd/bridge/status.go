@@ -82,9 +82,9 @@ func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.
 func statusTable(entries []swap.Entry) *metav1.Table {
 	t := &metav1.Table{}
-	for i, name := range []string{"Namespace", "Target", "Mode", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Why", "Replicas", "Services", "Give Back With"} {
+	for i, name := range []string{"Namespace", "Target", "Mode", "Owner", "Since", "Last Heartbeat", "State", "If Lost", "Probes", "Requests", "Why", "Replicas", "Services", "Notes", "Give Back With"} {
 		c := metav1.TableColumnDefinition{Name: name, Type: "string"}
-		if i > 8 {
+		if i > 9 {
 			c.Priority = 1
 		}
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
@@ -99,8 +99,8 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
 		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, string(e.Mode), e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), e.Reason,
-			replicas, strings.Join(e.Services, ","), e.Restore,
+			e.Namespace, e.Target, string(e.Mode), e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), requests(e), e.Reason,
+			replicas, strings.Join(e.Services, ","), strings.Join(e.Notes, "; "), e.Restore,
 		}})
 	}
 	return t
@@ -117,6 +117,19 @@ func probes(e swap.Entry) string {
 		out = append(out, text)
 	}
 	return strings.Join(out, ", ")
+}
+
+// requests are those that come to a swap's owner, as flags; "" for all that can be taken.
+func requests(e swap.Entry) string {
+	var out []string
+	for _, s := range e.Shares {
+		text := s.Choice.String()
+		if len(e.Shares) > 1 || s.Owner != e.Owner {
+			text = s.Owner + ": " + text
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
 }
 
 func age(t time.Time) string {

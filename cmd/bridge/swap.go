@@ -13,6 +13,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 	"bridge/pkg/swap"
 )
 
@@ -34,6 +35,7 @@ back when it ends; signals and the exit code are CMD's.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
   bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
+  bridge swap deployment orders --header x-user=ada  # only requests with that header, the deployment answers the others
   bridge swap deployment orders --dry-run         # every object and change, nothing done
   bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it
   bridge swap statefulset db                     # all of its pods`,
@@ -86,6 +88,9 @@ back when it ends; signals and the exit code are CMD's.`,
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(newChoice(string(swap.ModeAuto), func(word string) { o.mode = swap.Mode(word) }, string(swap.ModeAuto), string(swap.ModeReplace), string(swap.ModeStandby)), "mode",
 		"replace: the original is stopped. standby: it goes on, callers come by way of proxies, and those whom this machine cannot take go to it. auto: replace if somebody can start it again when this machine is gone, else standby")
+	f.StringArrayVar(&o.headers, "header", nil, "NAME=VALUE: only requests with this header come here, the original answers all others; of baggage and tracestate a member, baggage:KEY=VALUE (repeatable, all must match; takes mode standby)")
+	f.StringVar(&o.path, "path", "", "only requests whose path begins with this come here (takes mode standby)")
+	f.BoolVar(&o.mirror, "mirror", false, "the original answers, and the process here gets a copy of what callers send; what it answers is dropped (takes mode standby)")
 	f.Var(newChoice("auto", func(word string) { o.selfRestore = swap.SelfRestore(word) }, "auto", "always", "never"), "self-restore", "whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
 	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
@@ -103,6 +108,10 @@ type swapOptions struct {
 	localTimeoutSet            bool
 	resumeWindow               time.Duration
 	mode                       swap.Mode
+	headers                    []string
+	path                       string
+	mirror                     bool
+	choice                     route.Choice // of headers, path and mirror; check makes it
 	selfRestore                swap.SelfRestore
 	restoreAfter               time.Duration
 	rejoin                     bool
@@ -113,7 +122,7 @@ type swapOptions struct {
 	noProbes, execProbes       bool
 }
 
-// check refuses what does not go together.
+// check refuses what does not go together, and makes choice.
 func (o *swapOptions) check() error {
 	if o.output != "" && o.dryRun == "" {
 		return hint.Newf(hint.Usage, "add --dry-run, or leave it out", "-o %s is for a dry run", o.output)
@@ -121,13 +130,18 @@ func (o *swapOptions) check() error {
 	if o.restoreAfter < 6*time.Second || o.restoreAfter > 24*time.Hour {
 		return hint.Newf(hint.Usage, "", "--restore-after %v: 6s to 24h", o.restoreAfter)
 	}
-	return nil
+	choice, err := route.ParseChoice(o.headers, o.path, o.mirror)
+	if err != nil {
+		return err
+	}
+	o.choice = choice
+	return swap.Options{Mode: o.mode, Choice: choice}.Check()
 }
 
 func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
-	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
-		Mode: o.mode, SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
+		Mode: o.mode, Choice: o.choice, SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
+	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, t, options, source, o)
 	}

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -71,13 +72,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type config struct {
 	version     bool
 	client      tunnel.Fingerprint
-	tunnel      string // the tunnel's listener, on loopback
-	podProxy    string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
-	health      string // the readiness listener
-	listen      []int  // the target's TCP ports
-	listenUDP   []int  // and UDP ports; none of either for connect
-	originalsAt string // the address of the originals' Service, in standby; "" when none runs
-	pass        []int  // TCP ports whose callers all go there
+	tunnel      string       // the tunnel's listener, on loopback
+	podProxy    string       // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
+	health      string       // the readiness listener
+	listen      []int        // the target's TCP ports
+	listenUDP   []int        // and UDP ports; none of either for connect
+	originalsAt string       // the address of the originals' Service, in standby; "" when none runs
+	pass        []int        // TCP ports whose callers all go there
+	choice      route.Choice // which requests of the other ports are the laptop's
 	serveDials  bool
 	view        view
 	drainDelay  time.Duration // new connections are still taken after SIGTERM
@@ -116,6 +118,13 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		c.pass = append(c.pass, port)
 		return err
 	})
+	var headers []string
+	f.Func("header", "`NAME=VALUE` that the laptop's requests have (repeatable); the originals have all others", func(s string) error {
+		headers = append(headers, s)
+		return nil
+	})
+	path := f.String("path", "", "`beginning` of the path of the laptop's requests; the originals have all others")
+	mirror := f.Bool("mirror", false, "the originals answer, and the laptop gets a copy of what callers send")
 	f.Func("files", "`path` of a volume whose files the laptop gets (repeatable)", c.view.addFiles)
 	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
 	f.Func("token", "`path:audience` of a token of the target's, which the laptop does not get (repeatable)", c.view.addToken)
@@ -126,6 +135,10 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		return c, err
 	}
 	c.view.environ = environ
+	var err error
+	if c.choice, err = route.ParseChoice(headers, *path, *mirror); err != nil {
+		return c, err
+	}
 	switch {
 	case c.version:
 		return c, nil
@@ -137,6 +150,8 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		return c, errors.New("--tunnel and --health are needed")
 	case c.originalsAt == "" && len(c.pass) > 0:
 		return c, errors.New("--pass is for --originals")
+	case c.originalsAt == "" && !c.choice.All():
+		return c, errors.New("--header, --path and --mirror are for --originals")
 	case c.originalsAt != "" && len(c.listenUDP) > 0:
 		return c, errors.New("--originals is for TCP alone")
 	case c.drainDelay < 0 || c.drain < 0:

@@ -42,7 +42,7 @@ func TestProxyStaysSmallInWhatItLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	allowed := []string{"bridge/", "github.com/hashicorp/yamux", "golang.org/x/sync/", "golang.org/x/sys/", "crypto/internal/entropy/", "vendor/"}
+	allowed := []string{"bridge/", "github.com/hashicorp/yamux", "golang.org/x/net/", "golang.org/x/text/", "golang.org/x/sync/", "golang.org/x/sys/", "crypto/internal/entropy/", "vendor/"}
 	for _, dep := range strings.Fields(string(out)) {
 		if strings.HasPrefix(dep, "bridge/internal/kube") {
 			t.Errorf("the proxy links %s", dep)
@@ -73,6 +73,9 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--listen", "53/sctp"}, 2, "want a port"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--pass", "80"}, 2, "--pass is for --originals"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--originals", "x", "--listen", "53/udp"}, 2, "TCP alone"},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--mirror"}, 2, "are for --originals"},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--originals", "x", "--header", "x"}, 2, "has no ="},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--originals", "x", "--path", "/x", "--mirror"}, 2, "copies whole connections"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "x"}, 2, "unexpected argument"},
 		{[]string{"--client", key, "--tunnel", "0.0.0.0:0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},
 		{[]string{"--client", key, "--tunnel", ":0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},

@@ -35,6 +35,7 @@ type proxy struct {
 	// In standby; else nil.
 	laptop    *standby.Laptop
 	originals *standby.Originals
+	chooser   *chooser // nil also when all requests are the laptop's
 
 	laptopReady atomic.Bool // its process, as the laptop says
 
@@ -77,7 +78,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen, "udp", c.listenUDP,
-		"originals", c.originalsAt, "passed on", c.pass)
+		"originals", c.originalsAt, "passed on", c.pass, "the laptop's", c.choice)
 	return p.run(ctx, doors)
 }
 
@@ -130,6 +131,9 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 		group.Go(func() error { p.laptop.Run(parts); return nil })
 		group.Go(func() error { p.originals.Run(parts); return nil })
 	}
+	if p.chooser != nil {
+		group.Go(func() error { p.chooser.run(parts); return nil })
+	}
 	group.Go(func() error { return p.health.serve(parts, d.health) })
 	group.Go(func() error { return p.server.Serve(parts, d.tunnel) })
 	if d.podProxy != nil {
@@ -153,10 +157,17 @@ func (p *proxy) standBy() {
 	p.laptop = &standby.Laptop{Open: p.server.Open, Answering: p.server.Answering, Ports: p.listen, OnChange: p.onLaptop, Log: p.log}
 	p.originals = &standby.Originals{
 		Host: p.originalsAt, Ports: p.ports.Ports, Log: p.log,
-		Needed:   func() bool { return !p.laptop.Takes() },
+		Needed:   func() bool { return p.choice.Mirror || !p.laptop.Takes() },
 		OnChange: func(bool) { p.follow() },
 	}
 	p.ports.Laptop, p.ports.Original = p.laptop.Dial, p.originals.Dial
+	if !p.choice.All() {
+		p.chooser = &chooser{choice: p.choice, ports: p.listen, takes: p.laptop.TakesOn, tell: p.server.Note, log: p.log}
+		p.ports.Choose = p.chooser.choose
+		if !p.choice.Mirror {
+			p.ports.Limit = maxChosen
+		}
+	}
 }
 
 // taken says whether somebody takes callers: the laptop, or in standby an original.
@@ -164,16 +175,20 @@ func (p *proxy) taken() bool {
 	if p.originals == nil {
 		return p.laptopReady.Load()
 	}
-	return p.laptop.Takes() || p.originals.Reached()
+	return p.laptop.Takes() && !p.choice.Mirror || p.originals.Reached()
 }
 
-// onLaptop has kept connections follow new ones, to the laptop or back.
+// onLaptop has kept connections follow new ones, to the laptop or back. Where each request is chosen for, they need not.
 func (p *proxy) onLaptop(port int, open bool) {
-	if open {
+	switch {
+	case p.chooser != nil:
+	case open:
 		p.ports.Leave(port, intercept.ToOriginal)
-	} else {
-		p.originals.Look()
+	default:
 		p.ports.Leave(port, intercept.ToLaptop)
+	}
+	if !open {
+		p.originals.Look()
 	}
 	p.follow()
 }

@@ -19,8 +19,8 @@ type Ways struct {
 	Original func(ctx context.Context) (net.Conn, error)
 }
 
-// Choose carries one caller's connection until that is over, and closes it. After an error the caller is reset. Of the
-// connections that it makes on each way it uses one at a time.
+// Choose carries one caller's connection until that is over, and closes it. After an error the caller is reset. When the caller's
+// connection is closed by somebody else it ends all that it has made; the last of each way may be closed before it.
 type Choose func(ctx context.Context, caller net.Conn, to Ways) error
 
 // PerConnection sends the caller to the laptop, or to an original when the laptop does not take the connection.

@@ -4,6 +4,7 @@
 package intercept
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,8 +23,7 @@ import (
 )
 
 const (
-	// maxConns is how many connections are carried at once, over all ports; further callers wait in the
-	// kernel's queue. 10,000 idle ones fit, as they fit the tunnel (16,384 streams) and the pod's memory.
+	// maxConns is Limit, if that is zero: 10,000 idle ones fit, as they fit the tunnel (16,384 streams) and the pod's memory.
 	maxConns = 12288
 	// queueGrace is how long a listener that is to close without loss goes on accepting what the kernel
 	// has queued. The queue is in memory: a few milliseconds do.
@@ -47,7 +47,10 @@ type Interceptor struct {
 	Original Dial
 	// Choose carries each TCP caller; nil: PerConnection.
 	Choose Choose
-	Log    *slog.Logger // nil: no log
+	// Limit is how many connections are carried at once, over all ports; further callers wait in the kernel's queue.
+	// Zero means 12,288.
+	Limit int
+	Log   *slog.Logger // nil: no log
 
 	wg        sync.WaitGroup // accept loops, connections and flows
 	draining  atomic.Bool
@@ -215,7 +218,7 @@ func (i *Interceptor) Start(ctx context.Context) {
 	defer i.mu.Unlock()
 	i.state = running
 	i.conns = map[*conn]struct{}{}
-	i.slots = make(chan struct{}, maxConns)
+	i.slots = make(chan struct{}, cmp.Or(i.Limit, maxConns))
 	i.changed = make(chan struct{}, 1)
 	i.ctx = ctx
 }
@@ -304,7 +307,7 @@ func (i *Interceptor) accept(l *listener) {
 		select {
 		case i.slots <- struct{}{}:
 		default:
-			i.log().Warn("too many connections: callers wait", "port", l.port, "limit", maxConns)
+			i.log().Warn("too many connections: callers wait", "port", l.port, "limit", cap(i.slots))
 			select {
 			case i.slots <- struct{}{}:
 			case <-l.stop:

@@ -96,6 +96,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 		for _, p := range s.Standby.Pass {
 			args = append(args, "--pass", strconv.Itoa(int(p.ContainerPort)))
 		}
+		for _, a := range s.Standby.Choice {
+			args = append(args, literal(a))
+		}
 		ports = s.Standby.names(ports)
 	}
 	args = append(args, lookArgs(c, pod)...)

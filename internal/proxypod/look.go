@@ -90,16 +90,16 @@ func AppContainer(t corev1.PodTemplateSpec, name string) (corev1.Container, erro
 	return t.Spec.Containers[0], nil
 }
 
+// literal is an argument that arrives as s: the kubelet replaces $(NAME) in arguments, and $$ by $.
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
 // lookArgs tell the proxy which of the container's files the laptop may have, and of what it is only told.
 func lookArgs(c corev1.Container, pod *corev1.PodSpec) (args []string) {
 	volumes := map[string]corev1.Volume{}
 	for _, v := range pod.Volumes {
 		volumes[v.Name] = v
 	}
-	// The kubelet replaces $(NAME) in arguments.
-	add := func(flag string, parts ...string) {
-		args = append(args, flag, strings.ReplaceAll(strings.Join(parts, ":"), "$(", "$$("))
-	}
+	add := func(flag string, parts ...string) { args = append(args, flag, literal(strings.Join(parts, ":"))) }
 	account := false
 	for _, m := range c.VolumeMounts {
 		at := path.Clean(m.MountPath)

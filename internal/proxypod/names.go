@@ -33,6 +33,10 @@ const (
 	TunnelAnnotation = Prefix + "tunnel"
 	// ProbesAnnotation on a swap's Lease is what the target's probes gave on the laptop, by the last heartbeat.
 	ProbesAnnotation = Prefix + "probes"
+	// SharesAnnotation on a swap's Lease says which requests are whose, where not all are its holder's.
+	SharesAnnotation = Prefix + "shares"
+	// NotesAnnotation on a swap's Lease is what its proxies say, by the last heartbeat.
+	NotesAnnotation = Prefix + "notes"
 	// KindLabel on a Lease is "swap", "connect", or "env": of a pod to look by.
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"

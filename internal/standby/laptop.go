@@ -91,6 +91,13 @@ func (l *Laptop) Takes() bool {
 	return false
 }
 
+// TakesOn says it of one port.
+func (l *Laptop) TakesOn(port int) bool {
+	l.init()
+	w := l.way[port]
+	return w != nil && w.now() != nil
+}
+
 // Dial connects to the laptop's process. The error wraps ErrAway, at once while the way is broken; else the laptop has answered when it
 // returns, or answerTimeout is over.
 func (l *Laptop) Dial(ctx context.Context, h tunnel.Header) (net.Conn, error) {

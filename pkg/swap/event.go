@@ -61,7 +61,13 @@ func (s *Swap) narrate(ctx context.Context) {
 		at                    time.Time
 	}
 	_, services := u.Summary()
-	what := fmt.Sprintf("%s answers for it from another machine", u.Owner)
+	what := u.Owner + " answers for it from another machine"
+	switch choice := s.Plan.Choice; {
+	case choice.Mirror:
+		what = u.Owner + " has a copy of its traffic on another machine"
+	case !choice.All():
+		what += " (" + choice.String() + ")"
+	}
 	if len(services) > 0 {
 		what += ", callers of " + serviceList(services) + " too"
 	}

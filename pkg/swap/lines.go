@@ -17,6 +17,7 @@ type lines struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change of a state
+	notes   [][]string    // what each proxy says, a line each
 }
 
 // newLines makes n tunnels to the pods of p, with like's fields that are not about one of them.
@@ -37,7 +38,8 @@ func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like fun
 			close(l.changed)
 			l.changed = make(chan struct{})
 		}
-		l.clients, l.carriers = append(l.clients, t), append(l.carriers, c)
+		t.OnNote = func(text string) { l.noted(i, text, said) }
+		l.clients, l.carriers, l.notes = append(l.clients, t), append(l.carriers, c), append(l.notes, nil)
 	}
 	return l
 }

@@ -35,6 +35,10 @@ type Entry struct {
 	Reason string `json:"reason,omitempty"`
 	// Probes are the target's that are run on the laptop, as the last heartbeat told; none when that is too old to be believed.
 	Probes []probe.State `json:"probes,omitempty"`
+	// Shares say which requests are whose, where not all that can be taken are Owner's.
+	Shares []Share `json:"shares,omitempty"`
+	// Notes are what a swap's proxies say, as the last heartbeat told; none when that is too old to be believed.
+	Notes []string `json:"notes,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
 	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why, in standby
@@ -73,6 +77,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Target = e.Kind + "/" + l.Name
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
+		e.Shares = sharesOf(&l)
 		if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
@@ -116,6 +121,9 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason
 		if json.Unmarshal([]byte(l.Annotations[proxypod.ProbesAnnotation]), &e.Probes) != nil {
 			e.Probes = nil
+		}
+		if json.Unmarshal([]byte(l.Annotations[proxypod.NotesAnnotation]), &e.Notes) != nil {
+			e.Notes = nil
 		}
 	}
 }

@@ -20,11 +20,30 @@ const (
 	ModeStandby Mode = "standby" // it goes on, and answers what the laptop cannot take
 )
 
+// Check says what cannot be, without a look at the cluster.
+func (o Options) Check() error {
+	if o.Mode == ModeReplace && !o.Choice.All() {
+		return hint.Newf(hint.Usage, "use --mode standby, or leave --mode out, which chooses that then", "%s leaves requests to the original, and --mode replace stops it", o.Choice)
+	}
+	return nil
+}
+
 // MakePlan plans a swap in the mode that o asks for, with a keeper as o asks for one. It reads and tries only.
 func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
 	mode := o.Mode
 	if mode == ModeStandby {
 		return standbyPlan(ctx, k, f, o)
+	}
+	if !o.Choice.All() {
+		o.Mode = ModeStandby
+		p, err := standbyPlan(ctx, k, f, o)
+		if err == nil {
+			p.why = "the original is needed beside this machine"
+		}
+		return p, err
 	}
 	if err := stoppable(f.Workload); err != nil && mode != ModeReplace {
 		o.Mode = ModeStandby
@@ -84,7 +103,15 @@ func (p *Plan) Headline(k *kube.Client) string {
 	if p.why != "" {
 		because = ", since " + p.why
 	}
-	return fmt.Sprintf("mode standby%s: the %s goes on, and answers what this machine cannot take; %s", because, targetOf(p.Undo.Target).Kind, p.Restores(k))
+	kind := targetOf(p.Undo.Target).Kind
+	what := fmt.Sprintf("the %s goes on, and answers what this machine cannot take", kind)
+	switch {
+	case p.Choice.Mirror:
+		what = fmt.Sprintf("the %s answers, and this machine gets a copy of what its callers send", kind)
+	case !p.Choice.All():
+		what = fmt.Sprintf("requests of %s come here while this machine can take them, and the %s answers all others", p.Choice, kind)
+	}
+	return fmt.Sprintf("mode standby%s: %s; %s", because, what, p.Restores(k))
 }
 
 // modeOf is a record's, for people.

@@ -19,6 +19,7 @@ import (
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/route"
 	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
@@ -52,6 +53,8 @@ type Options struct {
 	// SelfRestore and RestoreAfter are AddKeeper's: after how long a silence the keeper gives back, in whole seconds.
 	SelfRestore  SelfRestore
 	RestoreAfter time.Duration
+	// Choice is which requests come to the laptop; what is not all of them takes ModeStandby.
+	Choice route.Choice
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -68,6 +71,8 @@ type Plan struct {
 	Standby *Standby
 	// Keeper is added by AddKeeper; nil: nobody gives back when this machine is gone.
 	Keeper *Keeper
+	// Choice is which requests come to the laptop, in mode standby.
+	Choice route.Choice
 	Ports  []Port
 	Own    proxypod.Ports
 	// Probes are the target's that are run on the laptop.
@@ -94,7 +99,7 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
 	template := d.Template
-	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, noKeeper: "there is no keeper"}
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, Choice: o.Choice, noKeeper: "there is no keeper"}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
 			"%s is bridge's own", d.Target())
@@ -176,7 +181,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(),
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -224,7 +229,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		return nil, err
 	}
 	p.Lease = newLease(&p.Undo, record, o.Owner, o.Client.String(), o.Now)
-	return p, nil
+	return p, share(p.Lease, []Share{{o.Owner, o.Choice}})
 }
 
 // selecting are the Services that select pods with these labels.

@@ -76,9 +76,13 @@ func (s *Swap) sayProbe(c probe.Change) {
 	}
 	readiness := s.probes.Has(probe.Readiness)
 	why := fmt.Sprintf("%s: %s", c.What, c.Last)
+	elsewhere := "callers go to the original until it succeeds (--probes off has them come all the same)"
+	if s.Plan.Choice.Mirror {
+		elsewhere = "nothing is copied until it succeeds (--probes off copies all the same)"
+	}
 	switch {
 	case s.Plan.standby() && readiness && (c.Absent || c.Kind == probe.Readiness && c.Result == probe.Failure):
-		s.Say(fmt.Sprintf("not ready: %s: callers go to the original until it succeeds (--probes off has them come all the same)", why))
+		s.Say(fmt.Sprintf("not ready: %s: %s", why, elsewhere))
 	case c.Absent && readiness:
 		s.Say(fmt.Sprintf("not ready: %s: your process is gone; callers are refused until it is back, as by a pod whose container has ended", why))
 	case c.Absent:

@@ -27,6 +27,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/private"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -66,6 +67,7 @@ type savedSession struct {
 	Image     string         `json:"image,omitempty"`
 	Arch      string         `json:"arch,omitempty"`
 	PodProxy  bool           `json:"podProxy,omitempty"`
+	Choice    route.Choice   `json:"choice,omitzero"`
 	Have      []Port         `json:"have"`
 	Ports     []Port         `json:"ports"`
 	Own       proxypod.Ports `json:"proxyPorts"`
@@ -234,6 +236,8 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 	}
 	now, before := remotes(ports), remotes(s.saved.Ports)
 	switch {
+	case !o.Choice.All() && u.Replaces():
+		return nil, differs("--mode", fmt.Sprintf("%s, which %s takes", ModeStandby, o.Choice), string(ModeReplace))
 	case o.Mode != "" && o.Mode != ModeAuto && o.Mode != modeOf(u):
 		return nil, differs("--mode", string(o.Mode), string(modeOf(u)))
 	case app.Name != s.saved.Container:
@@ -244,10 +248,12 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return nil, differs("--proxy-image", cmp.Or(src.Image, "none"), cmp.Or(s.saved.Image, "none"))
 	case src.Arch != "" && src.Arch != s.saved.Arch:
 		return nil, differs("--arch", src.Arch, s.saved.Arch)
+	case !o.Choice.Equal(s.saved.Choice):
+		return nil, differs("choice of requests", o.Choice.String(), s.saved.Choice.String())
 	case o.PodProxy != s.saved.PodProxy:
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
-	p := &Plan{Ports: ports}
+	p := &Plan{Ports: ports, Choice: o.Choice}
 	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o)
 	return p, nil
 }
@@ -280,7 +286,7 @@ func (s *Session) begin(p *Plan) error {
 		*saved = savedSession{
 			Version: sessionVersion, Process: os.Getpid(), Server: s.kube.Config.Host, Target: p.Undo.Target, Lease: p.Lease.Name,
 			Key: s.key, Epoch: epoch,
-			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Have: p.have, Ports: p.Ports, Own: p.Own,
+			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Choice: p.Choice, Have: p.have, Ports: p.Ports, Own: p.Own,
 		}
 	})
 	return fault.After(fault.SessionKept, err)

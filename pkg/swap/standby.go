@@ -16,6 +16,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/route"
 )
 
 // StandbyFacts is what mode standby asks of the cluster beside Facts.
@@ -64,11 +65,11 @@ type Standby struct {
 	pass []corev1.ContainerPort // ports that are the originals' alone
 }
 
-func (s *Standby) pods() *proxypod.Standby {
+func (s *Standby) pods(choice route.Choice) *proxypod.Standby {
 	if s == nil {
 		return nil
 	}
-	return &proxypod.Standby{Pass: s.pass}
+	return &proxypod.Standby{Pass: s.pass, Choice: choice.Args()}
 }
 
 func (s *Standby) passed() (ports []int32) {
@@ -95,7 +96,13 @@ func (s *Standby) objects() (out []Object) {
 }
 
 // insist is the way out of mode standby.
-const insist = "--mode replace stops the original, and takes its place"
+func (p *Plan) insist() string {
+	const how = "--mode replace stops the original, and takes its place"
+	if p.Choice.All() {
+		return how
+	}
+	return "without " + p.Choice.String() + ": " + how
+}
 
 // standBy refuses what mode standby cannot do, and works out which ports are the originals' alone. services are those that select
 // the target.
@@ -106,30 +113,30 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 	}
 	switch {
 	case len(f.Standby.Lacking) > 0:
-		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+insist,
+		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+p.insist(),
 			"%s cannot be swapped in mode standby: your account may not %s", d.Target(), rightList(f.Standby.Lacking))
 	case len(services) == 0 && len(p.beside) > 0:
-		return refuse(insist, "no Service selects it but %s, whose callers want single pods, and which stays as it is", serviceList(p.beside))
+		return refuse(p.insist(), "no Service selects it but %s, whose callers want single pods, and which stays as it is", serviceList(p.beside))
 	case len(services) == 0:
-		return refuse(insist, "no Service selects it, and callers of the pods' own addresses cannot be moved to a proxy")
+		return refuse(p.insist(), "no Service selects it, and callers of the pods' own addresses cannot be moved to a proxy")
 	case d.Ready == 0:
-		return refuse(insist, "none of its pods is Ready to answer what this machine cannot take")
+		return refuse(p.insist(), "none of its pods is Ready to answer what this machine cannot take")
 	}
 	for _, s := range services {
 		for _, q := range s.Spec.Ports {
 			if q.Protocol != "" && q.Protocol != corev1.ProtocolTCP {
-				return refuse(insist, "port %d/%s of service/%s would be lost: only TCP is passed on", q.Port, q.Protocol, s.Name)
+				return refuse(p.insist(), "port %d/%s of service/%s would be lost: only TCP is passed on", q.Port, q.Protocol, s.Name)
 			}
 		}
 	}
 	if len(o.Ports) > 0 {
 		if i := slices.IndexFunc(p.Ports, func(q Port) bool { return q.UDP }); i >= 0 {
-			return refuse(insist+"; or map the port of TCP alone", "port %s: only TCP comes to this machine", p.Ports[i].remote())
+			return refuse(p.insist()+"; or map the port of TCP alone", "port %s: only TCP comes to this machine", p.Ports[i].remote())
 		}
 	}
 	p.Ports = slices.DeleteFunc(slices.Clone(p.Ports), func(q Port) bool { return q.UDP })
 	if len(p.Ports) == 0 {
-		return refuse(insist, "it has no TCP port")
+		return refuse(p.insist(), "it has no TCP port")
 	}
 	p.Standby = &Standby{}
 	add := func(name string, port int32) {
@@ -156,7 +163,7 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
 	d, lease := f.Workload, p.Proxy.Name
 	if len(moved) == 0 {
-		return hint.Newf(hint.Usage, insist, "%s cannot be swapped in mode standby: every Service that selects it selects others' pods too", d.Target())
+		return hint.Newf(hint.Usage, p.insist(), "%s cannot be swapped in mode standby: every Service that selects it selects others' pods too", d.Target())
 	}
 	selector := maps.Clone(d.Selector.MatchLabels)
 	if len(d.Selector.MatchExpressions) > 0 || len(selector) == 0 {
@@ -176,7 +183,8 @@ func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
 	if err := p.admit(f); err != nil {
 		return err
 	}
-	p.Notes = append(p.Notes, "the original goes on: it answers what this machine cannot take, and does all that it does beside answering",
+	p.Notes = append(p.Notes, p.goesOn()...)
+	p.Notes = append(p.Notes,
 		"callers reach the original through the proxies: it sees their addresses and no longer the callers', and session affinity is lost",
 		"connections that are open to the original now stay there until their callers open others")
 	for _, s := range moved {
@@ -233,7 +241,7 @@ func (p *Plan) admit(f Facts) error {
 	switch names := strings.Join(a.because, ", "); {
 	case len(p.Standby.Policies) == 0:
 	case !f.Standby.MayAdmit:
-		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+insist,
+		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+p.insist(),
 			"%s cannot be swapped in mode standby: network policies (%s) keep callers from the proxies, or these from it, and your account may not %s",
 			f.Workload.Target(), names, rightList(rights.Admitting()))
 	default:

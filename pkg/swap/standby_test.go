@@ -17,6 +17,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -247,5 +248,86 @@ func TestStateOfSeveralTunnels(t *testing.T) {
 		if got.Phase != c.want || c.b == tunnel.Reconnecting && !errors.Is(got.Err, cause) {
 			t.Errorf("%v and %v: %v (%v)", c.a, c.b, got.Phase, got.Err)
 		}
+	}
+}
+
+// What a choice of requests adds to a plan.
+func TestChoiceGolden(t *testing.T) {
+	var out strings.Builder
+	for _, flags := range [][]string{{"X-User=$(USER)", "baggage:user=ada"}, nil} {
+		f, o := standbyFacts(t)
+		var err error
+		if o.Choice, err = route.ParseChoice(flags, strings.Repeat("/api", len(flags)/2), flags == nil); err != nil {
+			t.Fatal(err)
+		}
+		p, err := NewPlan(f, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := p.DryRun(&kube.Client{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range d.Notes {
+			out.WriteString(n + "\n")
+		}
+		out.WriteString(p.Lease.Annotations[proxypod.SharesAnnotation] + "\n")
+		for _, a := range p.Proxy.Spec.Template.Spec.Containers[0].Args {
+			out.WriteString("  " + a + "\n")
+		}
+		all, err := d.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(all), "bridge.internal/shares: '[{") {
+			t.Errorf("a dry run without the choice:\n%s", all)
+		}
+		if got := sharesOf(p.Lease); len(got) != 1 || got[0].Owner != "ada@laptop" || !got[0].Equal(o.Choice) {
+			t.Errorf("the Lease has %+v", got)
+		}
+	}
+	golden(t, "choice.golden.txt", out.String())
+}
+
+// A choice of requests takes an original that goes on.
+func TestChoiceTakesStandby(t *testing.T) {
+	choice, err := route.ParseChoice([]string{"x-user=ada"}, "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Options{Mode: ModeReplace, Choice: choice}.Check()
+	if hint.CodeOf(err) != hint.Usage || !strings.Contains(hint.Of(err), "--mode standby") {
+		t.Errorf("mode replace: %v (%s)", err, hint.Of(err))
+	}
+	for _, mode := range []Mode{"", ModeAuto, ModeStandby} {
+		if err := (Options{Mode: mode, Choice: choice}).Check(); err != nil {
+			t.Errorf("mode %s: %v", mode, err)
+		}
+	}
+	f, o := standbyFacts(t)
+	f.Services, o.Choice = nil, choice
+	if _, err := NewPlan(f, o); hint.Of(err) != "without --header x-user=ada: --mode replace stops the original, and takes its place" {
+		t.Errorf("%v (%s)", err, hint.Of(err))
+	}
+}
+
+// A note is said when it is new, and is for people alone.
+func TestNotesAreSaidOnce(t *testing.T) {
+	l := &lines{notes: make([][]string, 2)}
+	var said []string
+	say := func(line string) { said = append(said, line) }
+	l.noted(0, "a\nb", say)
+	l.noted(1, "a\x1b[2J\n", say)
+	l.noted(0, "b\nc", say)
+	if got := strings.Join(said, ","); got != "a,b,a[2J,c" {
+		t.Errorf("said %q", got)
+	}
+	if got := strings.Join(l.noteList(), ","); got != "proxy 1: b,proxy 1: c,proxy 2: a[2J" {
+		t.Errorf("for the Lease: %q", got)
+	}
+	l.noted(0, "", say)
+	l.noted(1, "", say)
+	if got := l.noteList(); got != nil || len(said) != 4 {
+		t.Errorf("%q, said %q", got, said)
 	}
 }

@@ -132,7 +132,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		}
 	})
 	running.Go(func() {
-		more := proxypod.More{Annotations: s.probesAnnotation, News: s.probed}
+		more := proxypod.More{Annotations: s.annotations, News: s.probed}
 		if err := proxypod.Heartbeat(background, s.Kube, lease, s.lines.watch, more, s.Say); err != nil {
 			release(err)
 		}
@@ -153,7 +153,7 @@ func (s *Swap) Run(ctx context.Context) error {
 			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 		}
 		running.Go(func() { s.narrate(background) })
-		s.Say(fmt.Sprintf("swapped: %s in %s is answered here (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace))
+		s.Say(fmt.Sprintf("swapped: %s in %s is %s (Ctrl-C gives it back)", s.Plan.Undo.Target, lease.Namespace, s.Plan.comes()))
 		err = s.hold(held)
 	}
 	if cause := context.Cause(held); cause != nil {

@@ -102,7 +102,10 @@ type Client struct {
 	Handle func(ctx context.Context, s *Stream)
 	// OnState is called at each change, one call at a time. It must not block.
 	OnState func(State)
-	Log     *slog.Logger // nil: no log
+	// OnNote is told what the pod says of itself, a line each (Server.Note): all of it at the start of a session, if there is
+	// any, and at each change. It must not block.
+	OnNote func(text string)
+	Log    *slog.Logger // nil: no log
 
 	once sync.Once
 	mu   sync.Mutex
@@ -307,6 +310,7 @@ func (c *Client) connect(ctx context.Context, s *session, handlers *sync.WaitGro
 		pod:      met.key,
 		log:      c.log(),
 		accept:   c.handle,
+		onNote:   c.OnNote,
 		handlers: handlers,
 	})
 	if err != nil {

@@ -231,6 +231,7 @@ var goldenMessages = map[string]message{
 	"control-not-ready":   {typ: messageReady},
 	"control-moved":       {typ: messageMoved, stream: 258},
 	"control-lane":        {typ: messageLane},
+	"control-note":        {typ: messageNote, text: "port 443: TLS\nport 8080: TLS"},
 }
 
 func TestControlBytes(t *testing.T) {
@@ -267,7 +268,7 @@ func FuzzControl(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if m.typ < messagePing || m.typ > messageWindow {
+			if m.typ < messagePing || m.typ > messageNote {
 				continue
 			}
 			if back, err := readMessage(bytes.NewReader(appendMessage(nil, m))); err != nil || back != m {

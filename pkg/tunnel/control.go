@@ -18,6 +18,7 @@ const (
 	messageWindow messageType = 5
 	messageMoved  messageType = 6
 	messageLane   messageType = 7
+	messageNote   messageType = 8
 )
 
 // resetCode says how much of a stream is over.
@@ -42,6 +43,7 @@ type message struct {
 	code   resetCode // reset
 	limit  uint64    // window
 	on     bool      // ready
+	text   string    // note
 }
 
 func appendMessage(b []byte, m message) []byte {
@@ -64,6 +66,8 @@ func appendMessage(b []byte, m message) []byte {
 			on = 1
 		}
 		b = append(b, on)
+	case messageNote:
+		b = append(b, m.text[:min(len(m.text), maxControl)]...)
 	}
 	binary.BigEndian.PutUint16(b[start+1:], uint16(len(b)-start-controlFixed))
 	return b
@@ -108,6 +112,8 @@ func readMessage(r io.Reader) (message, error) {
 		if want = 1; size == want {
 			m.on = p[0] != 0
 		}
+	case messageNote:
+		m.text = string(p)
 	}
 	if want >= 0 && size != want {
 		return message{}, fmt.Errorf("control message: type %d with %d bytes, want %d", m.typ, size, want)
@@ -116,16 +122,16 @@ func readMessage(r io.Reader) (message, error) {
 }
 
 // outbox holds the control messages that wait to be written. Putting never blocks, and the number
-// waiting is bounded without dropping: one ping, one pong (the newest), one ready, one for the lane, and at most
-// two resets, one move and one window (the newest) for each stream that was open.
+// waiting is bounded without dropping: one ping, one pong (the newest), one ready, one note (the newest), one for the lane, and at
+// most two resets, one move and one window (the newest) for each stream that was open.
 type outbox struct {
 	wake chan struct{} // capacity 1: something was put
 
-	mu                sync.Mutex
-	ping, pong, ready *message
-	resets            []message
-	windows           map[uint32]uint64 // stream to limit
-	after             []func()          // to be called once the messages are written
+	mu                      sync.Mutex
+	ping, pong, ready, note *message
+	resets                  []message
+	windows                 map[uint32]uint64 // stream to limit
+	after                   []func()          // to be called once the messages are written
 }
 
 func newOutbox() *outbox {
@@ -147,6 +153,8 @@ func (o *outbox) putThen(m message, after func()) {
 		o.pong = &m
 	case messageReady:
 		o.ready = &m
+	case messageNote:
+		o.note = &m
 	case messageWindow:
 		o.windows[m.stream] = m.limit
 	default:
@@ -163,7 +171,7 @@ func (o *outbox) putThen(m message, after func()) {
 func (o *outbox) take(b []byte) (messages []byte, after []func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, m := range []**message{&o.pong, &o.ping, &o.ready} {
+	for _, m := range []**message{&o.pong, &o.ping, &o.ready, &o.note} {
 		if *m != nil {
 			b = appendMessage(b, **m)
 			*m = nil

@@ -44,6 +44,8 @@ type Server struct {
 	ready   bool   // of session
 	epoch   uint64 // the highest that a laptop came with
 
+	note string // Note's
+
 	answering bool          // of session
 	changed   chan struct{} // closed at the next change of answering; nil: nobody waits for one
 
@@ -243,6 +245,9 @@ func (s *Server) setReady(of *session, ready, answering bool) {
 
 // setLocked needs mu.
 func (s *Server) setLocked(of *session, ready, answering bool) {
+	if of != nil && of != s.session && s.note != "" {
+		of.out.put(message{typ: messageNote, text: s.note})
+	}
 	s.session, s.ready = of, ready
 	if answering != s.answering && s.changed != nil {
 		close(s.changed)
@@ -260,6 +265,20 @@ func (s *Server) Answering() (answering bool, changed <-chan struct{}) {
 		s.changed = make(chan struct{})
 	}
 	return s.answering, s.changed
+}
+
+// Note has the laptop told what there is to know here, a line each, in place of what Note said before; also the next laptop. At
+// most 1024 bytes of it arrive.
+func (s *Server) Note(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.note == text {
+		return
+	}
+	s.note = text
+	if s.session != nil {
+		s.session.out.put(message{typ: messageNote, text: text})
+	}
 }
 
 // tellReady calls OnReady when there is something new to tell.

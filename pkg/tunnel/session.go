@@ -44,6 +44,7 @@ type session struct {
 	quality  quality                        // likewise
 	accept   func(context.Context, *Stream) // handles a stream of the other end; own goroutine
 	onReady  func(ready, answering bool)    // pod: as Server.OnReady and Server.Answering have it; may be nil
+	onNote   func(string)                   // laptop: as Client.OnNote; may be nil
 	handlers *sync.WaitGroup                // of the owner: counts accept calls
 
 	ctx    context.Context // done when the session is
@@ -463,6 +464,10 @@ func (s *session) readControl() {
 			}
 		case messageReady:
 			s.tellReady(func() { s.laptopReady = m.on })
+		case messageNote:
+			if s.onNote != nil {
+				s.onNote(m.text)
+			}
 		}
 		s.read.advance(bytes, false)
 	}

@@ -169,6 +169,7 @@ func TestTakeUpWithOtherOptions(t *testing.T) {
 		"--proxy-image": append(localOrders(t), "--proxy-image", "example.test/other"),
 		"--arch":        append(localOrders(t), "--arch", "arm64"),
 		"--carrier":     append(localOrders(t), "--carrier", "podproxy"),
+		"--mode":        append(localOrders(t), "--header", "x-user=ada"),
 	} {
 		b := w.bridge(append([]string{"swap", "deployment", "orders"}, args...)...)
 		b.exits(int(hint.Conflict))

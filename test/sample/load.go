@@ -14,6 +14,7 @@ import (
 // and says "started", once the URL answers: a Service takes a moment to be known on a node.
 type load struct {
 	url    string
+	header header
 	rate   int
 	pooled bool
 }
@@ -44,7 +45,7 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 		wg     sync.WaitGroup
 	)
 	for {
-		if _, err := get(client, l.url); err == nil {
+		if _, err := get(client, l.url, l.header); err == nil {
 			break
 		}
 		select {
@@ -64,7 +65,7 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 		case <-tick.C:
 		}
 		wg.Go(func() {
-			who, err := get(client, l.url)
+			who, err := get(client, l.url, l.header)
 			mu.Lock()
 			defer mu.Unlock()
 			report.Requests++
@@ -80,8 +81,18 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 	}
 }
 
-func get(client *http.Client, url string) (who string, err error) {
-	resp, err := client.Get(url)
+// header is one of a request's, NAME=VALUE; empty for none.
+type header string
+
+func get(client *http.Client, url string, h header) (who string, err error) {
+	r, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	if name, value, ok := strings.Cut(string(h), "="); ok {
+		r.Header.Set(name, value)
+	}
+	resp, err := client.Do(r)
 	if err != nil {
 		return "", err
 	}

@@ -42,6 +42,7 @@ func run(args []string) error {
 	case "load":
 		var l load
 		flags.StringVar(&l.url, "url", "", "what to GET")
+		flags.StringVar((*string)(&l.header), "header", "", "NAME=VALUE of each request")
 		flags.IntVar(&l.rate, "rate", 50, "requests a second")
 		flags.BoolVar(&l.pooled, "pooled", false, "keep connections between requests")
 		_ = flags.Parse(args[1:])
@@ -69,9 +70,10 @@ func run(args []string) error {
 		return dial(*address, os.Stdin, os.Stdout)
 	case "get":
 		url := flags.String("url", "", "what to GET, once")
+		with := flags.String("header", "", "NAME=VALUE of the request")
 		_ = flags.Parse(args[1:])
 		client := http.Client{Timeout: 10 * time.Second}
-		who, err := get(&client, *url)
+		who, err := get(&client, *url, header(*with))
 		if err == nil {
 			fmt.Println(who)
 		}

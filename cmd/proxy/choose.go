@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"bridge/internal/intercept"
+	"bridge/internal/route"
+)
+
+// maxChosen is how many connections are carried at once whose requests are chosen for. An idle one takes
+// some 28 KiB, and the proxy has memoryLimit for all.
+const maxChosen = 4096
+
+// countEvery is how often it is told how much the laptop was not given of its copy.
+const countEvery = 5 * time.Second
+
+// chooser carries the callers of the laptop's ports where not all requests are the laptop's, in standby.
+type chooser struct {
+	choice route.Choice
+	ports  []int               // the laptop's
+	takes  func(port int) bool // whether it takes connections now
+	tell   func(text string)   // has the laptop's user told what there is to know, all of it each time
+	log    *slog.Logger
+	mirror route.Mirror
+
+	mu      sync.Mutex
+	told    []string // what was met, each once
+	dropped uint64   // of the copy, as was told last
+	lost    string   // that in words
+}
+
+// choose is intercept.Interceptor's.
+func (c *chooser) choose(ctx context.Context, caller net.Conn, to intercept.Ways) error {
+	port := caller.LocalAddr().(*net.TCPAddr).Port
+	switch {
+	case !slices.Contains(c.ports, port):
+		return intercept.PerConnection(ctx, caller, to)
+	case c.choice.Mirror:
+		return c.mirror.Serve(ctx, caller, to.Laptop, func(conn net.Conn) error {
+			return intercept.PerConnection(ctx, conn, intercept.Ways{Laptop: to.Original})
+		})
+	}
+	r := &route.Router{
+		Routes: func() []route.Route {
+			return []route.Route{{Filter: c.choice.Filter, Dial: to.Laptop, Takes: func() bool { return c.takes(port) }}}
+		},
+		Original:   to.Original,
+		Unreadable: func(why route.Reason) { c.unreadable(port, why) },
+		Log:        c.log,
+	}
+	return r.Serve(ctx, caller)
+}
+
+// unreadable says once for each port and reason that connections went to the original for it.
+func (c *chooser) unreadable(port int, why route.Reason) {
+	text := fmt.Sprintf("port %d: a connection went to the original, since it cannot be read: %s", port, why)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Contains(c.told, text) {
+		return
+	}
+	c.log.Info("a connection goes to the original, since it cannot be read; others may, and are not told", "port", port, "why", why)
+	c.told = append(c.told, text)
+	c.tellAll()
+}
+
+// run counts what the laptop was not given of its copy, until ctx is done.
+func (c *chooser) run(ctx context.Context) {
+	tick := time.NewTicker(countEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.count()
+		}
+	}
+}
+
+// count tells what the laptop was not given, if that is more than was told before.
+func (c *chooser) count() {
+	copied, dropped := c.mirror.Counts()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if dropped == c.dropped {
+		return
+	}
+	c.dropped = dropped
+	c.log.Warn("the laptop does not take its copy", "copied", copied, "dropped", dropped)
+	c.lost = fmt.Sprintf("the copy lacks %d bytes of %d that callers sent", dropped, copied+dropped)
+	c.tellAll()
+}
+
+// tellAll needs mu.
+func (c *chooser) tellAll() {
+	all := slices.Sorted(slices.Values(c.told))
+	if c.lost != "" {
+		all = append([]string{c.lost}, all...)
+	}
+	c.tell(strings.Join(all, "\n"))
+}

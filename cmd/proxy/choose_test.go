@@ -1,0 +1,267 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bridge/internal/intercept"
+	"bridge/internal/route"
+	"bridge/pkg/tunnel"
+)
+
+// standing is a proxy in standby, with a laptop and an original that say who they are.
+type standing struct {
+	t       *testing.T
+	proxy   *proxy
+	laptop  *tunnel.Client
+	address string // where callers connect
+	got     chan string
+	notes   chan string
+	cut     func() // ends the laptop
+}
+
+// named answers with name, by HTTP/1 and HTTP/2, and tells got who was asked for what. What is no HTTP it sends back.
+func named(t *testing.T, address, name string, got chan<- string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got <- name + " " + r.URL.Path
+		_, _ = io.WriteString(w, name)
+	})}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l)
+	}()
+	t.Cleanup(func() {
+		_ = s.Close()
+		<-done
+	})
+	return l.Addr().String()
+}
+
+// stand starts them. A laptop without an app takes connections, and no byte of them.
+func stand(t *testing.T, choice route.Choice, app bool) *standing {
+	t.Helper()
+	host := func() string {
+		return fmt.Sprintf("127.%d.%d.%d", 2+rand.IntN(250), 1+rand.IntN(250), 1+rand.IntN(250))
+	}
+	s := &standing{t: t, got: make(chan string, 1000), notes: make(chan string, 100)}
+	original := named(t, host()+":0", "original", s.got)
+	local := named(t, "127.0.0.1:0", "laptop", s.got)
+	originalHost, portText, _ := net.SplitHostPort(original)
+	var number int
+	_, _ = fmt.Sscan(portText, &number)
+	podHost := host()
+	s.address = net.JoinHostPort(podHost, portText)
+
+	podKey, laptopKey := newKey(t), newKey(t)
+	c := config{client: laptopKey.Fingerprint(), tunnel: "127.0.0.1:0", health: "127.0.0.1:0", listen: []int{number}, originalsAt: originalHost, choice: choice}
+	log := slog.New(slog.DiscardHandler)
+	p := &proxy{config: c, log: log, health: newHealth(log), useless: make(chan struct{})}
+	p.server = &tunnel.Server{Key: podKey, Client: c.client, OnReady: p.onReady}
+	p.ports = &intercept.Interceptor{Host: podHost, Open: p.server.Open}
+	p.standBy()
+	doors, err := c.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.proxy = p
+	s.laptop = &tunnel.Client{Key: laptopKey, OnNote: func(text string) { s.notes <- text },
+		Carrier: func(ctx context.Context) (net.Conn, string, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", doors.tunnel.Addr().String())
+			return conn, "pod", err
+		},
+		Handle: func(ctx context.Context, st *tunnel.Stream) {
+			if !app {
+				_ = st.Accept()
+				<-ctx.Done()
+				_ = st.Close()
+				return
+			}
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", local)
+			if err != nil {
+				_ = st.Refuse(err)
+				return
+			}
+			_ = st.Accept()
+			_ = tunnel.Splice(st, conn)
+		},
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	laptop, cut := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := p.run(ctx, doors); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() { _ = s.laptop.Run(laptop) })
+	s.cut = cut
+	t.Cleanup(func() {
+		cut()
+		stop()
+		wg.Wait()
+	})
+	s.laptop.SetReady(true)
+	s.takes(true)
+	for !p.originals.Reached() || !p.health.ready.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	return s
+}
+
+func newKey(t *testing.T) tunnel.Key {
+	t.Helper()
+	k, err := tunnel.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// takes waits until the laptop takes connections, or none.
+func (s *standing) takes(want bool) {
+	for s.proxy.laptop.Takes() != want {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func choose(t *testing.T, mirror bool, headers ...string) route.Choice {
+	t.Helper()
+	c, err := route.ParseChoice(headers, "", mirror)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// asker sends requests on one connection.
+func (s *standing) asker(h2 bool) *http.Client {
+	dials := 0
+	t := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if dials++; dials > 1 {
+			return nil, errors.New("a second connection")
+		}
+		return new(net.Dialer).DialContext(ctx, network, s.address)
+	}}
+	t.Protocols.SetHTTP1(!h2)
+	t.Protocols.SetUnencryptedHTTP2(h2)
+	s.t.Cleanup(t.CloseIdleConnections)
+	return &http.Client{Transport: t}
+}
+
+// ask sends one request and wants it answered.
+func (s *standing) ask(c *http.Client, user, want string) {
+	s.t.Helper()
+	r, _ := http.NewRequest("GET", "http://"+s.address+"/"+user, nil)
+	r.Header.Set("X-User", user)
+	answer, err := c.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if body, err := io.ReadAll(answer.Body); err != nil || string(body) != want {
+		s.t.Errorf("%s: answered by %q, %v; want %s", user, body, err, want)
+	}
+}
+
+// Each request on one connection is chosen for, also when the laptop is not ready, or gone.
+func TestEachRequestIsChosen(t *testing.T) {
+	for _, h2 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HTTP/2 %v", h2), func(t *testing.T) {
+			s := stand(t, choose(t, false, "x-user=ada"), true)
+			c := s.asker(h2)
+			for range 3 {
+				s.ask(c, "ada", "laptop")
+				s.ask(c, "bob", "original")
+			}
+			s.laptop.SetReady(false)
+			s.takes(false)
+			s.ask(c, "ada", "original")
+			s.laptop.SetReady(true)
+			s.takes(true)
+			s.ask(c, "ada", "laptop")
+			s.cut()
+			s.takes(false)
+			s.ask(c, "ada", "original")
+			s.ask(c, "bob", "original")
+		})
+	}
+}
+
+// A port that speaks TLS is the original's, and the laptop is told, the next one too.
+func TestWhatCannotBeReadIsTold(t *testing.T) {
+	s := stand(t, choose(t, false, "x-user=ada"), true)
+	for range 2 {
+		c, err := net.Dial("tcp", s.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, "\x16\x03\x01\x00\x40 hello hello hello hello\r\n\r\n")
+		if answer, err := bufio.NewReader(c).ReadString('\n'); !strings.HasPrefix(answer, "HTTP/1.1 400") { // as net/http says
+			t.Errorf("%q, %v", answer, err)
+		}
+		_ = c.Close()
+	}
+	if note := <-s.notes; note != "port "+port(s.address)+": a connection went to the original, since it cannot be read: TLS" {
+		t.Errorf("told %q", note)
+	}
+	select {
+	case note := <-s.notes:
+		t.Errorf("told %q too", note)
+	default:
+	}
+}
+
+// The laptop gets a copy; without it everything is the same to callers, and what is missing is told.
+func TestACopyCostsNothing(t *testing.T) {
+	s := stand(t, choose(t, true), true)
+	c := s.asker(false)
+	s.ask(c, "one", "original")
+	for range 2 {
+		if got := <-s.got; got != "original /one" && got != "laptop /one" {
+			t.Errorf("%s", got)
+		}
+	}
+	s.proxy.chooser.count()
+	s.cut()
+	s.takes(false)
+	s.ask(c, "two", "original")
+	s.ask(s.asker(false), "three", "original")
+	if !s.proxy.taken() {
+		t.Error("not ready without the laptop")
+	}
+	select {
+	case note := <-s.notes:
+		t.Errorf("told %q", note)
+	default:
+	}
+
+	frozen := stand(t, choose(t, true), false)
+	big, err := frozen.asker(false).Post("http://"+frozen.address+"/", "", strings.NewReader(strings.Repeat("x", 8<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = big.Body.Close()
+	frozen.proxy.chooser.count()
+	if note := <-frozen.notes; !strings.HasPrefix(note, "the copy lacks ") || !strings.HasSuffix(note, " that callers sent") {
+		t.Errorf("told %q", note)
+	}
+}

@@ -1,0 +1,669 @@
+package route
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// peer is one of the connections.
+type peer struct {
+	p      *proxy
+	route  string
+	laptop bool // it is route's
+	conn   net.Conn
+	frame  *http2.Framer
+	out    *bufio.Writer
+	// The reader's:
+	decode *hpack.Decoder
+	fields []hpack.HeaderField
+	size   int
+	// The writer's:
+	encode *hpack.Encoder
+	block  bytes.Buffer
+
+	// Under p.mu:
+	changed sync.Cond
+	control []func() error // frames to be written before all else
+	active  []*half        // what has something to send here
+	byID    map[uint32]*stream
+	nextID  uint32
+	limit   uint32 // of streams
+	window  int64  // what it takes now
+	initial int64  // what it takes of a new stream
+	given   int64  // what it may send now
+	credit  uint32 // what it may send again and was not told yet
+	up      bool   // it has said that it speaks HTTP/2
+	leaving bool   // it takes no new streams
+	closed  bool
+	hangUp  bool // close when control is written
+}
+
+func (c *peer) use(conn net.Conn) {
+	c.conn = conn
+	c.out = bufio.NewWriterSize(conn, smallBuffer)
+	c.frame = http2.NewFramer(c.out, bufio.NewReaderSize(conn, smallBuffer))
+	c.frame.SetMaxReadFrameSize(frameSize)
+	c.frame.SetReuseFrames()
+}
+
+func (c *peer) field(f hpack.HeaderField) {
+	if c.size += int(f.Size()); c.size <= maxFields {
+		c.fields = append(c.fields, f)
+	}
+}
+
+// greet reads a backend's first settings and answers with ours. The caller's were sent before.
+func (c *peer) greet() ([]http2.Setting, error) {
+	f, err := c.frame.ReadFrame()
+	if err != nil {
+		return nil, err
+	}
+	first, ok := f.(*http2.SettingsFrame)
+	if !ok {
+		return nil, errors.New("no SETTINGS")
+	}
+	var all []http2.Setting
+	_ = first.ForeachSetting(func(s http2.Setting) error {
+		all = append(all, s)
+		return nil
+	})
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.up = true
+	c.send(func() error {
+		return c.frame.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: tableSize},
+			http2.Setting{ID: http2.SettingMaxFrameSize, Val: frameSize}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})
+	})
+	c.send(func() error { return c.frame.WriteWindowUpdate(0, connWindow-65535) })
+	return all, c.settings(all)
+}
+
+// close closes c's connection. mu is held.
+func (c *peer) close() {
+	c.closed = true
+	if c.conn != nil {
+		_ = c.conn.Close()
+	}
+	c.changed.Broadcast()
+}
+
+// send queues a frame. mu is held.
+func (c *peer) send(frame func() error) {
+	c.control = append(c.control, frame)
+	c.changed.Broadcast()
+	if len(c.control) > maxControl { // it asks and does not read
+		c.p.endLocked(http2.ConnectionError(http2.ErrCodeEnhanceYourCalm))
+	}
+}
+
+func (c *peer) sendReset(id uint32, code http2.ErrCode) {
+	c.send(func() error { return c.frame.WriteRSTStream(id, code) })
+}
+
+// write writes what is there to be written, until c is closed.
+func (c *peer) write() {
+	for {
+		c.p.mu.Lock()
+		job := c.next()
+		if job == nil && c.out.Buffered() > 0 {
+			job = c.out.Flush
+		}
+		for job == nil && !c.closed {
+			c.changed.Wait()
+			job = c.next()
+		}
+		closed := c.closed
+		c.p.mu.Unlock()
+		if closed {
+			return
+		}
+		if err := job(); err != nil {
+			c.lost(err)
+			return
+		}
+	}
+}
+
+// next is what is to be written now; nil: nothing. mu is held.
+func (c *peer) next() func() error {
+	if len(c.control) > 0 {
+		job := c.control[0]
+		if c.control = c.control[1:]; len(c.control) == 0 {
+			c.control = nil
+		}
+		return job
+	}
+	if c.hangUp {
+		c.hangUp = false
+		return func() error {
+			_ = c.out.Flush()
+			return errHungUp
+		}
+	}
+	for i, h := range c.active {
+		job := c.piece(h)
+		if job == nil {
+			continue
+		}
+		// Those behind it come first next time.
+		c.active = append(slices.Delete(c.active, i, i+1), h)
+		if len(h.queue) == 0 {
+			h.waits = false
+			c.active = c.active[:len(c.active)-1]
+		}
+		h.stream.settle(c.p)
+		return job
+	}
+	return nil
+}
+
+var errHungUp = errors.New("hung up")
+
+// piece takes what c can have of h now; nil: nothing. mu is held.
+func (c *peer) piece(h *half) func() error {
+	if len(h.queue) == 0 {
+		return nil
+	}
+	st := h.stream
+	first := &h.queue[0]
+	id := st.id
+	if h == &st.up {
+		if st.backID == 0 {
+			if !c.up || c.leaving || len(c.byID) >= int(c.limit) {
+				return nil
+			}
+			st.backID = c.nextID
+			c.nextID += 2
+			c.byID[st.backID] = st
+			h.window, st.down.given, st.down.from = c.initial, streamWindow, c
+			if c.nextID >= 1<<31-1 {
+				c.retire()
+			}
+		}
+		id = st.backID
+	}
+	switch {
+	case first.hangUp:
+		c.hangUp = true
+		h.pop(c.p)
+		return func() error { return nil }
+	case first.reset:
+		code := first.code
+		h.pop(c.p)
+		h.done = true
+		return func() error { return c.frame.WriteRSTStream(id, code) }
+	case first.fields != nil:
+		fields, end := first.fields, first.end
+		h.done = end
+		h.pop(c.p)
+		return func() error { return c.writeFields(id, fields, end) }
+	}
+	n := int(min(int64(len(first.data)), frameSize, h.window, c.window))
+	if n <= 0 && len(first.data) > 0 {
+		return nil
+	}
+	data, end := first.data[:n], first.end && n == len(first.data)
+	first.data = first.data[n:]
+	h.window -= int64(n)
+	c.window -= int64(n)
+	h.returned(n)
+	if len(first.data) == 0 {
+		h.done = end
+		h.pop(c.p)
+	}
+	return func() error { return c.frame.WriteData(id, end, data) }
+}
+
+func (c *peer) writeFields(id uint32, fields []hpack.HeaderField, end bool) error {
+	c.block.Reset()
+	for _, f := range fields {
+		if err := c.encode.WriteField(f); err != nil {
+			return err
+		}
+	}
+	block := c.block.Bytes()
+	part := block[:min(len(block), frameSize)]
+	block = block[len(part):]
+	err := c.frame.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: end, EndHeaders: len(block) == 0})
+	for err == nil && len(block) > 0 {
+		part = block[:min(len(block), frameSize)]
+		block = block[len(part):]
+		err = c.frame.WriteContinuation(id, len(block) == 0, part)
+	}
+	return err
+}
+
+// returned is the same for the whole connection.
+func (c *peer) returned(n int) {
+	c.credit += uint32(n)
+	if c.credit >= connWindow/4 {
+		m := c.credit
+		c.given += int64(m)
+		c.credit = 0
+		c.send(func() error { return c.frame.WriteWindowUpdate(0, m) })
+	}
+}
+
+// flushAndClose closes c behind what is queued. mu is held.
+func (c *peer) flushAndClose() {
+	c.hangUp = true
+	c.changed.Broadcast()
+}
+
+// read acts on what c says, until it ends.
+func (c *peer) read() {
+	for {
+		f, err := c.frame.ReadFrame()
+		if err == nil {
+			err = c.take(f)
+		}
+		var one http2.StreamError
+		if errors.As(err, &one) {
+			c.p.mu.Lock()
+			c.fail(one.StreamID, one.Code)
+			c.p.mu.Unlock()
+			continue
+		}
+		if err != nil {
+			c.lost(err)
+			return
+		}
+	}
+}
+
+// fail ends one stream for something that c did. mu is held.
+func (c *peer) fail(id uint32, code http2.ErrCode) {
+	c.sendReset(id, code)
+	st := c.stream(id)
+	if st == nil {
+		return
+	}
+	if c == c.p.front {
+		if st.back != nil && st.backID != 0 {
+			st.back.sendReset(st.backID, http2.ErrCodeCancel)
+		}
+	} else {
+		c.p.front.sendReset(st.id, code)
+	}
+	st.cancel(c.p)
+}
+
+// stream is the one that c gives this number. mu is held.
+func (c *peer) stream(id uint32) *stream {
+	if c == c.p.front {
+		return c.p.streams[id]
+	}
+	return c.byID[id]
+}
+
+// says is the direction in which c speaks.
+func (c *peer) says(st *stream) *half {
+	if c == c.p.front {
+		return &st.up
+	}
+	return &st.down
+}
+
+// hears is the other one.
+func (c *peer) hears(st *stream) *half {
+	if c == c.p.front {
+		return &st.down
+	}
+	return &st.up
+}
+
+func (c *peer) take(f http2.Frame) error {
+	p := c.p
+	if f, ok := f.(*http2.HeadersFrame); ok {
+		return c.head(f)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id := f.Header().StreamID
+	st := c.stream(id)
+	switch f := f.(type) {
+	case *http2.DataFrame:
+		return c.data(f, st)
+	case *http2.SettingsFrame:
+		if f.IsAck() {
+			return nil
+		}
+		var all []http2.Setting
+		_ = f.ForeachSetting(func(s http2.Setting) error {
+			all = append(all, s)
+			return nil
+		})
+		return c.settings(all)
+	case *http2.PingFrame:
+		if !f.IsAck() {
+			data := f.Data
+			c.send(func() error { return c.frame.WritePing(true, data) })
+		}
+	case *http2.WindowUpdateFrame:
+		switch {
+		case id == 0:
+			if c.window += int64(f.Increment); c.window > 1<<31-1 {
+				return http2.ConnectionError(http2.ErrCodeFlowControl)
+			}
+		case st != nil:
+			h := c.hears(st)
+			if h.window += int64(f.Increment); h.window > 1<<31-1 {
+				return http2.StreamError{StreamID: id, Code: http2.ErrCodeFlowControl}
+			}
+		}
+		c.changed.Broadcast()
+	case *http2.RSTStreamFrame:
+		if st != nil {
+			c.reset(st, f.ErrCode)
+		}
+	case *http2.GoAwayFrame:
+		if c != p.front {
+			c.goAway(f.LastStreamID)
+		}
+	case *http2.PushPromiseFrame:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	return nil // a priority, or an extension's
+}
+
+// settings applies c's. mu is held.
+func (c *peer) settings(all []http2.Setting) error {
+	table := uint32(tableSize)
+	for _, s := range all {
+		if err := s.Valid(); err != nil {
+			return err
+		}
+		switch s.ID {
+		case http2.SettingInitialWindowSize:
+			more := int64(s.Val) - c.initial
+			c.initial = int64(s.Val)
+			if c == c.p.front {
+				for _, st := range c.p.streams {
+					st.down.window += more
+				}
+			}
+			for _, st := range c.byID {
+				st.up.window += more
+			}
+		case http2.SettingMaxConcurrentStreams:
+			c.limit = min(s.Val, 1<<31)
+		case http2.SettingHeaderTableSize:
+			table = min(s.Val, tableSize)
+			c.send(func() error {
+				c.encode.SetMaxDynamicTableSizeLimit(table)
+				return nil
+			})
+		}
+	}
+	c.send(c.frame.WriteSettingsAck)
+	return nil
+}
+
+// reset is c's end of st. A caller's has effect at once; behind a backend's may be an answer that is not passed on yet. mu is held.
+func (c *peer) reset(st *stream, code http2.ErrCode) {
+	if c == c.p.front {
+		if st.back != nil && st.backID != 0 {
+			st.back.sendReset(st.backID, code)
+		}
+		st.cancel(c.p)
+		return
+	}
+	st.up.drop(c.p)
+	st.up.done, st.up.ended = true, true
+	st.down.push(c.p, piece{reset: true, code: code})
+	st.down.done = false
+	st.settle(c.p)
+}
+
+// data takes what c says in st. mu is held.
+func (c *peer) data(f *http2.DataFrame, st *stream) error {
+	size := int(f.Header().Length)
+	if c.given -= int64(size); c.given < 0 {
+		return http2.ConnectionError(http2.ErrCodeFlowControl)
+	}
+	if st == nil {
+		if c == c.p.front && f.StreamID > c.p.lastID {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		c.returned(size)
+		return nil
+	}
+	h := c.says(st)
+	if h.ended { // said before it knew
+		c.returned(size)
+		return nil
+	}
+	if h.given -= int64(size); h.given < 0 {
+		c.returned(size)
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
+	}
+	data := f.Data()
+	if padding := size - len(data); padding > 0 {
+		h.returned(padding)
+	}
+	if len(data) == 0 && !f.StreamEnded() {
+		return nil
+	}
+	h.push(c.p, piece{data: bytes.Clone(data), end: f.StreamEnded()})
+	st.settle(c.p)
+	return nil
+}
+
+// head reads on until the head is whole, and takes it.
+func (c *peer) head(f *http2.HeadersFrame) error {
+	id, end := f.StreamID, f.StreamEnded()
+	c.fields, c.size = nil, 0
+	block, whole := f.HeaderBlockFragment(), f.HeadersEnded()
+	for total := 0; ; {
+		if total += len(block) + frameHeader; total > maxFields {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		if _, err := c.decode.Write(block); err != nil {
+			return http2.ConnectionError(http2.ErrCodeCompression)
+		}
+		if whole {
+			break
+		}
+		next, err := c.frame.ReadFrame()
+		if err != nil {
+			return err
+		}
+		more, ok := next.(*http2.ContinuationFrame)
+		if !ok {
+			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		block, whole = more.HeaderBlockFragment(), more.HeadersEnded()
+	}
+	if err := c.decode.Close(); err != nil {
+		return http2.ConnectionError(http2.ErrCodeCompression)
+	}
+	said := piece{fields: c.fields, size: c.size, end: end}
+	if said.fields == nil {
+		said.fields = []hpack.HeaderField{} // odd, and not ours to judge
+	}
+	c.fields = nil
+
+	p := c.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := c.stream(id)
+	switch {
+	case c == p.front && id > p.lastID && id%2 == 1:
+		p.lastID = id
+		switch {
+		case said.size > maxFields:
+			c.sendReset(id, http2.ErrCodeEnhanceYourCalm)
+		case len(p.streams) >= maxStreams:
+			c.sendReset(id, http2.ErrCodeRefusedStream)
+		default:
+			p.begin(id, said)
+		}
+		return nil
+	case st == nil && c == p.front && id > p.lastID:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	case st == nil || c.says(st).ended: // of a stream that is over
+		return nil
+	case said.size > maxFields:
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeEnhanceYourCalm}
+	}
+	c.says(st).push(p, said)
+	st.settle(p)
+	return nil
+}
+
+// serve connects, and reads what comes.
+func (c *peer) serve(dial func(context.Context) (net.Conn, error)) {
+	conn, err := dial(c.p.s.ctx)
+	if err != nil {
+		c.lost(err)
+		return
+	}
+	c.p.mu.Lock()
+	if c.closed {
+		c.p.mu.Unlock()
+		_ = conn.Close()
+		return
+	}
+	c.use(conn)
+	c.p.mu.Unlock()
+	_ = conn.SetDeadline(time.Now().Add(settingsPatience))
+	_, err = conn.Write(c.p.hello)
+	if err == nil {
+		_, err = c.greet()
+	}
+	if err != nil {
+		c.lost(fmt.Errorf("no HTTP/2: %w", err))
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	c.p.wg.Go(c.write)
+	c.read()
+}
+
+// retire has new streams go elsewhere. mu is held.
+func (c *peer) retire() {
+	c.leaving = true
+	if c.p.original == c {
+		c.p.original = nil
+	}
+	if c.laptop && c.p.backs[c.route] == c {
+		delete(c.p.backs, c.route)
+	}
+}
+
+// stepAside is retire for a laptop that takes no requests now: what has not begun there goes to the original. mu is held.
+func (c *peer) stepAside() {
+	waiting := c.waiting()
+	c.retire()
+	for _, st := range waiting {
+		c.p.toOriginalInstead(st)
+	}
+	if len(c.byID) == 0 {
+		c.flushAndClose()
+	}
+}
+
+// waiting are the streams that have not begun on c. mu is held.
+func (c *peer) waiting() (all []*stream) {
+	for _, st := range c.p.streams {
+		if st.back == c && st.backID == 0 {
+			all = append(all, st)
+		}
+	}
+	slices.SortFunc(all, func(a, b *stream) int { return int(a.id) - int(b.id) })
+	return all
+}
+
+// goAway is a backend's: it has not seen the streams above last, and takes no new ones. mu is held.
+func (c *peer) goAway(last uint32) {
+	c.retire()
+	for id, st := range c.byID {
+		if id > last {
+			c.reset(st, http2.ErrCodeRefusedStream)
+		}
+	}
+	for _, st := range c.waiting() { // the next answer may be the same: the caller knows how often to try
+		c.refuse(st)
+	}
+	if len(c.byID) == 0 {
+		c.flushAndClose()
+	}
+}
+
+// refuse tells the caller that st was not begun, so that it may be tried again. mu is held.
+func (c *peer) refuse(st *stream) {
+	c.p.front.sendReset(st.id, http2.ErrCodeRefusedStream)
+	st.cancel(c.p)
+}
+
+// lost is the end of c.
+func (c *peer) lost(err error) {
+	p := c.p
+	if c == p.front {
+		var wrong http2.ConnectionError
+		switch {
+		case errors.Is(err, http2.ErrFrameTooLarge):
+			wrong = http2.ConnectionError(http2.ErrCodeFrameSize)
+		case errors.Is(err, errHungUp):
+			// It may be sending, and would lose what it was told in a reset: read ends the rest.
+			_ = c.conn.SetReadDeadline(time.Now().Add(linger))
+			closeWrite(p.s.client)
+			return
+		case !errors.As(err, &wrong):
+			p.end(err)
+			return
+		}
+		p.farewell(http2.ErrCode(wrong))
+		_ = c.conn.SetReadDeadline(time.Now().Add(linger))
+		_, _ = io.Copy(io.Discard, c.conn)
+		p.end(err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.peers = slices.DeleteFunc(p.peers, func(other *peer) bool { return other == c })
+	if c.closed {
+		return
+	}
+	p.s.r.log("backend lost", "route", c.route, "error", err)
+	began := c.up
+	c.retire()
+	c.close()
+	waiting := c.waiting()
+	if !began && c.laptop {
+		for _, st := range waiting {
+			p.toOriginalInstead(st)
+		}
+		return
+	}
+	alone := true // then the caller sees what it would see without us
+	for _, st := range p.streams {
+		alone = alone && st.back == c
+	}
+	for _, st := range waiting {
+		if !alone {
+			c.refuse(st)
+		}
+	}
+	for _, st := range c.byID {
+		st.up.drop(p)
+		st.up.done, st.up.ended = true, true
+		st.down.push(p, piece{reset: true, hangUp: alone, code: http2.ErrCodeInternal})
+		st.down.done = false
+		st.settle(p)
+	}
+	if alone && len(waiting) > 0 {
+		p.front.flushAndClose()
+	}
+}

@@ -1,0 +1,123 @@
+package swap
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/proxypod"
+	"bridge/internal/route"
+)
+
+// Share is what of a swapped workload's requests comes to one owner.
+type Share struct {
+	Owner string `json:"owner"`
+	route.Choice
+}
+
+// share writes who has what into a Lease; nothing where all that can be taken comes to its holder.
+func share(l *coordinationv1.Lease, all []Share) error {
+	if !slices.ContainsFunc(all, func(s Share) bool { return !s.All() }) {
+		return nil
+	}
+	b, err := json.Marshal(all)
+	if err == nil {
+		metav1.SetMetaDataAnnotation(&l.ObjectMeta, proxypod.SharesAnnotation, string(b))
+	}
+	return err
+}
+
+// sharesOf are those of a Lease; none where all comes to its holder, or nobody can read it.
+func sharesOf(l *coordinationv1.Lease) (all []Share) {
+	if json.Unmarshal([]byte(l.Annotations[proxypod.SharesAnnotation]), &all) != nil {
+		return nil
+	}
+	return all
+}
+
+// comes is what of the workload comes to this machine, in words.
+func (p *Plan) comes() string {
+	switch {
+	case p.Choice.Mirror:
+		return "copied to here"
+	case !p.Choice.All():
+		return "answered here for " + p.Choice.String()
+	}
+	return "answered here"
+}
+
+// goesOn is what the original does in mode standby, in notes.
+func (p *Plan) goesOn() []string {
+	const beside = "does all that it does beside answering"
+	switch {
+	case p.Choice.Mirror:
+		return []string{"the original goes on, and " + beside, "a copy is of a connection as it comes: one that this machine is too slow for, or was away for, is not copied to its end"}
+	case !p.Choice.All():
+		return []string{
+			"the original goes on: it answers all other requests, and what this machine cannot take, and " + beside,
+			"what cannot be read as HTTP (TLS, another protocol, what is malformed) goes to the original",
+		}
+	}
+	return []string{"the original goes on: it answers what this machine cannot take, and " + beside}
+}
+
+// noted keeps what proxy i says, and says what of it is new.
+func (l *lines) noted(i int, text string, say func(string)) {
+	var now []string
+	for line := range strings.Lines(text) {
+		now = append(now, printable(line))
+	}
+	l.mu.Lock()
+	before := l.notes[i]
+	l.notes[i] = now
+	l.mu.Unlock()
+	for _, line := range now {
+		if !slices.Contains(before, line) {
+			say(line)
+		}
+	}
+}
+
+// printable is s without what a terminal would act on.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// noteList is what the proxies say, each line once, with whose it is.
+func (l *lines) noteList() (all []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, notes := range l.notes {
+		for _, line := range notes {
+			if len(l.notes) > 1 {
+				line = fmt.Sprintf("proxy %d: %s", i+1, line)
+			}
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+// annotations are for the Lease, with each heartbeat.
+func (s *Swap) annotations() map[string]string {
+	text := ""
+	if notes := s.lines.noteList(); len(notes) > 0 {
+		if b, err := json.Marshal(notes); err == nil {
+			text = string(b)
+		}
+	}
+	out := map[string]string{proxypod.NotesAnnotation: text}
+	maps.Copy(out, s.probesAnnotation())
+	return out
+}

@@ -1,0 +1,251 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"bridge/internal/hint"
+)
+
+// conn is a connection from the client's pod.
+func (w *world) conn(address string) net.Conn {
+	near, far := net.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = w.exec(w.t.Context(), far, far, "dial", "--address", address)
+		_ = far.Close()
+	})
+	w.t.Cleanup(func() {
+		_ = near.Close()
+		wg.Wait()
+	})
+	return near
+}
+
+// asker sends requests from the client's pod to orders, all on one connection.
+type asker struct {
+	w      *world
+	client http.Client
+	conns  atomic.Int32
+}
+
+func (w *world) asker(h2 bool) *asker {
+	a := &asker{w: w, client: http.Client{Timeout: patience}}
+	t := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+		a.conns.Add(1)
+		return w.conn("orders:80"), nil
+	}}
+	t.Protocols.SetHTTP1(!h2)
+	t.Protocols.SetUnencryptedHTTP2(h2)
+	a.client.Transport = t
+	w.t.Cleanup(t.CloseIdleConnections)
+	return a
+}
+
+// answers sends one request, with a header "name: value", and wants name to answer it. gRPC answers have no name.
+func (a *asker) answers(want, path, header string) {
+	a.w.t.Helper()
+	r, err := http.NewRequestWithContext(a.w.t.Context(), http.MethodGet, "http://orders"+path, nil)
+	if err != nil {
+		a.w.t.Fatal(err)
+	}
+	if name, value, ok := strings.Cut(header, ": "); ok {
+		r.Header.Set(name, value)
+	}
+	answer, err := a.client.Do(r)
+	if err != nil {
+		a.w.t.Fatalf("%s (%s): %v", path, header, err)
+	}
+	defer answer.Body.Close()
+	if body, err := io.ReadAll(answer.Body); err != nil || strings.TrimSpace(string(body)) != want {
+		a.w.t.Errorf("%s (%s): answered by %q (%v), want %s", path, header, body, err, want)
+	}
+}
+
+// shares is what `bridge status` says of the one swap.
+func (w *world) shares() (e struct {
+	Shares []struct {
+		Owner, Path string
+		Mirror      bool
+		Headers     []struct{ Name, Member, Value string }
+	}
+	Notes []string
+}) {
+	w.t.Helper()
+	b := w.bridge("status", "-o", "json")
+	b.exits(0)
+	entries := []any{&e}
+	if err := json.Unmarshal([]byte(strings.Join(b.stdout.all(), "\n")), &entries); err != nil || len(entries) != 1 {
+		w.t.Fatalf("status: %d entries, %v", len(entries), err)
+	}
+	return e
+}
+
+// Requests on one connection go each to whom the header says, by HTTP/1.1 and HTTP/2; a killed bridge leaves all to the original, and
+// takes up what it had, with the same flags only.
+func TestChoiceByHeader(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	local := localOrders(t)
+	args := slices.Concat([]string{"swap", "deployment", "orders", "--self-restore", "never"}, local)
+	b := w.bridge(append(args, "--header", "X-User=ada")...)
+	b.says("mode standby, since the original is needed beside this machine: requests of --header x-user=ada come here")
+	b.says("is answered here for --header x-user=ada")
+	w.proxies()
+	one, two := w.asker(false), w.asker(true)
+	for _, a := range []*asker{one, two} {
+		a.answers("original", "/", "")
+		w.await("an answer by laptop", func() bool { return w.asks("x-user: ada") == "laptop" }) // from one proxy or the other
+		for range 3 {
+			a.answers("laptop", "/x?y", "X-User: ada")
+			a.answers("original", "/x?y", "X-User: bob")
+		}
+		if n := a.conns.Load(); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+	}
+	for _, what := range []string{"half-close", "reset", "send-reset", "upload"} { // no HTTP
+		w.check("--what", what, "--address", "orders:7000", "--bytes", "1000000")
+	}
+	b.says("port 7000: a connection went to the original, since it cannot be read: no HTTP")
+	tls := w.conn("orders:80")
+	_ = tls.SetDeadline(time.Now().Add(patience))
+	_, _ = io.WriteString(tls, "\x16\x03\x01\x00\x40 hello hello hello hello\r\n\r\n")
+	if answer, err := bufio.NewReader(tls).ReadString('\n'); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 400 ") {
+		t.Errorf("TLS: %q, %v", answer, err)
+	}
+	b.says("port 8080: a connection went to the original, since it cannot be read: TLS")
+	if e := w.shares(); len(e.Shares) != 1 || e.Shares[0].Owner == "" || len(e.Shares[0].Headers) != 1 || e.Shares[0].Headers[0].Value != "ada" {
+		t.Errorf("status: %+v", e)
+	}
+	st := w.bridge("status")
+	st.exits(0)
+	st.prints("--header x-user=ada")
+
+	l := w.load("--url", "http://orders", "--rate", "100", "--pooled", "--header", "x-user=ada")
+	b.kill()
+	w.await("an answer by original", func() bool { return w.asks("x-user: ada") == "original" })
+	for _, a := range []*asker{one, two} {
+		a.answers("original", "/", "X-User: ada")
+		a.answers("original", "/", "")
+		if n := a.conns.Load(); n != 1 {
+			t.Errorf("%d connections after the kill", n)
+		}
+	}
+	other := w.bridge(append(args, "--header", "x-user=bob")...)
+	other.says("with another choice of requests: --header x-user=ada and not --header x-user=bob")
+	other.exits(int(hint.Conflict))
+	b = w.bridge(append(args, "--header", "x-user=ada")...)
+	b.says("taking up the swap")
+	b.says(swapped)
+	w.await("an answer by laptop", func() bool { return w.asks("x-user: ada") == "laptop" })
+	r := l.end(t)
+	t.Logf("%+v", r)
+	if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 {
+		t.Errorf("%+v", r)
+	}
+	b.terminate()
+	w.assertGivenBack(before)
+}
+
+// asks is who answers one request with a header.
+func (w *world) asks(header string) string {
+	out := newLines()
+	name, value, _ := strings.Cut(header, ": ")
+	if err := w.exec(w.t.Context(), nil, out, "get", "--url", "http://orders", "--header", name+"="+value); err != nil {
+		return err.Error()
+	}
+	return strings.Join(out.all(), "")
+}
+
+// All that was asked for has to match: a member of a list, and the path, which gRPC has too.
+func TestChoiceByBaggageAndPath(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.beginSwap("--header", "baggage:user=ada", "--path", "/grpc.health.v1.Health", "--mode", "standby")
+	b.says("answered here for --header baggage:user=ada --path /grpc.health.v1.Health")
+	const check = "/grpc.health.v1.Health/Check/x" // not what the sample takes for a health check
+	w.await("an answer by laptop", func() bool {
+		out := newLines()
+		err := w.exec(t.Context(), nil, out, "get", "--url", "http://orders"+check, "--header", "baggage=user=ada")
+		return err == nil && slices.Contains(out.all(), "laptop")
+	})
+	for _, a := range []*asker{w.asker(false), w.asker(true)} {
+		a.answers("laptop", check, "Baggage: team=blue, user=ada;ttl=1")
+		a.answers("original", check, "Baggage: user=bob")
+		a.answers("original", check, "")
+		a.answers("original", "/other", "Baggage: user=ada")
+		a.answers("laptop", check+"?q", "Baggage: user=ada")
+		if n := a.conns.Load(); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+	}
+	b.terminate()
+	w.assertGivenBack(before)
+}
+
+// The laptop gets a copy of every request; frozen, it costs callers nothing, and is told what it missed.
+func TestMirror(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copies atomic.Int64
+	local := http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Copy") != "" {
+			copies.Add(1)
+		}
+		_, _ = io.WriteString(rw, "laptop")
+	})}
+	go func() { _ = local.Serve(ln) }()
+	t.Cleanup(func() { _ = local.Close() })
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	b := w.bridge("swap", "deployment", "orders", "--port", port+":http", "--mirror", "--self-restore", "never")
+	b.says("mode standby, since the original is needed beside this machine: the deployment answers, and this machine gets a copy of what its callers send")
+	b.says("swapped: deployment/orders in " + w.ns + " is copied to here")
+	w.proxies()
+	loads := []*load{w.load("--url", "http://orders", "--rate", "100", "--header", "x-copy=1"), w.load("--url", "http://orders", "--rate", "100", "--pooled", "--header", "x-copy=1")}
+	more := func() {
+		t.Helper()
+		seen := copies.Load()
+		w.await("copies", func() bool { return copies.Load() > seen+100 })
+	}
+	more()
+	b.signal(syscall.SIGSTOP)
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	e := w.shares()
+	b.signal(syscall.SIGCONT)
+	b.says("the copy lacks")
+	more()
+	if len(e.Shares) != 1 || !e.Shares[0].Mirror {
+		t.Errorf("status: %+v", e)
+	}
+	w.await("the notes in the status", func() bool { return strings.Contains(strings.Join(w.shares().Notes, "\n"), "the copy lacks") })
+	for _, l := range loads {
+		r := l.end(t)
+		t.Logf("%+v", r)
+		if r.Failed > 0 || r.By["original"] != r.Requests {
+			t.Errorf("%+v", r)
+		}
+	}
+	b.terminate()
+	w.assertGivenBack(before)
+}
