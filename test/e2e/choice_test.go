@@ -55,8 +55,19 @@ func (w *world) asker(h2 bool) *asker {
 	return a
 }
 
-// answers sends one request, with a header "name: value", and wants name to answer it. gRPC answers have no name.
+// answers sends a request, with a header "name: value", and wants want to answer it; the laptop may need more than one on a machine
+// that is so busy that the original takes what is the laptop's for a moment. gRPC answers have no name.
 func (a *asker) answers(want, path, header string) {
+	a.w.t.Helper()
+	if want == "laptop" {
+		a.w.await("an answer by laptop", func() bool { return a.asks(path, header) == want })
+	} else if by := a.asks(path, header); by != want {
+		a.w.t.Errorf("%s (%s): answered by %q, want %s", path, header, by, want)
+	}
+}
+
+// asks sends a request and is who answers it.
+func (a *asker) asks(path, header string) string {
 	a.w.t.Helper()
 	r, err := http.NewRequestWithContext(a.w.t.Context(), http.MethodGet, "http://orders"+path, nil)
 	if err != nil {
@@ -70,9 +81,11 @@ func (a *asker) answers(want, path, header string) {
 		a.w.t.Fatalf("%s (%s): %v", path, header, err)
 	}
 	defer answer.Body.Close()
-	if body, err := io.ReadAll(answer.Body); err != nil || strings.TrimSpace(string(body)) != want {
-		a.w.t.Errorf("%s (%s): answered by %q (%v), want %s", path, header, body, err, want)
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		a.w.t.Errorf("%s (%s): %v", path, header, err)
 	}
+	return strings.TrimSpace(string(body))
 }
 
 // shares is what `bridge status` says of the one swap.
