@@ -157,7 +157,7 @@ func (p *proxy) standBy() {
 	p.laptop = &standby.Laptop{Open: p.server.Open, Answering: p.server.Answering, Ports: p.listen, OnChange: p.onLaptop, Log: p.log}
 	p.originals = &standby.Originals{
 		Host: p.originalsAt, Ports: p.ports.Ports, Log: p.log,
-		Needed:   func() bool { return p.choice.Mirror || !p.laptop.Takes() },
+		Needed:   func() bool { return !p.choice.All() || !p.laptop.Takes() },
 		OnChange: func(bool) { p.follow() },
 	}
 	p.ports.Laptop, p.ports.Original = p.laptop.Dial, p.originals.Dial
@@ -170,12 +170,13 @@ func (p *proxy) standBy() {
 	}
 }
 
-// taken says whether somebody takes callers: the laptop, or in standby an original.
+// taken says whether somebody takes callers: the laptop, or in standby an original. With a choice it takes an original, whose the other
+// requests are.
 func (p *proxy) taken() bool {
 	if p.originals == nil {
 		return p.laptopReady.Load()
 	}
-	return p.laptop.Takes() && !p.choice.Mirror || p.originals.Reached()
+	return p.laptop.Takes() && p.choice.All() || p.originals.Reached()
 }
 
 // onLaptop has kept connections follow new ones, to the laptop or back. Where each request is chosen for, they need not.

@@ -151,3 +151,11 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// What looks like chunked to who makes letters small by Unicode is not what a server reads.
+func TestOnlyASCIIHasSmallLetters(t *testing.T) {
+	text := "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chun\u212aed\r\n\r\n3\r\nabc\r\n0\r\n\r\nmore"
+	if got := measure([]byte(text), len(text), requestBody, true); got != 0 {
+		t.Errorf("%d bytes are a request", got)
+	}
+}

@@ -105,7 +105,7 @@ func framing(lines []string, minor int) (frame, error) {
 			return f, err
 		}
 		f.fields = append(f.fields, d)
-		switch strings.ToLower(d.Name) {
+		switch small(d.Name) {
 		case "content-length":
 			n, ok := decimal(d.Value)
 			if !ok || f.length >= 0 {
@@ -138,12 +138,22 @@ func framing(lines []string, minor int) (frame, error) {
 
 // List splits a list of tokens at its commas, in small letters.
 func List(value string) (tokens []string) {
-	for t := range strings.SplitSeq(strings.ToLower(value), ",") {
+	for t := range strings.SplitSeq(value, ",") {
 		if t = strings.Trim(t, " \t"); t != "" {
-			tokens = append(tokens, t)
+			tokens = append(tokens, small(t))
 		}
 	}
 	return tokens
+}
+
+// small has the letters of ASCII in small; others have small forms in ASCII too (the Kelvin sign's is k), and are left.
+func small(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 // decimal reads digits only, in their one spelling.

@@ -157,7 +157,7 @@ func (c *Client) Owner(ctx context.Context, namespace string, t Target) (Target,
 			return t, nil
 		}
 		next, err := ParseTarget(owner.Kind, owner.Name)
-		if err != nil {
+		if group, _, _ := strings.Cut(owner.APIVersion, "/"); err != nil || group != "apps" && group != "batch" { // others have kinds of the same names
 			return t, hint.Newf(hint.Usage, "", "%s belongs to %s/%s (%s), and bridge does not know that kind", t, strings.ToLower(owner.Kind), owner.Name, owner.APIVersion)
 		}
 		t = next

@@ -69,7 +69,7 @@ func (o Object) Resource() string { return strings.ToLower(o.Kind) + "s" }
 
 // workload tells whether the object is of a kind that a swap is about.
 func (o Object) workload() bool {
-	return o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet"
+	return o.APIVersion == "apps/v1" && (o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet")
 }
 
 // Marshal is the record as it is written into the cluster.

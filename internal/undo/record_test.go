@@ -119,7 +119,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestDoAndUndo(t *testing.T) {
-	scale := Change{Object: Object{Kind: "Deployment", Name: "orders"}, Path: "spec.replicas", Before: json.RawMessage(`3`), Set: json.RawMessage(`0`)}
+	scale := Change{Object: Object{APIVersion: "apps/v1", Kind: "Deployment", Name: "orders"}, Path: "spec.replicas", Before: json.RawMessage(`3`), Set: json.RawMessage(`0`)}
 	move := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
 		Before: json.RawMessage(`{"app":"orders"}`), Set: json.RawMessage(`{"app":"orders","bridge.internal/proxy":"b"}`)}
 	replace := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",

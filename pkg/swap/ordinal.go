@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -44,6 +45,29 @@ func (x changer) stoppable(ctx context.Context, o Object, version string) error 
 		return apierrors.NewConflict(schema.GroupResource{Group: "apps", Resource: o.Resource()}, o.Name, errors.New("changed between two reads"))
 	}
 	return stoppable(w)
+}
+
+// withoutClaims is t, the first pod's, without the containers beside app that have one of the volumes that are that pod's own: it may have them still,
+// or again.
+func (p *Plan) withoutClaims(t corev1.PodTemplateSpec, app string) corev1.PodTemplateSpec {
+	own := func(m corev1.VolumeMount) bool {
+		return slices.ContainsFunc(t.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.Name == m.Name && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == v.Name+"-"+t.Name
+		})
+	}
+	has := func(c corev1.Container) bool {
+		i := slices.IndexFunc(c.VolumeMounts, own)
+		if c.Name == app || i < 0 {
+			return false
+		}
+		p.Notes = append(p.Notes, fmt.Sprintf("container %q is not in the proxy's pod: volume %q belongs to %s", c.Name, c.VolumeMounts[i].Name, t.Name))
+		return true
+	}
+	if p.target.Kind == kube.StatefulSet {
+		t.Spec.InitContainers = slices.DeleteFunc(slices.Clone(t.Spec.InitContainers), has)
+		t.Spec.Containers = slices.DeleteFunc(slices.Clone(t.Spec.Containers), has)
+	}
+	return t
 }
 
 // ofOne tells whether a label is on one pod of a StatefulSet alone.

@@ -121,6 +121,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		if err := stoppable(d); err != nil {
 			return nil, err
 		}
+		template = p.withoutClaims(template, app.Name)
 	}
 	selecting := selecting(f.Services, template.Labels)
 	services := p.apart(selecting, f.Services, standby)
