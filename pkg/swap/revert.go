@@ -38,10 +38,11 @@ func (g *guard) changed(c ...Change) {
 	g.made = append(g.made, c...)
 }
 
-// watchOthers looks every targetPeriod, until ctx ends or (the error, with the code Conflict) a controller has taken back a change.
+// watchOthers looks every targetPeriod, until ctx ends, giving back has begun, or (the error, with the code Conflict) a controller has
+// taken back a change.
 func (s *Swap) watchOthers(ctx context.Context) error {
 	for {
-		if sleep(ctx, targetPeriod) != nil {
+		if sleep(ctx, targetPeriod) != nil || s.ending.Load() {
 			return nil
 		}
 		err := s.lookAtOthers(ctx)
@@ -111,7 +112,7 @@ func (s *Swap) sayOnce(o Object, line string) {
 	if s.guard.said == nil {
 		s.guard.said = map[Object]bool{}
 	}
-	if !s.guard.said[o] {
+	if !s.guard.said[o] && !s.ending.Load() { // else it may be what we have done ourselves
 		s.Say(line)
 	}
 	s.guard.said[o] = true

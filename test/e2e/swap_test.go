@@ -39,6 +39,9 @@ func TestSwapLosesNoRequest(t *testing.T) {
 		t.Errorf("while swapped: %+v, want all by the laptop", r)
 	}
 	b.terminate()
+	if b.said("has scaled") > 0 {
+		t.Error("what giving back does is told as somebody else's")
+	}
 
 	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
 		r := l.end(t)
