@@ -72,18 +72,7 @@ func (c *chooser) unreadable(port int, why route.Reason) {
 }
 
 // run counts what the laptop was not given of its copy, until ctx is done.
-func (c *chooser) run(ctx context.Context) {
-	tick := time.NewTicker(countEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			c.count()
-		}
-	}
-}
+func (c *chooser) run(ctx context.Context) { every(ctx, countEvery, c.count) }
 
 // count tells what the laptop was not given, if that is more than was told before.
 func (c *chooser) count() {

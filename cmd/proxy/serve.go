@@ -201,15 +201,18 @@ func (p *proxy) onReady(ready bool) {
 }
 
 // keepReady tries again what follow could not do, until ctx is done.
-func (p *proxy) keepReady(ctx context.Context) {
-	tick := time.NewTicker(retryPause)
+func (p *proxy) keepReady(ctx context.Context) { every(ctx, retryPause, p.follow) }
+
+// every calls f each period, until ctx is done.
+func every(ctx context.Context, period time.Duration, f func()) {
+	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			p.follow()
+			f()
 		}
 	}
 }

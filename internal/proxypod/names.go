@@ -67,9 +67,14 @@ func shorten(s string, max int) string {
 	if len(s) <= max {
 		return s
 	}
-	sum := sha256.Sum256([]byte(s))
-	tail := "-" + hex.EncodeToString(sum[:4])
+	tail := hashTail(s)
 	return strings.TrimRight(s[:max-len(tail)], "-.") + tail
+}
+
+// hashTail keeps names apart that are made from different s and would be the same.
+func hashTail(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return "-" + hex.EncodeToString(sum[:4])
 }
 
 // LeaseName is the name of the claim on a workload: one per kind ("deployment") and name.

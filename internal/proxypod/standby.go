@@ -1,8 +1,6 @@
 package proxypod
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -95,8 +93,7 @@ func serviceName(lease string) string {
 	if name == lease {
 		return name
 	}
-	sum := sha256.Sum256([]byte(lease))
-	return shorten(name+"-"+hex.EncodeToString(sum[:4]), maxService)
+	return shorten(name+hashTail(lease), maxService)
 }
 
 // OriginalsPort is one of the originals'. Target is its name in the pods, where that may have another number, else the number.
