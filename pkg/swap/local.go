@@ -79,7 +79,9 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 			if s.Plan.standby() {
 				what = "go to the original"
 			}
-			s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d %s until your process is back", s.Plan.Ports[i].Local, remote, what))
+			s.sayRefused.Do(func() {
+				s.Say(fmt.Sprintf("localhost:%d does not answer: callers of port %d %s until your process is back", s.Plan.Ports[i].Local, remote, what))
+			})
 		}
 		s.Log.Debug("local process", "caller", h.Peer, "err", err)
 		_ = st.Refuse(err)

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,14 +65,17 @@ type Swap struct {
 	stands  chan struct{} // closed when the proxies are Ready
 	ending  atomic.Bool   // giving back has begun
 	refused atomic.Bool   // the local process refused the last connection
-	guard   guard
-	probes  *probe.Runner
-	probed  chan struct{} // there is news of them for the Lease
+	// A process, or a laptop short of ports, that takes every other connection would fill the screen.
+	sayRefused rate.Sometimes
+	guard      guard
+	probes     *probe.Runner
+	probed     chan struct{} // there is news of them for the Lease
 }
 
 func (s *Swap) init() {
 	if s.probes == nil {
 		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
 }
 

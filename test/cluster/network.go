@@ -109,7 +109,9 @@ route add default via {api}
 `), "ip", "-n", laptop, "-batch", "-"),
 		// The laptop routes everything to node1, as a real one has a default route, and node1 takes the API
 		// server's port and pings. This is in mangle, before kube-proxy's rules in nat can turn a Service or
-		// NodePort into a pod, and out of the reach of what kube-proxy puts on top of FORWARD.
+		// NodePort into a pod, and out of the reach of what kube-proxy puts on top of FORWARD. A packet that
+		// leaves with a Service's address met kube-proxy's rules while they were exchanged: it is lost, as any
+		// may be, and sent again, where the route above would take it round until its TTL ends.
 		commandWith(c.expand(`*mangle
 -A PREROUTING -i {laptop} -d {api} -p tcp --dport {port} -j ACCEPT
 -A PREROUTING -i {laptop} -d {api} -p icmp -j ACCEPT
@@ -117,6 +119,7 @@ route add default via {api}
 -A PREROUTING -i {laptop} -j DROP
 -A FORWARD -i {laptop} -j DROP
 -A FORWARD -o {laptop} -j DROP
+-A POSTROUTING -d {services} -j DROP
 COMMIT
 `), "nsenter", inNetNS(node, "iptables-restore", "--noflush")...),
 	)
