@@ -20,9 +20,9 @@ const (
 	stallMost = 2
 	// rttWindow is how long the shortest round trip is believed. Then the queue is drained once, to see it anew.
 	rttWindow = 10 * time.Second
-	// rttProbe is how long that lasts at least, and probeRounds in round trips.
-	rttProbe    = 200 * time.Millisecond
-	probeRounds = 2
+	// probeAcks is how many acknowledgements then show it. They are few, since TCP on a lossy path soon believes that the
+	// path carries no more than it is given (BBR: of the last ten round trips).
+	probeAcks = 4
 	// lateWeight is how many round trips count for what they take lately.
 	lateWeight = 8
 	// rateRounds is how many round trips the highest rate is believed, and the longest stall.
@@ -45,7 +45,7 @@ type flight struct {
 
 	lately time.Duration // what round trips take with what is on the way now, smoothed
 
-	probing  time.Time     // a probe ends then; zero: none
+	probing  int           // how many acknowledgements a probe still waits for; 0: there is none
 	probeRTT time.Duration // the shortest since it began; 0: none yet
 
 	rate, before float64 // bytes per second: the highest in this span and in the one before
@@ -60,6 +60,7 @@ type mark struct {
 	pos, delivered uint64
 	at             time.Time
 	full           bool // as much was on its way as may be: what comes of it is the path's rate and not the sender's
+	drained        bool // little was on its way, for a probe
 }
 
 // begin forgets the path: another one begins. Nothing is on its way.
@@ -70,8 +71,8 @@ func (f *flight) sent(pos, delivered uint64, now time.Time) {
 	if n := len(f.marks); n > 0 && pos < f.marks[n-1].pos+markEvery {
 		return
 	}
-	full := int(pos-delivered) >= f.limit-maxBatch
-	f.marks = append(f.marks, mark{pos, delivered, now, full})
+	inFlight := int(pos - delivered)
+	f.marks = append(f.marks, mark{pos, delivered, now, inFlight >= f.limit-maxBatch, f.probing > 0 && inFlight <= f.limit})
 }
 
 // acked notes that everything up to pos is acknowledged.
@@ -87,8 +88,10 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	f.marks = f.marks[:copy(f.marks, f.marks[n:])]
 	took := max(now.Sub(m.at), time.Microsecond)
 	f.lately += (took - f.lately) / lateWeight
-	f.sawRTT(took, m.full, now)
-	if f.probing.IsZero() {
+	if m.drained {
+		f.sawDrained(took, now)
+	} else {
+		f.sawRTT(took, m.full, now)
 		f.sawRate(float64(pos-m.delivered)/took.Seconds(), m.full, now)
 		if f.bulk {
 			f.sawStall(took, float64(m.pos-m.delivered), now)
@@ -96,7 +99,7 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	}
 
 	f.limit = minFlight
-	if f.probing.IsZero() {
+	if f.probing == 0 {
 		slack := flightSlack
 		if f.bulk {
 			slack = max(slack, bulkSlack-2*f.rtt) + max(f.stall, f.stalled)
@@ -106,18 +109,20 @@ func (f *flight) acked(pos uint64, now time.Time) {
 	}
 }
 
-func (f *flight) sawRTT(took time.Duration, full bool, now time.Time) {
-	if !f.probing.IsZero() {
-		if f.probeRTT == 0 || took < f.probeRTT {
-			f.probeRTT = took
-		}
-		if now.Before(f.probing) {
-			return
-		}
-		f.rtt, f.rttAt = f.probeRTT, now
-		f.probing = time.Time{}
+// sawDrained notes that a round trip without a queue took so long.
+func (f *flight) sawDrained(took time.Duration, now time.Time) {
+	if f.probing == 0 {
 		return
 	}
+	if f.probeRTT == 0 || took < f.probeRTT {
+		f.probeRTT = took
+	}
+	if f.probing--; f.probing == 0 {
+		f.rtt, f.rttAt = f.probeRTT, now
+	}
+}
+
+func (f *flight) sawRTT(took time.Duration, full bool, now time.Time) {
 	if f.rtt == 0 || took <= f.rtt+f.rtt/8 {
 		f.rttAt = now
 		if f.rtt == 0 || took < f.rtt {
@@ -125,8 +130,8 @@ func (f *flight) sawRTT(took time.Duration, full bool, now time.Time) {
 		}
 		return
 	}
-	if full && now.Sub(f.rttAt) > rttWindow {
-		f.probing, f.probeRTT = now.Add(max(rttProbe, probeRounds*took)), 0
+	if full && f.probing == 0 && now.Sub(f.rttAt) > rttWindow {
+		f.probing, f.probeRTT = probeAcks, 0
 	}
 }
 

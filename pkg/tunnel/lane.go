@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,9 @@ const (
 	bulkAfter = 128 << 10
 	// laneAhead is what bulkAhead is on the bulk lane, where nothing small waits: two batches.
 	laneAhead = 2 * maxBatch
+	// laneIdle is how long the laptop keeps a carrier that no stream uses. It costs every hop a connection, and TCP has forgotten by
+	// then what the path carries: of the few small packets since it has learnt too little, and a new connection finds out sooner.
+	laneIdle = 10 * time.Second
 )
 
 // laneFrame is the first byte of a frame on the bulk lane, SPEC.md section 9.
@@ -51,13 +55,13 @@ type lane struct {
 	s      *session
 	conn   *resumable
 	gate   gate
-	wanted chan struct{} // laptop: closed when there is something for it
-	want   sync.Once
-	over   atomic.Bool // it could not be kept: nothing moves any more
+	wanted chan struct{} // laptop: there is something for it, and no carrier; capacity 1
+	asked  atomic.Bool   // pod: the laptop was told that, since the last carrier
+	over   atomic.Bool   // it could not be kept: nothing moves any more
 }
 
 func newLane(s *session) *lane {
-	b := &lane{s: s, wanted: make(chan struct{})}
+	b := &lane{s: s, wanted: make(chan struct{}, 1)}
 	b.gate.ahead = laneAhead
 	b.conn = newResumable(&b.gate)
 	b.conn.path.bulk = true
@@ -74,21 +78,32 @@ func (b *lane) run() {
 	wg.Wait()
 }
 
-// ask has the lane made, on both ends once for each session.
+// ask has the laptop make a carrier.
 func (b *lane) ask() {
-	b.want.Do(func() {
-		if b.s.laptop {
-			close(b.wanted)
-		} else {
+	switch {
+	case !b.s.laptop:
+		if !b.asked.Swap(true) {
 			b.s.out.put(message{typ: messageLane})
 		}
-	})
+	default:
+		select {
+		case b.wanted <- struct{}{}:
+		default: // it knows
+		}
+	}
 }
+
+// used says whether a stream needs the lane.
+func (b *lane) used() bool { return slices.ContainsFunc(b.s.all(), (*Stream).onLane) }
 
 // open says whether a stream may move now.
 func (b *lane) open() bool { return !b.over.Load() && b.conn.linked() }
 
-// watch pings, drops a link on which nothing came, and gives up when there was none for the session's window.
+// errIdle says that the carrier is not needed.
+var errIdle = errors.New("no stream uses it")
+
+// watch pings, drops a link on which nothing came or that is not needed, and gives up when one that is was missed for the session's
+// window.
 func (b *lane) watch() {
 	tick := time.NewTicker(clockEvery)
 	defer tick.Stop()
@@ -99,36 +114,45 @@ func (b *lane) watch() {
 		gone   <-chan struct{} // of l; nil when there is none
 		live   *liveness
 		pinged time.Time
+		used   time.Time // when a stream needed the link
 		last   time.Time // when tick fired
+		missed bool      // there is no link, but a stream that needs one, and end runs
 		clocks clocks
 	)
+	// miss sees to it that a link which is needed comes back.
+	miss := func() {
+		if missed || !b.used() {
+			return
+		}
+		missed = true
+		b.ask()
+		end.Reset(b.s.window)
+	}
 	for {
 		select {
 		case <-b.s.ctx.Done():
 			return
 		case l = <-b.conn.links:
-			gone = l.gone
+			gone, missed = l.gone, false
 			end.Stop()
+			b.asked.Store(false)
 			last = time.Now()
-			live, pinged = &liveness{start: last}, last
+			live, pinged, used = &liveness{start: last}, last, last
 			b.conn.ping()
 		case <-gone:
 			gone = nil
-			b.s.log.Info("tunnel: bulk carrier lost", "error", l.cause)
-			switch {
-			case errors.Is(l.cause, errEnded): // the session's end is about to come on the other carrier
+			b.s.log.Info("tunnel: bulk carrier ended", "reason", l.cause)
+			if errors.Is(l.cause, errEnded) { // the session's end is about to come on the other carrier
+				missed = true
 				end.Reset(max(b.s.window, lastTimeout))
-			case b.s.window == 0:
-				b.giveUp(l.cause)
-				return
-			default:
-				end.Reset(b.s.window)
 			}
+			miss()
 		case <-end.C:
 			b.giveUp(fmt.Errorf("no bulk carrier for %v: %w", b.s.window, l.cause))
 			return
 		case <-tick.C:
 			if gone == nil {
+				miss()
 				break
 			}
 			if err := l.dead(); err != nil {
@@ -136,6 +160,12 @@ func (b *lane) watch() {
 				break
 			}
 			now := time.Now()
+			if b.used() {
+				used = now
+			} else if b.s.laptop && now.Sub(used) >= laneIdle {
+				b.conn.drop(l, errIdle)
+				break
+			}
 			if heard := l.heard.Load(); heard > 0 {
 				live.answer(l.born.Add(time.Duration(heard)))
 			}
@@ -162,7 +192,7 @@ func (b *lane) giveUp(err error) {
 	b.over.Store(true)
 	b.conn.fail(err)
 	for _, st := range b.s.all() {
-		if st.hasLeft.Load() || st.moved.here.Load() && !st.moved.over() {
+		if st.onLane() {
 			st.Reset()
 		}
 	}
@@ -319,19 +349,23 @@ const (
 // errNoLane says that the pod would not have the carrier.
 var errNoLane = errors.New("the pod does not take a second carrier")
 
-// keepLane makes one carrier after the other for s's bulk lane, once it is wanted.
+// keepLane makes a carrier for s's bulk lane whenever one is wanted.
 func (c *Client) keepLane(ctx context.Context, s *session) {
-	select {
-	case <-s.bulk.wanted:
-	case <-s.ctx.Done():
-		return
-	}
 	never := true
 	for failures := 0; ; {
+		select {
+		case <-s.bulk.wanted:
+		case <-s.ctx.Done():
+			return
+		}
 		l, err := c.connectLane(ctx, s)
 		switch {
 		case err == nil:
 			never = false
+			select {
+			case <-s.bulk.wanted: // while it was made
+			default:
+			}
 			select {
 			case <-l.gone:
 			case <-s.ctx.Done():
@@ -343,12 +377,17 @@ func (c *Client) keepLane(ctx context.Context, s *session) {
 			if l.heard.Load() > 0 {
 				failures = 0
 			}
+			if errors.Is(err, errIdle) {
+				continue
+			}
 		case errors.Is(err, errNoLane):
 			c.log().Info("tunnel: no bulk carrier", "error", err)
 			if s.ctx.Err() == nil {
 				s.bulk.giveUp(err)
 			}
 			return
+		default:
+			s.bulk.ask() // it still is
 		}
 		wait := backoff(failures)
 		if failures++; never && failures > laneTries {

@@ -257,6 +257,54 @@ func TestADeadLaneIsReplaced(t *testing.T) {
 	})
 }
 
+// TestTheLaneRests: a carrier that no stream uses is let go, however long that lasts, and another one comes when one sends much again,
+// whichever end that is. A stream that has moved keeps it.
+func TestTheLaneRests(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEnds(t, pipeNetwork(t))
+		cut := cuttable(e)
+		carriers := func() int {
+			cut.mu.Lock()
+			defer cut.mu.Unlock()
+			return len(cut.carriers)
+		}
+		e.start().waitReady()
+		defer e.close()
+		session, _ := e.client.wait(t.Context(), true)
+		for round := range 3 {
+			pod, laptop := e.streams()
+			from, to := pod, laptop
+			if round == 2 {
+				from, to = laptop, pod
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() { _, _ = io.Copy(io.Discard, onlyReader{to}) })
+			buf := make([]byte, maxFrame)
+			for !from.hasLeft.Load() {
+				if _, err := from.Write(buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, want := carriers(), 2+round; got != want {
+				t.Errorf("round %d: %d carriers were made, want %d", round, got, want)
+			}
+			time.Sleep(2 * laneIdle)
+			if !session.bulk.open() {
+				t.Errorf("round %d: let go while a stream uses it", round)
+			}
+			_ = from.CloseWrite()
+			wg.Wait()
+			_, _ = pod.Close(), laptop.Close()
+			e.wantNoStreams()
+			time.Sleep(laneIdle + 2*clockEvery)
+			if session.bulk.open() {
+				t.Errorf("round %d: not let go", round)
+			}
+			time.Sleep(2 * defaultResumeWindow)
+		}
+	})
+}
+
 // TestMovedWordsOutliveTheSession: what has arrived, up to its end, can be read when the session is over.
 func TestMovedWordsOutliveTheSession(t *testing.T) {
 	for range 10 {

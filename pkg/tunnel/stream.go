@@ -434,16 +434,20 @@ func (st *Stream) perhapsMove() {
 	if st.hasLeft.Load() || st.sent < bulkAfter {
 		return
 	}
-	st.s.bulk.ask()
-	if st.s.bulk.open() {
-		st.hasLeft.Store(true)
-		st.lastEnd = 0
-		st.s.out.putThen(message{typ: messageMoved, stream: st.id}, func() { _ = st.mux.Close() })
-		if st.s.bulk.over.Load() {
-			st.Reset()
-		}
+	if !st.s.bulk.open() {
+		st.s.bulk.ask()
+		return
+	}
+	st.hasLeft.Store(true)
+	st.lastEnd = 0
+	st.s.out.putThen(message{typ: messageMoved, stream: st.id}, func() { _ = st.mux.Close() })
+	if st.s.bulk.over.Load() {
+		st.Reset()
 	}
 }
+
+// onLane says whether a direction of st has moved to the bulk lane and is not known to be over.
+func (st *Stream) onLane() bool { return st.hasLeft.Load() || st.moved.here.Load() && !st.moved.over() }
 
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
 // room for it, and the gate has let it in. writeMu is held.
