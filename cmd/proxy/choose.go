@@ -15,7 +15,7 @@ import (
 )
 
 // maxChosen is how many connections are carried at once whose requests are chosen for. An idle one takes
-// some 28 KiB, and the proxy has memoryLimit for all.
+// some 28 KiB; what is held of all beside that has a budget (route.Budget), and the proxy has memoryLimit for both.
 const maxChosen = 4096
 
 // countEvery is how often it is told how much the laptop was not given of its copy.
@@ -29,6 +29,7 @@ type chooser struct {
 	tell   func(text string)   // has the laptop's user told what there is to know, all of it each time
 	log    *slog.Logger
 	mirror route.Mirror
+	memory route.Budget // of all connections together
 
 	mu      sync.Mutex
 	told    []string // what was met, each once
@@ -53,6 +54,7 @@ func (c *chooser) choose(ctx context.Context, caller net.Conn, to intercept.Ways
 		},
 		Original:   to.Original,
 		Unreadable: func(why route.Reason) { c.unreadable(port, why) },
+		Budget:     &c.memory,
 		Log:        c.log,
 	}
 	return r.Serve(ctx, caller)

@@ -119,6 +119,9 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 		cut()
 		stop()
 		wg.Wait()
+		if n := p.chooser.memory.Used(); n != 0 {
+			t.Errorf("%d bytes are held by nobody", n)
+		}
 	})
 	s.laptop.SetReady(true)
 	s.takes(true)

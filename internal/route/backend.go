@@ -50,7 +50,7 @@ type exchange struct {
 // read passes b's answers on until b has no more, or somebody else is to read it.
 func (b *backend) read() {
 	defer close(b.finished)
-	buf := newBuffer()
+	buf := newBuffer(&b.s.memory)
 	defer buf.small()
 	for {
 		b.s.mu.Lock()
@@ -144,10 +144,15 @@ func (x *exchange) follow(p []byte) (n int, err error) {
 	if x.last {
 		return x.body.Read(p)
 	}
+	memory := &x.b.s.memory
 	n, whole, err := x.head.Read(p)
+	if err == nil && !whole && !memory.take(n) {
+		return n, errFull
+	}
 	if err != nil || !whole {
 		return n, err
 	}
+	memory.give(len(x.head.Bytes()) - n)
 	answer, err := http1.ParseResponse(&x.head, x.method)
 	if err != nil {
 		return n, err
@@ -171,8 +176,11 @@ func (x *exchange) follow(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// errSwitched is no failure: the connection speaks another protocol from here on.
-var errSwitched = errors.New("another protocol follows")
+var (
+	// errSwitched is no failure: the connection speaks another protocol from here on.
+	errSwitched = errors.New("another protocol follows")
+	errFull     = errors.New("no memory left for an answer's head")
+)
 
 // noted acts on what was read of x's answer and has been passed on.
 func (b *backend) noted(x *exchange, unclear error) bool {
@@ -185,6 +193,9 @@ func (b *backend) noted(x *exchange, unclear error) bool {
 		if offers(x.asked, "h2c") {
 			s.r.unreadable(Upgrade)
 		}
+		s.follow = b
+	case errors.Is(unclear, errFull):
+		s.r.unreadable(Full)
 		s.follow = b
 	case unclear != nil:
 		s.r.unreadable(NotHTTP)

@@ -22,18 +22,36 @@ import (
 // streams, compression of fields, windows, settings and pings.
 
 const (
-	// streamWindow is what is held of one stream in one direction while its other end takes nothing: on a tunnel with a
-	// round trip of 50 ms it lets 5 MB/s through.
-	streamWindow = 256 << 10
-	// connWindow is the same for all of a connection: 16 streams that nobody reads do not stop the others.
-	connWindow = 4 << 20
+	// streamWindow is what is held of one stream in one direction while its other end takes nothing: within a cluster, with round
+	// trips of a millisecond, it lets 60 MB/s through. Of a laptop's answers it is laptopStreamWindow: on a tunnel with a round
+	// trip of 50 ms that lets 5 MB/s through.
+	streamWindow       = 64 << 10
+	laptopStreamWindow = 256 << 10
+	// connWindow is what a peer may send at any moment on a connection, in all streams together: what HTTP/2 begins with. What is
+	// held of it does not count, as long as there is memory for that and it is not more than maxWindow: so 128 streams that
+	// nobody takes do not stop the others. laptopWindow is a laptop's, if much memory is left.
+	connWindow   = 65535
+	laptopWindow = 1 << 20
+	maxWindow    = 8 << 20
+	// refillPause is between two tries to open a window that is closed for want of memory.
+	refillPause = 100 * time.Millisecond
+	// peerMemory is what a connection to one peer takes beside its window, and beside what an idle one does: a frame that is read,
+	// one that is written, and one about to be.
+	peerMemory = 48 << 10
+	// spareMemory is for a connection's heads, streams and small frames, whatever others hold. A stream takes streamMemory, a field
+	// fieldMemory beside its text, a small frame controlMemory.
+	spareMemory   = 32 << 10
+	streamMemory  = 1 << 10
+	fieldMemory   = 64
+	controlMemory = 128
 	// maxStreams bounds a caller's open streams: more than servers allow (100 to 250), for those that have no limit.
 	maxStreams = 4096
 	// maxFields bounds a decoded head, maxHeld those of a connection that are not passed on yet.
 	maxFields = 1 << 20
 	maxHeld   = 4 << 20
-	// maxInterim bounds the heads that wait in one direction of a stream, and maxControl the small frames of a connection.
-	maxInterim = 64
+	// maxPieces bounds what waits in one direction of a stream, interim heads and parts of a body, and maxControl the small frames
+	// of a connection.
+	maxPieces  = 128
 	maxControl = 4096
 	// settingsPatience is how long a backend may take to say that it speaks HTTP/2: servers say so at once.
 	settingsPatience = 5 * time.Second
@@ -61,7 +79,7 @@ func isSettings(h []byte) bool {
 // serveHTTP2 has the connection after its preface. The original gets that and the caller's settings as they are: when
 // it does not speak HTTP/2, it has the rest of the connection too.
 func (s *session) serveHTTP2() error {
-	client := &ahead{Conn: s.client, p: s.detachClient()}
+	client := &ahead{Conn: s.client, p: s.detachClient(), passed: s.memory.give}
 	putBack := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -75,17 +93,25 @@ func (s *session) serveHTTP2() error {
 		putBack()
 		return s.hand(first)
 	}
+	if !s.memory.reserve(2*(peerMemory+connWindow)+len(first)) || !s.memory.ensure(spareMemory) {
+		s.r.unreadable(Full)
+		putBack()
+		return s.hand(first)
+	}
 	p := &proxy{s: s, streams: map[uint32]*stream{}, backs: map[string]*peer{}, hello: first}
 	p.front = p.newPeer("", client)
 	var offered []http2.Setting
 	b, err := s.connected()
-	if err == nil {
+	if err != nil {
+		s.memory.release(peerMemory + connWindow)
+	} else {
 		b.detach()
 		s.mu.Lock()
 		follow, held := s.follow, b.held
 		s.mu.Unlock()
 		if follow != nil {
 			putBack()
+			s.memory.clear()
 			return s.handTo(b, first)
 		}
 		conn := &ahead{Conn: b.conn, p: held}
@@ -99,6 +125,7 @@ func (s *session) serveHTTP2() error {
 			b.held = append(answer, conn.p...)
 			s.mu.Unlock()
 			s.r.unreadable(NotHTTP)
+			s.memory.clear()
 			return s.handTo(b, nil)
 		}
 		conn.p = append(answer, conn.p...)
@@ -131,13 +158,19 @@ func readFirst(c io.Reader, before int) ([]byte, error) {
 // ahead is a connection of which something was read already.
 type ahead struct {
 	net.Conn
-	p []byte
+	p      []byte
+	passed func(n int) // if set: is told what was read of p
 }
 
 func (a *ahead) Read(p []byte) (int, error) {
 	if len(a.p) > 0 {
 		n := copy(p, a.p)
-		a.p = a.p[n:]
+		if a.p = a.p[n:]; len(a.p) == 0 {
+			a.p = nil
+		}
+		if a.passed != nil {
+			a.passed(n)
+		}
 		return n, nil
 	}
 	return a.Conn.Read(p)
@@ -161,8 +194,10 @@ type proxy struct {
 	over     error
 }
 
+// newPeer is for a connection for which there is memory: peerMemory and connWindow.
 func (p *proxy) newPeer(route string, conn net.Conn) *peer {
-	c := &peer{p: p, route: route, byID: map[uint32]*stream{}, nextID: 1, limit: 1 << 31, window: 65535, initial: 65535, given: connWindow}
+	c := &peer{p: p, route: route, byID: map[uint32]*stream{}, nextID: 1, limit: 1 << 31, window: 65535, initial: 65535}
+	c.base, c.size, c.given, c.streamWindow = connWindow, connWindow, connWindow, streamWindow
 	c.changed.L = &p.mu
 	c.decode = hpack.NewDecoder(tableSize, c.field)
 	c.decode.SetMaxStringLength(maxFields)
@@ -195,7 +230,6 @@ func (p *proxy) run(offered []http2.Setting) error {
 	p.mu.Lock()
 	p.front.up = true
 	p.front.send(func() error { return p.front.frame.WriteSettings(ours...) })
-	p.front.send(func() error { return p.front.frame.WriteWindowUpdate(0, connWindow-65535) })
 	err := p.front.settings(asked)
 	if p.original != nil {
 		p.peers = append(p.peers, p.original)
@@ -249,8 +283,23 @@ func (p *proxy) endLocked(err error) {
 	p.front.close()
 }
 
-// begin takes a new request. mu is held.
-func (p *proxy) begin(id uint32, head piece) {
+// gone lets go of a backend whose connection has ended. mu is held.
+func (p *proxy) gone(c *peer) {
+	n := len(p.peers)
+	if p.peers = slices.DeleteFunc(p.peers, func(other *peer) bool { return other == c }); len(p.peers) < n {
+		p.s.memory.release(peerMemory)
+	}
+}
+
+// begin takes a new request, or refuses it, and its head is not taken. mu is held.
+func (p *proxy) begin(id uint32, head piece) (taken bool) {
+	if p.over != nil { // nobody would close what it is sent to
+		return false
+	}
+	if !p.s.memory.take(streamMemory) {
+		p.front.sendReset(id, http2.ErrCodeRefusedStream)
+		return false
+	}
 	st := &stream{id: id}
 	st.up.stream, st.down.stream = st, st
 	st.up.from, st.up.given, st.down.window = p.front, streamWindow, p.front.initial
@@ -278,23 +327,45 @@ func (p *proxy) begin(id uint32, head piece) {
 			break
 		}
 		if c == nil {
-			c = p.newPeer(route.Name, nil)
-			c.laptop = true
-			p.backs[route.Name] = c
-			p.peers = append(p.peers, c)
-			p.wg.Go(func() { c.serve(route.Dial) })
+			if c = p.toLaptop(route); c == nil {
+				break
+			}
 		}
 		st.back = c
 		st.up.push(p, head)
-		return
+		return true
 	}
-	st.back = p.toOriginal()
+	if st.back = p.toOriginal(); st.back == nil {
+		p.front.refuse(st)
+		return false
+	}
 	st.up.push(p, head)
+	return true
 }
 
-// toOriginal is the original's connection, made anew where it is not there. mu is held.
+// toLaptop begins a connection to route's laptop; nil when there is no memory left for one. mu is held.
+func (p *proxy) toLaptop(route Route) *peer {
+	if !p.s.memory.reserve(peerMemory + connWindow) {
+		p.s.r.log("no memory for a connection to the laptop", "route", route.Name)
+		return nil
+	}
+	c := p.newPeer(route.Name, nil)
+	c.laptop, c.streamWindow = true, laptopStreamWindow
+	if budget := p.s.memory.budget; budget.Used() < budget.size()/2 && p.s.memory.reserve(laptopWindow-connWindow) {
+		c.base, c.size = laptopWindow, laptopWindow
+	}
+	p.backs[route.Name] = c
+	p.peers = append(p.peers, c)
+	p.wg.Go(func() { c.serve(route.Dial) })
+	return c
+}
+
+// toOriginal is the original's connection, made anew where it is not there; nil when there is no memory left for that. mu is held.
 func (p *proxy) toOriginal() *peer {
 	if p.original == nil {
+		if !p.s.memory.reserve(peerMemory + connWindow) {
+			return nil
+		}
 		c := p.newPeer("", nil)
 		p.original = c
 		p.peers = append(p.peers, c)
@@ -306,7 +377,12 @@ func (p *proxy) toOriginal() *peer {
 // toOriginalInstead takes a stream that has not begun from a laptop. mu is held.
 func (p *proxy) toOriginalInstead(st *stream) {
 	st.back.active = slices.DeleteFunc(st.back.active, func(h *half) bool { return h == &st.up })
-	st.back = p.toOriginal()
+	original := p.toOriginal()
+	if original == nil {
+		st.back.refuse(st)
+		return
+	}
+	st.back = original
 	st.back.active = append(st.back.active, &st.up)
 	st.back.changed.Broadcast()
 }

@@ -351,8 +351,72 @@ func TestOneStreamThatIsNotReadStopsNoOther(t *testing.T) {
 		}
 	}
 	w.WriteRSTStream(1, http2.ErrCodeCancel)
-	if n := <-sent; n > 2*streamWindow { // the server's own buffer is behind it
+	if n := <-sent; n > 2*laptopStreamWindow { // the server's own buffer is behind it
 		t.Errorf("%d bytes were taken", n)
+	}
+}
+
+// What a laptop does not take keeps nothing else of the caller's connection waiting.
+func TestStreamsThatALaptopDoesNotTakeStopNoOther(t *testing.T) {
+	stop := make(chan struct{})
+	stopped := wireServer(t, func(*wire) { <-stop }) // as a process at a breakpoint
+	t.Cleanup(func() { close(stop) })
+	dial := through(t, &Router{Original: h2Server(t, echo("original")), Routes: ada(stopped)})
+	w := wireClient(t, dial)
+	const stalled = 64
+	window, streams := 65535, map[uint32]int{}
+	id := uint32(1)
+	// read takes frames until one is an answer's end.
+	read := func() (ended uint32) {
+		f, err := w.ReadFrame()
+		switch f := f.(type) {
+		case nil:
+			t.Fatalf("ended: %v", err)
+		case *http2.WindowUpdateFrame:
+			if f.StreamID == 0 {
+				window += int(f.Increment)
+			} else {
+				streams[f.StreamID] += int(f.Increment)
+			}
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				w.WriteSettingsAck()
+			}
+		case *http2.DataFrame:
+			if f.StreamEnded() {
+				return f.StreamID
+			}
+			w.WriteWindowUpdate(0, f.Length)
+			w.WriteWindowUpdate(f.StreamID, f.Length)
+		case *http2.MetaHeadersFrame:
+			if f.StreamEnded() {
+				return f.StreamID
+			}
+		}
+		return 0
+	}
+	send := func(id uint32, n int, end bool) {
+		for n > 0 {
+			part := min(n, frameSize, window, streams[id])
+			if part <= 0 {
+				read()
+				continue
+			}
+			n -= part
+			window, streams[id] = window-part, streams[id]-part
+			w.WriteData(id, end && n == 0, make([]byte, part))
+		}
+	}
+	for range stalled {
+		streams[id] = 65535
+		w.get(id, "ada", false)
+		send(id, 65535, false)
+		id += 2
+	}
+	streams[id] = 65535
+	w.get(id, "bob", false)
+	send(id, 1<<20, true)
+	for read() != id {
 	}
 }
 
@@ -519,7 +583,7 @@ func TestACallerThatBreaksTheRules(t *testing.T) {
 		},
 		"more than the window": func(w *wire) {
 			w.get(1, "ada", false)
-			for range 2 * connWindow / frameSize {
+			for range 2 * maxWindow / frameSize {
 				if w.WriteData(3, false, make([]byte, frameSize)) != nil {
 					return
 				}

@@ -27,26 +27,32 @@ type peer struct {
 	// The reader's:
 	decode *hpack.Decoder
 	fields []hpack.HeaderField
-	size   int
+	length int  // of all fields
+	cost   int  // what fields take of the memory
+	full   bool // there was none for one of them
 	// The writer's:
 	encode *hpack.Encoder
 	block  bytes.Buffer
 
 	// Under p.mu:
-	changed sync.Cond
-	control []func() error // frames to be written before all else
-	active  []*half        // what has something to send here
-	byID    map[uint32]*stream
-	nextID  uint32
-	limit   uint32 // of streams
-	window  int64  // what it takes now
-	initial int64  // what it takes of a new stream
-	given   int64  // what it may send now
-	credit  uint32 // what it may send again and was not told yet
-	up      bool   // it has said that it speaks HTTP/2
-	leaving bool   // it takes no new streams
-	closed  bool
-	hangUp  bool // close when control is written
+	changed      sync.Cond
+	control      []func() error // frames to be written before all else
+	active       []*half        // what has something to send here
+	byID         map[uint32]*stream
+	nextID       uint32
+	limit        uint32      // of streams
+	window       int64       // what it takes now
+	initial      int64       // what it takes of a new stream
+	given        int64       // what it may send now
+	held         int64       // what it sent that is not passed on yet
+	size         int64       // the memory for both: at least base, while it is open
+	base         int64       // what given is to be
+	tries        *time.Timer // refills again; nil: not now
+	streamWindow int64       // what is held of one stream
+	up           bool        // it has said that it speaks HTTP/2
+	leaving      bool        // it takes no new streams
+	closed       bool
+	hangUp       bool // close when control is written
 }
 
 func (c *peer) use(conn net.Conn) {
@@ -58,8 +64,13 @@ func (c *peer) use(conn net.Conn) {
 }
 
 func (c *peer) field(f hpack.HeaderField) {
-	if c.size += int(f.Size()); c.size <= maxFields {
+	cost := len(f.Name) + len(f.Value) + fieldMemory
+	if c.length += int(f.Size()); c.length > maxFields || c.full {
+		return
+	}
+	if c.full = !c.p.s.memory.take(cost); !c.full {
 		c.fields = append(c.fields, f)
+		c.cost += cost
 	}
 }
 
@@ -83,15 +94,21 @@ func (c *peer) greet() ([]http2.Setting, error) {
 	c.up = true
 	c.send(func() error {
 		return c.frame.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: tableSize},
-			http2.Setting{ID: http2.SettingMaxFrameSize, Val: frameSize}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})
+			http2.Setting{ID: http2.SettingMaxFrameSize, Val: frameSize}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.streamWindow)})
 	})
-	c.send(func() error { return c.frame.WriteWindowUpdate(0, connWindow-65535) })
+	c.refill()
 	return all, c.settings(all)
 }
 
 // close closes c's connection. mu is held.
 func (c *peer) close() {
 	c.closed = true
+	if c.tries != nil {
+		c.tries.Stop()
+	}
+	c.refill()
+	c.p.s.memory.give(len(c.control) * controlMemory)
+	c.control = nil
 	if c.conn != nil {
 		_ = c.conn.Close()
 	}
@@ -100,9 +117,12 @@ func (c *peer) close() {
 
 // send queues a frame. mu is held.
 func (c *peer) send(frame func() error) {
+	if c.closed {
+		return
+	}
 	c.control = append(c.control, frame)
 	c.changed.Broadcast()
-	if len(c.control) > maxControl { // it asks and does not read
+	if !c.p.s.memory.take(controlMemory) || len(c.control) > maxControl { // it asks and does not read
 		c.p.endLocked(http2.ConnectionError(http2.ErrCodeEnhanceYourCalm))
 	}
 }
@@ -139,6 +159,7 @@ func (c *peer) write() {
 func (c *peer) next() func() error {
 	if len(c.control) > 0 {
 		job := c.control[0]
+		c.p.s.memory.give(controlMemory)
 		if c.control = c.control[1:]; len(c.control) == 0 {
 			c.control = nil
 		}
@@ -186,7 +207,7 @@ func (c *peer) piece(h *half) func() error {
 			st.backID = c.nextID
 			c.nextID += 2
 			c.byID[st.backID] = st
-			h.window, st.down.given, st.down.from = c.initial, streamWindow, c
+			h.window, st.down.given, st.down.from = c.initial, c.streamWindow, c
 			if c.nextID >= 1<<31-1 {
 				c.retire()
 			}
@@ -217,7 +238,6 @@ func (c *peer) piece(h *half) func() error {
 	first.data = first.data[n:]
 	h.window -= int64(n)
 	c.window -= int64(n)
-	h.returned(n)
 	if len(first.data) == 0 {
 		h.done = end
 		h.pop(c.p)
@@ -241,18 +261,51 @@ func (c *peer) writeFields(id uint32, fields []hpack.HeaderField, end bool) erro
 		block = block[len(part):]
 		err = c.frame.WriteContinuation(id, len(block) == 0, part)
 	}
+	if c.block.Cap() > frameSize { // one large head among many small ones
+		c.block = bytes.Buffer{}
+	}
 	return err
 }
 
-// returned is the same for the whole connection.
-func (c *peer) returned(n int) {
-	c.credit += uint32(n)
-	if c.credit >= connWindow/4 {
-		m := c.credit
-		c.given += int64(m)
-		c.credit = 0
-		c.send(func() error { return c.frame.WriteWindowUpdate(0, m) })
+// refill opens c's window as far again as the memory lasts, and gives back what it needs no more. What is held of some streams
+// takes nothing from the others so. mu is held.
+func (c *peer) refill() {
+	needs := c.held // for ever: what was said before c was closed
+	if !c.closed {
+		if lack := c.base - c.given; lack >= c.base/4 {
+			more := min(c.given+c.held+lack, maxWindow) - c.size
+			switch {
+			case more <= 0:
+			case c.p.s.memory.reserve(int(more)):
+				c.size += more
+			default:
+				c.refillLater()
+			}
+			if lack = min(lack, c.size-c.given-c.held); lack > 0 {
+				c.given += lack
+				c.send(func() error { return c.frame.WriteWindowUpdate(0, uint32(lack)) })
+			}
+		}
+		needs = max(c.base, c.given+c.held)
 	}
+	if spare := c.size - needs; spare > 0 {
+		c.size -= spare
+		c.p.s.memory.release(int(spare))
+	}
+}
+
+// refillLater tries again, since nobody tells of what others give back. mu is held.
+func (c *peer) refillLater() {
+	if c.tries != nil {
+		return
+	}
+	c.tries = time.AfterFunc(refillPause, func() {
+		c.p.mu.Lock()
+		defer c.p.mu.Unlock()
+		if c.tries = nil; !c.closed {
+			c.refill()
+		}
+	})
 }
 
 // flushAndClose closes c behind what is queued. mu is held.
@@ -432,30 +485,29 @@ func (c *peer) data(f *http2.DataFrame, st *stream) error {
 	if c.given -= int64(size); c.given < 0 {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
+	defer c.refill()
 	if st == nil {
 		if c == c.p.front && f.StreamID > c.p.lastID {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		c.returned(size)
 		return nil
 	}
 	h := c.says(st)
 	if h.ended { // said before it knew
-		c.returned(size)
 		return nil
 	}
 	if h.given -= int64(size); h.given < 0 {
-		c.returned(size)
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
 	}
 	data := f.Data()
+	c.held += int64(len(data))
 	if padding := size - len(data); padding > 0 {
 		h.returned(padding)
 	}
 	if len(data) == 0 && !f.StreamEnded() {
 		return nil
 	}
-	h.push(c.p, piece{data: bytes.Clone(data), end: f.StreamEnded()})
+	h.push(c.p, piece{data: bytes.Clone(data), whole: len(data), end: f.StreamEnded()})
 	st.settle(c.p)
 	return nil
 }
@@ -463,7 +515,7 @@ func (c *peer) data(f *http2.DataFrame, st *stream) error {
 // head reads on until the head is whole, and takes it.
 func (c *peer) head(f *http2.HeadersFrame) error {
 	id, end := f.StreamID, f.StreamEnded()
-	c.fields, c.size = nil, 0
+	c.fields, c.length, c.cost, c.full = nil, 0, 0, false
 	block, whole := f.HeaderBlockFragment(), f.HeadersEnded()
 	for total := 0; ; {
 		if total += len(block) + frameHeader; total > maxFields {
@@ -488,7 +540,14 @@ func (c *peer) head(f *http2.HeadersFrame) error {
 	if err := c.decode.Close(); err != nil {
 		return http2.ConnectionError(http2.ErrCodeCompression)
 	}
-	said := piece{fields: c.fields, size: c.size, end: end}
+	said := piece{fields: c.fields, size: c.cost, end: end}
+	refused := http2.ErrCode(0)
+	switch {
+	case c.length > maxFields:
+		refused = http2.ErrCodeEnhanceYourCalm
+	case c.full:
+		refused = http2.ErrCodeRefusedStream
+	}
 	if said.fields == nil {
 		said.fields = []hpack.HeaderField{} // odd, and not ours to judge
 	}
@@ -497,26 +556,33 @@ func (c *peer) head(f *http2.HeadersFrame) error {
 	p := c.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	taken := false
+	defer func() {
+		if !taken {
+			p.s.memory.give(said.size)
+		}
+	}()
 	st := c.stream(id)
 	switch {
 	case c == p.front && id > p.lastID && id%2 == 1:
 		p.lastID = id
 		switch {
-		case said.size > maxFields:
-			c.sendReset(id, http2.ErrCodeEnhanceYourCalm)
+		case refused != 0:
+			c.sendReset(id, refused)
 		case len(p.streams) >= maxStreams:
 			c.sendReset(id, http2.ErrCodeRefusedStream)
 		default:
-			p.begin(id, said)
+			taken = p.begin(id, said)
 		}
 		return nil
 	case st == nil && c == p.front && id > p.lastID:
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	case st == nil || c.says(st).ended: // of a stream that is over
 		return nil
-	case said.size > maxFields:
+	case refused != 0:
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeEnhanceYourCalm}
 	}
+	taken = true
 	c.says(st).push(p, said)
 	st.settle(p)
 	return nil
@@ -632,7 +698,7 @@ func (c *peer) lost(err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.peers = slices.DeleteFunc(p.peers, func(other *peer) bool { return other == c })
+	p.gone(c)
 	if c.closed {
 		return
 	}

@@ -42,6 +42,7 @@ const (
 	Slow    Reason = "a slow head"        // one that took longer than 5 seconds
 	Upgrade Reason = "HTTP/2 by upgrade"  // the original has accepted "Upgrade: h2c"
 	First   Reason = "a server's message" // the original spoke without being asked
+	Full    Reason = "no memory left"     // too much is held of the connections before
 )
 
 // Router chooses for connections. Set the fields before Serve, which may run many times at once.
@@ -55,7 +56,9 @@ type Router struct {
 	Unreadable func(Reason)
 	// HeadTimeout is how long a request's head may take from its first byte. Zero means 5 seconds.
 	HeadTimeout time.Duration
-	Log         *slog.Logger // nil: no log
+	// Budget is the memory that all Routers of a process share. Nil: each connection has one of its own.
+	Budget *Budget
+	Log    *slog.Logger // nil: no log
 }
 
 // Serve carries one caller's connection, and closes it. It returns when all that belongs to it has ended; done ctx
@@ -65,6 +68,10 @@ func (r *Router) Serve(ctx context.Context, conn net.Conn) error {
 	defer cancel()
 	s := &session{r: r, ctx: ctx, client: conn, kept: map[string]*backend{}, read: make(chan struct{})}
 	s.cond.L = &s.mu
+	if s.memory.budget = r.Budget; s.memory.budget == nil {
+		s.memory.budget = new(Budget)
+	}
+	defer s.memory.close()
 	defer s.wg.Wait()
 	defer s.close()
 	defer cancel()

@@ -124,8 +124,21 @@ func scripted(steps ...string) func(net.Conn) {
 	}
 }
 
-// through serves r on loopback.
+// whole wants all of b to be given back in the end.
+func whole(t testing.TB, b *Budget) *Budget {
+	t.Cleanup(func() {
+		if n := b.Used(); n != 0 {
+			t.Errorf("%d bytes are held by nobody", n)
+		}
+	})
+	return b
+}
+
+// through serves r on loopback, with a Budget that is whole in the end.
 func through(t testing.TB, r *Router) (dial func(context.Context) (net.Conn, error)) {
+	if r.Budget == nil {
+		r.Budget = whole(t, new(Budget))
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	dial = server(t, func(c net.Conn) {
 		_ = c.SetDeadline(time.Time{})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,10 +43,13 @@ type session struct {
 	client net.Conn
 	wg     sync.WaitGroup
 	read   chan struct{} // closed when readClient has ended
+	memory share         // of it are what is in in, or was taken of it and not passed on yet, and large buffers
 
 	mu       sync.Mutex
 	cond     sync.Cond // something below has changed
 	in       []byte    // what the caller said and nobody took. Taken from the front, added to at the end, never overwritten
+	before   int       // bytes that are before in, and go with it
+	short    bool      // there is no memory for more of it
 	inErr    error     // the end of it, behind in
 	detached bool      // readClient is to end
 	original *backend
@@ -154,6 +158,9 @@ func (s *session) nextHead(first bool) (*http1.Head, next) {
 		case late:
 			s.r.unreadable(Slow)
 			return head, aRest
+		case s.short && len(s.in) == 0:
+			s.r.unreadable(Full)
+			return head, aRest
 		case !now.laptop && now.gone != nil:
 			return head, aFarewell
 		case s.inErr != nil && len(head.Bytes()) == 0 && len(s.in) == 0 && now.laptop:
@@ -174,9 +181,11 @@ func (r *Router) patience() time.Duration {
 
 // serve has one request answered. False ends run.
 func (s *session) serve(request http1.Request, head []byte) (on bool, err error) {
+	route := s.match(request)
+	request = lasting(request)
 	var x *exchange
-	for fresh := false; ; fresh = true {
-		b, err := s.choose(request, fresh)
+	for {
+		b, err := s.choose(route)
 		if err != nil {
 			s.abort()
 			return false, err
@@ -199,35 +208,53 @@ func (s *session) serve(request http1.Request, head []byte) (on bool, err error)
 			s.r.unreadable(First)
 			return false, s.handTo(b, head)
 		}
-		if n, err := b.conn.Write(said); err != nil && n == 0 && b.laptop && !fresh {
+		if n, err := b.conn.Write(said); err != nil && n == 0 && b.laptop && route != nil {
 			s.r.log("laptop not reached", "route", b.route, "error", err)
 			s.drop(b)
+			route = nil
 			continue
 		} else if err != nil {
 			return false, s.answerOnly(x)
 		}
 		break
 	}
+	s.give(len(head))
 	if on, err := s.sendBody(x); !on {
 		return false, err
 	}
 	return s.awaitAnswer(x)
 }
 
-// choose finds who is to answer, and connects. With original it is that one in any case.
-func (s *session) choose(request http1.Request, original bool) (*backend, error) {
-	if !original {
-		for _, route := range s.r.Routes() {
-			if !route.Filter.Matches(request.Target, request.Fields) {
-				continue
-			}
-			b, err := s.laptop(route)
-			if err == nil {
-				return b, nil
-			}
-			s.r.log("laptop not reached", "route", route.Name, "error", err)
-			break
+// lasting is a request without what takes as much memory as its head, or many times that.
+func lasting(r http1.Request) http1.Request {
+	r.Method, r.Target, r.Fields = strings.Clone(r.Method), "", nil
+	switch {
+	case offers(r, "h2c"):
+		r.Upgrade = []string{"h2c"}
+	case r.Upgrade != nil:
+		r.Upgrade = []string{"another"}
+	}
+	return r
+}
+
+// match is the route that a request is for; nil: none, so that it is the original's.
+func (s *session) match(request http1.Request) *Route {
+	for _, route := range s.r.Routes() {
+		if route.Filter.Matches(request.Target, request.Fields) {
+			return &route
 		}
+	}
+	return nil
+}
+
+// choose connects to route's laptop where there is one that can be reached, and else to the original.
+func (s *session) choose(route *Route) (*backend, error) {
+	if route != nil {
+		b, err := s.laptop(*route)
+		if err == nil {
+			return b, nil
+		}
+		s.r.log("laptop not reached", "route", route.Name, "error", err)
 	}
 	return s.connected()
 }
@@ -360,7 +387,9 @@ func (s *session) sendBody(x *exchange) (on bool, err error) {
 		}
 		s.take(n)
 		s.mu.Unlock()
-		if _, err := x.b.conn.Write(p[:n]); err != nil {
+		_, err = x.b.conn.Write(p[:n])
+		s.give(n)
+		if err != nil {
 			return false, s.answerOnly(x)
 		}
 	}
@@ -411,8 +440,7 @@ func (s *session) end(last func() error) (on bool, err error) {
 func (s *session) answerOnly(x *exchange) error {
 	s.mu.Lock()
 	for !x.answered && x.b.gone == nil && s.follow == nil && !s.aborted {
-		s.in = nil
-		s.cond.Broadcast()
+		s.ignore()
 		s.cond.Wait()
 	}
 	answered, follow := x.answered, s.follow
@@ -426,19 +454,37 @@ func (s *session) answerOnly(x *exchange) error {
 	return s.gone()
 }
 
-// take drops the first n bytes of in. mu is held.
+// take takes the first n bytes of in, whose memory is given back once they are passed on. mu is held.
 func (s *session) take(n int) {
 	s.in = s.in[n:]
+	if s.before += n; s.before > len(s.in) { // a few bytes must not hold many
+		s.in, s.before = bytes.Clone(s.in), 0
+	}
 	if len(s.in) == 0 {
 		s.in = nil
 	}
 	s.cond.Broadcast()
 }
 
+// ignore forgets what is in in. mu is held.
+func (s *session) ignore() {
+	n := len(s.in)
+	s.take(n)
+	s.memory.give(n)
+}
+
+// give gives the memory of n bytes back.
+func (s *session) give(n int) {
+	s.memory.give(n)
+	s.mu.Lock() // whoever found none is waiting by now
+	defer s.mu.Unlock()
+	s.cond.Broadcast()
+}
+
 // readClient takes what the caller says.
 func (s *session) readClient() {
 	defer close(s.read)
-	b := newBuffer()
+	b := newBuffer(&s.memory)
 	defer b.small()
 	for {
 		s.mu.Lock()
@@ -452,7 +498,7 @@ func (s *session) readClient() {
 		}
 		n, err := s.client.Read(b.p)
 		s.mu.Lock()
-		s.in = append(s.in, b.p[:n]...)
+		s.add(b.p[:n])
 		if err != nil && (!s.detached || !errors.Is(err, os.ErrDeadlineExceeded)) {
 			s.inErr = err
 		}
@@ -465,23 +511,43 @@ func (s *session) readClient() {
 	}
 }
 
-// buffer is what a connection is read with.
-type buffer struct {
-	p   []byte
-	own [smallBuffer]byte
-	big *[bigBuffer]byte
+// add puts p into in, as there is memory for it: some at least when nothing is held. mu is held.
+func (s *session) add(p []byte) {
+	for len(p) > 0 {
+		n := len(p)
+		if !s.memory.take(n) {
+			n = min(n, smallBuffer)
+			for !s.memory.take(n) && !s.detached && !s.aborted {
+				s.short = true
+				s.cond.Broadcast()
+				s.cond.Wait()
+			}
+			s.short = false
+		}
+		s.in = append(s.in, p[:n]...)
+		p = p[n:]
+		s.cond.Broadcast()
+	}
 }
 
-func newBuffer() *buffer {
-	b := new(buffer)
+// buffer is what a connection is read with.
+type buffer struct {
+	memory *share
+	p      []byte
+	own    [smallBuffer]byte
+	big    *[bigBuffer]byte
+}
+
+func newBuffer(memory *share) *buffer {
+	b := &buffer{memory: memory}
 	b.p = b.own[:]
 	return b
 }
 
-// fit makes it larger after a read that filled it, and small again after one that would not have.
+// fit makes it larger after a read that filled it, if there is memory for that, and small again after one that would not have.
 func (b *buffer) fit(n int) {
 	switch {
-	case n == len(b.p) && b.big == nil:
+	case n == len(b.p) && b.big == nil && b.memory.reserve(bigBuffer):
 		b.big = bigBuffers.Get().(*[bigBuffer]byte)
 		b.p = b.big[:]
 	case n < smallBuffer:
@@ -492,6 +558,7 @@ func (b *buffer) fit(n int) {
 func (b *buffer) small() {
 	if b.big != nil {
 		bigBuffers.Put(b.big)
+		b.memory.release(bigBuffer)
 	}
 	b.big, b.p = nil, b.own[:]
 }
@@ -516,7 +583,7 @@ func (s *session) handTo(b *backend, taken []byte) error {
 	s.mu.Lock()
 	s.follow = b
 	s.mu.Unlock()
-	rest := append(bytes.Clone(taken), s.detachClient()...)
+	rest := s.detachClient()
 	s.mu.Lock()
 	held := b.held
 	for _, other := range s.kept {
@@ -534,10 +601,13 @@ func (s *session) handTo(b *backend, taken []byte) error {
 			return err
 		}
 	}
-	if len(rest) > 0 {
-		// b is read meanwhile: it may not take this before it has said something. When it takes no more, it may still
-		// have something to say.
-		_, _ = b.conn.Write(rest)
+	for _, p := range [][]byte{taken, rest} {
+		if len(p) > 0 {
+			// b is read meanwhile: it may not take this before it has said something. When it takes no more, it may still
+			// have something to say.
+			_, _ = b.conn.Write(p)
+			s.give(len(p))
+		}
 	}
 	b.detach()
 	s.mu.Lock()
@@ -561,7 +631,7 @@ func (s *session) detachClient() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rest := s.in
-	s.in = nil
+	s.in, s.before = nil, 0
 	return rest
 }
 
@@ -604,8 +674,7 @@ func (s *session) finish() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.inErr == nil && !late && !s.aborted {
-		s.in = nil
-		s.cond.Broadcast()
+		s.ignore()
 		s.cond.Wait()
 	}
 	return nil

@@ -20,19 +20,20 @@ type half struct {
 	stream *stream
 	from   *peer // the sender, also when it is done with the stream; nil: there is none yet
 	queue  []piece
-	waits  bool   // is in active
-	window int64  // what the receiver takes
-	given  int64  // what the sender may send
-	credit uint32 // what it may send again and was not told yet
-	ended  bool   // the sender has said its last
-	done   bool   // the receiver was told
+	waits  bool  // is in active
+	window int64 // what the receiver takes
+	given  int64 // what the sender may send
+	credit int64 // what it may send again and was not told yet
+	ended  bool  // the sender has said its last
+	done   bool  // the receiver was told
 }
 
 // piece is something to be passed on: fields, bytes, or an end by reset.
 type piece struct {
 	fields []hpack.HeaderField
-	size   int // of fields
+	size   int // what fields take of the memory
 	data   []byte
+	whole  int // the length of data with what was passed on, whose memory is still there
 	end    bool
 	reset  bool
 	code   http2.ErrCode
@@ -41,10 +42,22 @@ type piece struct {
 
 // pop takes the first piece away. mu is held.
 func (h *half) pop(p *proxy) {
-	p.held -= h.queue[0].size
+	h.let(p, h.queue[0])
 	h.queue[0] = piece{}
 	if h.queue = h.queue[1:]; len(h.queue) == 0 {
 		h.queue = nil
+	}
+}
+
+// let counts a piece that is held no longer. mu is held.
+func (h *half) let(p *proxy, gone piece) {
+	if gone.size > 0 {
+		p.held -= gone.size
+		p.s.memory.give(gone.size)
+	}
+	if gone.whole > 0 {
+		h.from.held -= int64(gone.whole)
+		h.returned(gone.whole)
 	}
 }
 
@@ -62,13 +75,13 @@ func (h *half) returned(n int) {
 	if h == &h.stream.down {
 		id = h.stream.backID
 	}
-	c.returned(n)
-	h.credit += uint32(n)
-	if h.credit >= streamWindow/4 && !h.ended {
+	c.refill()
+	h.credit += int64(n)
+	if h.credit >= c.streamWindow/4 && !h.ended {
 		m := h.credit
-		h.given += int64(m)
+		h.given += m
 		h.credit = 0
-		c.send(func() error { return c.frame.WriteWindowUpdate(id, m) })
+		c.send(func() error { return c.frame.WriteWindowUpdate(id, uint32(m)) })
 	}
 }
 
@@ -79,10 +92,11 @@ func (h *half) push(p *proxy, next piece) {
 	}
 	last := len(h.queue) - 1
 	switch {
-	case next.fields == nil && !next.reset && last >= 0 && h.queue[last].fields == nil && !h.queue[last].end:
+	case next.fields == nil && !next.reset && last >= 0 && h.queue[last].fields == nil && !h.queue[last].end && h.queue[last].whole+len(next.data) <= frameSize:
 		h.queue[last].data = append(h.queue[last].data, next.data...)
+		h.queue[last].whole += next.whole
 		h.queue[last].end = next.end
-	case len(h.queue) >= maxInterim:
+	case len(h.queue) >= maxPieces:
 		p.endLocked(http2.ConnectionError(http2.ErrCodeEnhanceYourCalm))
 		return
 	default:
@@ -103,14 +117,10 @@ func (h *half) push(p *proxy, next piece) {
 
 // drop forgets what waits in h. mu is held.
 func (h *half) drop(p *proxy) {
-	n := 0
-	for _, piece := range h.queue {
-		n += len(piece.data)
-		p.held -= piece.size
-	}
-	h.queue = nil
-	if n > 0 {
-		h.from.returned(n)
+	queue := h.queue
+	h.queue, h.ended = nil, true
+	for _, piece := range queue {
+		h.let(p, piece)
 	}
 	if c := h.receiver(p); c != nil && h.waits {
 		c.active = slices.DeleteFunc(c.active, func(other *half) bool { return other == h })
@@ -123,8 +133,9 @@ func (st *stream) settle(p *proxy) {
 	if st.up.done && st.down.ended {
 		st.leave()
 	}
-	if st.up.done && st.down.done {
+	if st.up.done && st.down.done && p.streams[st.id] == st {
 		delete(p.streams, st.id)
+		p.s.memory.give(streamMemory)
 	}
 }
 
