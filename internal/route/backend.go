@@ -42,6 +42,7 @@ type exchange struct {
 
 	// Under s.mu:
 	answered bool
+	told     bool // some of the answer was passed on
 	begun    bool // the request's body has
 	cut      bool // no more of the request's body is to be taken: what follows may be another request
 	close    bool // the connection ends behind the answer
@@ -96,6 +97,7 @@ func (b *backend) said(p []byte) bool {
 		switch {
 		case s.follow == b:
 		case s.follow == nil && asked:
+			x.told = true
 		case s.follow == nil && !b.laptop && (s.current == nil || s.current == b):
 			if s.current == nil && beginsHTTP2(p) {
 				b.held = bytes.Clone(p)

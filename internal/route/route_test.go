@@ -498,6 +498,115 @@ func TestTheOriginalMaySpeakFirst(t *testing.T) {
 	}
 }
 
+// An original that speaks while the laptop is dialled has the request, head and body.
+func TestTheOriginalMaySpeakWhileTheLaptopIsDialled(t *testing.T) {
+	const text = "POST / HTTP/1.1\r\nHost: x\r\nX-User: ada\r\nContent-Length: 4\r\n\r\nbody"
+	dialled, heard := make(chan struct{}), make(chan struct{})
+	got := make(chan []byte, 1)
+	original := server(t, func(c net.Conn) {
+		<-dialled
+		io.WriteString(c, "hello")
+		all, _ := io.ReadAll(c)
+		got <- all
+	})
+	laptop := &record{name: "laptop"}
+	toLaptop := server(t, laptop.serve)
+	client := connect(t, through(t, &Router{Original: original, Routes: ada(func(ctx context.Context) (net.Conn, error) {
+		close(dialled)
+		<-heard
+		return toLaptop(ctx)
+	})}))
+	io.WriteString(client, text)
+	if _, err := io.ReadFull(client, make([]byte, len("hello"))); err != nil {
+		t.Fatal(err)
+	}
+	close(heard)
+	_ = client.CloseWrite()
+	if all := <-got; string(all) != text || laptop.all() != "" {
+		t.Errorf("the original got %q, the laptop %q", all, laptop.all())
+	}
+}
+
+// unsure is a laptop's connection that ends, and does not know how much it has sent.
+type unsure struct {
+	*net.TCPConn
+	ended chan struct{} // closed when the caller's end is passed on
+}
+
+func (c unsure) Write(p []byte) (int, error) {
+	_, _ = c.TCPConn.Write(p)
+	return 0, errors.New("the tunnel has ended")
+}
+
+func (c unsure) CloseWrite() error {
+	close(c.ended)
+	return c.TCPConn.CloseWrite()
+}
+
+// A request that the laptop may have got goes to the original too only if that can do no harm.
+func TestNoRequestIsActedOnTwice(t *testing.T) {
+	silent := server(t, func(c net.Conn) { io.Copy(io.Discard, c) })
+	for method, again := range map[string]bool{"GET": true, "HEAD": true, "OPTIONS": true, "POST": false, "PUT": false, "X": false} {
+		original := &record{name: "original"}
+		ended := make(chan struct{})
+		dial := through(t, &Router{Original: server(t, original.serve), Routes: ada(func(ctx context.Context) (net.Conn, error) {
+			c, err := silent(ctx)
+			return unsure{c.(*net.TCPConn), ended}, err
+		})})
+		client := connect(t, dial)
+		io.WriteString(client, method+" / HTTP/1.1\r\nHost: x\r\nX-User: ada\r\n\r\n")
+		if again {
+			if answer, err := http.ReadResponse(bufio.NewReader(client), &http.Request{Method: method}); err != nil || answer.StatusCode != 200 {
+				t.Errorf("%s: %v, %v", method, answer, err)
+			}
+			continue
+		}
+		_ = client.CloseWrite()
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Errorf("%s: the laptop does not learn of the caller's end", method)
+		}
+		if got, err := io.ReadAll(client); len(got) > 0 || original.all() != "" {
+			t.Errorf("%s: answer %q, %v; the original got %q", method, got, err, original.all())
+		}
+	}
+}
+
+// A caller that goes away while only an answer is waited for is missed.
+func TestACallersResetEndsTheWaitForAnAnswer(t *testing.T) {
+	gone := make(chan struct{})
+	laptop := server(t, func(c net.Conn) {
+		io.Copy(io.Discard, c)
+		close(gone)
+	})
+	refused := make(chan struct{})
+	client := connect(t, through(t, &Router{Original: server(t, (&record{}).serve), Routes: ada(func(ctx context.Context) (net.Conn, error) {
+		c, err := laptop(ctx)
+		return refusing{c, refused}, err
+	})}))
+	io.WriteString(client, "POST / HTTP/1.1\r\nHost: x\r\nX-User: ada\r\nContent-Length: 9\r\n\r\n")
+	<-refused
+	_ = client.SetLinger(0)
+	client.Close()
+	select {
+	case <-gone:
+	case <-time.After(patience):
+		t.Error("the laptop does not learn of it")
+	}
+}
+
+// refusing takes nothing, and may still have something to say.
+type refusing struct {
+	net.Conn
+	refused chan struct{}
+}
+
+func (c refusing) Write([]byte) (int, error) {
+	close(c.refused)
+	return 1, errors.New("it takes no more")
+}
+
 func TestTLSIsSaid(t *testing.T) {
 	original := &record{}
 	var mu sync.Mutex

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -201,22 +202,27 @@ func (s *session) serve(request http1.Request, head []byte) (on bool, err error)
 		}
 		x = &exchange{b: b, method: request.Method, asked: request, close: request.Close}
 		s.mu.Lock()
-		odd := b.held != nil
-		s.exchange, s.current = x, b
+		odd, follow := b.held != nil, s.follow
+		if follow == nil {
+			s.exchange, s.current = x, b
+		}
 		s.mu.Unlock()
-		if odd {
+		switch {
+		case follow != nil: // the original spoke unasked, while the laptop was dialled
+			return false, s.handTo(follow, head)
+		case odd:
 			s.r.unreadable(First)
 			return false, s.handTo(b, head)
 		}
-		if n, err := b.conn.Write(said); err != nil && n == 0 && b.laptop && route != nil {
-			s.r.log("laptop not reached", "route", b.route, "error", err)
-			s.drop(b)
-			route = nil
-			continue
-		} else if err != nil {
+		_, err = b.conn.Write(said)
+		if err == nil {
+			break
+		}
+		if !b.laptop || !s.untold(x) {
 			return false, s.answerOnly(x)
 		}
-		break
+		s.r.log("laptop not reached", "route", b.route, "error", err)
+		route = nil
 	}
 	s.give(len(head))
 	if on, err := s.sendBody(x); !on {
@@ -292,13 +298,24 @@ func (s *session) laptop(route Route) (*backend, error) {
 	return b, nil
 }
 
-// drop takes a laptop that cannot be used out of the way.
-func (s *session) drop(b *backend) {
+// untold takes a laptop to which x's head could not be written whole out of the way. False when the original cannot have x
+// instead: some of the answer was passed on, or the laptop may have got it all the same (a tunnel that ends does not know how much
+// it has sent) and it is a request that must not be acted on twice.
+func (s *session) untold(x *exchange) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.kept, b.route)
+	if x.told || !safe(x.method) {
+		return false
+	}
+	delete(s.kept, x.b.route)
 	s.exchange = nil
-	reset(b.conn)
+	reset(x.b.conn)
+	return true
+}
+
+// safe says whether a request changes nothing (RFC 9110 section 9.2.1).
+func safe(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions || method == http.MethodTrace
 }
 
 // connectOriginal begins to. mu is held.
@@ -401,10 +418,7 @@ func (s *session) awaitAnswer(x *exchange) (on bool, err error) {
 	s.mu.Lock()
 	for !x.answered && x.b.gone == nil && s.follow == nil && !s.aborted {
 		if errors.Is(s.inErr, io.EOF) && len(s.in) == 0 && !x.b.half {
-			x.b.half = true
-			s.mu.Unlock()
-			closeWrite(x.b.conn)
-			s.mu.Lock()
+			s.endTo(x.b)
 			continue
 		}
 		if s.inErr != nil && !errors.Is(s.inErr, io.EOF) {
@@ -428,6 +442,14 @@ func (s *session) awaitAnswer(x *exchange) (on bool, err error) {
 	return true, nil
 }
 
+// endTo sends b the caller's end. mu is held, but not meanwhile.
+func (s *session) endTo(b *backend) {
+	b.half = true
+	s.mu.Unlock()
+	closeWrite(b.conn)
+	s.mu.Lock()
+}
+
 // end calls last without mu, which is held.
 func (s *session) end(last func() error) (on bool, err error) {
 	s.mu.Unlock()
@@ -436,11 +458,15 @@ func (s *session) end(last func() error) (on bool, err error) {
 }
 
 // answerOnly is the end of a connection whose backend takes no more, or shall have no more: what it has still to say is
-// passed on, and what the caller sends is dropped.
+// passed on, and what the caller sends is dropped. That it ends, or is gone, is passed on too.
 func (s *session) answerOnly(x *exchange) error {
 	s.mu.Lock()
-	for !x.answered && x.b.gone == nil && s.follow == nil && !s.aborted {
+	for !x.answered && x.b.gone == nil && s.follow == nil && !s.aborted && (s.inErr == nil || errors.Is(s.inErr, io.EOF)) {
 		s.ignore()
+		if s.inErr != nil && !x.b.half {
+			s.endTo(x.b)
+			continue
+		}
 		s.cond.Wait()
 	}
 	answered, follow := x.answered, s.follow
