@@ -18,6 +18,7 @@ type lines struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change of a state
 	notes   [][]string    // what each proxy says, a line each
+	said    [][]string    // what of it was said last
 }
 
 // newLines makes n tunnels to the pods of p, with like's fields that are not about one of them.
@@ -39,7 +40,7 @@ func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like fun
 			l.changed = make(chan struct{})
 		}
 		t.OnNote = func(text string) { l.noted(i, text, said) }
-		l.clients, l.carriers, l.notes = append(l.clients, t), append(l.carriers, c), append(l.notes, nil)
+		l.clients, l.carriers, l.notes, l.said = append(l.clients, t), append(l.carriers, c), append(l.notes, nil), append(l.said, nil)
 	}
 	return l
 }

@@ -67,15 +67,18 @@ func (p *Plan) goesOn() []string {
 	return []string{"the original goes on: it answers what this machine cannot take, and " + beside}
 }
 
-// noted keeps what proxy i says, and says what of it is new.
+// noted keeps what proxy i says, and says what of it is new: not that again which it says in another session.
 func (l *lines) noted(i int, text string, say func(string)) {
 	var now []string
 	for line := range strings.Lines(text) {
 		now = append(now, printable(line))
 	}
 	l.mu.Lock()
-	before := l.notes[i]
 	l.notes[i] = now
+	before := l.said[i]
+	if now != nil {
+		l.said[i] = now
+	}
 	l.mu.Unlock()
 	for _, line := range now {
 		if !slices.Contains(before, line) {

@@ -313,7 +313,7 @@ func TestChoiceTakesStandby(t *testing.T) {
 
 // A note is said when it is new, and is for people alone.
 func TestNotesAreSaidOnce(t *testing.T) {
-	l := &lines{notes: make([][]string, 2)}
+	l := &lines{notes: make([][]string, 2), said: make([][]string, 2)}
 	var said []string
 	say := func(line string) { said = append(said, line) }
 	l.noted(0, "a\nb", say)
@@ -329,5 +329,9 @@ func TestNotesAreSaidOnce(t *testing.T) {
 	l.noted(1, "", say)
 	if got := l.noteList(); got != nil || len(said) != 4 {
 		t.Errorf("%q, said %q", got, said)
+	}
+	l.noted(0, "b\nd", say) // in another session
+	if got := strings.Join(said, ","); got != "a,b,a[2J,c,d" {
+		t.Errorf("said %q", got)
 	}
 }

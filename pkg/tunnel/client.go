@@ -103,7 +103,7 @@ type Client struct {
 	// OnState is called at each change, one call at a time. It must not block.
 	OnState func(State)
 	// OnNote is told what the pod says of itself, a line each (Server.Note): all of it at the start of a session, if there is
-	// any, and at each change. It must not block.
+	// any, and at each change; and "" when the session is lost, with which the pod may be. It must not block.
 	OnNote func(text string)
 	Log    *slog.Logger // nil: no log
 
@@ -119,8 +119,9 @@ type clientState struct {
 	changed chan struct{} // closed and replaced at each change of state or session
 	ended   error         // why Run has returned
 	info    Info
-	known   bool // info is set
-	ready   bool // as SetReady said
+	known   bool   // info is set
+	ready   bool   // as SetReady said
+	note    string // what the pod said last
 	epoch   uint64
 	pins    map[string]Fingerprint
 }
@@ -183,10 +184,12 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 			s.kill(err)
 		}
 		sessions.Wait()
+		c.forget(s)
 	}()
 	for {
 		next, l, err := c.connect(ctx, s, handlers)
 		if next != s {
+			c.forget(s)
 			if next != nil {
 				sessions.Go(func() { _ = next.run(ctx) })
 				sessions.Go(func() { c.keepLane(ctx, next) })
@@ -204,6 +207,7 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 			return nil
 		}
 		if s != nil && !s.alive() {
+			c.forget(s)
 			s = nil
 		}
 		if !errors.Is(err, ErrServerKey) {
@@ -224,6 +228,24 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 			return nil
 		case <-time.After(wait):
 		}
+	}
+}
+
+// forget has what the pod said in s, which may be nil, be forgotten.
+func (c *Client) forget(s *session) {
+	if s != nil {
+		c.note("")
+	}
+}
+
+// note passes on what the pod says of itself.
+func (c *Client) note(text string) {
+	c.mu.Lock()
+	nothing := c.c.note == "" && text == ""
+	c.c.note = text
+	c.mu.Unlock()
+	if c.OnNote != nil && !nothing {
+		c.OnNote(text)
 	}
 }
 
@@ -310,7 +332,7 @@ func (c *Client) connect(ctx context.Context, s *session, handlers *sync.WaitGro
 		pod:      met.key,
 		log:      c.log(),
 		accept:   c.handle,
-		onNote:   c.OnNote,
+		onNote:   c.note,
 		handlers: handlers,
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 )
 
@@ -67,10 +68,28 @@ func appendMessage(b []byte, m message) []byte {
 		}
 		b = append(b, on)
 	case messageNote:
-		b = append(b, m.text[:min(len(m.text), maxControl)]...)
+		b = append(b, fitting(m.text)...)
 	}
 	binary.BigEndian.PutUint16(b[start+1:], uint16(len(b)-start-controlFixed))
 	return b
+}
+
+// fitting is text as far as it fits, in whole lines, with a last one that says how many are left out.
+func fitting(text string) string {
+	if len(text) <= maxControl {
+		return text
+	}
+	const more = "and %d more"
+	room := maxControl - len(more) - len("1000000")
+	kept, left := 0, 0
+	for line := range strings.Lines(text) {
+		if left > 0 || kept+len(line) > room {
+			left++
+		} else {
+			kept += len(line)
+		}
+	}
+	return text[:kept] + fmt.Sprintf(more, left)
 }
 
 // readMessage reads one message. A type that is not known comes back with that type alone.

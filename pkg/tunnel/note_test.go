@@ -1,7 +1,10 @@
 package tunnel
 
 import (
+	"bytes"
+	"fmt"
 	"net"
+	"strings"
 	"testing"
 )
 
@@ -29,10 +32,33 @@ func TestNotesComeToEachLaptop(t *testing.T) {
 			t.Fatal(err)
 		}
 		current.kill(net.ErrClosed)
+		expect("") // what the pod says now is not known
 		expect("now\nand now")
 		e.server.Note("")
 		expect("")
 		e.server.Note("end")
 		expect("end")
 	})
+}
+
+// A note that is too long is cut between two lines, and says so.
+func TestALongNoteIsCutAtALinesEnd(t *testing.T) {
+	var lines []string
+	for i := range 40 {
+		lines = append(lines, fmt.Sprintf("port %d: %s", i, strings.Repeat("é", 30)))
+	}
+	for n, more := range map[int]string{1: "", 14: "", 15: "and 1 more", 40: "and 26 more"} {
+		b := appendMessage(nil, message{typ: messageNote, text: strings.Join(lines[:n], "\n")})
+		m, err := readMessage(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := lines[:min(n, 14)]
+		if more != "" {
+			want = append(want[:len(want):len(want)], more)
+		}
+		if m.text != strings.Join(want, "\n") {
+			t.Errorf("of %d lines: %d bytes, %q", n, len(m.text), m.text)
+		}
+	}
 }

@@ -267,8 +267,8 @@ func (s *Server) Answering() (answering bool, changed <-chan struct{}) {
 	return s.answering, s.changed
 }
 
-// Note has the laptop told what there is to know here, a line each, in place of what Note said before; also the next laptop. At
-// most 1024 bytes of it arrive.
+// Note has the laptop told what there is to know here, a line each, in place of what Note said before; also the next laptop. Of
+// more than 1024 bytes the first lines arrive, and how many there are beside them.
 func (s *Server) Note(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
