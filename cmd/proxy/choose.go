@@ -18,8 +18,12 @@ import (
 // some 28 KiB; what is held of all beside that has a budget (route.Budget), and the proxy has memoryLimit for both.
 const maxChosen = 4096
 
-// countEvery is how often it is told how much the laptop was not given of its copy.
-const countEvery = 5 * time.Second
+const (
+	// countEvery is how often it is looked how much the laptop was not given of its copy.
+	countEvery = 5 * time.Second
+	// maxQuiet is how many times of that are between two tellings at most, each of which is after twice as many as the one before.
+	maxQuiet = 128
+)
 
 // chooser carries the callers of the laptop's ports where not all requests are the laptop's, in standby.
 type chooser struct {
@@ -35,6 +39,8 @@ type chooser struct {
 	told    []string // what was met, each once
 	dropped uint64   // of the copy, as was told last
 	lost    string   // that in words
+	since   int      // how often it was looked after that
+	quiet   int      // how often it is until more is told; 0: more is told at once
 }
 
 // choose is intercept.Interceptor's.
@@ -76,15 +82,23 @@ func (c *chooser) unreadable(port int, why route.Reason) {
 // run counts what the laptop was not given of its copy, until ctx is done.
 func (c *chooser) run(ctx context.Context) { every(ctx, countEvery, c.count) }
 
-// count tells what the laptop was not given, if that is more than was told before.
+// count tells what the laptop was not given, if that is more than was told before: at once when nothing was missing for a
+// while, and then more and more seldom.
 func (c *chooser) count() {
 	copied, dropped := c.mirror.Counts()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if dropped == c.dropped {
+	c.since++
+	switch {
+	case dropped == c.dropped:
+		if c.since > 2*c.quiet {
+			c.quiet = 0
+		}
+		return
+	case c.since < c.quiet:
 		return
 	}
-	c.dropped = dropped
+	c.dropped, c.since, c.quiet = dropped, 0, min(max(2*c.quiet, 2), maxQuiet)
 	c.log.Warn("the laptop does not take its copy", "copied", copied, "dropped", dropped)
 	c.lost = fmt.Sprintf("the copy lacks %d bytes of %d that callers sent", dropped, copied+dropped)
 	c.tellAll()

@@ -269,3 +269,50 @@ func TestACopyCostsNothing(t *testing.T) {
 		t.Errorf("told %q", note)
 	}
 }
+
+// A copy that goes on lacking something is told of at once, and then more and more seldom, and at last what it was in all.
+func TestALackingCopyIsToldMoreAndMoreSeldom(t *testing.T) {
+	var told []string
+	c := &chooser{log: slog.New(slog.DiscardHandler), tell: func(text string) { told = append(told, text) }}
+	lack := func() {
+		near, far := net.Pipe()
+		go func() {
+			_, _ = far.Write(make([]byte, 1000))
+			_ = far.Close()
+		}()
+		away := func(context.Context) (net.Conn, error) { return nil, errors.New("away") }
+		_ = c.mirror.Serve(t.Context(), near, away, func(conn net.Conn) error {
+			_, err := io.Copy(io.Discard, conn)
+			return err
+		})
+	}
+	count := func(periods int, lacking bool) {
+		for range periods {
+			if lacking {
+				lack()
+			}
+			c.count()
+		}
+	}
+	count(1, true)
+	if len(told) != 1 {
+		t.Fatalf("told %q at the first time", told)
+	}
+	count(100, true)
+	if len(told) < 4 || len(told) > 8 {
+		t.Errorf("told %d times in 101 periods", len(told))
+	}
+	count(maxQuiet, false)
+	if last := told[len(told)-1]; last != "the copy lacks 101000 bytes of 101000 that callers sent" {
+		t.Errorf("told last %q", last)
+	}
+	n := len(told)
+	count(3*maxQuiet, false)
+	if len(told) != n {
+		t.Errorf("told %q while nothing happened", told[n:])
+	}
+	count(1, true)
+	if len(told) != n+1 {
+		t.Errorf("told %q of something new", told[n:])
+	}
+}
