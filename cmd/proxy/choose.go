@@ -36,7 +36,7 @@ type chooser struct {
 	memory route.Budget // of all connections together
 
 	mu      sync.Mutex
-	told    []string // what was met, each once
+	told    []string // what was met and holds, each once
 	dropped uint64   // of the copy, as was told last
 	lost    string   // that in words
 	since   int      // how often it was looked after that
@@ -60,6 +60,7 @@ func (c *chooser) choose(ctx context.Context, caller net.Conn, to intercept.Ways
 		},
 		Original:   to.Original,
 		Unreadable: func(why route.Reason) { c.unreadable(port, why) },
+		HTTP2:      func(_ string, speaks bool) { c.http2(port, speaks) },
 		Budget:     &c.memory,
 		Log:        c.log,
 	}
@@ -76,6 +77,25 @@ func (c *chooser) unreadable(port int, why route.Reason) {
 	}
 	c.log.Info("a connection goes to the original, since it cannot be read; others may, and are not told", "port", port, "why", why)
 	c.told = append(c.told, text)
+	c.tellAll()
+}
+
+// http2 tells of a laptop whose process does not speak HTTP/2, until it does.
+func (c *chooser) http2(port int, speaks bool) {
+	text := fmt.Sprintf("port %d: requests of HTTP/2 go to the original, since the process on the laptop does not speak that without TLS (h2c): "+
+		"have it do so, or the callers speak HTTP/1.1", port)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.told, text)
+	switch {
+	case speaks && i >= 0:
+		c.told = slices.Delete(c.told, i, i+1)
+	case !speaks && i < 0:
+		c.log.Info("the laptop's process speaks no HTTP/2", "port", port)
+		c.told = append(c.told, text)
+	default:
+		return
+	}
 	c.tellAll()
 }
 

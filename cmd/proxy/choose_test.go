@@ -10,8 +10,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +29,7 @@ type standing struct {
 	laptop  *tunnel.Client
 	address string // where callers connect
 	got     chan string
+	local   atomic.Pointer[string] // the address of the laptop's process
 	notes   chan string
 	cut     func() // ends the laptop
 }
@@ -66,6 +69,7 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 	s := &standing{t: t, got: make(chan string, 1000), notes: make(chan string, 100)}
 	original := named(t, host()+":0", "original", s.got)
 	local := named(t, "127.0.0.1:0", "laptop", s.got)
+	s.local.Store(&local)
 	originalHost, portText, _ := net.SplitHostPort(original)
 	var number int
 	_, _ = fmt.Sscan(portText, &number)
@@ -96,7 +100,7 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 				_ = st.Close()
 				return
 			}
-			conn, err := new(net.Dialer).DialContext(ctx, "tcp", local)
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", *s.local.Load())
 			if err != nil {
 				_ = st.Refuse(err)
 				return
@@ -231,6 +235,28 @@ func TestWhatCannotBeReadIsTold(t *testing.T) {
 	case note := <-s.notes:
 		t.Errorf("told %q too", note)
 	default:
+	}
+}
+
+// A laptop whose process speaks HTTP/1 only is told why it gets no request of HTTP/2, once, and no longer when it gets them.
+func TestALaptopWithoutHTTP2IsTold(t *testing.T) {
+	s := stand(t, choose(t, false, "x-user=ada"), true)
+	both := s.local.Load()
+	old := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(old.Close)
+	address := old.Listener.Addr().String()
+	s.local.Store(&address)
+	c := s.asker(true)
+	for range 3 {
+		s.ask(c, "ada", "original")
+	}
+	if note := <-s.notes; !strings.HasPrefix(note, "port "+port(s.address)+": requests of HTTP/2 go to the original") || !strings.Contains(note, "h2c") {
+		t.Errorf("told %q", note)
+	}
+	s.local.Store(both)
+	s.ask(c, "ada", "laptop")
+	if note := <-s.notes; note != "" {
+		t.Errorf("told %q", note)
 	}
 }
 

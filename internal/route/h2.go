@@ -350,7 +350,7 @@ func (p *proxy) toLaptop(route Route) *peer {
 		return nil
 	}
 	c := p.newPeer(route.Name, nil)
-	c.laptop, c.streamWindow = true, laptopStreamWindow
+	c.laptop, c.takes, c.streamWindow = true, route.takes, laptopStreamWindow
 	if budget := p.s.memory.budget; budget.Used() < budget.size()/2 && p.s.memory.reserve(laptopWindow-connWindow) {
 		c.base, c.size = laptopWindow, laptopWindow
 	}

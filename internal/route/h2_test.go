@@ -151,20 +151,41 @@ func TestALaptopThatTakesNoneHasNoStream(t *testing.T) {
 	}
 }
 
-// A laptop that is not reached, or speaks no HTTP/2, leaves its requests to the original.
+// A laptop that is not reached, or speaks no HTTP/2, leaves its requests to the original; of the latter it is told.
 func TestALaptopWithoutHTTP2CostsNothing(t *testing.T) {
 	original := h2Server(t, echo("original"))
-	for name, dial := range map[string]func(context.Context) (net.Conn, error){
-		"refused": func(context.Context) (net.Conn, error) { return nil, errors.New("refused") },
-		"HTTP/1":  server(t, (&record{name: "laptop"}).serve),
-		"closes":  server(t, func(net.Conn) {}),
+	var away atomic.Bool
+	for name, c := range map[string]struct {
+		dial func(context.Context) (net.Conn, error)
+		by   string
+		told string
+	}{
+		"refused": {func(context.Context) (net.Conn, error) { return nil, errors.New("refused") }, "original", "[]"},
+		"HTTP/1":  {server(t, (&record{name: "laptop"}).serve), "original", "[ada false ada false]"},
+		"closes":  {server(t, func(net.Conn) {}), "original", "[ada false ada false]"},
+		"leaves":  {server(t, func(net.Conn) { away.Store(true) }), "original", "[]"},
+		"HTTP/2":  {h2Server(t, echo("laptop")), "laptop", "[ada true]"},
 	} {
-		client := h2Client(t, through(t, &Router{Original: original, Routes: ada(dial)}))
-		for range 3 {
-			if got, err := get(t, client, "ada"); got != "original" || err != nil {
+		away.Store(false)
+		var mu sync.Mutex
+		told := []string{}
+		routes := ada(c.dial)()
+		routes[0].Takes = func() bool { return !away.Load() }
+		client := h2Client(t, through(t, &Router{Original: original, Routes: func() []Route { return routes }, HTTP2: func(route string, speaks bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, fmt.Sprint(route, " ", speaks))
+		}}))
+		for range 2 {
+			if got, err := get(t, client, "ada"); got != c.by || err != nil {
 				t.Errorf("%s: %q, %v", name, got, err)
 			}
 		}
+		mu.Lock()
+		if got := fmt.Sprint(told); got != c.told {
+			t.Errorf("%s: told %s, want %s", name, got, c.told)
+		}
+		mu.Unlock()
 	}
 }
 

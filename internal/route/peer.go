@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -20,7 +21,8 @@ import (
 type peer struct {
 	p      *proxy
 	route  string
-	laptop bool // it is route's
+	laptop bool        // it is route's
+	takes  func() bool // the laptop's
 	conn   net.Conn
 	frame  *http2.Framer
 	out    *bufio.Writer
@@ -609,12 +611,26 @@ func (c *peer) serve(dial func(context.Context) (net.Conn, error)) {
 		_, err = c.greet()
 	}
 	if err != nil {
+		if c.deaf(err) {
+			c.p.s.r.http2(c.route, false)
+		}
 		c.lost(fmt.Errorf("no HTTP/2: %w", err))
 		return
+	}
+	if c.laptop {
+		c.p.s.r.http2(c.route, true)
 	}
 	_ = conn.SetDeadline(time.Time{})
 	c.p.wg.Go(c.write)
 	c.read()
+}
+
+// deaf says whether err, of a connection's beginning, shows that a laptop's process speaks no HTTP/2: not when it is silent, as it
+// is at a breakpoint, or when the laptop has gone.
+func (c *peer) deaf(err error) bool {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	return c.laptop && !c.closed && !errors.Is(err, os.ErrDeadlineExceeded) && c.takes()
 }
 
 // retire has new streams go elsewhere. mu is held.

@@ -54,6 +54,9 @@ type Router struct {
 	Original func(ctx context.Context) (net.Conn, error)
 	// Unreadable, if set, is told each time why a connection is read no further. It does not block.
 	Unreadable func(Reason)
+	// HTTP2, if set, is told for each connection of HTTP/2 to a laptop whether the laptop speaks that. While it does not,
+	// the original has the requests. It does not block.
+	HTTP2 func(route string, speaks bool)
 	// HeadTimeout is how long a request's head may take from its first byte. Zero means 5 seconds.
 	HeadTimeout time.Duration
 	// Budget is the memory that all Routers of a process share. Nil: each connection has one of its own.
@@ -82,6 +85,12 @@ func (r *Router) Serve(ctx context.Context, conn net.Conn) error {
 func (r *Router) unreadable(reason Reason) {
 	if r.Unreadable != nil {
 		r.Unreadable(reason)
+	}
+}
+
+func (r *Router) http2(route string, speaks bool) {
+	if r.HTTP2 != nil {
+		r.HTTP2(route, speaks)
 	}
 }
 
