@@ -2,8 +2,10 @@ package route
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"runtime"
 	"strings"
 	"sync"
@@ -177,6 +179,73 @@ func TestCallersTogetherHoldNoMoreThanTheBudget(t *testing.T) {
 				t.Errorf("another caller of HTTP/2: %q, %v", name, err)
 			}
 		})
+	}
+}
+
+// While others hold all of it nothing is lost: the laptop has what needs little, and the original what needs more, unread.
+func TestAllIsAnsweredWithoutMemory(t *testing.T) {
+	long := "GET /x HTTP/1.1\r\nHost: x\r\nX-User: ada\r\nA: " + strings.Repeat("a", 50<<10) + "\r\n\r\n"
+	body := strings.Repeat("b", 1<<20)
+	post := fmt.Sprintf("POST /x HTTP/1.1\r\nHost: x\r\nX-User: ada\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	for _, size := range []int{1 << 20, 777} {
+		original, laptop := &record{name: "original"}, &record{name: "laptop"}
+		var mu sync.Mutex
+		var told []Reason
+		dial := through(t, &Router{Original: server(t, original.serve), Routes: ada(server(t, laptop.serve)), Budget: whole(t, &Budget{Size: 1}), Unreadable: func(r Reason) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, r)
+		}})
+		if got := ask(t, dial, adas+post+plain+long+adas, size); strings.Count(got, "laptop") != 2 || strings.Count(got, "original") != 3 {
+			t.Errorf("answers %q", got)
+		}
+		if laptop.all() != adas+post || original.all() != plain+long+adas {
+			t.Errorf("the laptop got %d bytes, the original %d", len(laptop.all()), len(original.all()))
+		}
+		if fmt.Sprint(told) != "[no memory left]" {
+			t.Errorf("told %q", told)
+		}
+	}
+	client := h2Client(t, through(t, &Router{Original: h2Server(t, echo("original")), Routes: ada(h2Server(t, echo("laptop"))), Budget: whole(t, &Budget{Size: 1})}))
+	for range 3 {
+		if got, err := get(t, client, "ada"); got != "original" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
+// With little memory HTTP/2 is as slow as that is small, and no slower.
+func TestHTTP2WithLittleMemory(t *testing.T) {
+	const both = 2*(peerMemory+connWindow) + spareMemory + frameSize
+	for _, size := range []int64{both, both + peerMemory + connWindow} { // without a laptop, and with
+		client := h2Client(t, through(t, &Router{Original: h2Server(t, echo("original")), Routes: ada(h2Server(t, echo("laptop"))), Budget: whole(t, &Budget{Size: size})}))
+		want := "original"
+		if size > both {
+			want = "laptop"
+		}
+		if name, err := get(t, client, "ada"); name != want {
+			t.Errorf("%q answers, %v", name, err)
+		}
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				r, _ := http.NewRequest("POST", "http://x/", strings.NewReader(strings.Repeat("x", 1<<20)))
+				r.Header.Set("X-User", []string{"ada", "bob"}[i%2])
+				answer, err := client.RoundTrip(r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer answer.Body.Close()
+				if n, err := io.Copy(io.Discard, answer.Body); n != 1<<20 || err != nil {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+				if name := answer.Header.Get("X-Name"); i%2 == 0 && name != want {
+					t.Errorf("%s answers", name)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
 

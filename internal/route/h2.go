@@ -95,6 +95,7 @@ func (s *session) serveHTTP2() error {
 	}
 	if !s.memory.reserve(2*(peerMemory+connWindow)+len(first)) || !s.memory.ensure(spareMemory) {
 		s.r.unreadable(Full)
+		s.memory.clear()
 		putBack()
 		return s.hand(first)
 	}
