@@ -167,7 +167,7 @@ func TestCallersTogetherHoldNoMoreThanTheBudget(t *testing.T) {
 			}
 			all.Wait()
 			used := budget.Used()
-			if grown := heap() - before; used > size || grown > size*3/2+callers*idle {
+			if grown := heap() - before; used > size || grown > 2*size+callers*idle {
 				t.Errorf("%d bytes more are held, %d of the budget", grown, used)
 			} else {
 				t.Logf("%.1f MiB more are held, %.1f of the budget", float64(grown)/(1<<20), float64(used)/(1<<20))

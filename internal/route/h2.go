@@ -347,7 +347,7 @@ func (p *proxy) begin(id uint32, head piece) (taken bool) {
 // toLaptop begins a connection to route's laptop; nil when there is no memory left for one. mu is held.
 func (p *proxy) toLaptop(route Route) *peer {
 	if !p.s.memory.reserve(peerMemory + connWindow) {
-		p.s.r.log("no memory for a connection to the laptop", "route", route.Name)
+		p.s.r.unreadable(Full)
 		return nil
 	}
 	c := p.newPeer(route.Name, nil)

@@ -49,8 +49,8 @@ type session struct {
 	mu       sync.Mutex
 	cond     sync.Cond // something below has changed
 	in       []byte    // what the caller said and nobody took. Taken from the front, added to at the end, never overwritten
-	before   int       // bytes that are before in, and go with it
-	short    bool      // there is no memory for more of it
+	before   int       // bytes that were taken of in, and are in memory as long as it
+	short    bool      // there is no memory for more of what the caller says
 	inErr    error     // the end of it, behind in
 	detached bool      // readClient is to end
 	original *backend
