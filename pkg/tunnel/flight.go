@@ -45,8 +45,10 @@ type flight struct {
 
 	lately time.Duration // what round trips take with what is on the way now, smoothed
 
-	probing  int           // how many acknowledgements a probe still waits for; 0: there is none
-	probeRTT time.Duration // the shortest since it began; 0: none yet
+	probing   int           // how many acknowledgements a probe still waits for; 0: there is none
+	probeFrom uint64        // what was on the way when it began ends here
+	probeRTT  time.Duration // the shortest since then; 0: none yet
+	lastMark  uint64        // position of the newest mark
 
 	rate, before float64 // bytes per second: the highest in this span and in the one before
 	spanAt       time.Time
@@ -60,7 +62,7 @@ type mark struct {
 	pos, delivered uint64
 	at             time.Time
 	full           bool // as much was on its way as may be: what comes of it is the path's rate and not the sender's
-	drained        bool // little was on its way, for a probe
+	drained        bool // for a probe: all that was on its way before it has arrived
 }
 
 // begin forgets the path: another one begins. Nothing is on its way.
@@ -71,8 +73,9 @@ func (f *flight) sent(pos, delivered uint64, now time.Time) {
 	if n := len(f.marks); n > 0 && pos < f.marks[n-1].pos+markEvery {
 		return
 	}
-	inFlight := int(pos - delivered)
-	f.marks = append(f.marks, mark{pos, delivered, now, inFlight >= f.limit-maxBatch, f.probing > 0 && inFlight <= f.limit})
+	full := int(pos-delivered) >= f.limit-maxBatch
+	f.marks = append(f.marks, mark{pos, delivered, now, full, f.probing > 0 && delivered >= f.probeFrom})
+	f.lastMark = pos
 }
 
 // acked notes that everything up to pos is acknowledged.
@@ -131,7 +134,7 @@ func (f *flight) sawRTT(took time.Duration, full bool, now time.Time) {
 		return
 	}
 	if full && f.probing == 0 && now.Sub(f.rttAt) > rttWindow {
-		f.probing, f.probeRTT = probeAcks, 0
+		f.probing, f.probeFrom, f.probeRTT = probeAcks, f.lastMark, 0
 	}
 }
 

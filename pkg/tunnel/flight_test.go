@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -131,6 +132,59 @@ func TestNoBufferbloat(t *testing.T) {
 				to.Reset()
 				here.Reset()
 				there.Reset()
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// TestAProbeEnds: a probe of the round trip does not last, whatever else is sent meanwhile, and the link stays full.
+func TestAProbeEnds(t *testing.T) {
+	const rate, rtt = 25e6, 80 * time.Millisecond
+	for name, c := range map[string]struct{ bulk, chatty int }{
+		"four streams of bulk":   {4, 0},
+		"one, and sixty of talk": {1, 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var carriers, wg sync.WaitGroup
+				defer carriers.Wait()
+				e := newEnds(t, pipeNetwork(t))
+				cuttable(e).wrap = shaped(&carriers, rate, rtt/2)
+				e.start().waitReady()
+				defer e.close()
+				var got atomic.Int64
+				var all []*Stream
+				for i := range c.bulk + c.chatty {
+					from, to := e.streams()
+					all = append(all, from, to)
+					wg.Go(func() {
+						for buf := make([]byte, 4000); i >= c.bulk; time.Sleep(100 * time.Millisecond) {
+							if _, err := from.Write(buf); err != nil {
+								return
+							}
+						}
+						_, _ = io.Copy(from, onlyReader{endless{}})
+					})
+					wg.Go(func() {
+						for buf := make([]byte, maxFrame); ; {
+							n, err := to.Read(buf)
+							got.Add(int64(n))
+							if err != nil {
+								return
+							}
+						}
+					})
+				}
+				time.Sleep(3 * time.Second) // to find out about the path
+				before, start := got.Load(), time.Now()
+				time.Sleep(rttWindow + 5*time.Second)
+				if use := float64(got.Load()-before) / time.Since(start).Seconds() / rate; use < .9 {
+					t.Errorf("%.0f %% of the link", 100*use)
+				}
+				for _, st := range all {
+					st.Reset()
+				}
 				wg.Wait()
 			})
 		})

@@ -93,8 +93,10 @@ func (b *lane) ask() {
 	}
 }
 
-// used says whether a stream needs the lane.
-func (b *lane) used() bool { return slices.ContainsFunc(b.s.all(), (*Stream).onLane) }
+// used says whether the lane is needed: by a stream, or by what one that is closed here has left behind.
+func (b *lane) used() bool {
+	return !b.conn.delivered() || slices.ContainsFunc(b.s.all(), (*Stream).onLane)
+}
 
 // open says whether a stream may move now.
 func (b *lane) open() bool { return !b.over.Load() && b.conn.linked() }
@@ -116,24 +118,29 @@ func (b *lane) watch() {
 		pinged time.Time
 		used   time.Time // when a stream needed the link
 		last   time.Time // when tick fired
-		missed bool      // there is no link, but a stream that needs one, and end runs
+		ending bool      // the session's end is about to come on the other carrier
+		missed bool      // there is no link, but one is needed, and end runs
 		clocks clocks
 	)
-	// miss sees to it that a link which is needed comes back.
+	// miss sees to it that a link which is needed comes back, or all of this ends.
 	miss := func() {
-		if missed || !b.used() {
-			return
+		switch used := b.used(); {
+		case ending || used == missed:
+		case used:
+			missed = true
+			b.ask()
+			end.Reset(b.s.window)
+		default:
+			missed = false
+			end.Stop()
 		}
-		missed = true
-		b.ask()
-		end.Reset(b.s.window)
 	}
 	for {
 		select {
 		case <-b.s.ctx.Done():
 			return
 		case l = <-b.conn.links:
-			gone, missed = l.gone, false
+			gone, missed, ending = l.gone, false, false
 			end.Stop()
 			b.asked.Store(false)
 			last = time.Now()
@@ -142,8 +149,7 @@ func (b *lane) watch() {
 		case <-gone:
 			gone = nil
 			b.s.log.Info("tunnel: bulk carrier ended", "reason", l.cause)
-			if errors.Is(l.cause, errEnded) { // the session's end is about to come on the other carrier
-				missed = true
+			if ending = errors.Is(l.cause, errEnded); ending {
 				end.Reset(max(b.s.window, lastTimeout))
 			}
 			miss()
@@ -162,7 +168,7 @@ func (b *lane) watch() {
 			now := time.Now()
 			if b.used() {
 				used = now
-			} else if b.s.laptop && now.Sub(used) >= laneIdle {
+			} else if b.s.laptop && b.s.window > 0 && now.Sub(used) >= laneIdle { // without a window a stream that moves just now would be lost
 				b.conn.drop(l, errIdle)
 				break
 			}
@@ -380,6 +386,7 @@ func (c *Client) keepLane(ctx context.Context, s *session) {
 			if errors.Is(err, errIdle) {
 				continue
 			}
+			s.bulk.ask() // what the pod asked while this one was made may be about this one's loss
 		case errors.Is(err, errNoLane):
 			c.log().Info("tunnel: no bulk carrier", "error", err)
 			if s.ctx.Err() == nil {

@@ -305,6 +305,38 @@ func TestTheLaneRests(t *testing.T) {
 	})
 }
 
+// TestTheEndsAgreeOnRest: when one end has closed a stream that moved, and whoever has the other end does nothing, the carrier is let go
+// once and not asked for again, and what had arrived can still be read. Without a resume window nothing is let go.
+func TestTheEndsAgreeOnRest(t *testing.T) {
+	for name, window := range map[string]time.Duration{"default": 0, "none": -1} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				e := newEnds(t, pipeNetwork(t))
+				e.client.ResumeWindow = window
+				cut := cuttable(e)
+				e.start().waitReady()
+				defer e.close()
+				pod, laptop := e.streams()
+				moveBoth(t, pod, laptop)
+				send(t, laptop, "last")
+				_ = laptop.Close()
+				time.Sleep(5 * time.Minute)
+				cut.mu.Lock()
+				if n := len(cut.carriers); n != 2 {
+					t.Errorf("%d carriers were made", n)
+				}
+				cut.mu.Unlock()
+				if let := !pod.s.bulk.open(); let != (window == 0) {
+					t.Errorf("let go: %v", let)
+				}
+				wantRead(t, pod, "last")
+				_ = pod.Close()
+				e.wantNoStreams()
+			})
+		})
+	}
+}
+
 // TestMovedWordsOutliveTheSession: what has arrived, up to its end, can be read when the session is over.
 func TestMovedWordsOutliveTheSession(t *testing.T) {
 	for range 10 {

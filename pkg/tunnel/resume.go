@@ -218,6 +218,13 @@ func (r *resumable) linked() bool {
 	return r.link != nil
 }
 
+// delivered says whether the other end has acknowledged all that was written.
+func (r *resumable) delivered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.buf.len() == 0
+}
+
 // ping has the other end send a segment.
 func (r *resumable) ping() {
 	r.mu.Lock()

@@ -41,6 +41,7 @@ type Stream struct {
 
 	writeMu  sync.Mutex    // one Write (or CloseWrite) at a time
 	done     bool          // our FIN is sent
+	finished atomic.Bool   // done, for those without the lock
 	lastEnd  uint64        // where our last frame ends in what the conn was given
 	sent     uint64        // bytes given to yamux
 	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
@@ -446,8 +447,13 @@ func (st *Stream) perhapsMove() {
 	}
 }
 
-// onLane says whether a direction of st has moved to the bulk lane and is not known to be over.
-func (st *Stream) onLane() bool { return st.hasLeft.Load() || st.moved.here.Load() && !st.moved.over() }
+// onLane says whether a direction of st has moved to the bulk lane, and more of it may be sent.
+func (st *Stream) onLane() bool {
+	st.mu.Lock()
+	over, unheard := st.reset || st.peerReset, st.stopped
+	st.mu.Unlock()
+	return !over && (st.hasLeft.Load() && !unheard && !st.finished.Load() || st.moved.here.Load() && !st.moved.over())
+}
 
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
 // room for it, and the gate has let it in. writeMu is held.
@@ -569,6 +575,7 @@ func (st *Stream) finishLocked() {
 	case !st.isReset():
 		_ = st.s.bulk.send(laneEnd, st, nil) // likewise. After a reset it could arrive before that, as a good end
 	}
+	st.finished.Store(true)
 }
 
 func (st *Stream) isReset() bool {
