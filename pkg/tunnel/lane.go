@@ -148,6 +148,7 @@ func (b *lane) watch() {
 			b.conn.ping()
 		case <-gone:
 			gone = nil
+			b.asked.Store(false)
 			b.s.log.Info("tunnel: bulk carrier ended", "reason", l.cause)
 			if ending = errors.Is(l.cause, errEnded); ending {
 				end.Reset(max(b.s.window, lastTimeout))
@@ -169,6 +170,10 @@ func (b *lane) watch() {
 			if b.used() {
 				used = now
 			} else if b.s.laptop && b.s.window > 0 && now.Sub(used) >= laneIdle { // without a window a stream that moves just now would be lost
+				select {
+				case <-b.wanted: // while this one was made
+				default:
+				}
 				b.conn.drop(l, errIdle)
 				break
 			}
@@ -368,10 +373,6 @@ func (c *Client) keepLane(ctx context.Context, s *session) {
 		switch {
 		case err == nil:
 			never = false
-			select {
-			case <-s.bulk.wanted: // while it was made
-			default:
-			}
 			select {
 			case <-l.gone:
 			case <-s.ctx.Done():
