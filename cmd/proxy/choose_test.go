@@ -88,7 +88,7 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 		t.Fatal(err)
 	}
 	s.proxy = p
-	s.laptop = &tunnel.Client{Key: laptopKey, OnNote: func(text string) { s.notes <- text },
+	s.laptop = &tunnel.Client{Key: laptopKey, OnNote: func(text string, _ bool) { s.notes <- text },
 		Carrier: func(ctx context.Context) (net.Conn, string, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, "tcp", doors.tunnel.Addr().String())
 			return conn, "pod", err

@@ -122,7 +122,10 @@ func (b *backend) said(p []byte) bool {
 		if !following {
 			if n, err = x.follow(p); err != nil && !errors.Is(err, errSwitched) {
 				if b.laptop {
-					s.r.log("connection ended", "route", b.route, "error", errors.Join(errUnclear, err))
+					if !errors.Is(err, errFull) {
+						err = errors.Join(errUnclear, err)
+					}
+					s.r.log("connection ended", "route", b.route, "error", err)
 					s.abort()
 					return false
 				}

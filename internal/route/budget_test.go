@@ -1,18 +1,22 @@
 package route
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 func TestSharesOfABudget(t *testing.T) {
@@ -256,4 +260,239 @@ func heap() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// long is a head of n bytes or so to who, in frames of stream 1.
+func long(w *wire, who string, n int) {
+	w.buf.Reset()
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/"}, {":authority", "x"}, {"x-user", who}, {"x-long", strings.Repeat("x", n)}} {
+		_ = w.enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1], Sensitive: true})
+	}
+	block := w.buf.Bytes()
+	part := min(len(block), 16000)
+	_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:part], EndHeaders: part == len(block)})
+	for block = block[part:]; len(block) > 0; block = block[part:] {
+		part = min(len(block), 16000)
+		_ = w.WriteContinuation(1, part == len(block), block[:part])
+	}
+}
+
+// What a large head took is there again when it has been passed on, while its connection stays.
+func TestLargeHeadsLeaveNothingBehind(t *testing.T) {
+	const callers, each = 64, 40 << 10
+	var passed atomic.Int64
+	drain := wireServer(t, func(w *wire) {
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := w.Conn.Read(buf)
+			if passed.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	})
+	budget := whole(t, new(Budget))
+	d := through(t, &Router{Original: drain, Routes: ada(drain), Budget: budget, HeadTimeout: patience})
+	var all []net.Conn
+	for range callers {
+		w := wireClient(t, d)
+		for f := http2.Frame(nil); f == nil; {
+			f, _ = w.ReadFrame() // it is served
+		}
+		all = append(all, w.Conn)
+	}
+	before, used := heap(), budget.Used()
+	for _, c := range all {
+		long(newWire(t, c), "bob", 50<<10)
+	}
+	var grown int64
+	if !soon(func() bool { return passed.Load() > callers*each }) {
+		t.Fatalf("%d bytes have been passed on", passed.Load())
+	}
+	if !soon(func() bool { grown = heap() - before; return grown < callers*each && budget.Used() == used }) {
+		t.Errorf("%d bytes more are held, %d of the budget", grown, budget.Used()-used)
+	}
+}
+
+// soon says whether something comes to hold.
+func soon(holds func() bool) bool {
+	for end := time.Now().Add(patience / 2); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// A head counts until it is written, not until it is about to be.
+func TestAHeadCountsUntilItIsWritten(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	budget := whole(t, new(Budget))
+	d := through(t, &Router{Original: func(context.Context) (net.Conn, error) { return near, nil }, Routes: ada(nil), Budget: budget, HeadTimeout: patience})
+	client := wireClient(t, d)
+	_ = far.SetDeadline(time.Now().Add(patience))
+	if _, err := io.ReadFull(far, make([]byte, len(preface))); err != nil {
+		t.Fatal(err)
+	}
+	original := newWire(t, far)
+	if _, err := original.ReadFrame(); err != nil {
+		t.Fatal(err)
+	}
+	original.WriteSettings()
+	for range 2 { // what it is told, before the head
+		if _, err := original.ReadFrame(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used := budget.Used()
+	const size = 60 << 10
+	long(client, "bob", size)
+	head := make([]byte, frameHeader)
+	if _, err := io.ReadFull(far, head); err != nil || head[3] != byte(http2.FrameHeaders) {
+		t.Fatalf("%x, %v", head, err)
+	}
+	if more := budget.Used() - used; more < size {
+		t.Errorf("%d bytes count of a head that is not written, of %d", more, size)
+	}
+	go io.Copy(io.Discard, far)
+	if !soon(func() bool { return budget.Used() == used }) {
+		t.Errorf("%d bytes count of a head that is written", budget.Used()-used)
+	}
+}
+
+// Without memory a stream is refused, and its connection goes on.
+func TestAStreamWithoutMemoryIsRefusedAlone(t *testing.T) {
+	const size = 3*(peerMemory+connWindow) + spareMemory + frameSize
+	for fields := range 20 {
+		ended := func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+		silent := wireServer(t, func(w *wire) { _, _ = io.Copy(io.Discard, w.Conn) })
+		w := wireClient(t, through(t, &Router{Original: silent, Routes: ada(ended), Budget: whole(t, &Budget{Size: size}), HeadTimeout: patience}))
+		head := []string{":method", "POST", ":scheme", "http", ":path", "/", ":authority", "x", "x-user", "ada"}
+		for i := range fields {
+			head = append(head, fmt.Sprintf("x-field-%d", i), "some value")
+		}
+		refused := 0
+		for id := uint32(1); id < 400 && refused < 5; id += 2 {
+			w.head(id, false, head...)
+			_ = w.WritePing(false, [8]byte{})
+			for answered := false; !answered; {
+				f, err := w.ReadFrame()
+				if err != nil {
+					t.Fatalf("%d fields: %v after %d refusals", fields, err, refused)
+				}
+				switch f := f.(type) {
+				case *http2.RSTStreamFrame:
+					if refused++; f.ErrCode != http2.ErrCodeRefusedStream {
+						t.Errorf("%d fields: %v", fields, f)
+					}
+				case *http2.PingFrame:
+					answered = true
+				}
+			}
+		}
+		if refused < 5 {
+			t.Errorf("%d fields: %d refusals", fields, refused)
+		}
+	}
+}
+
+// Whatever ends a connection in the middle of something, no other one is made then, which nobody would close.
+func TestNothingBeginsAfterTheEnd(t *testing.T) {
+	mine, theirs := net.Pipe()
+	defer theirs.Close()
+	dialled := func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	// So much that there is some again when the end has given its own back, and none before.
+	budget := &Budget{Size: 2*(peerMemory+connWindow) + 2*streamMemory}
+	p := &proxy{s: &session{r: &Router{Original: dialled}, ctx: ctx}, streams: map[uint32]*stream{}, backs: map[string]*peer{}}
+	p.s.memory.budget = budget
+	for range 2 {
+		if !p.s.memory.reserve(peerMemory + connWindow) {
+			t.Fatal("no memory")
+		}
+	}
+	p.front = p.newPeer("", mine)
+	laptop := p.newPeer("ada", nil)
+	laptop.laptop = true
+	p.peers, p.backs["ada"] = []*peer{laptop}, laptop
+	p.mu.Lock()
+	for id := uint32(1); id < 5; id += 2 {
+		st := &stream{id: id, back: laptop}
+		st.up.stream, st.down.stream = st, st
+		st.up.from, p.lastID = p.front, id
+		p.streams[id] = st
+		st.up.push(p, piece{fields: []hpack.HeaderField{}})
+	}
+	for p.s.memory.take(1 << 10) {
+	}
+	for range freeControl { // one more is the end
+		p.front.sendReset(99, 0)
+	}
+	laptop.stepAside()
+	if p.over == nil {
+		t.Error("it goes on")
+	}
+	if p.toLaptop(Route{Name: "bob", Dial: dialled}) != nil || p.toOriginal() != nil || len(p.peers) != 1 {
+		t.Errorf("%d connections after the end", len(p.peers))
+	}
+	p.mu.Unlock()
+	cancel()
+	p.wg.Wait()
+}
+
+// A head that fails while it is read has nothing of the memory.
+func TestAHeadThatFailsGivesItsMemoryBack(t *testing.T) {
+	odd := wireServer(t, func(w *wire) {
+		w.next()
+		w.buf.Reset()
+		_ = w.enc.WriteField(hpack.HeaderField{Name: "x-long", Value: strings.Repeat("x", 14000)})
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: append(w.buf.Bytes(), 0xff, 0xff, 0xff), EndHeaders: true})
+		w.next()
+	})
+	silent := wireServer(t, func(w *wire) { _, _ = io.Copy(io.Discard, w.Conn) })
+	budget := whole(t, new(Budget))
+	w := wireClient(t, through(t, &Router{Original: silent, Routes: ada(odd), Budget: budget, HeadTimeout: patience}))
+	w.get(1, "bob", false) // keeps the connection
+	w.head(3, false)
+	used := int64(0)
+	for id := uint32(5); id < 21; id += 2 {
+		w.get(id, "ada", true)
+		if f, ok := w.next().(*http2.RSTStreamFrame); !ok || f.StreamID != id {
+			t.Fatalf("%v", f)
+		}
+		now := int64(-1)
+		if !soon(func() bool { now = budget.Used(); return used == 0 || now == used }) {
+			t.Fatalf("%d bytes of the budget, %d before", now, used)
+		}
+		used = now
+	}
+}
+
+// A laptop's answer for which there is no memory is not said to be odd.
+func TestAnAnswerWithoutMemorySaysSo(t *testing.T) {
+	var log bytes.Buffer
+	goOn := make(chan struct{})
+	laptop := server(t, func(c net.Conn) {
+		_, _ = io.ReadFull(c, make([]byte, len(adas)))
+		<-goOn
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	budget := &Budget{Size: 1}
+	ended := make(chan struct{})
+	r := &Router{Original: server(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), Routes: ada(laptop), Budget: budget,
+		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	mine, theirs := net.Pipe()
+	defer mine.Close()
+	_ = mine.SetDeadline(time.Now().Add(patience))
+	go func() { defer close(ended); _ = r.Serve(context.Background(), theirs) }()
+	_, _ = io.WriteString(mine, adas)
+	_ = mine.SetWriteDeadline(time.Now().Add(stall))
+	_, _ = io.WriteString(mine, strings.Repeat(plain, 1000)) // until it takes no more
+	close(goOn)
+	<-ended
+	if got := log.String(); !strings.Contains(got, errFull.Error()) || strings.Contains(got, errUnclear.Error()) {
+		t.Errorf("log %q", got)
+	}
 }

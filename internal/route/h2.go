@@ -36,8 +36,11 @@ const (
 	// refillPause is between two tries to open a window that is closed for want of memory.
 	refillPause = 100 * time.Millisecond
 	// peerMemory is what a connection to one peer takes beside its window, and beside what an idle one does: a frame that is read,
-	// one that is written, and one about to be.
-	peerMemory = 48 << 10
+	// one that is written, and one about to be (of frameSize each), freeControl small ones, and the buffer of its encoder, which
+	// fields of up to keptField leave behind.
+	peerMemory  = 64 << 10
+	freeControl = 32
+	keptField   = 8 << 10
 	// spareMemory is for a connection's heads, streams and small frames, whatever others hold. A stream takes streamMemory, a field
 	// fieldMemory beside its text, a small frame controlMemory.
 	spareMemory   = 32 << 10
@@ -46,8 +49,8 @@ const (
 	controlMemory = 128
 	// maxStreams bounds a caller's open streams: more than servers allow (100 to 250), for those that have no limit.
 	maxStreams = 4096
-	// maxFields bounds a decoded head, maxHeld those of a connection that are not passed on yet.
-	maxFields = 1 << 20
+	// maxFields bounds a head, as it comes and decoded, and maxHeld those of a connection that are not passed on yet.
+	maxFields = http1.MaxHead
 	maxHeld   = 4 << 20
 	// maxPieces bounds what waits in one direction of a stream, interim heads and parts of a body, and maxControl the small frames
 	// of a connection.
@@ -202,7 +205,7 @@ func (p *proxy) newPeer(route string, conn net.Conn) *peer {
 	c.changed.L = &p.mu
 	c.decode = hpack.NewDecoder(tableSize, c.field)
 	c.decode.SetMaxStringLength(maxFields)
-	c.encode = hpack.NewEncoder(&c.block)
+	c.encode, c.table = hpack.NewEncoder(&c.block), tableSize
 	if conn != nil {
 		c.use(conn)
 	}
@@ -211,17 +214,13 @@ func (p *proxy) newPeer(route string, conn net.Conn) *peer {
 
 // run serves until the caller's connection ends. offered are the original's settings.
 func (p *proxy) run(offered []http2.Setting) error {
-	var asked []http2.Setting
-	for b := p.hello[len(preface)+frameHeader:]; len(b) >= 6; b = b[6:] {
-		asked = append(asked, http2.Setting{ID: http2.SettingID(binary.BigEndian.Uint16(b)), Val: binary.BigEndian.Uint32(b[2:])})
-	}
-	ours := []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: streamWindow}}
+	ours := []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: streamWindow}, headLimit(offered)}
 	streams := uint32(maxStreams)
 	for _, s := range offered {
 		switch s.ID {
 		case http2.SettingMaxConcurrentStreams:
 			streams = min(streams, s.Val)
-		case http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol:
+		case http2.SettingEnableConnectProtocol:
 			ours = append(ours, s)
 		}
 	}
@@ -231,7 +230,7 @@ func (p *proxy) run(offered []http2.Setting) error {
 	p.mu.Lock()
 	p.front.up = true
 	p.front.send(func() error { return p.front.frame.WriteSettings(ours...) })
-	err := p.front.settings(asked)
+	err := p.front.settings(p.asked())
 	if p.original != nil {
 		p.peers = append(p.peers, p.original)
 		p.wg.Go(p.original.write)
@@ -251,6 +250,25 @@ func (p *proxy) run(offered []http2.Setting) error {
 		return nil
 	}
 	return p.over
+}
+
+// asked are the caller's first settings.
+func (p *proxy) asked() (all []http2.Setting) {
+	for b := p.hello[len(preface)+frameHeader:]; len(b) >= 6; b = b[6:] {
+		all = append(all, http2.Setting{ID: http2.SettingID(binary.BigEndian.Uint16(b)), Val: binary.BigEndian.Uint32(b[2:])})
+	}
+	return all
+}
+
+// headLimit tells one side of the longest head that is passed on to the other one, which said these settings.
+func headLimit(settings []http2.Setting) http2.Setting {
+	limit := http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxFields}
+	for _, s := range settings {
+		if s.ID == limit.ID {
+			limit.Val = min(s.Val, maxFields)
+		}
+	}
+	return limit
 }
 
 // farewell ends all after a word to the caller that says what it did.
@@ -292,13 +310,12 @@ func (p *proxy) gone(c *peer) {
 	}
 }
 
-// begin takes a new request, or refuses it, and its head is not taken. mu is held.
+// begin takes a new request. False when there is no memory for it: then its head is not taken, and the caller not told. mu is held.
 func (p *proxy) begin(id uint32, head piece) (taken bool) {
 	if p.over != nil { // nobody would close what it is sent to
 		return false
 	}
 	if !p.s.memory.take(streamMemory) {
-		p.front.sendReset(id, http2.ErrCodeRefusedStream)
 		return false
 	}
 	st := &stream{id: id}
@@ -337,15 +354,18 @@ func (p *proxy) begin(id uint32, head piece) (taken bool) {
 		return true
 	}
 	if st.back = p.toOriginal(); st.back == nil {
-		p.front.refuse(st)
+		st.cancel(p)
 		return false
 	}
 	st.up.push(p, head)
 	return true
 }
 
-// toLaptop begins a connection to route's laptop; nil when there is no memory left for one. mu is held.
+// toLaptop begins a connection to route's laptop; nil when there is no memory left for one, or all has ended. mu is held.
 func (p *proxy) toLaptop(route Route) *peer {
+	if p.over != nil { // nobody would close it
+		return nil
+	}
 	if !p.s.memory.reserve(peerMemory + connWindow) {
 		p.s.r.unreadable(Full)
 		return nil
@@ -361,8 +381,12 @@ func (p *proxy) toLaptop(route Route) *peer {
 	return c
 }
 
-// toOriginal is the original's connection, made anew where it is not there; nil when there is no memory left for that. mu is held.
+// toOriginal is the original's connection, made anew where it is not there; nil when there is no memory left for that, or all has
+// ended. mu is held.
 func (p *proxy) toOriginal() *peer {
+	if p.over != nil {
+		return nil
+	}
 	if p.original == nil {
 		if !p.s.memory.reserve(peerMemory + connWindow) {
 			return nil

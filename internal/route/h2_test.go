@@ -627,6 +627,83 @@ func TestACallerThatBreaksTheRules(t *testing.T) {
 	}
 }
 
+// Fields that leave a new encoder behind, with small ones between them, to a caller with any table.
+func TestLargeFieldsLikeSmallOnes(t *testing.T) {
+	dial := through(t, &Router{Original: h2Server(t, echo("original")), Routes: ada(h2Server(t, echo("laptop")))})
+	for _, table := range []uint32{0, 100, tableSize} {
+		w := wireClient(t, dial, http2.Setting{ID: http2.SettingHeaderTableSize, Val: table})
+		for i := range 12 {
+			order := strings.Repeat("x", []int{10, 10 << 10, 20, 15 << 10}[i%4])
+			w.head(uint32(2*i+1), true, ":method", "GET", ":scheme", "http", ":path", "/", ":authority", "x", "x-user", []string{"ada", "bob"}[i%2], "x-order", order)
+			got := ""
+			for end := false; !end; {
+				switch f := w.next().(type) {
+				case *http2.MetaHeadersFrame:
+					for _, field := range f.RegularFields() {
+						if field.Name == "x-order" {
+							got = field.Value
+						}
+					}
+					end = f.StreamEnded()
+				case *http2.DataFrame:
+					end = f.StreamEnded()
+				default:
+					t.Fatalf("table of %d: %v", table, f)
+				}
+			}
+			if got != order {
+				t.Errorf("table of %d: %d bytes of %d", table, len(got), len(order))
+			}
+		}
+	}
+}
+
+// Each side is told of the longest head that the other one takes, and a longer one is refused alone.
+func TestHeadsThatAreTooLong(t *testing.T) {
+	told := make(chan http2.Setting, 8)
+	listen := func(f http2.Frame) {
+		if s, ok := f.(*http2.SettingsFrame); ok && !s.IsAck() {
+			if v, ok := s.Value(http2.SettingMaxHeaderListSize); ok {
+				told <- http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: v}
+			}
+		}
+	}
+	original := wireServer(t, func(w *wire) {
+		for {
+			f, err := w.ReadFrame()
+			if err != nil {
+				return
+			}
+			listen(f)
+		}
+	}, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 1 << 20})
+	w := wireClient(t, through(t, &Router{Original: original, Routes: ada(original)}), http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 1000})
+	f, err := w.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen(f)
+	seen := map[uint32]int{}
+	for range 3 { // the caller's own to the original, ours to that, and ours to the caller
+		seen[(<-told).Val]++
+	}
+	if fmt.Sprint(seen) != fmt.Sprint(map[uint32]int{1000: 2, maxFields: 1}) {
+		t.Errorf("told %v", seen)
+	}
+	fields := []string{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "x"}
+	for range 20 {
+		fields = append(fields, "x-indexed", strings.Repeat("x", 3900))
+	}
+	w.head(1, true, fields...)
+	if f, ok := w.next().(*http2.RSTStreamFrame); !ok || f.ErrCode != http2.ErrCodeEnhanceYourCalm {
+		t.Errorf("%v", f)
+	}
+	_ = w.WritePing(false, [8]byte{})
+	if f, err := w.ReadFrame(); err != nil || f.Header().Type != http2.FramePing {
+		t.Errorf("%v, %v", f, err)
+	}
+}
+
 func TestCurl(t *testing.T) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {

@@ -30,10 +30,11 @@ type peer struct {
 	decode *hpack.Decoder
 	fields []hpack.HeaderField
 	length int  // of all fields
-	cost   int  // what fields take of the memory
+	cost   int  // what fields take of the memory, until they are somebody else's
 	full   bool // there was none for one of them
 	// The writer's:
 	encode *hpack.Encoder
+	table  uint32 // the most of encode's table
 	block  bytes.Buffer
 
 	// Under p.mu:
@@ -96,7 +97,8 @@ func (c *peer) greet() ([]http2.Setting, error) {
 	c.up = true
 	c.send(func() error {
 		return c.frame.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: tableSize},
-			http2.Setting{ID: http2.SettingMaxFrameSize, Val: frameSize}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.streamWindow)})
+			http2.Setting{ID: http2.SettingMaxFrameSize, Val: frameSize}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.streamWindow)},
+			headLimit(c.p.asked()))
 	})
 	c.refill()
 	return all, c.settings(all)
@@ -109,7 +111,7 @@ func (c *peer) close() {
 		c.tries.Stop()
 	}
 	c.refill()
-	c.p.s.memory.give(len(c.control) * controlMemory)
+	c.p.s.memory.give(max(0, len(c.control)-freeControl) * controlMemory)
 	c.control = nil
 	if c.conn != nil {
 		_ = c.conn.Close()
@@ -124,7 +126,8 @@ func (c *peer) send(frame func() error) {
 	}
 	c.control = append(c.control, frame)
 	c.changed.Broadcast()
-	if !c.p.s.memory.take(controlMemory) || len(c.control) > maxControl { // it asks and does not read
+	n := len(c.control)
+	if n > freeControl && !c.p.s.memory.take(controlMemory) || n > maxControl { // it asks and does not read
 		c.p.endLocked(http2.ConnectionError(http2.ErrCodeEnhanceYourCalm))
 	}
 }
@@ -137,17 +140,18 @@ func (c *peer) sendReset(id uint32, code http2.ErrCode) {
 func (c *peer) write() {
 	for {
 		c.p.mu.Lock()
-		job := c.next()
-		if job == nil && c.out.Buffered() > 0 {
-			job = c.out.Flush
-		}
-		for job == nil && !c.closed {
+		var job func() error
+		for !c.closed {
+			if job = c.next(); job == nil && c.out.Buffered() > 0 {
+				job = c.out.Flush
+			}
+			if job != nil {
+				break
+			}
 			c.changed.Wait()
-			job = c.next()
 		}
-		closed := c.closed
 		c.p.mu.Unlock()
-		if closed {
+		if job == nil {
 			return
 		}
 		if err := job(); err != nil {
@@ -161,7 +165,9 @@ func (c *peer) write() {
 func (c *peer) next() func() error {
 	if len(c.control) > 0 {
 		job := c.control[0]
-		c.p.s.memory.give(controlMemory)
+		if len(c.control) > freeControl {
+			c.p.s.memory.give(controlMemory)
+		}
 		if c.control = c.control[1:]; len(c.control) == 0 {
 			c.control = nil
 		}
@@ -227,10 +233,17 @@ func (c *peer) piece(h *half) func() error {
 		h.done = true
 		return func() error { return c.frame.WriteRSTStream(id, code) }
 	case first.fields != nil:
-		fields, end := first.fields, first.end
+		fields, size, end := first.fields, first.size, first.end
 		h.done = end
+		first.size = 0 // it is held until it is written
 		h.pop(c.p)
-		return func() error { return c.writeFields(id, fields, end) }
+		return func() error {
+			err := c.writeFields(id, fields, end)
+			c.p.mu.Lock()
+			defer c.p.mu.Unlock()
+			c.p.letHead(size)
+			return err
+		}
 	}
 	n := int(min(int64(len(first.data)), frameSize, h.window, c.window))
 	if n <= 0 && len(first.data) > 0 {
@@ -249,10 +262,15 @@ func (c *peer) piece(h *half) func() error {
 
 func (c *peer) writeFields(id uint32, fields []hpack.HeaderField, end bool) error {
 	c.block.Reset()
+	large := false
 	for _, f := range fields {
 		if err := c.encode.WriteField(f); err != nil {
 			return err
 		}
+		large = large || len(f.Name)+len(f.Value) > keptField
+	}
+	if large { // its buffer stays as large
+		c.renewEncoder()
 	}
 	block := c.block.Bytes()
 	part := block[:min(len(block), frameSize)]
@@ -267,6 +285,14 @@ func (c *peer) writeFields(id uint32, fields []hpack.HeaderField, end bool) erro
 		c.block = bytes.Buffer{}
 	}
 	return err
+}
+
+// renewEncoder makes an encoder that begins with an empty table, and says so.
+func (c *peer) renewEncoder() {
+	c.encode = hpack.NewEncoder(&c.block)
+	c.encode.SetMaxDynamicTableSize(0)
+	c.encode.SetMaxDynamicTableSizeLimit(tableSize)
+	c.encode.SetMaxDynamicTableSize(c.table)
 }
 
 // refill opens c's window as far again as the memory lasts, and gives back what it needs no more. What is held of some streams
@@ -456,6 +482,7 @@ func (c *peer) settings(all []http2.Setting) error {
 		case http2.SettingHeaderTableSize:
 			table = min(s.Val, tableSize)
 			c.send(func() error {
+				c.table = table
 				c.encode.SetMaxDynamicTableSizeLimit(table)
 				return nil
 			})
@@ -516,18 +543,70 @@ func (c *peer) data(f *http2.DataFrame, st *stream) error {
 
 // head reads on until the head is whole, and takes it.
 func (c *peer) head(f *http2.HeadersFrame) error {
-	id, end := f.StreamID, f.StreamEnded()
-	c.fields, c.length, c.cost, c.full = nil, 0, 0, false
-	block, whole := f.HeaderBlockFragment(), f.HeadersEnded()
-	for total := 0; ; {
-		if total += len(block) + frameHeader; total > maxFields {
-			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	id, end, p := f.StreamID, f.StreamEnded(), c.p
+	c.fields, c.length, c.cost, c.full = []hpack.HeaderField{}, 0, 0, false // none at all is odd, and not ours to judge
+	giveUp := func() {
+		p.s.memory.give(c.cost)
+		c.fields, c.cost = nil, 0
+	}
+	defer giveUp()
+	if err := c.readFields(f); err != nil {
+		return err
+	}
+	if c.cost > frameSize && !c.full { // what it is when it is written counts too, from a frame on
+		if c.full = !p.s.memory.take(c.cost); !c.full {
+			c.cost *= 2
 		}
-		if _, err := c.decode.Write(block); err != nil {
-			return http2.ConnectionError(http2.ErrCodeCompression)
+	}
+	refused := http2.ErrCode(0)
+	switch {
+	case c.length > maxFields:
+		refused = http2.ErrCodeEnhanceYourCalm
+	case c.full:
+		refused = http2.ErrCodeRefusedStream
+	}
+	said := piece{fields: c.fields, size: c.cost, end: end}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := c.stream(id)
+	switch {
+	case c == p.front && id > p.lastID && id%2 == 1:
+		p.lastID = id
+		if refused == 0 && (len(p.streams) >= maxStreams || !p.begin(id, said)) {
+			refused = http2.ErrCodeRefusedStream
 		}
-		if whole {
-			break
+		if refused != 0 {
+			giveUp()
+			c.sendReset(id, refused)
+			return nil
+		}
+	case st == nil && c == p.front && id > p.lastID:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	case st == nil || c.says(st).ended: // of a stream that is over
+		return nil
+	case refused != 0:
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeEnhanceYourCalm}
+	default:
+		c.says(st).push(p, said)
+		st.settle(p)
+	}
+	c.cost = 0
+	return nil
+}
+
+// readFields decodes the head that begins with f. One of several frames is put together first: the decoder would keep its buffer
+// for a string that is cut for ever.
+func (c *peer) readFields(f *http2.HeadersFrame) error {
+	block, held := f.HeaderBlockFragment(), 0
+	defer func() { c.p.s.memory.give(held) }()
+	for whole, total := f.HeadersEnded(), len(block)+frameHeader; !whole; {
+		if held == 0 {
+			block = bytes.Clone(block)
+			if held = len(block); !c.p.s.memory.take(held) {
+				held = 0
+				return errNoRoom
+			}
 		}
 		next, err := c.frame.ReadFrame()
 		if err != nil {
@@ -537,58 +616,33 @@ func (c *peer) head(f *http2.HeadersFrame) error {
 		if !ok {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		block, whole = more.HeaderBlockFragment(), more.HeadersEnded()
+		part := more.HeaderBlockFragment()
+		if total += len(part) + frameHeader; total > maxFields {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		if !c.p.s.memory.take(len(part)) {
+			return errNoRoom
+		}
+		held += len(part)
+		block, whole = append(block, part...), more.HeadersEnded()
+	}
+	_, err := c.decode.Write(block)
+	if err == nil && held > 0 { // it refers to what it read last: be that a field (:method GET) that nobody is told of
+		c.decode.SetEmitEnabled(false)
+		_, err = c.decode.Write([]byte{0x82})
+		c.decode.SetEmitEnabled(true)
+	}
+	if err != nil {
+		return http2.ConnectionError(http2.ErrCodeCompression)
 	}
 	if err := c.decode.Close(); err != nil {
 		return http2.ConnectionError(http2.ErrCodeCompression)
 	}
-	said := piece{fields: c.fields, size: c.cost, end: end}
-	refused := http2.ErrCode(0)
-	switch {
-	case c.length > maxFields:
-		refused = http2.ErrCodeEnhanceYourCalm
-	case c.full:
-		refused = http2.ErrCodeRefusedStream
-	}
-	if said.fields == nil {
-		said.fields = []hpack.HeaderField{} // odd, and not ours to judge
-	}
-	c.fields = nil
-
-	p := c.p
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	taken := false
-	defer func() {
-		if !taken {
-			p.s.memory.give(said.size)
-		}
-	}()
-	st := c.stream(id)
-	switch {
-	case c == p.front && id > p.lastID && id%2 == 1:
-		p.lastID = id
-		switch {
-		case refused != 0:
-			c.sendReset(id, refused)
-		case len(p.streams) >= maxStreams:
-			c.sendReset(id, http2.ErrCodeRefusedStream)
-		default:
-			taken = p.begin(id, said)
-		}
-		return nil
-	case st == nil && c == p.front && id > p.lastID:
-		return http2.ConnectionError(http2.ErrCodeProtocol)
-	case st == nil || c.says(st).ended: // of a stream that is over
-		return nil
-	case refused != 0:
-		return http2.StreamError{StreamID: id, Code: http2.ErrCodeEnhanceYourCalm}
-	}
-	taken = true
-	c.says(st).push(p, said)
-	st.settle(p)
 	return nil
 }
+
+// errNoRoom ends a connection: whoever cannot read a head whole can read none behind it.
+var errNoRoom = http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 
 // serve connects, and reads what comes.
 func (c *peer) serve(dial func(context.Context) (net.Conn, error)) {

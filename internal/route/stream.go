@@ -51,14 +51,17 @@ func (h *half) pop(p *proxy) {
 
 // let counts a piece that is held no longer. mu is held.
 func (h *half) let(p *proxy, gone piece) {
-	if gone.size > 0 {
-		p.held -= gone.size
-		p.s.memory.give(gone.size)
-	}
+	p.letHead(gone.size)
 	if gone.whole > 0 {
 		h.from.held -= int64(gone.whole)
 		h.returned(gone.whole)
 	}
+}
+
+// letHead counts a head that is held no longer. mu is held.
+func (p *proxy) letHead(size int) {
+	p.held -= size
+	p.s.memory.give(size)
 }
 
 // receiver is who is told. mu is held.

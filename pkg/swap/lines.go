@@ -39,7 +39,7 @@ func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like fun
 			close(l.changed)
 			l.changed = make(chan struct{})
 		}
-		t.OnNote = func(text string) { l.noted(i, text, said) }
+		t.OnNote = func(text string, lost bool) { l.noted(i, text, lost, said) }
 		l.clients, l.carriers, l.notes, l.said = append(l.clients, t), append(l.carriers, c), append(l.notes, nil), append(l.said, nil)
 	}
 	return l

@@ -67,8 +67,8 @@ func (p *Plan) goesOn() []string {
 	return []string{"the original goes on: it answers what this machine cannot take, and " + beside}
 }
 
-// noted keeps what proxy i says, and says what of it is new: not that again which it says in another session.
-func (l *lines) noted(i int, text string, say func(string)) {
+// noted keeps what proxy i says, and says what of it is new: not that again which it says in another session, after one that was lost.
+func (l *lines) noted(i int, text string, lost bool, say func(string)) {
 	var now []string
 	for line := range strings.Lines(text) {
 		now = append(now, printable(line))
@@ -76,7 +76,7 @@ func (l *lines) noted(i int, text string, say func(string)) {
 	l.mu.Lock()
 	l.notes[i] = now
 	before := l.said[i]
-	if now != nil {
+	if !lost {
 		l.said[i] = now
 	}
 	l.mu.Unlock()

@@ -316,22 +316,27 @@ func TestNotesAreSaidOnce(t *testing.T) {
 	l := &lines{notes: make([][]string, 2), said: make([][]string, 2)}
 	var said []string
 	say := func(line string) { said = append(said, line) }
-	l.noted(0, "a\nb", say)
-	l.noted(1, "a\x1b[2J\n", say)
-	l.noted(0, "b\nc", say)
+	l.noted(0, "a\nb", false, say)
+	l.noted(1, "a\x1b[2J\n", false, say)
+	l.noted(0, "b\nc", false, say)
 	if got := strings.Join(said, ","); got != "a,b,a[2J,c" {
 		t.Errorf("said %q", got)
 	}
 	if got := strings.Join(l.noteList(), ","); got != "proxy 1: b,proxy 1: c,proxy 2: a[2J" {
 		t.Errorf("for the Lease: %q", got)
 	}
-	l.noted(0, "", say)
-	l.noted(1, "", say)
+	l.noted(0, "", true, say)
+	l.noted(1, "", true, say)
 	if got := l.noteList(); got != nil || len(said) != 4 {
 		t.Errorf("%q, said %q", got, said)
 	}
-	l.noted(0, "b\nd", say) // in another session
+	l.noted(0, "b\nd", false, say) // in another session
 	if got := strings.Join(said, ","); got != "a,b,a[2J,c,d" {
+		t.Errorf("said %q", got)
+	}
+	l.noted(0, "", false, say) // taken back
+	l.noted(0, "b", false, say)
+	if got := strings.Join(said, ","); got != "a,b,a[2J,c,d,b" {
 		t.Errorf("said %q", got)
 	}
 }

@@ -103,8 +103,8 @@ type Client struct {
 	// OnState is called at each change, one call at a time. It must not block.
 	OnState func(State)
 	// OnNote is told what the pod says of itself, a line each (Server.Note): all of it at the start of a session, if there is
-	// any, and at each change; and "" when the session is lost, with which the pod may be. It must not block.
-	OnNote func(text string)
+	// any, and at each change; and "" with lost when the session is, with which the pod may be. It must not block.
+	OnNote func(text string, lost bool)
 	Log    *slog.Logger // nil: no log
 
 	once sync.Once
@@ -234,18 +234,18 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 // forget has what the pod said in s, which may be nil, be forgotten.
 func (c *Client) forget(s *session) {
 	if s != nil {
-		c.note("")
+		c.note("", true)
 	}
 }
 
-// note passes on what the pod says of itself.
-func (c *Client) note(text string) {
+// note passes on what the pod says of itself, or that it is lost.
+func (c *Client) note(text string, lost bool) {
 	c.mu.Lock()
 	nothing := c.c.note == "" && text == ""
 	c.c.note = text
 	c.mu.Unlock()
 	if c.OnNote != nil && !nothing {
-		c.OnNote(text)
+		c.OnNote(text, lost)
 	}
 }
 
@@ -332,7 +332,7 @@ func (c *Client) connect(ctx context.Context, s *session, handlers *sync.WaitGro
 		pod:      met.key,
 		log:      c.log(),
 		accept:   c.handle,
-		onNote:   c.note,
+		onNote:   func(text string) { c.note(text, false) },
 		handlers: handlers,
 	})
 	if err != nil {

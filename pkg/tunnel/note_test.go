@@ -13,7 +13,12 @@ func TestNotesComeToEachLaptop(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEnds(t, pipeNetwork(t))
 		notes := make(chan string, 10)
-		e.client.OnNote = func(text string) { notes <- text }
+		e.client.OnNote = func(text string, lost bool) {
+			if lost {
+				text += "lost"
+			}
+			notes <- text
+		}
 		e.server.Note("before")
 		e.start().waitReady()
 		defer e.close()
@@ -32,7 +37,7 @@ func TestNotesComeToEachLaptop(t *testing.T) {
 			t.Fatal(err)
 		}
 		current.kill(net.ErrClosed)
-		expect("") // what the pod says now is not known
+		expect("lost") // what the pod says now is not known
 		expect("now\nand now")
 		e.server.Note("")
 		expect("")
