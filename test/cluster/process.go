@@ -26,7 +26,8 @@ type process struct {
 	Born string // start time in clock ticks since boot, field 22 of /proc/PID/stat
 }
 
-// born returns the start time of a process, or "" when there is none or it is a zombie.
+// born returns the start time of a process, or "" when there is none or it is a zombie: not one whose other threads are still
+// ending, for those have its files and ports.
 func born(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -34,10 +35,11 @@ func born(pid int) string {
 	}
 	// The second field, the name in parentheses, may have spaces and parentheses itself.
 	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+	const state, threads, start = 0, 17, 19
+	if len(f) <= start || f[state] == "Z" && slices.Contains([]string{"0", "1"}, f[threads]) || f[state] == "X" {
 		return ""
 	}
-	return f[19]
+	return f[start]
 }
 
 func (p process) alive() bool { return p.Born != "" && born(p.PID) == p.Born }
