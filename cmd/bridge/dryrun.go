@@ -44,13 +44,18 @@ func (a *app) dryRun(ctx context.Context, k *kube.Client, t kube.Target, options
 		return err
 	}
 	options.Client = key.Fingerprint()
-	plan, parts, err := planSwap(ctx, k, t, options, source)
+	d, err := swap.DryJoin(ctx, k, t, options, source, a.say)
 	if err != nil {
 		return err
 	}
-	d, err := plan.DryRun(k, parts)
-	if err != nil {
-		return err
+	if d == nil {
+		plan, parts, err := planSwap(ctx, k, t, options, source)
+		if err != nil {
+			return err
+		}
+		if d, err = plan.DryRun(k, parts); err != nil {
+			return err
+		}
 	}
 	var refused error
 	if o.dryRun == dryRunServer {

@@ -90,26 +90,38 @@ func statusTable(entries []swap.Entry) *metav1.Table {
 		t.ColumnDefinitions = append(t.ColumnDefinitions, c)
 	}
 	for _, e := range entries {
-		state := e.State
-		if !e.StateSince.IsZero() {
-			state += " for " + duration.HumanDuration(time.Since(e.StateSince))
-		}
 		replicas := ""
 		if e.Mode == swap.ModeReplace {
 			replicas = strconv.Itoa(int(e.Replicas))
 		}
-		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
-			e.Namespace, e.Target, string(e.Mode), e.Owner, age(e.Since), age(e.Heartbeat), state, e.IfLost, probes(e), requests(e), e.Reason,
-			replicas, strings.Join(e.Services, ","), strings.Join(e.Notes, "; "), e.Restore,
-		}})
+		row := func(owner string, since time.Time, m swap.Member, requests string) {
+			t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{
+				e.Namespace, e.Target, string(e.Mode), owner, age(since), age(m.Heartbeat), state(m), e.IfLost, probes(m), requests, m.Reason,
+				replicas, strings.Join(e.Services, ","), strings.Join(m.Notes, "; "), e.Restore,
+			}})
+		}
+		for _, m := range e.Members {
+			row(m.Owner, m.Since, m, m.Choice.String())
+		}
+		if len(e.Members) == 0 {
+			row(e.Owner, e.Since, swap.Member{Heartbeat: e.Heartbeat, State: e.State, StateSince: e.StateSince, Reason: e.Reason, Probes: e.Probes, Notes: e.Notes}, "")
+		}
 	}
 	return t
 }
 
-// probes are the results of a swap's, "readiness failure for 12s".
-func probes(e swap.Entry) string {
+// state is a tunnel's, and for how long.
+func state(m swap.Member) string {
+	if m.StateSince.IsZero() {
+		return m.State
+	}
+	return m.State + " for " + duration.HumanDuration(time.Since(m.StateSince))
+}
+
+// probes are their results, "readiness failure for 12s".
+func probes(m swap.Member) string {
 	var out []string
-	for _, p := range e.Probes {
+	for _, p := range m.Probes {
 		text := string(p.Kind) + " " + p.Result.String()
 		if !p.Since.IsZero() {
 			text += " for " + duration.HumanDuration(time.Since(p.Since))
@@ -117,19 +129,6 @@ func probes(e swap.Entry) string {
 		out = append(out, text)
 	}
 	return strings.Join(out, ", ")
-}
-
-// requests are those that come to a swap's owner, as flags; "" for all that can be taken.
-func requests(e swap.Entry) string {
-	var out []string
-	for _, s := range e.Shares {
-		text := s.Choice.String()
-		if len(e.Shares) > 1 || s.Owner != e.Owner {
-			text = s.Owner + ": " + text
-		}
-		out = append(out, text)
-	}
-	return strings.Join(out, "; ")
 }
 
 func age(t time.Time) string {

@@ -67,6 +67,10 @@ back when it ends; signals and the exit code are CMD's.`,
 			}
 			for {
 				err := a.swap(cmd.Context(), k, t, o)
+				if swap.FirstWasFaster(err) {
+					a.say(fmt.Sprintf("%v: sharing it", err))
+					continue
+				}
 				if !o.rejoin || !swap.GivenBackMeanwhile(err) || cmd.Context().Err() != nil {
 					return err
 				}
@@ -94,6 +98,7 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.Var(newChoice("auto", func(word string) { o.selfRestore = swap.SelfRestore(word) }, "auto", "always", "never"), "self-restore", "whether a keeper in the cluster gives back when this machine is gone; always swaps with one or not at all")
 	f.DurationVar(&o.restoreAfter, "restore-after", proxypod.LeaseSeconds*time.Second, "how long this machine may be silent before the keeper gives back, 6s to 24h")
 	f.BoolVar(&o.rejoin, "rejoin", false, "swap anew when this machine was away for so long that the swap was given back")
+	f.BoolVar(&o.takeOver, "take-over", false, "with --header or --path: have the place of one who shares the swap, has the same requests, and is gone: without a heartbeat for --restore-after")
 	f.Var(&o.dryRun, "dry-run", "print every change and object (of a carried proxy's ConfigMaps name and size), and do nothing; with server the API server judges each")
 	f.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
 	f.VarP(newChoice("", func(word string) { o.output = word }, "yaml", "json"), "output", "o", "yaml or json, of a dry run")
@@ -114,7 +119,7 @@ type swapOptions struct {
 	choice                     route.Choice // of headers, path and mirror; check makes it
 	selfRestore                swap.SelfRestore
 	restoreAfter               time.Duration
-	rejoin                     bool
+	rejoin, takeOver           bool
 	dryRun                     dryRun
 	output                     string // yaml or json, of a dry run; empty is yaml
 	token                      bool
@@ -135,12 +140,15 @@ func (o *swapOptions) check() error {
 		return err
 	}
 	o.choice = choice
+	if o.takeOver && (choice.All() || choice.Mirror) {
+		return hint.Newf(hint.Usage, "to have all of a swap that somebody left behind give it back: bridge restore KIND NAME", "--take-over is for --header and --path")
+	}
 	return swap.Options{Mode: o.mode, Choice: choice}.Check()
 }
 
 func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
-		Mode: o.mode, Choice: o.choice, SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
+		Mode: o.mode, Choice: o.choice, TakeOver: o.takeOver, Version: versionString(), SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, t, options, source, o)
@@ -159,6 +167,9 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		a.say("note: " + note)
 	}
 	plan, err := session.TakeUp(ctx, t, options, source, step)
+	if err == nil && plan == nil {
+		plan, err = session.Join(ctx, t, options, source, step)
+	}
 	if err != nil {
 		return err
 	}
@@ -178,10 +189,13 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 			return err
 		}
 	}
-	if session.TakenUp() {
+	switch {
+	case session.Joins():
+		a.say("mode standby: " + plan.Sharing())
+	case session.TakenUp():
 		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
 			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
-	} else {
+	default:
 		a.say(plan.Headline(k))
 	}
 	for _, n := range plan.Notes {
@@ -193,7 +207,13 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 	for _, p := range plan.Probes {
 		a.say("probe " + p.String())
 	}
-	a.onSecondSignal(func() { a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target)) })
+	a.onSecondSignal(func() {
+		if session.Joins() {
+			a.say("your share of the swap is not given back; do it by starting and ending the same command again")
+			return
+		}
+		a.say("not given back; do it with: " + swap.Command(k, plan.Undo.Target))
+	})
 	defer a.onSecondSignal(nil)
 	return s.Run(ctx)
 }

@@ -27,10 +27,12 @@ const (
 
 // chooser carries the callers of the laptop's ports where not all requests are the laptop's, in standby.
 type chooser struct {
-	choice route.Choice
-	ports  []int               // the laptop's
-	takes  func(port int) bool // whether it takes connections now
-	tell   func(text string)   // has the laptop's user told what there is to know, all of it each time
+	// routes are where a port's requests go beside the original; nil: to nobody, and the laptop gets a copy.
+	routes func(port int, to intercept.Ways) []route.Route
+	ports  []int             // the laptop's
+	tell   func(text string) // has the laptop's user told what there is to know, all of it each time
+	// http2 is told whether the process of the route's laptop speaks HTTP/2; nil without routes.
+	http2  func(route string, port int, speaks bool)
 	log    *slog.Logger
 	mirror route.Mirror
 	memory route.Budget // of all connections together
@@ -49,18 +51,16 @@ func (c *chooser) choose(ctx context.Context, caller net.Conn, to intercept.Ways
 	switch {
 	case !slices.Contains(c.ports, port):
 		return intercept.PerConnection(ctx, caller, to)
-	case c.choice.Mirror:
+	case c.routes == nil:
 		return c.mirror.Serve(ctx, caller, to.Laptop, func(conn net.Conn) error {
 			return intercept.PerConnection(ctx, conn, intercept.Ways{Laptop: to.Original})
 		})
 	}
 	r := &route.Router{
-		Routes: func() []route.Route {
-			return []route.Route{{Filter: c.choice.Filter, Dial: to.Laptop, Takes: func() bool { return c.takes(port) }}}
-		},
+		Routes:     func() []route.Route { return c.routes(port, to) },
 		Original:   to.Original,
 		Unreadable: func(why route.Reason) { c.unreadable(port, why) },
-		HTTP2:      func(_ string, speaks bool) { c.http2(port, speaks) },
+		HTTP2:      func(name string, speaks bool) { c.http2(name, port, speaks) },
 		Budget:     &c.memory,
 		Log:        c.log,
 	}
@@ -77,25 +77,6 @@ func (c *chooser) unreadable(port int, why route.Reason) {
 	}
 	c.log.Info("a connection goes to the original, since it cannot be read; others may, and are not told", "port", port, "why", why)
 	c.told = append(c.told, text)
-	c.tellAll()
-}
-
-// http2 tells of a laptop whose process does not speak HTTP/2, until it does.
-func (c *chooser) http2(port int, speaks bool) {
-	text := fmt.Sprintf("port %d: requests of HTTP/2 go to the original, since the process on the laptop does not speak that without TLS (h2c): "+
-		"have it do so, or the callers speak HTTP/1.1", port)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i := slices.Index(c.told, text)
-	switch {
-	case speaks && i >= 0:
-		c.told = slices.Delete(c.told, i, i+1)
-	case !speaks && i < 0:
-		c.log.Info("the laptop's process speaks no HTTP/2", "port", port)
-		c.told = append(c.told, text)
-	default:
-		return
-	}
 	c.tellAll()
 }
 

@@ -11,6 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +21,7 @@ import (
 	"time"
 
 	"bridge/internal/intercept"
+	"bridge/internal/member"
 	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
@@ -28,6 +32,8 @@ type standing struct {
 	proxy   *proxy
 	laptop  *tunnel.Client
 	address string // where callers connect
+	tunnel  string // where laptops do
+	file    string // of members; "" with one laptop alone
 	got     chan string
 	local   atomic.Pointer[string] // the address of the laptop's process
 	notes   chan string
@@ -60,7 +66,7 @@ func named(t *testing.T, address, name string, got chan<- string) string {
 	return l.Addr().String()
 }
 
-// stand starts them. A laptop without an app takes connections, and no byte of them.
+// stand starts them. app is as connect's.
 func stand(t *testing.T, choice route.Choice, app bool) *standing {
 	t.Helper()
 	host := func() string {
@@ -77,20 +83,67 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 	s.address = net.JoinHostPort(podHost, portText)
 
 	podKey, laptopKey := newKey(t), newKey(t)
-	c := config{client: laptopKey.Fingerprint(), tunnel: "127.0.0.1:0", health: "127.0.0.1:0", listen: []int{number}, originalsAt: originalHost, choice: choice}
+	c := config{client: laptopKey.Fingerprint(), tunnel: "127.0.0.1:0", health: "127.0.0.1:0", listen: []int{number}, originalsAt: originalHost, mirror: choice.Mirror}
+	if !choice.All() && !choice.Mirror {
+		c.client, c.membersAt = tunnel.Fingerprint{}, filepath.Join(t.TempDir(), "shares")
+		s.file = c.membersAt
+		s.share(member.Share{Client: laptopKey.Fingerprint(), Filter: choice.Filter})
+	}
 	log := slog.New(slog.DiscardHandler)
 	p := &proxy{config: c, log: log, health: newHealth(log), useless: make(chan struct{})}
-	p.server = &tunnel.Server{Key: podKey, Client: c.client, OnReady: p.onReady}
-	p.ports = &intercept.Interceptor{Host: podHost, Open: p.server.Open}
-	p.standBy()
+	p.ports = &intercept.Interceptor{Host: podHost}
+	p.build(podKey)
 	doors, err := c.open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.proxy = p
-	s.laptop = &tunnel.Client{Key: laptopKey, OnNote: func(text string, _ bool) { s.notes <- text },
+	s.proxy, s.tunnel = p, doors.tunnel.Addr().String()
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := p.run(ctx, doors); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		wg.Wait()
+		if n := p.chooser.memory.Used(); n != 0 {
+			t.Errorf("%d bytes are held by nobody", n)
+		}
+	})
+	s.laptop, s.cut = s.connect(laptopKey, &s.local, app)
+	s.takes(true)
+	for !p.originals.Reached() || !p.health.ready.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	return s
+}
+
+// share has the proxy's file say who has what, as the kubelet does it.
+func (s *standing) share(shares ...member.Share) {
+	s.t.Helper()
+	var l member.List
+	for _, sh := range shares {
+		l.Members = append(l.Members, member.Member{Client: sh.Client, Choice: route.Choice{Filter: sh.Filter}})
+	}
+	text, err := l.Shares()
+	if err == nil {
+		err = os.WriteFile(s.file+"~", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(s.file+"~", s.file)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// connect is a laptop whose process is at local. Without an app it takes connections, and no byte of them.
+func (s *standing) connect(key tunnel.Key, local *atomic.Pointer[string], app bool) (c *tunnel.Client, cut func()) {
+	c = &tunnel.Client{Key: key, KeyPatience: time.Minute, OnNote: func(text string, _ bool) { s.notes <- text },
 		Carrier: func(ctx context.Context) (net.Conn, string, error) {
-			conn, err := new(net.Dialer).DialContext(ctx, "tcp", doors.tunnel.Addr().String())
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.tunnel)
 			return conn, "pod", err
 		},
 		Handle: func(ctx context.Context, st *tunnel.Stream) {
@@ -100,7 +153,7 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 				_ = st.Close()
 				return
 			}
-			conn, err := new(net.Dialer).DialContext(ctx, "tcp", *s.local.Load())
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", *local.Load())
 			if err != nil {
 				_ = st.Refuse(err)
 				return
@@ -109,30 +162,15 @@ func stand(t *testing.T, choice route.Choice, app bool) *standing {
 			_ = tunnel.Splice(st, conn)
 		},
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	laptop, cut := context.WithCancel(context.Background())
+	ctx, cut := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := p.run(ctx, doors); err != nil {
-			t.Error(err)
-		}
-	})
-	wg.Go(func() { _ = s.laptop.Run(laptop) })
-	s.cut = cut
-	t.Cleanup(func() {
+	wg.Go(func() { _ = c.Run(ctx) })
+	s.t.Cleanup(func() {
 		cut()
-		stop()
 		wg.Wait()
-		if n := p.chooser.memory.Used(); n != 0 {
-			t.Errorf("%d bytes are held by nobody", n)
-		}
 	})
-	s.laptop.SetReady(true)
-	s.takes(true)
-	for !p.originals.Reached() || !p.health.ready.Load() {
-		time.Sleep(time.Millisecond)
-	}
-	return s
+	c.SetReady(true)
+	return c, cut
 }
 
 func newKey(t *testing.T) tunnel.Key {
@@ -144,9 +182,19 @@ func newKey(t *testing.T) tunnel.Key {
 	return k
 }
 
+// taking is whether the laptop does; with members all of them.
+func (s *standing) taking() bool {
+	if s.proxy.members == nil {
+		return s.proxy.laptop.Takes()
+	}
+	s.proxy.members.mu.Lock()
+	defer s.proxy.members.mu.Unlock()
+	return len(s.proxy.members.seats) > 0 && !slices.ContainsFunc(s.proxy.members.seats, func(m *seat) bool { return !m.laptop.Takes() })
+}
+
 // takes waits until the laptop takes connections, or none.
 func (s *standing) takes(want bool) {
-	for s.proxy.laptop.Takes() != want {
+	for s.taking() != want {
 		time.Sleep(time.Millisecond)
 	}
 }

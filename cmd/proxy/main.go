@@ -19,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -72,14 +71,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type config struct {
 	version     bool
 	client      tunnel.Fingerprint
-	tunnel      string       // the tunnel's listener, on loopback
-	podProxy    string       // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
-	health      string       // the readiness listener
-	listen      []int        // the target's TCP ports
-	listenUDP   []int        // and UDP ports; none of either for connect
-	originalsAt string       // the address of the originals' Service, in standby; "" when none runs
-	pass        []int        // TCP ports whose callers all go there
-	choice      route.Choice // which requests of the other ports are the laptop's
+	tunnel      string // the tunnel's listener, on loopback
+	podProxy    string // the tunnel's listener for the API server's proxy, on the pod's address; "" for none
+	health      string // the readiness listener
+	listen      []int  // the target's TCP ports
+	listenUDP   []int  // and UDP ports; none of either for connect
+	originalsAt string // the address of the originals' Service, in standby; "" when none runs
+	pass        []int  // TCP ports whose callers all go there
+	mirror      bool   // the originals answer at the other ports, and the laptop gets a copy
+	membersAt   string // the file that says which requests of the other ports are whose; "" when there is one laptop alone
 	serveDials  bool
 	view        view
 	drainDelay  time.Duration // new connections are still taken after SIGTERM
@@ -118,13 +118,8 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		c.pass = append(c.pass, port)
 		return err
 	})
-	var headers []string
-	f.Func("header", "`NAME=VALUE` that the laptop's requests have (repeatable); the originals have all others", func(s string) error {
-		headers = append(headers, s)
-		return nil
-	})
-	path := f.String("path", "", "`beginning` of the path of the laptop's requests; the originals have all others")
-	mirror := f.Bool("mirror", false, "the originals answer, and the laptop gets a copy of what callers send")
+	f.BoolVar(&c.mirror, "mirror", false, "the originals answer, and the laptop gets a copy of what callers send")
+	f.StringVar(&c.membersAt, "members", "", "`file` that says whose keys are let in, in the place of --client, and which requests are whose; the originals have all others")
 	f.Func("files", "`path` of a volume whose files the laptop gets (repeatable)", c.view.addFiles)
 	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
 	f.Func("token", "`path:audience` of a token of the target's, which the laptop does not get (repeatable)", c.view.addToken)
@@ -135,23 +130,21 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 		return c, err
 	}
 	c.view.environ = environ
-	var err error
-	if c.choice, err = route.ParseChoice(headers, *path, *mirror); err != nil {
-		return c, err
-	}
 	switch {
 	case c.version:
 		return c, nil
 	case f.NArg() > 0:
 		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
-	case c.client == tunnel.Fingerprint{}:
-		return c, errors.New("--client is needed")
+	case (c.client == tunnel.Fingerprint{}) == (c.membersAt == ""):
+		return c, errors.New("--client or --members is needed, one of them")
 	case c.tunnel == "" || c.health == "":
 		return c, errors.New("--tunnel and --health are needed")
 	case c.originalsAt == "" && len(c.pass) > 0:
 		return c, errors.New("--pass is for --originals")
-	case c.originalsAt == "" && !c.choice.All():
-		return c, errors.New("--header, --path and --mirror are for --originals")
+	case c.originalsAt == "" && c.chooses():
+		return c, errors.New("--members and --mirror are for --originals")
+	case c.membersAt != "" && c.mirror:
+		return c, errors.New("--mirror copies whole connections, and --members chooses among their requests")
 	case c.originalsAt != "" && len(c.listenUDP) > 0:
 		return c, errors.New("--originals is for TCP alone")
 	case c.drainDelay < 0 || c.drain < 0:
@@ -162,6 +155,9 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 
 // standsIn says whether the proxy has ports of a target: it does for swap, and not for connect.
 func (c config) standsIn() bool { return len(c.listen)+len(c.listenUDP)+len(c.pass) > 0 }
+
+// chooses says whether not all that the laptop can take is its own.
+func (c config) chooses() bool { return c.membersAt != "" || c.mirror }
 
 func parsePort(s string) (int, error) {
 	port, err := strconv.ParseUint(s, 10, 16)

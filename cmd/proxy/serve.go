@@ -29,13 +29,18 @@ const (
 type proxy struct {
 	config
 	log    *slog.Logger
-	server *tunnel.Server
+	server *tunnel.Server // the one laptop's; nil with members
+	door   *tunnel.Door   // that of members; else nil
 	ports  *intercept.Interceptor
 	health *health
 	// In standby; else nil.
-	laptop    *standby.Laptop
+	laptop    *standby.Laptop // nil also with members
 	originals *standby.Originals
 	chooser   *chooser // nil also when all requests are the laptop's
+	members   *members // nil also when there is one laptop alone
+
+	info func() tunnel.Info
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	laptopReady atomic.Bool // its process, as the laptop says
 
@@ -56,19 +61,14 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		log.Warn("names will not resolve", "error", err)
 	}
 	p := &proxy{config: c, log: log, health: newHealth(log), useless: make(chan struct{})}
-	p.server = &tunnel.Server{
-		Key: key, Client: c.client, Log: log, OnReady: p.onReady, View: c.view.tell,
-		Info: func() tunnel.Info {
-			return tunnel.Info{Version: version, Nameservers: resolver.nameservers, Search: resolver.search, Ndots: resolver.ndots}
-		},
+	p.info = func() tunnel.Info {
+		return tunnel.Info{Version: version, Nameservers: resolver.nameservers, Search: resolver.search, Ndots: resolver.ndots}
 	}
 	if c.serveDials {
-		p.server.Dial = (&intercept.Dialer{Resolvers: resolver.addrs()}).DialContext
+		p.dial = (&intercept.Dialer{Resolvers: resolver.addrs()}).DialContext
 	}
-	p.ports = &intercept.Interceptor{Ports: c.listen, UDP: c.listenUDP, Open: p.server.Open, Log: log}
-	if c.originalsAt != "" {
-		p.standBy()
-	}
+	p.ports = &intercept.Interceptor{Ports: c.listen, UDP: c.listenUDP, Log: log}
+	p.build(key)
 	if err := p.ports.Check(); err != nil {
 		return err
 	}
@@ -78,8 +78,29 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	log.Info("proxy", "version", version, "tunnel", doors.tunnel.Addr(), "podproxy", c.podProxy, "health", doors.health.Addr(), "ports", c.listen, "udp", c.listenUDP,
-		"originals", c.originalsAt, "passed on", c.pass, "the laptop's", c.choice)
+		"originals", c.originalsAt, "passed on", c.pass, "mirror", c.mirror, "members", c.membersAt)
 	return p.run(ctx, doors)
+}
+
+// build makes what depends on who is let in, and who answers.
+func (p *proxy) build(key tunnel.Key) {
+	if p.membersAt != "" {
+		p.standBy()
+		p.share(key)
+		return
+	}
+	p.server = p.newServer(key, p.client)
+	p.server.OnReady = p.onReady
+	p.ports.Open = p.server.Open
+	if p.originalsAt != "" {
+		p.standBy()
+		p.alone()
+	}
+}
+
+// newServer is the tunnel's end for a laptop.
+func (p *proxy) newServer(key tunnel.Key, client tunnel.Fingerprint) *tunnel.Server {
+	return &tunnel.Server{Key: key, Client: client, Log: p.log, View: p.view.tell, Info: p.info, Dial: p.dial}
 }
 
 // doors are the proxy's own listeners.
@@ -128,16 +149,25 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 		group.Go(func() error { p.keepReady(parts); return nil })
 	}
 	if p.originals != nil {
-		group.Go(func() error { p.laptop.Run(parts); return nil })
 		group.Go(func() error { p.originals.Run(parts); return nil })
+	}
+	if p.laptop != nil {
+		group.Go(func() error { p.laptop.Run(parts); return nil })
 	}
 	if p.chooser != nil {
 		group.Go(func() error { p.chooser.run(parts); return nil })
 	}
 	group.Go(func() error { return p.health.serve(parts, d.health) })
-	group.Go(func() error { return p.server.Serve(parts, d.tunnel) })
+	serve := func(l net.Listener) { group.Go(func() error { return p.server.Serve(parts, l) }) }
+	if p.members != nil {
+		known := make(chan struct{})
+		group.Go(func() error { p.members.run(parts, func() { close(known) }); return nil })
+		<-known // else who comes at once would be refused
+		serve = func(l net.Listener) { group.Go(func() error { return p.door.Serve(parts, l) }) }
+	}
+	serve(d.tunnel)
 	if d.podProxy != nil {
-		group.Go(func() error { return p.server.Serve(parts, tunnel.UpgradeListener(d.podProxy)) })
+		serve(tunnel.UpgradeListener(d.podProxy))
 	}
 	group.Go(func() error {
 		defer stop()
@@ -151,22 +181,24 @@ func (p *proxy) run(ctx context.Context, d doors) error {
 	return group.Wait()
 }
 
-// standBy has callers go to the originals whom the laptop does not take.
+// standBy has callers go to the originals whom no laptop takes.
 func (p *proxy) standBy() {
 	p.ports.Ports = slices.Concat(p.listen, p.pass)
-	p.laptop = &standby.Laptop{Open: p.server.Open, Answering: p.server.Answering, Ports: p.listen, OnChange: p.onLaptop, Log: p.log}
 	p.originals = &standby.Originals{
 		Host: p.originalsAt, Ports: p.ports.Ports, Log: p.log,
-		Needed:   func() bool { return !p.choice.All() || !p.laptop.Takes() },
+		Needed:   func() bool { return p.chooses() || !p.laptop.Takes() },
 		OnChange: func(bool) { p.follow() },
 	}
-	p.ports.Laptop, p.ports.Original = p.laptop.Dial, p.originals.Dial
-	if !p.choice.All() {
-		p.chooser = &chooser{choice: p.choice, ports: p.listen, takes: p.laptop.TakesOn, tell: p.server.Note, log: p.log}
+	p.ports.Original = p.originals.Dial
+}
+
+// alone has callers go to the one laptop, or it gets a copy.
+func (p *proxy) alone() {
+	p.laptop = &standby.Laptop{Open: p.server.Open, Answering: p.server.Answering, Ports: p.listen, OnChange: p.onLaptop, Log: p.log}
+	p.ports.Laptop = p.laptop.Dial
+	if p.mirror {
+		p.chooser = &chooser{ports: p.listen, tell: p.server.Note, log: p.log}
 		p.ports.Choose = p.chooser.choose
-		if !p.choice.Mirror {
-			p.ports.Limit = maxChosen
-		}
 	}
 }
 
@@ -176,7 +208,7 @@ func (p *proxy) taken() bool {
 	if p.originals == nil {
 		return p.laptopReady.Load()
 	}
-	return p.laptop.Takes() && p.choice.All() || p.originals.Reached()
+	return !p.chooses() && p.laptop.Takes() || p.originals.Reached()
 }
 
 // onLaptop has kept connections follow new ones, to the laptop or back. Where each request is chosen for, they need not.
@@ -266,7 +298,7 @@ func (p *proxy) end(parts context.Context) {
 		p.giveUp()
 	}
 	p.mu.Unlock()
-	if !p.standsIn() || !p.server.Connected() && p.originals == nil {
+	if !p.standsIn() || p.originals == nil && !p.server.Connected() {
 		p.log.Info("ends at once")
 		return
 	}

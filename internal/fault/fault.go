@@ -71,6 +71,18 @@ const (
 	KeeperReleased   Point = "keeper.released"   // the Lease is deleted
 )
 
+// Those of a swap with a choice of requests, which others may share.
+const (
+	Shared   Point = "apply.shared" // others may join
+	Joined   Point = "join.joined"  // the Lease has this one's share of what others have swapped
+	JoinTold Point = "join.told"    // the proxies' list has it
+	Left     Point = "leave.left"   // the share is taken out of the Lease, since others go on
+	LeftTold Point = "leave.told"   // and out of the proxies' list
+)
+
+// SharingPoints are all of these.
+func SharingPoints() []Point { return []Point{Shared, Joined, JoinTold, Left, LeftTold} }
+
 // KeeperPoints are all of the keeper's.
 func KeeperPoints() []Point {
 	return []Point{
@@ -79,7 +91,7 @@ func KeeperPoints() []Point {
 	}
 }
 
-// Points are all of bridge's.
+// Points are all of bridge's, but for SharingPoints.
 func Points() []Point {
 	return []Point{
 		PlanRead, SessionKept, Claimed, MapCreated, ProxyCreated, ProxyReady, Checked, Recorded, Reachable, Moved, Alone, Scaled, Stopped,

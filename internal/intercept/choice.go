@@ -15,6 +15,8 @@ type Dial func(ctx context.Context, h tunnel.Header) (net.Conn, error)
 // Ways are where one caller's connection can go.
 type Ways struct {
 	Laptop func(ctx context.Context) (net.Conn, error)
+	// By is as Laptop, with another Dial than the Interceptor's: to one of several laptops.
+	By func(Dial) func(ctx context.Context) (net.Conn, error)
 	// Original is nil when no original runs.
 	Original func(ctx context.Context) (net.Conn, error)
 }
@@ -79,6 +81,7 @@ func (i *Interceptor) ways(c *conn, h tunnel.Header) (to Ways) {
 		}
 	}
 	to.Laptop = by(ToLaptop, laptop)
+	to.By = func(d Dial) func(context.Context) (net.Conn, error) { return by(ToLaptop, d) }
 	if i.Original != nil {
 		to.Original = by(ToOriginal, i.Original)
 	}

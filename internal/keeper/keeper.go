@@ -160,9 +160,9 @@ func (k *Keeper) awaitLapse(ctx context.Context) (claim, error) {
 // lapsed asks for the Lease until it has lapsed, or is held by self: from before this container was restarted. The
 // error is ctx's, or that the Lease is gone.
 func lapsed(ctx context.Context, self string, log *slog.Logger, ask func(context.Context) (object, error)) (object, error) {
-	var l lapse
+	var l undo.Lapse
 	said := ""
-	for period := minPeriod; ; {
+	for period := undo.Period(1); ; { // the shortest, until the Lease says its own
 		asked := time.Now()
 		lease, err := ask(ctx)
 		switch {
@@ -172,21 +172,19 @@ func lapsed(ctx context.Context, self string, log *slog.Logger, ask func(context
 			log.Info("the lease is gone: nothing to keep")
 			return object{}, err
 		case err != nil:
-			l.silence()
+			l.Silence()
 			if err.Error() != said {
 				said = err.Error()
 				log.Warn("no answer about the lease; its period begins anew", "error", err)
 			}
 		default:
 			said = ""
-			if period = defaultPeriod; lease.Spec.Seconds > 0 {
-				period = max(minPeriod, time.Duration(lease.Spec.Seconds)*time.Second)
-			}
-			if l.answer(asked, time.Now(), lease.Spec.HolderIdentity+" "+lease.Spec.RenewTime, period) || lease.Spec.HolderIdentity == self {
+			period = undo.Period(lease.Spec.Seconds)
+			if l.Answer(asked, time.Now(), lease.Spec.HolderIdentity+" "+lease.Spec.RenewTime, period) || lease.Spec.HolderIdentity == self {
 				return lease, nil
 			}
 		}
-		if err := sleep(ctx, pause(period)); err != nil {
+		if err := sleep(ctx, undo.Pause(period)); err != nil {
 			return object{}, err
 		}
 	}

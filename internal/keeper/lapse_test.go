@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"bridge/internal/undo"
 )
 
 // cluster is a Lease at each moment, by the seconds since it began. The test's clock is synctest's.
@@ -108,7 +110,7 @@ func TestLapse(t *testing.T) {
 				}
 				// It is found by the question after, and counted from the answer after.
 				earliest := time.Duration(c.lapses) * time.Second
-				if latest := earliest + 3*pause(defaultPeriod); err != nil || took < earliest || took > latest {
+				if latest := earliest + 3*undo.Pause(time.Minute); err != nil || took < earliest || took > latest {
 					t.Errorf("lapsed after %v, %v, want %v to %v", took, err, earliest, latest)
 				}
 			})

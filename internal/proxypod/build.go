@@ -33,7 +33,7 @@ type Spec struct {
 
 	Source Source
 	Ports  Ports
-	// Client is the laptop's key, the only one the proxy lets in.
+	// Client is the laptop's key, the only one the proxy lets in, unless Standby says otherwise.
 	Client tunnel.Fingerprint
 	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
 	Listen, ListenUDP []int32
@@ -43,6 +43,9 @@ type Spec struct {
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
 }
+
+// shared is whether several laptops may share the proxy.
+func (s Spec) shared() bool { return s.Standby != nil && s.Standby.Members }
 
 // controllerLabels are set by a controller on the pods it makes. On ours they would make that
 // controller count or adopt them. (Those that a StatefulSet's controller sets it does not ask for: it goes by the pod's owner and name.)
@@ -102,6 +105,9 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		}
 	}
 	notes = append(notes, dropVolumes(pod, &pod.Containers[app])...)
+	if s.shared() {
+		mountMembers(pod, &pod.Containers[app], s.Lease)
+	}
 	if s.Source.Image == "" {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)

@@ -75,11 +75,13 @@ func FreePorts(pod *corev1.PodSpec, taken []int32, podProxy bool) Ports {
 // container turns c into the proxy: same name, ports, environment and mounts, another program.
 // What would act on the program that is no longer there (probes, hooks, devices) goes.
 func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container {
-	args := []string{
-		"--client", s.Client.String(),
-		"--tunnel", fmt.Sprintf("127.0.0.1:%d", s.Ports.Tunnel),
-		"--health", fmt.Sprintf(":%d", s.Ports.Health),
+	args := []string{"--client", s.Client.String()}
+	if s.shared() {
+		args = membersArgs()
 	}
+	args = append(args,
+		"--tunnel", fmt.Sprintf("127.0.0.1:%d", s.Ports.Tunnel),
+		"--health", fmt.Sprintf(":%d", s.Ports.Health))
 	ports := c.Ports
 	if p := s.Ports.PodProxy; p != 0 {
 		args = append(args, "--podproxy", fmt.Sprintf(":%d", p))
@@ -96,8 +98,8 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 		for _, p := range s.Standby.Pass {
 			args = append(args, "--pass", strconv.Itoa(int(p.ContainerPort)))
 		}
-		for _, a := range s.Standby.Choice {
-			args = append(args, literal(a))
+		if s.Standby.Mirror {
+			args = append(args, "--mirror")
 		}
 		ports = s.Standby.names(ports)
 	}

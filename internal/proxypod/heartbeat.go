@@ -11,6 +11,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"bridge/internal/fault"
 	"bridge/internal/hint"
@@ -53,6 +54,9 @@ const (
 type More struct {
 	Annotations func() map[string]string // nil: nothing; an empty value removes one
 	News        <-chan struct{}          // asks for a heartbeat soon
+	// Write, if set, takes the place of Annotations and of the tunnel's state, and says whether the Lease is still ours, whoever holds it.
+	// It may be called several times for one heartbeat.
+	Write func(l *coordinationv1.Lease, state State) error
 }
 
 // Heartbeat renews the Lease every HeartbeatPeriod of its, and soon after each change of the tunnel's state, which it writes into it,
@@ -84,11 +88,7 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 		case <-due.C:
 		}
 		state, changed = watch()
-		annotations := map[string]string{TunnelAnnotation: StateOf(state).String()}
-		if more.Annotations != nil {
-			maps.Copy(annotations, more.Annotations())
-		}
-		err := beat(ctx, k, lease, annotations)
+		err := beat(ctx, k, lease, more.write(lease, StateOf(state)))
 		if taken := new(TakenError); errors.As(err, &taken) {
 			return taken
 		}
@@ -108,31 +108,54 @@ func Heartbeat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease,
 	}
 }
 
+// write puts into the Lease what a heartbeat tells, or says that it is no longer ours.
+func (m More) write(ours *coordinationv1.Lease, state State) func(*coordinationv1.Lease) error {
+	if m.Write != nil {
+		return func(now *coordinationv1.Lease) error { return m.Write(now, state) }
+	}
+	annotations := map[string]string{TunnelAnnotation: state.String()}
+	if m.Annotations != nil {
+		maps.Copy(annotations, m.Annotations())
+	}
+	return func(now *coordinationv1.Lease) error {
+		if now.Spec.HolderIdentity == nil || *now.Spec.HolderIdentity != *ours.Spec.HolderIdentity {
+			return &TakenError{By: value(now.Spec.HolderIdentity)}
+		}
+		for key, value := range annotations {
+			if value == "" {
+				delete(now.Annotations, key)
+				continue
+			}
+			metav1.SetMetaDataAnnotation(&now.ObjectMeta, key, value)
+		}
+		return nil
+	}
+}
+
 // beat is one heartbeat. The next one looks again whatever the error, but for a *TakenError.
-func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, annotations map[string]string) error {
+func beat(ctx context.Context, k *kube.Client, lease *coordinationv1.Lease, write func(*coordinationv1.Lease) error) error {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatPeriod(lease))
 	defer cancel()
 	leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
-	now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return &TakenError{}
-	case err != nil:
-		return kube.Explain(err, "get lease "+lease.Name)
-	case now.UID != lease.UID, now.Spec.HolderIdentity == nil, *now.Spec.HolderIdentity != *lease.Spec.HolderIdentity:
-		return &TakenError{By: value(now.Spec.HolderIdentity)}
-	}
-	stamp := metav1.NowMicro()
-	now.Spec.RenewTime = &stamp
-	for key, value := range annotations {
-		if value == "" {
-			delete(now.Annotations, key)
-			continue
+	// Others renew it too, where several share a swap.
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return &TakenError{}
+		case err != nil:
+			return kube.Explain(err, "get lease "+lease.Name)
+		case now.UID != lease.UID:
+			return &TakenError{By: value(now.Spec.HolderIdentity)}
 		}
-		metav1.SetMetaDataAnnotation(&now.ObjectMeta, key, value)
-	}
-	_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
-	return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
+		if err := write(now); err != nil {
+			return err
+		}
+		stamp := metav1.NowMicro()
+		now.Spec.RenewTime = &stamp
+		_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: FieldManager})
+		return kube.Explain(fault.After(fault.Beat, err), "renew lease "+lease.Name)
+	})
 }
 
 // State is a tunnel's state as a Lease has it, "degraded since 2026-11-24T06:30:00Z: an answer takes 900ms".
@@ -179,9 +202,14 @@ const RestoreBy = undo.RestoreBy
 // TakenError says that the Lease is no longer ours.
 type TakenError struct {
 	By string // who holds it now; empty when it was deleted
+	// Share is whether the swap goes on, and only this machine's share of it is By's.
+	Share bool
 }
 
 func (e *TakenError) Error() string {
+	if e.Share {
+		return "this machine's share was taken over by " + e.By
+	}
 	if e.By == "" {
 		return "the Lease was deleted"
 	}

@@ -33,8 +33,10 @@ const (
 	TunnelAnnotation = Prefix + "tunnel"
 	// ProbesAnnotation on a swap's Lease is what the target's probes gave on the laptop, by the last heartbeat.
 	ProbesAnnotation = Prefix + "probes"
-	// SharesAnnotation on a swap's Lease says which requests are whose, where not all are its holder's.
-	SharesAnnotation = Prefix + "shares"
+	// MembersAnnotation on a swap's Lease says who has which requests, where not all are its holder's (internal/member).
+	MembersAnnotation = Prefix + "members"
+	// NudgeAnnotation is on the proxies' pods, and written to have the kubelet look at them.
+	NudgeAnnotation = Prefix + "nudge"
 	// NotesAnnotation on a swap's Lease is what its proxies say, by the last heartbeat.
 	NotesAnnotation = Prefix + "notes"
 	// KindLabel on a Lease is "swap", "connect", or "env": of a pod to look by.

@@ -71,7 +71,7 @@ func TestOurContainersAreRestricted(t *testing.T) {
 			}
 			d, _, err = Deployment(Spec{
 				Name: "s", Namespace: "shop", Lease: "s", Template: template, Container: "app", Source: src,
-				Ports: Ports{Tunnel: 27100, Health: 27101}, Listen: []int32{80}, Standby: &Standby{Pass: []corev1.ContainerPort{{ContainerPort: 81}}},
+				Ports: Ports{Tunnel: 27100, Health: 27101}, Listen: []int32{80}, Standby: &Standby{Pass: []corev1.ContainerPort{{ContainerPort: 81}}, Members: true},
 			})
 			if err != nil {
 				t.Fatal(err)

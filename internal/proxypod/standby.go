@@ -19,8 +19,10 @@ const StandbyReplicas int32 = 2
 type Standby struct {
 	// Pass are the TCP ports whose callers all go to the originals; a name is one that a Service may know the port by.
 	Pass []corev1.ContainerPort
-	// Choice are the proxy's flags that say which requests are the laptop's; none: all that it can take.
-	Choice []string
+	// Mirror has the originals answer, and the laptop get a copy.
+	Mirror bool
+	// Members has several laptops share the requests, as the ConfigMap of that name says (Members). Spec.Client is of no use then.
+	Members bool
 }
 
 func (s *Standby) ports() (out []int32) {

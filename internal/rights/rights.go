@@ -146,6 +146,15 @@ func tunnel() rule {
 		required, "", list("pods/portforward"), list("get", "create")}
 }
 
+// sharing is how several people tell a swap's proxies who has which requests.
+func sharing() []rule {
+	return []rule{
+		{"Share a swap, each with a --header or a --path: tell the proxies who has which requests. Without patch on pods\nthey know it within two minutes, and not at once.",
+			optional, "", list("configmaps"), list("get", "create", "update")},
+		{"", optional, "", list("pods"), list("patch")},
+	}
+}
+
 func telling() rule {
 	return rule{"Tell in the workload's events what happens to it; optional.", optional, "", list("events"), list("create")}
 }
@@ -191,7 +200,7 @@ func (c Command) rules() []rule {
 			tunnel(), podProxy(), tokens(),
 			{"The claim: who has swapped what, the heartbeat, the undo record.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
-		}, carry(), []rule{
+		}, carry(), sharing(), []rule{
 			{"See whether an admin has prepared a keeper (keeper.yaml). Without one, and without the right to make one, nobody gives back\nwhen the laptop is gone.",
 				optional, "", list("serviceaccounts " + KeeperAccount), list("get")},
 		}, keeping(target), []rule{
@@ -285,6 +294,9 @@ func rightsOf(rules []rule) (out []Right) {
 	}
 	return out
 }
+
+// Sharing are the rights without which nobody joins a swap, or leaves it to others.
+func Sharing() []Right { return rightsOf(sharing()[:1]) }
 
 // Keeping are the rights with which a swap of that kind makes a keeper that has a Role of its own.
 func Keeping(kind kube.Kind) []Right { return rightsOf(keeping(kind.Resource())) }

@@ -14,6 +14,9 @@ func (p *Plan) LookAround(ctx context.Context, k *kube.Client) {
 		Pod: p.Proxy.Spec.Template, Container: p.container, ConfigMaps: len(p.source.ConfigMaps),
 		Standby: p.Standby != nil,
 	}
+	if p.Standby != nil && p.Standby.Members != nil {
+		s.ConfigMaps++
+	}
 	if p.Keeper != nil {
 		s.Keeper = &p.Keeper.Deployment.Spec.Template
 	}

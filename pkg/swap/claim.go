@@ -2,7 +2,9 @@ package swap
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/member"
 	"bridge/internal/proxypod"
 )
 
@@ -24,6 +27,8 @@ const createTimeout = 30 * time.Second
 type claim struct {
 	kube  *kube.Client
 	lease *coordinationv1.Lease // as it was when it became ours
+	// share is ours of a swap that others may share; nil: all of it is.
+	share *member.Member
 }
 
 // newClaim creates the Lease with the undo record: the compare-and-swap by which of two racing users
@@ -35,7 +40,7 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 	for {
 		created, err := leases.Create(ctx, l, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 		if err == nil {
-			return &claim{k, created}, nil
+			return &claim{kube: k, lease: created}, nil
 		}
 		err = kube.Explain(err, "create the swap's Lease in "+l.Namespace)
 		if !apierrors.IsAlreadyExists(err) && !kube.Transient(err) {
@@ -44,8 +49,13 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 		held, getErr := leases.Get(ctx, l.Name, metav1.GetOptions{})
 		switch {
 		case getErr == nil && held.Annotations[proxypod.ClientAnnotation] == l.Annotations[proxypod.ClientAnnotation]:
-			return &claim{k, held}, nil // created, and only the answer was lost
+			return &claim{kube: k, lease: held}, nil // created, and only the answer was lost
 		case getErr == nil:
+			if theirs, err := membersOf(held); err == nil {
+				if mine, err := membersOf(l); err == nil && len(theirs.Claiming(mine.Members[0].Choice)) == 0 {
+					return nil, fmt.Errorf("%w: %w", errFaster, errHeld(k, held, u.Target))
+				}
+			}
 			return nil, errHeld(k, held, u.Target)
 		case !apierrors.IsNotFound(getErr) && !kube.Transient(getErr):
 			return nil, kube.Explain(getErr, "get the swap's Lease in "+l.Namespace)
@@ -56,12 +66,22 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 	}
 }
 
+// FirstWasFaster tells whether err, of Swap.Run, is that somebody else has begun to swap the workload since it was planned to, in a way
+// that can be shared. Nothing was changed.
+func FirstWasFaster(err error) bool { return errors.Is(err, errFaster) }
+
+var errFaster = errors.New("somebody was faster")
+
 func errHeld(k *kube.Client, held *coordinationv1.Lease, target Object) error {
 	if by, ok := strings.CutPrefix(holder(held), proxypod.RestoreBy); ok {
 		return hint.Newf(hint.Conflict, "run the same command again in a moment; if that takes long: "+Command(k, target),
 			"%s in %s is being given back by %s", target, held.Namespace, by)
 	}
-	return hint.Newf(hint.Conflict, "talk to them, or give it back: "+Command(k, target),
+	next := "talk to them, or give it back: " + Command(k, target)
+	if l, err := membersOf(held); err == nil && !slices.ContainsFunc(l.Members, func(m member.Member) bool { return m.Mirror }) {
+		next = "share it, with a --header of your own such as x-user; or " + next
+	}
+	return hint.Newf(hint.Conflict, next,
 		"%s in %s is already swapped by %s since %s (last heartbeat %s)", target, held.Namespace, holder(held),
 		held.CreationTimestamp.Local().Format("15:04:05 on 2 Jan"), ago(held.Spec.RenewTime))
 }
@@ -82,10 +102,32 @@ func (c *claim) check(ctx context.Context) error {
 		return &proxypod.TakenError{}
 	case err != nil:
 		return kube.Explain(err, "get the swap's Lease in "+c.lease.Namespace)
-	case now.UID != c.lease.UID, holder(now) != holder(c.lease):
+	case now.UID != c.lease.UID:
 		return &proxypod.TakenError{By: holder(now)}
 	}
-	return nil
+	return c.ours(now)
+}
+
+// ours is check with the Lease as it is now.
+func (c *claim) ours(now *coordinationv1.Lease) error {
+	if c.share == nil || strings.HasPrefix(holder(now), proxypod.RestoreBy) {
+		if holder(now) != holder(c.lease) {
+			return &proxypod.TakenError{By: holder(now)}
+		}
+		return nil
+	}
+	l, err := membersOf(now)
+	if err != nil {
+		return err
+	}
+	if _, ok := l.Of(c.share.Client); ok {
+		return nil
+	}
+	taken := &proxypod.TakenError{By: holder(now), Share: true}
+	if by := l.Claiming(c.share.Choice); len(by) > 0 {
+		taken.By = member.Owners(by)
+	}
+	return taken
 }
 
 // awaitEnd waits until the Lease is gone: somebody else has given everything back.

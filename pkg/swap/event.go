@@ -23,6 +23,7 @@ const (
 	reasonSwapped  = "Swapped"
 	reasonLost     = "TunnelLost"
 	reasonRestored = "TunnelRestored"
+	reasonLeft     = "Left" // one of several
 	reasonGiven    = undo.GivenBack
 )
 
@@ -61,10 +62,10 @@ func (s *Swap) narrate(ctx context.Context) {
 		at                    time.Time
 	}
 	_, services := u.Summary()
-	what := u.Owner + " answers for it from another machine"
+	what := s.Plan.owner + " answers for it from another machine"
 	switch choice := s.Plan.Choice; {
 	case choice.Mirror:
-		what = u.Owner + " has a copy of its traffic on another machine"
+		what = s.Plan.owner + " has a copy of its traffic on another machine"
 	case !choice.All():
 		what += " (" + choice.String() + ")"
 	}
@@ -85,7 +86,7 @@ func (s *Swap) narrate(ctx context.Context) {
 		switch up := state.Phase == tunnel.Ready || state.Phase == tunnel.Degraded; {
 		case cut && up:
 			cut = false
-			pending = append(pending, event{corev1.EventTypeNormal, reasonRestored, "the tunnel to " + u.Owner + " is back", time.Now()})
+			pending = append(pending, event{corev1.EventTypeNormal, reasonRestored, "the tunnel to " + s.Plan.owner + " is back", time.Now()})
 			continue
 		case !cut && state.Phase == tunnel.Reconnecting && cuts < maxCuts:
 			if sleep(ctx, lostAfter) != nil {
@@ -94,7 +95,7 @@ func (s *Swap) narrate(ctx context.Context) {
 			if state, _ := s.lines.watch(); state.Phase == tunnel.Reconnecting {
 				cut = true
 				cuts++
-				pending = append(pending, event{corev1.EventTypeWarning, reasonLost, fmt.Sprintf("the tunnel to %s is cut (%v); its callers wait for it", u.Owner, state.Err), state.Since})
+				pending = append(pending, event{corev1.EventTypeWarning, reasonLost, fmt.Sprintf("the tunnel to %s is cut (%v); its callers wait for it", s.Plan.owner, state.Err), state.Since})
 			}
 			continue
 		}

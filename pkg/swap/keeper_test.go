@@ -165,7 +165,7 @@ func TestKeeperThatDoesNotComeUp(t *testing.T) {
 			t.Fatalf("mode %q: %v", mode, err)
 		}
 		var said string
-		s := &Swap{Kube: k, Plan: p, claim: &claim{k, p.Lease}, Say: func(line string) { said += line }}
+		s := &Swap{Kube: k, Plan: p, claim: &claim{kube: k, lease: p.Lease}, Say: func(line string) { said += line }}
 		trouble := errors.New("it has no way to the API server")
 		err = s.unkept(t.Context(), trouble)
 		if ended := hint.CodeOf(err) == hint.ProxyNotReady && errors.Is(err, trouble) && strings.Contains(hint.Of(err), "--mode standby"); ended != ends || err != nil != ends {

@@ -3,8 +3,10 @@ package swap
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,8 +14,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/kube"
+	"bridge/internal/member"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 )
 
 // Entry is one Lease of bridge's, as `bridge status` lists it.
@@ -35,8 +39,9 @@ type Entry struct {
 	Reason string `json:"reason,omitempty"`
 	// Probes are the target's that are run on the laptop, as the last heartbeat told; none when that is too old to be believed.
 	Probes []probe.State `json:"probes,omitempty"`
-	// Shares say which requests are whose, where not all that can be taken are Owner's.
-	Shares []Share `json:"shares,omitempty"`
+	// Members are those who share a swap, and which requests are whose, where not all that can be taken are Owner's; Owner is all of them,
+	// then, and the state is that of the first whose tunnel carries, or of the first.
+	Members []Member `json:"members,omitempty"`
 	// Notes are what a swap's proxies say, as the last heartbeat told; none when that is too old to be believed.
 	Notes []string `json:"notes,omitempty"`
 	// Restore is the command that gives it back.
@@ -52,6 +57,22 @@ type Entry struct {
 	Services []string `json:"services,omitempty"`
 
 	lease *coordinationv1.Lease // nil when only a copy of the record is left
+}
+
+// Member is one of those who share a swap. Its fields are as the Entry's of the same names.
+type Member struct {
+	Owner string `json:"owner"`
+	route.Choice
+	Since     time.Time `json:"since"`
+	Heartbeat time.Time `json:"lastHeartbeat"`
+	// Alive is by the member's clock and this machine's.
+	Alive      bool          `json:"alive"`
+	State      string        `json:"state"`
+	StateSince time.Time     `json:"stateSince,omitzero"`
+	Reason     string        `json:"reason,omitempty"`
+	Probes     []probe.State `json:"probes,omitempty"`
+	Notes      []string      `json:"notes,omitempty"`
+	Bridge     string        `json:"bridge,omitempty"` // its version
 }
 
 // List reads the swaps and connects of a namespace, all of them with "".
@@ -77,7 +98,6 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Target = e.Kind + "/" + l.Name
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
 		}
-		e.Shares = sharesOf(&l)
 		if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
@@ -101,29 +121,69 @@ func ifLost(ctx context.Context, k *kube.Client, l *coordinationv1.Lease) string
 
 // judge fills in the heartbeat and the state. What the Lease says of the tunnel was true at its last heartbeat.
 func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
-	silent := time.Duration(math.MaxInt64)
+	var renewed time.Time
 	if l.Spec.RenewTime != nil {
-		e.Heartbeat = l.Spec.RenewTime.Time
-		silent = now.Sub(e.Heartbeat)
+		renewed = l.Spec.RenewTime.Time
 	}
-	e.Alive = silent < proxypod.Duration(l)
-	told, ok := proxypod.ParseState(l.Annotations[proxypod.TunnelAnnotation])
+	all := said{renewed: renewed, tunnel: l.Annotations[proxypod.TunnelAnnotation], probes: l.Annotations[proxypod.ProbesAnnotation]}
+	if json.Unmarshal([]byte(l.Annotations[proxypod.NotesAnnotation]), &all.notes) != nil {
+		all.notes = nil
+	}
+	m := all.judge(l, now)
+	list, err := membersOf(l)
+	if m.State == restoring {
+		list.Members = nil // nobody has a share any more
+	}
+	for _, one := range list.Members {
+		j := said{one.Renewed, one.Tunnel, string(one.Probes), one.Notes}.judge(l, now)
+		j.Owner, j.Choice, j.Since, j.Bridge = one.Owner, one.Choice, one.Since, one.Bridge
+		e.Members = append(e.Members, j)
+	}
+	var version *member.VersionError
 	switch {
-	case strings.HasPrefix(e.Owner, proxypod.RestoreBy):
-		e.State = "restoring"
-	case !e.Alive:
-		e.State = "left behind"
+	case len(e.Members) > 0:
+		alive := m.Alive
+		m = e.Members[max(0, slices.IndexFunc(e.Members, func(m Member) bool { return m.State == "ready" || m.State == "degraded" }))]
+		m.Alive = alive
+	case errors.As(err, &version) && m.State == "unknown":
+		m.Reason = version.Error()
+	}
+	e.Heartbeat, e.Alive, e.State, e.StateSince, e.Reason, e.Probes, e.Notes = renewed, m.Alive, m.State, m.StateSince, m.Reason, m.Probes, m.Notes
+}
+
+// restoring is the state while somebody gives back.
+const restoring = "restoring"
+
+// said is what a heartbeat has told.
+type said struct {
+	renewed        time.Time // zero: there was none
+	tunnel, probes string
+	notes          []string
+}
+
+// judge says what is to be believed of it.
+func (s said) judge(l *coordinationv1.Lease, now time.Time) Member {
+	m := Member{Heartbeat: s.renewed}
+	silent := time.Duration(math.MaxInt64)
+	if !s.renewed.IsZero() {
+		silent = now.Sub(s.renewed)
+	}
+	m.Alive = silent < proxypod.Duration(l)
+	told, ok := proxypod.ParseState(s.tunnel)
+	switch {
+	case strings.HasPrefix(holder(l), proxypod.RestoreBy):
+		m.State = restoring
+	case !m.Alive:
+		m.State = "left behind"
 	case !ok:
-		e.State, e.Reason = "unknown", "the Lease does not say"
+		m.State, m.Reason = "unknown", "the Lease does not say"
 	case silent > proxypod.Stale(l):
-		e.State, e.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
+		m.State, m.Reason = "unknown", fmt.Sprintf("no heartbeat for %v; %s before", silent.Round(time.Second), told.Phase)
 	default:
-		e.State, e.StateSince, e.Reason = told.Phase, told.Since, told.Reason
-		if json.Unmarshal([]byte(l.Annotations[proxypod.ProbesAnnotation]), &e.Probes) != nil {
-			e.Probes = nil
-		}
-		if json.Unmarshal([]byte(l.Annotations[proxypod.NotesAnnotation]), &e.Notes) != nil {
-			e.Notes = nil
+		m.State, m.StateSince, m.Reason, m.Notes = told.Phase, told.Since, told.Reason, s.notes
+		if json.Unmarshal([]byte(s.probes), &m.Probes) != nil {
+			m.Probes = nil
 		}
 	}
+	return m
 }

@@ -32,9 +32,9 @@ func TestStateOfAnEntry(t *testing.T) {
 		beat := metav1.NewMicroTime(now.Add(-tt.silent))
 		l := &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{proxypod.TunnelAnnotation: tt.told}},
-			Spec:       coordinationv1.LeaseSpec{RenewTime: &beat},
+			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &tt.owner, RenewTime: &beat},
 		}
-		e := Entry{Owner: tt.owner}
+		var e Entry
 		e.judge(l, now)
 		if e.State != tt.state || e.Reason != tt.reason || e.Alive != tt.alive {
 			t.Errorf("%s: %q (%q), alive %v", tt.name, e.State, e.Reason, e.Alive)

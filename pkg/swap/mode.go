@@ -6,6 +6,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/rights"
 )
 
 // Mode is what becomes of the original while it is swapped.
@@ -90,6 +91,13 @@ func keptPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
 	if err := GatherStandby(ctx, k, &f); err != nil {
 		return nil, err
+	}
+	if shareable(o.Choice) {
+		lacking, err := rights.Missing(ctx, k, rights.Sharing())
+		if err != nil {
+			return nil, err
+		}
+		f.Standby.Lacking = append(f.Standby.Lacking, lacking...)
 	}
 	return keptPlan(ctx, k, f, o)
 }

@@ -16,6 +16,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/member"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
@@ -55,6 +56,10 @@ type Options struct {
 	RestoreAfter time.Duration
 	// Choice is which requests come to the laptop; what is not all of them takes ModeStandby.
 	Choice route.Choice
+	// TakeOver has Join displace who has the same requests, if their machine is gone.
+	TakeOver bool
+	// Version is this bridge's, for people with another one.
+	Version string
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -82,6 +87,8 @@ type Plan struct {
 	// Replicas of the original before.
 	Replicas int32
 
+	owner     string          // who this machine's is, "user@host"
+	with      []member.Member // who else shares the swap that is joined
 	target    *kube.Workload
 	selector  *metav1.LabelSelector // of the original's pods
 	container string                // whose place the proxy takes
@@ -99,7 +106,7 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
 	template := d.Template
-	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, Choice: o.Choice, noKeeper: "there is no keeper"}
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, noKeeper: "there is no keeper"}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
 			"%s is bridge's own", d.Target())
@@ -230,7 +237,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		return nil, err
 	}
 	p.Lease = newLease(&p.Undo, record, o.Owner, o.Client.String(), o.Now)
-	return p, share(p.Lease, []Share{{o.Owner, o.Choice}})
+	return p, p.firstMember(o)
 }
 
 // selecting are the Services that select pods with these labels.

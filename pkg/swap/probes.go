@@ -53,7 +53,7 @@ func (s *Swap) awaitProbes(ctx, bounded context.Context) error {
 func (s *Swap) followProbes(ctx context.Context) {
 	for told := false; ; {
 		_, ready, changed := s.probes.Watch()
-		if ready = ready || !s.probes.Has(probe.Readiness); ready != told {
+		if ready = (ready || !s.probes.Has(probe.Readiness)) && !s.left.Load(); ready != told {
 			told = ready
 			s.lines.setReady(ready)
 		}
@@ -106,14 +106,19 @@ func times(n int) string {
 	return fmt.Sprintf("%d times in a row", n)
 }
 
-// probesAnnotation is for the Lease. Without probes it removes that of an earlier bridge.
-func (s *Swap) probesAnnotation() map[string]string {
+// probeStates are for the Lease.
+func (s *Swap) probeStates() []probe.State {
 	states, _, _ := s.probes.Watch()
 	for i := range states {
 		states[i] = states[i].ForOthers()
 		states[i].Since = states[i].Since.UTC().Truncate(time.Second)
 	}
-	text := ""
+	return states
+}
+
+// probesAnnotation is for the Lease. Without probes it removes that of an earlier bridge.
+func (s *Swap) probesAnnotation() map[string]string {
+	states, text := s.probeStates(), ""
 	if b, err := json.Marshal(states); err == nil && len(states) > 0 {
 		text = string(b)
 	}

@@ -153,10 +153,11 @@ func localList(ports []Port) string {
 	return strings.Join(list, ", ")
 }
 
-// awaitProgram waits until the local process answers: there is one already, or Program is started when the tunnel stands.
-func (s *Swap) awaitProgram(ctx context.Context) error {
+// awaitProgram waits until the local process answers: there is one already, or Program is started when the tunnel stands, which may take
+// that long.
+func (s *Swap) awaitProgram(ctx context.Context, timeout time.Duration) error {
 	if s.Program != nil {
-		bounded, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
+		bounded, cancel := context.WithTimeout(ctx, timeout)
 		err := s.proxy.WaitTunnel(bounded, s.lines.main())
 		cancel()
 		if err != nil {

@@ -37,6 +37,8 @@ type Restorer struct {
 	Kube *kube.Client
 	// Say gets each step as it begins, a line in plain words.
 	Say func(string)
+
+	own bool // what it takes is this machine's: nobody has to know from whom
 }
 
 // Restore gives back what the Lease of the workload records, or the copy of the record on the
@@ -115,7 +117,7 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
-			return u, &claim{r.Kube, lease}, kube.Explain(fault.After(fault.RestoreCreated, err), "create a Lease in "+ns)
+			return u, &claim{kube: r.Kube, lease: lease}, kube.Explain(fault.After(fault.RestoreCreated, err), "create a Lease in "+ns)
 		}
 		if err != nil {
 			return nil, nil, kube.Explain(err, "get the swap's Lease in "+ns)
@@ -127,8 +129,12 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 		if err != nil {
 			return nil, nil, err
 		}
-		if !strings.HasPrefix(holder(lease), proxypod.RestoreBy) {
-			r.Say(fmt.Sprintf("taking it from %s (last heartbeat %s)", holder(lease), ago(lease.Spec.RenewTime)))
+		if !strings.HasPrefix(holder(lease), proxypod.RestoreBy) && !r.own {
+			from := holder(lease)
+			if l, err := membersOf(lease); err == nil && len(l.Members) > 0 {
+				from = whose(l.Members)
+			}
+			r.Say(fmt.Sprintf("taking it from %s (last heartbeat %s)", from, ago(lease.Spec.RenewTime)))
 		}
 		now := metav1.NowMicro()
 		lease.Spec.HolderIdentity, lease.Spec.RenewTime = &by, &now
@@ -136,7 +142,7 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 			continue // a heartbeat came between, or somebody has just given it back
 		}
-		return u, &claim{r.Kube, lease}, kube.Explain(fault.After(fault.RestoreTaken, err), "take the swap's Lease in "+ns)
+		return u, &claim{kube: r.Kube, lease: lease}, kube.Explain(fault.After(fault.RestoreTaken, err), "take the swap's Lease in "+ns)
 	}
 }
 
@@ -334,12 +340,19 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 // patiently takes one step if the claim is still ours, and again while the API server is away or
 // fails for a moment, or others write to the object as often as it is read; which it says once.
 func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) error {
-	said := false
-	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
-		err := c.check(ctx)
-		if err == nil {
-			err = step()
+	return r.again(ctx, func() error {
+		if err := c.check(ctx); err != nil {
+			return err
 		}
+		return step()
+	})
+}
+
+// again is patiently without a claim.
+func (r *Restorer) again(ctx context.Context, step func() error) error {
+	said := false
+	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(context.Context) (bool, error) {
+		err := step()
 		if !kube.Transient(err) && !apierrors.IsConflict(err) {
 			return true, err
 		}

@@ -73,7 +73,7 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 		}
 		return http.StatusOK
 	})
-	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{k, plan.Lease}
+	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{kube: k, lease: plan.Lease}
 	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
 	if err != nil || len(back) != 1 || writes != conflicts+1 {
 		t.Errorf("after %d writes: %v, %v", writes, back, err)

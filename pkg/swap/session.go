@@ -25,6 +25,7 @@ import (
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/member"
 	"bridge/internal/private"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
@@ -36,8 +37,11 @@ import (
 type Session struct {
 	kube *kube.Client
 	key  tunnel.Key
-	// lease is that of the swap which TakeUp took up; nil: a new one is made.
+	// lease is that of the swap which TakeUp took up, or which is others' too (joins); nil: a new one is made.
 	lease *coordinationv1.Lease
+	joins bool
+	// displaces are members whose place is taken, as they were when they had lapsed.
+	displaces []member.Member
 
 	mu    sync.Mutex
 	file  *private.File // nil: nothing is kept
@@ -169,11 +173,19 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 		return nil, nil
 	}
 	lease, err := k.Clientset.CoordinationV1().Leases(k.Namespace).Get(ctx, saved.Lease, metav1.GetOptions{})
+	ours, with, readErr := s.has(lease)
+	var version *member.VersionError
 	switch {
+	case err == nil && errors.As(readErr, &version):
+		return nil, hint.Newf(hint.Conflict, "take it up with bridge "+with.Bridge+", or give back: "+Command(k, saved.Target),
+			"an earlier bridge of yours has a share of the swap of %s in %s: %w", saved.Target, k.Namespace, version)
 	case apierrors.IsNotFound(err),
-		err == nil && lease.Annotations[proxypod.ClientAnnotation] != saved.Key.Fingerprint().String(),
+		err == nil && !ours,
 		err == nil && saved.LeaseUID != "" && lease.UID != saved.LeaseUID:
-		if saved.Held {
+		switch {
+		case saved.Held && err == nil && lease.UID == saved.LeaseUID:
+			say("the share that an earlier bridge of yours had of the swap was taken over meanwhile; it is shared by " + with.Owners())
+		case saved.Held:
 			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target)))
 		}
 		s.forget()
@@ -190,6 +202,14 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 	if err != nil {
 		return nil, hint.New(hint.Conflict, err, "give back: "+Command(k, saved.Target))
 	}
+	if !saved.Held && with.Made && !strings.HasPrefix(holder(lease), proxypod.RestoreBy) {
+		say("an earlier bridge of yours was killed in between: its share of the swap ends first")
+		if err := s.leaveFirst(ctx, lease, u, o, say); err != nil {
+			return nil, err
+		}
+		s.forget()
+		return nil, nil
+	}
 	if !saved.Held {
 		say("an earlier swap was killed in between: giving it back first")
 		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, t, o.Owner, swapOf(u)); err != nil {
@@ -202,13 +222,39 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 	if err != nil {
 		return nil, err
 	}
-	p.Undo, p.Lease, p.Own, p.noKeeper = *u, lease, saved.Own, noKeeper(ctx, k, lease)
+	p.Undo, p.Lease, p.Own, p.owner, p.noKeeper = *u, lease, saved.Own, o.Owner, noKeeper(ctx, k, lease)
 	if o.SelfRestore == SelfRestoreAlways && p.noKeeper != "" {
 		return nil, hint.Newf(hint.ProxyNotReady, "take it up without --self-restore always, or give back first: "+Command(k, u.Target),
 			"nobody would give %s in %s back when this machine is gone: %s", u.Target, k.Namespace, p.noKeeper)
 	}
 	s.key, s.lease = saved.Key, lease
 	return p, fault.After(fault.TakeUpRead, nil)
+}
+
+// has tells whether the Lease is that of a swap of which this machine has a share, or all, and with whom.
+// The error is membersOf's.
+func (s *Session) has(lease *coordinationv1.Lease) (ours bool, with member.List, err error) {
+	with, err = membersOf(lease)
+	if errors.Is(err, errUnshared) {
+		return lease.Annotations[proxypod.ClientAnnotation] == s.saved.Key.Fingerprint().String(), with, nil
+	}
+	_, ours = with.Of(s.saved.Key.Fingerprint())
+	return ours, with, err
+}
+
+// leaveFirst ends the share of a bridge that was killed while it joined or left. When nobody else has one, all is given back.
+func (s *Session) leaveFirst(ctx context.Context, lease *coordinationv1.Lease, u *Undo, o Options, say func(string)) error {
+	r := &Restorer{Kube: s.kube, Say: say}
+	all := func(others []member.Member) []member.Member { return others } // whether they are at work is not known
+	v := &leaving{r: r, lease: lease, client: s.saved.Key.Fingerprint(), owner: o.Owner, record: u, alive: all}
+	goOn, u, c, err := v.leave(ctx)
+	if err == nil && len(goOn) == 0 {
+		err = r.giveBack(ctx, u, c)
+	}
+	if hint.CodeOf(err) == hint.NotFound {
+		return nil // given back meanwhile
+	}
+	return err
 }
 
 // sameOptions compares what is asked for with what the swap was made with, and returns the ports and probes in a plan: those
@@ -272,7 +318,7 @@ func remotes(ports []Port) string {
 }
 
 // TakenUp is whether the swap is an earlier bridge's.
-func (s *Session) TakenUp() bool { return s.lease != nil }
+func (s *Session) TakenUp() bool { return s.lease != nil && !s.joins }
 
 // begin keeps the session from now on: before anything is claimed or, of an earlier swap, changed.
 func (s *Session) begin(p *Plan) error {

@@ -8,38 +8,8 @@ import (
 	"strings"
 	"unicode"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"bridge/internal/proxypod"
-	"bridge/internal/route"
 )
-
-// Share is what of a swapped workload's requests comes to one owner.
-type Share struct {
-	Owner string `json:"owner"`
-	route.Choice
-}
-
-// share writes who has what into a Lease; nothing where all that can be taken comes to its holder.
-func share(l *coordinationv1.Lease, all []Share) error {
-	if !slices.ContainsFunc(all, func(s Share) bool { return !s.All() }) {
-		return nil
-	}
-	b, err := json.Marshal(all)
-	if err == nil {
-		metav1.SetMetaDataAnnotation(&l.ObjectMeta, proxypod.SharesAnnotation, string(b))
-	}
-	return err
-}
-
-// sharesOf are those of a Lease; none where all comes to its holder, or nobody can read it.
-func sharesOf(l *coordinationv1.Lease) (all []Share) {
-	if json.Unmarshal([]byte(l.Annotations[proxypod.SharesAnnotation]), &all) != nil {
-		return nil
-	}
-	return all
-}
 
 // comes is what of the workload comes to this machine, in words.
 func (p *Plan) comes() string {

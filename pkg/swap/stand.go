@@ -35,7 +35,11 @@ func (s *Swap) awaitProxies(ctx context.Context) error {
 	if err := s.lines.main().WaitReady(ctx); err != nil {
 		return err
 	}
-	more, cancel := context.WithTimeout(ctx, secondTimeout)
+	second := secondTimeout
+	if s.Session.Joins() {
+		second = knownTimeout // its kubelet may be asked by nobody
+	}
+	more, cancel := context.WithTimeout(ctx, second)
 	defer cancel()
 	err := s.proxy.WaitAllReady(more, s.Plan.proxies())
 	if err == nil {

@@ -62,6 +62,9 @@ type Standby struct {
 	// Policies admit callers to the proxies, and these to the originals, where others keep them out.
 	Policies []*networkingv1.NetworkPolicy
 
+	// Members tells the proxies who has which requests; nil where nobody can share them.
+	Members *corev1.ConfigMap
+
 	pass []corev1.ContainerPort // ports that are the originals' alone
 }
 
@@ -69,7 +72,7 @@ func (s *Standby) pods(choice route.Choice) *proxypod.Standby {
 	if s == nil {
 		return nil
 	}
-	return &proxypod.Standby{Pass: s.pass, Choice: choice.Args()}
+	return &proxypod.Standby{Pass: s.pass, Mirror: choice.Mirror, Members: shareable(choice)}
 }
 
 func (s *Standby) passed() (ports []int32) {
@@ -91,6 +94,9 @@ func (s *Standby) objects() (out []Object) {
 	}
 	for _, n := range s.Policies {
 		out = append(out, Object{APIVersion: n.APIVersion, Kind: n.Kind, Namespace: n.Namespace, Name: n.Name})
+	}
+	if m := s.Members; m != nil {
+		out = append(out, Object{APIVersion: m.APIVersion, Kind: m.Kind, Namespace: m.Namespace, Name: m.Name})
 	}
 	return out
 }
@@ -180,6 +186,9 @@ func (p *Plan) standBefore(f Facts, moved []corev1.Service) error {
 	}
 	p.Standby.Originals = proxypod.Originals(lease, d.Namespace, selector, ports)
 	p.Standby.Proxies = proxypod.Proxies(lease, d.Namespace)
+	if shareable(p.Choice) {
+		p.Standby.Members = proxypod.Members(lease, d.Namespace, nil) // firstMember says what it says
+	}
 	if err := p.admit(f); err != nil {
 		return err
 	}
@@ -301,6 +310,15 @@ func (s *Standby) steps(k *kube.Client, create metav1.CreateOptions) (out []Step
 				return err
 			},
 		}
+	}
+	if m := s.Members; m != nil {
+		out = append(out, Step{
+			Verb: "create", Name: "configmap/" + m.Name, Object: m, Why: "tells the proxies who has which requests",
+			try: func(ctx context.Context) error {
+				_, err := k.Clientset.CoreV1().ConfigMaps(m.Namespace).Create(ctx, m, create)
+				return err
+			},
+		})
 	}
 	return append(out, service(s.Proxies, "by whose endpoints bridge sees when the proxies can take callers"), service(s.Originals, "by which the proxies find the originals"))
 }

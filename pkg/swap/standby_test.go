@@ -271,7 +271,7 @@ func TestChoiceGolden(t *testing.T) {
 		for _, n := range d.Notes {
 			out.WriteString(n + "\n")
 		}
-		out.WriteString(p.Lease.Annotations[proxypod.SharesAnnotation] + "\n")
+		out.WriteString(p.Lease.Annotations[proxypod.MembersAnnotation] + "\n")
 		for _, a := range p.Proxy.Spec.Template.Spec.Containers[0].Args {
 			out.WriteString("  " + a + "\n")
 		}
@@ -279,11 +279,15 @@ func TestChoiceGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(string(all), "bridge.internal/shares: '[{") {
+		if !strings.Contains(string(all), "bridge.internal/members: '{") {
 			t.Errorf("a dry run without the choice:\n%s", all)
 		}
-		if got := sharesOf(p.Lease); len(got) != 1 || got[0].Owner != "ada@laptop" || !got[0].Equal(o.Choice) {
-			t.Errorf("the Lease has %+v", got)
+		got, err := membersOf(p.Lease)
+		if err != nil || len(got.Members) != 1 || got.Members[0].Owner != "ada@laptop" || !got.Members[0].Equal(o.Choice) || got.Made {
+			t.Errorf("the Lease has %+v, %v", got, err)
+		}
+		if m := p.Standby.Members; (m == nil) != o.Choice.Mirror || m != nil && !strings.Contains(m.Data["shares"], "X-User") && !strings.Contains(m.Data["shares"], "x-user") {
+			t.Errorf("the proxies read %+v", m)
 		}
 	}
 	golden(t, "choice.golden.txt", out.String())

@@ -25,6 +25,7 @@ import (
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/member"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/pkg/tunnel"
@@ -64,6 +65,8 @@ type Swap struct {
 	answers chan struct{} // closed when Program does
 	stands  chan struct{} // closed when the proxies are Ready
 	ending  atomic.Bool   // giving back has begun
+	left    atomic.Bool   // this machine's share is out, and others go on
+	watched watched       // the others who share it
 	refused atomic.Bool   // the local process refused the last connection
 	// A process, or a laptop short of ports, that takes every other connection would fill the screen.
 	sayRefused rate.Sometimes
@@ -95,7 +98,11 @@ func (s *Swap) Run(ctx context.Context) error {
 	lease := s.claim.lease
 	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name}
 	s.lines = newLines(s.Plan.proxies(), s.proxy, s.Plan.Own, s.Session, func() *tunnel.Client {
-		return &tunnel.Client{Version: s.Version, ResumeWindow: s.ResumeWindow, Handle: s.handle}
+		t := &tunnel.Client{Version: s.Version, ResumeWindow: s.ResumeWindow, Handle: s.handle}
+		if shareable(s.Plan.Choice) {
+			t.KeyPatience = knownTimeout
+		}
+		return t
 	}, s.Log, func(line string) {
 		if !s.ending.Load() { // the proxy goes, and its tunnel with it
 			s.Say(line)
@@ -137,6 +144,9 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() {
 		more := proxypod.More{Annotations: s.annotations, News: s.probed}
+		if s.claim.share != nil {
+			more.Write = s.beat
+		}
 		if err := proxypod.Heartbeat(background, s.Kube, lease, s.lines.watch, more, s.Say); err != nil {
 			release(err)
 		}
@@ -146,11 +156,14 @@ func (s *Swap) Run(ctx context.Context) error {
 		running.Go(func() { release(s.Program.run(background, held, s, func() { close(s.answers) })) })
 	}
 
-	if s.Session.TakenUp() {
+	switch {
+	case s.Session.TakenUp(), s.Session.Joins():
 		s.guard.changed(s.Plan.Undo.Changes...)
 		err = s.takeUp(held)
-	} else {
-		err = s.apply(held)
+	default:
+		if err = s.apply(held); err == nil {
+			err = s.made(held)
+		}
 	}
 	if err == nil {
 		if err := s.Session.held(lease); err != nil {
@@ -186,23 +199,46 @@ func (s *Swap) Run(ctx context.Context) error {
 }
 
 // enter makes the claim, or finds that it is ours already.
-func (s *Swap) enter(ctx context.Context) (*claim, error) {
-	if s.Session.TakenUp() {
-		return &claim{s.Kube, s.Session.lease}, nil
+func (s *Swap) enter(ctx context.Context) (c *claim, err error) {
+	var share *member.Member
+	if !s.Plan.Choice.All() {
+		one := newMember(s.Plan.owner, s.Session.Fingerprint(), s.Plan.Choice, time.Now(), s.Version)
+		share = &one
 	}
-	c, err := newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo)
+	switch {
+	case s.Session.TakenUp():
+		return &claim{s.Kube, s.Session.lease, share}, nil
+	case s.Session.Joins():
+		c, err = s.join(ctx, share)
+	default:
+		if c, err = newClaim(ctx, s.Kube, s.Plan.Lease, &s.Plan.Undo); err == nil {
+			c.share = share
+		}
+	}
 	if hint.CodeOf(err) == hint.Conflict {
 		s.Session.forget() // another's
 	}
 	return c, err
 }
 
-// takeUp waits until the proxy of the earlier bridge has this one.
+// takeUp waits until the proxies of the earlier bridge, or of those who share the swap, have this one.
 func (s *Swap) takeUp(ctx context.Context) error {
-	if err := s.awaitProgram(ctx); err != nil {
+	timeout := s.ReadyTimeout
+	if shareable(s.Plan.Choice) {
+		timeout = max(timeout, knownTimeout)
+		if err := fault.After(fault.JoinTold, s.tellProxies(ctx)); err != nil {
+			return err
+		}
+		nudging, stop := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { s.nudge(nudging) })
+	}
+	if err := s.awaitProgram(ctx, timeout); err != nil {
 		return err
 	}
-	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
+	ready, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := s.awaitProxies(ready); err != nil {
 		return err
@@ -232,6 +268,11 @@ func (s *Swap) hold(ctx context.Context) error {
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)
 		}
+		if shareable(s.Plan.Choice) {
+			if err := s.tellProxies(ctx); err != nil && ctx.Err() == nil {
+				s.Log.Debug("the proxies' list", "error", err) // whoever shares the swap looks again
+			}
+		}
 		if err := fault.After(fault.Watched, nil); err != nil {
 			return err
 		}
@@ -246,8 +287,28 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	defer cancel()
 	r := &Restorer{Kube: s.Kube, Say: s.Say}
 	var taken *proxypod.TakenError
-	if !errors.As(cause, &taken) {
-		err := r.giveBack(ctx, &s.Plan.Undo, s.claim)
+	u, c := &s.Plan.Undo, s.claim
+	var err error
+	if !errors.As(cause, &taken) && c.share != nil {
+		var stays bool
+		if stays, u, c, err = s.leave(ctx, r); stays {
+			return cause
+		}
+		switch {
+		case errors.As(err, &taken):
+		case hint.CodeOf(err) == hint.NotFound: // given back meanwhile
+			taken = &proxypod.TakenError{}
+		case err != nil:
+			err = hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, s.Plan.Undo.Target))
+		}
+	}
+	if taken != nil && taken.Share {
+		return hint.Newf(hint.Conflict, "talk to them, or choose other requests", "the swap of %s in %s goes on without this machine: %w", s.Plan.Undo.Target, s.claim.lease.Namespace, taken)
+	}
+	if taken == nil {
+		if err == nil {
+			err = r.giveBack(ctx, u, c)
+		}
 		if err == nil {
 			return cause
 		}
@@ -270,7 +331,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err := r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.Undo.Owner, swapOf(&s.Plan.Undo))
+	u, c, err = r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.owner, swapOf(&s.Plan.Undo))
 	if hint.CodeOf(err) == hint.NotFound {
 		return over() // given back entirely
 	}
@@ -301,13 +362,16 @@ func (s *Swap) apply(ctx context.Context) error {
 		proxy = proxypod.WithOriginals(proxy, address)
 	}
 	maps := proxypod.ConfigMaps(lease.Namespace, lease.Name, s.Parts)
+	if s.Plan.Standby != nil && s.Plan.Standby.Members != nil {
+		maps = append(maps, s.Plan.Standby.Members)
+	}
 	if err := proxypod.Create(ctx, s.Kube, lease, maps, proxy); err != nil {
 		return proxyError(err)
 	}
 	if err := s.startKeeper(ctx); err != nil {
 		return proxyError(err)
 	}
-	if err := s.awaitProgram(ctx); err != nil {
+	if err := s.awaitProgram(ctx, s.ReadyTimeout); err != nil {
 		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)

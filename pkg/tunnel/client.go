@@ -92,6 +92,9 @@ type Client struct {
 	// ResumeWindow is how long a session, and all connections in it, outlives its carrier. Zero means 60 s, a
 	// negative one that it does not; at most MaxResumeWindow.
 	ResumeWindow time.Duration
+	// KeyPatience is how long on end a pod may refuse our key before that is final: one that is there already may learn of it
+	// later than we ask. Zero means not at all.
+	KeyPatience time.Duration
 	// Epoch tells two bridges with the same Key apart: the one with the higher epoch displaces the other, which gets
 	// ErrDisplaced. Zero means the time of Run, in nanoseconds since 1970, so that the later one wins.
 	Epoch uint64
@@ -145,7 +148,7 @@ func (c *Client) log() *slog.Logger {
 
 // Run keeps a session until ctx is done, and then returns nil. It returns an error when there can be
 // no session any more: another key than at first contact, for 10 s (ErrServerKey), our key refused
-// (ErrKeyRefused), a later bridge with our key (ErrDisplaced), another protocol version (*VersionError). Call it once.
+// for KeyPatience (ErrKeyRefused), a later bridge with our key (ErrDisplaced), another protocol version (*VersionError). Call it once.
 func (c *Client) Run(ctx context.Context) error {
 	c.init()
 	if c.Carrier == nil || c.Key.isZero() {
@@ -176,7 +179,7 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 	c.setState(Connecting, nil, nil)
 	phase := Connecting
 	failures := 0
-	var otherKey time.Time // since when the pod shows another key; zero when it does not
+	var otherKey, refused doubt
 	var sessions sync.WaitGroup
 	var s *session
 	defer func() {
@@ -210,13 +213,9 @@ func (c *Client) keep(ctx context.Context, handlers *sync.WaitGroup) (err error)
 			c.forget(s)
 			s = nil
 		}
-		if !errors.Is(err, ErrServerKey) {
-			otherKey = time.Time{}
-		} else if otherKey.IsZero() {
-			otherKey = time.Now()
-		}
-		patient := !otherKey.IsZero() && time.Since(otherKey) < serverKeyPatience
-		if final := finalError(err); final != nil && !patient {
+		learning := otherKey.within(serverKeyPatience, errors.Is(err, ErrServerKey))
+		unknown := refused.within(c.KeyPatience, errors.Is(err, ErrKeyRefused))
+		if final := finalError(err); final != nil && !learning && !unknown {
 			return final
 		}
 		wait := backoff(failures)
@@ -246,6 +245,23 @@ func (c *Client) note(text string, lost bool) {
 	c.mu.Unlock()
 	if c.OnNote != nil && !nothing {
 		c.OnNote(text, lost)
+	}
+}
+
+// doubt is since when something has been so on end; zero when it is not.
+type doubt time.Time
+
+// within notes whether it is so now, and tells whether it has been for less than long.
+func (d *doubt) within(long time.Duration, now bool) bool {
+	switch since := time.Time(*d); {
+	case !now:
+		*d = doubt{}
+		return false
+	case since.IsZero():
+		*d = doubt(time.Now())
+		return long > 0
+	default:
+		return time.Since(since) < long
 	}
 }
 
@@ -295,7 +311,7 @@ func (c *Client) connect(ctx context.Context, s *session, handlers *sync.WaitGro
 		want.kind, want.id = attachResume, s.id
 		want.received, turn = s.conn.detach(errReplaced)
 	}
-	l, met, err := dialHandshake(ctx, carrier, c.Key, pinned, hello{protocol: protocolVersion, info: Info{Version: c.Version}}, want)
+	l, met, err := dialHandshake(ctx, carrier, c.Key, pinned, hello{protocol: Protocol, info: Info{Version: c.Version}}, want)
 	if err != nil {
 		return s, nil, err
 	}

@@ -303,11 +303,11 @@ func TestOutboxIsBounded(t *testing.T) {
 }
 
 var goldenHellos = map[string]hello{
-	"hello-laptop": {protocol: protocolVersion, info: Info{Version: "v1.2.3"}},
-	"hello-pod": {protocol: protocolVersion, info: Info{
+	"hello-laptop": {protocol: Protocol, info: Info{Version: "v1.2.3"}},
+	"hello-pod": {protocol: Protocol, info: Info{
 		Version: "v1.2.3", Nameservers: []string{"10.96.0.10"}, Search: []string{"shop.svc.cluster.local", "svc.cluster.local"}, Ndots: 5,
 	}},
-	"hello-next-version": {protocol: protocolVersion + 1, info: Info{Version: "v2.0.0"}},
+	"hello-next-version": {protocol: Protocol + 1, info: Info{Version: "v2.0.0"}},
 }
 
 func TestHelloBytes(t *testing.T) {

@@ -29,10 +29,10 @@ var (
 	// ErrServerKey says that the pod has another key than at first contact: it is not the same
 	// proxy, or somebody is in between.
 	ErrServerKey = errors.New("the pod's proxy has another key than at first contact")
-	// ErrKeyRefused says that the pod was started for another laptop's key.
+	// ErrKeyRefused says that the pod knows other laptops' keys alone.
 	ErrKeyRefused = errors.New("the pod's proxy does not accept this key")
 
-	errClientKey = errors.New("not the key this proxy was started for")
+	errClientKey = errors.New("not a key that this proxy knows")
 )
 
 // tlsConfig is what both ends share; verify sees the other's fingerprint before anything is exchanged.
@@ -126,18 +126,14 @@ func isBadCertificate(err error) bool {
 	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: bad certificate"
 }
 
-// acceptTLS is the pod's first half: nothing is known about who is there. On error the carrier is closed.
-func acceptTLS(ctx context.Context, carrier net.Conn, key Key, client Fingerprint) (*link, error) {
+// acceptTLS is the pod's first half: nothing is known about who is there before verify has seen their fingerprint. On error the
+// carrier is closed.
+func acceptTLS(ctx context.Context, carrier net.Conn, key Key, verify func(Fingerprint) error) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	limited := &limitedConn{Conn: carrier, left: maxHandshake}
 	w := &cork.Conn{Conn: limited}
-	t := tls.Server(w, tlsConfig(key, func(f Fingerprint) error {
-		if !client.equal(f) {
-			return fmt.Errorf("%w: %v", errClientKey, f)
-		}
-		return nil
-	}))
+	t := tls.Server(w, tlsConfig(key, verify))
 	if err := t.HandshakeContext(ctx); err != nil {
 		if ctx.Err() == nil {
 			linger(carrier)

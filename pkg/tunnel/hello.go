@@ -8,8 +8,9 @@ import (
 	"io"
 )
 
-// protocolVersion is raised when an older end could no longer understand what follows the hello.
-const protocolVersion = 2
+// Protocol is the version of what the two ends say to each other. It is raised when an older end could no longer understand what
+// follows the hello.
+const Protocol = 2
 
 const (
 	helloMagic = "BRDG"

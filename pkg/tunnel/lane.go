@@ -426,7 +426,7 @@ func (c *Client) connectLane(ctx context.Context, s *session) (*link, error) {
 	received, turn := s.bulk.conn.detach(errReplaced)
 	want.received = received
 	// The pod that has the session, and no other.
-	l, met, err := dialHandshake(dialCtx, carrier, c.Key, s.pod, hello{protocol: protocolVersion, info: Info{Version: c.Version}}, want)
+	l, met, err := dialHandshake(dialCtx, carrier, c.Key, s.pod, hello{protocol: Protocol, info: Info{Version: c.Version}}, want)
 	if err != nil {
 		return nil, err
 	}

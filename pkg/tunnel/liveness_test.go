@@ -175,9 +175,9 @@ func TestFreshSessionHasLonger(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			l, err := acceptTLS(ctx, conn, pod, laptop.Fingerprint())
+			l, err := acceptTLS(ctx, conn, pod, only(laptop.Fingerprint()))
 			if err == nil {
-				err = acceptHello(ctx, l, hello{protocol: protocolVersion})
+				err = acceptHello(ctx, l, hello{protocol: Protocol})
 			}
 			if err == nil {
 				_, err = readAttach(l)

@@ -175,6 +175,16 @@ func newEnds(t testing.TB, n network) *ends {
 	return e
 }
 
+// only lets in that key, for acceptTLS.
+func only(client Fingerprint) func(Fingerprint) error {
+	return func(f Fingerprint) error {
+		if f != client {
+			return errClientKey
+		}
+		return nil
+	}
+}
+
 // over is whether somebody here has closed st.
 func (st *Stream) over() bool {
 	st.mu.Lock()

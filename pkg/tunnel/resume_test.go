@@ -373,7 +373,7 @@ func TestLaterBridgeDisplaces(t *testing.T) {
 		}
 		later := testAttach()
 		later.epoch++
-		l, met, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, later)
+		l, met, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: Protocol}, later)
 		if err != nil || met.answer.verdict != attachOK {
 			t.Fatal(met, err)
 		}
@@ -390,7 +390,7 @@ func resuming(t *testing.T, e *ends, n int) (a attach, again func(attach) (*link
 		if err != nil {
 			t.Fatal(err)
 		}
-		return dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, a)
+		return dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: Protocol}, a)
 	}
 	a = testAttach()
 	l, met, err := again(a)

@@ -69,7 +69,7 @@ func TestAnotherPodIsRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _, err = dialHandshake(context.Background(), conn, e.laptop, newKey(t).Fingerprint(), hello{protocol: protocolVersion}, testAttach())
+			_, _, err = dialHandshake(context.Background(), conn, e.laptop, newKey(t).Fingerprint(), hello{protocol: Protocol}, testAttach())
 			wantErr(t, "handshake", err, ErrServerKey)
 			e.waitRefused(1)
 		})
@@ -141,7 +141,7 @@ func TestNewPodIsPinnedAnew(t *testing.T) {
 }
 
 func TestVersionsMustMatch(t *testing.T) {
-	for _, version := range []int{protocolVersion - 1, protocolVersion + 1} {
+	for _, version := range []int{Protocol - 1, Protocol + 1} {
 		// A pod of another version, and a laptop of ours.
 		e := newEnds(t, tcpNetwork(t))
 		var wg sync.WaitGroup
@@ -151,18 +151,18 @@ func TestVersionsMustMatch(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			c, err := acceptTLS(context.Background(), conn, e.server.Key, e.server.Client)
+			c, err := acceptTLS(context.Background(), conn, e.server.Key, only(e.server.Client))
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			err = acceptHello(context.Background(), c, hello{protocol: version, info: Info{Version: "v9", Search: []string{"secret"}}})
-			wantVersion(t, err, protocolVersion, version)
+			wantVersion(t, err, Protocol, version)
 		})
 		err := e.client.Run(context.Background())
-		wantVersion(t, err, protocolVersion, version)
-		if got := hint.Of(err); version > protocolVersion && !strings.Contains(got, "upgrade bridge on the laptop to v9") ||
-			version < protocolVersion && !strings.Contains(got, "the pod is the older side") {
+		wantVersion(t, err, Protocol, version)
+		if got := hint.Of(err); version > Protocol && !strings.Contains(got, "upgrade bridge on the laptop to v9") ||
+			version < Protocol && !strings.Contains(got, "the pod is the older side") {
 			t.Errorf("pod %d: hint %q", version, got)
 		}
 		wg.Wait()
@@ -177,10 +177,10 @@ func TestVersionsMustMatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err = dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: version, info: Info{Version: "v9"}}, testAttach())
-		wantVersion(t, err, version, protocolVersion)
+		wantVersion(t, err, version, Protocol)
 		e.close()
-		if got := log.String(); version < protocolVersion && !strings.Contains(got, "the laptop is the older side") ||
-			version > protocolVersion && !strings.Contains(got, "the pod is the older side") {
+		if got := log.String(); version < Protocol && !strings.Contains(got, "the laptop is the older side") ||
+			version > Protocol && !strings.Contains(got, "the pod is the older side") {
 			t.Errorf("laptop %d: log %s", version, got)
 		}
 		_ = e.network.ln.Close()
@@ -313,7 +313,7 @@ func TestFewUnknownAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: Protocol}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +370,7 @@ func TestNewSessionDisplaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: Protocol}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -411,7 +411,7 @@ func TestProtocolViolations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: protocolVersion}, testAttach())
+		l, _, err := dialHandshake(context.Background(), conn, e.laptop, Fingerprint{}, hello{protocol: Protocol}, testAttach())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,10 +10,6 @@ import (
 	"sync/atomic"
 )
 
-// maxUnknown is how many connections may be in the handshake at once: the laptop needs one, a second
-// when it reconnects; the rest are strangers.
-const maxUnknown = 8
-
 // maxFlows is how many flows of datagrams the laptop may have open: each has a socket, and those of a client that forgets them
 // live for minutes.
 const maxFlows = 2048
@@ -35,12 +31,14 @@ type Server struct {
 	OnReady func(bool)
 	Log     *slog.Logger // nil: no log
 
-	refused atomic.Uint64
-	flows   atomic.Int32 // that are open
-	viewMu  sync.Mutex   // one call of View at a time
+	alone  sync.Once
+	door   Door         // Serve's
+	flows  atomic.Int32 // that are open
+	viewMu sync.Mutex   // one call of View at a time
 
 	mu      sync.Mutex
 	session *session
+	ended   bool   // by End
 	ready   bool   // of session
 	epoch   uint64 // the highest that a laptop came with
 
@@ -60,64 +58,41 @@ func (s *Server) log() *slog.Logger {
 	return s.Log
 }
 
-// Serve accepts carriers from ln until ctx is done, and then returns nil. It closes ln. When it
-// returns the session is closed and everything it started has ended. It may be called for several listeners at once: a
-// session goes on over carriers of any of them.
+// Serve accepts carriers from ln, of this laptop alone, as Door's does.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	defer func() { _ = ln.Close() }()
 	if s.Key.isZero() || s.Client == (Fingerprint{}) {
+		_ = ln.Close()
 		return errors.New("tunnel server: Key and Client must be set")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
-	defer stop()
-
-	unknown := make(chan struct{}, maxUnknown)
-	for {
-		conn, err := ln.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				_ = conn.Close()
+	s.alone.Do(func() {
+		s.door.Key, s.door.Log = s.Key, s.Log
+		s.door.Server = func(f Fingerprint) *Server {
+			if s.Client.equal(f) {
+				return s
 			}
 			return nil
 		}
-		var temporary net.Error
-		if errors.As(err, &temporary) && temporary.Timeout() {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("tunnel listener: %w", err)
-		}
-		select {
-		case unknown <- struct{}{}:
-			wg.Go(func() { s.serve(ctx, conn, func() { <-unknown }) })
-		default:
-			s.refuse(conn, fmt.Errorf("more than %d handshakes at once", maxUnknown))
-			_ = conn.Close()
-		}
-	}
+	})
+	return s.door.Serve(ctx, ln)
 }
 
-// Refused counts the connections that did not become a session.
-func (s *Server) Refused() uint64 { return s.refused.Load() }
+// Refused counts the connections to Serve that did not become a session.
+func (s *Server) Refused() uint64 { return s.door.refused.Load() }
 
-func (s *Server) refuse(conn net.Conn, err error) {
-	s.log().Warn("tunnel: connection refused", "from", conn.RemoteAddr(), "error", err, "count", s.refused.Add(1))
+// errLeft is why a laptop that has come through the door is let go.
+var errLeft = errors.New("the laptop is let in no more")
+
+// End ends the session for good: nobody is let in any more. For who has a Door.
+func (s *Server) End() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.displace(nil)
 }
 
-// serve makes a session of a carrier and runs it. known is called once it is known who is there, or the
-// connection closed.
-func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
-	l, err := acceptTLS(ctx, conn, s.Key, s.Client)
-	known()
-	if err != nil {
-		s.refuse(conn, err)
-		return
-	}
-	ours := hello{protocol: protocolVersion}
+// serve makes a session of a carrier and runs it.
+func (s *Server) serve(ctx context.Context, l *link) error {
+	ours := hello{protocol: Protocol}
 	if s.Info != nil {
 		ours.info = s.Info()
 	}
@@ -126,12 +101,9 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, known func()) {
 		if errors.As(err, &version) {
 			err = fmt.Errorf("%w; %s", err, version.Advice())
 		}
-		s.refuse(conn, err)
-		return
+		return err
 	}
-	if err := s.admit(ctx, l); err != nil {
-		s.refuse(conn, err)
-	}
+	return s.admit(ctx, l)
 }
 
 // admit does what the laptop wants of l: it goes on with the session there is, or runs a new one, which takes until that
@@ -225,12 +197,17 @@ var errDisplaced = errors.New("displaced by a new session")
 // displace makes next the session, and closes the one before with all its streams.
 func (s *Server) displace(next *session) {
 	s.mu.Lock()
-	old := s.session
+	over, why := []*session{s.session}, errDisplaced
+	if s.ended {
+		over, why, next = append(over, next), errLeft, nil
+	}
 	s.setLocked(next, false, false)
 	s.mu.Unlock()
 	s.tellReady()
-	if old != nil {
-		old.kill(errDisplaced)
+	for _, o := range over {
+		if o != nil {
+			o.kill(why)
+		}
 	}
 }
 

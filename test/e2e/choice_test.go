@@ -88,12 +88,12 @@ func (a *asker) asks(path, header string) string {
 	return strings.TrimSpace(string(body))
 }
 
-// shares is what `bridge status` says of the one swap.
-func (w *world) shares() (e struct {
-	Shares []struct {
-		Owner, Path string
-		Mirror      bool
-		Headers     []struct{ Name, Member, Value string }
+// members is what `bridge status` says of the one swap.
+func (w *world) members() (e struct {
+	Members []struct {
+		Owner, State, Path string
+		Mirror             bool
+		Headers            []struct{ Name, Member, Value string }
 	}
 	Notes []string
 }) {
@@ -142,7 +142,7 @@ func TestChoiceByHeader(t *testing.T) {
 		t.Errorf("TLS: %q, %v", answer, err)
 	}
 	b.says("port 8080: a connection went to the original, since it cannot be read: TLS")
-	if e := w.shares(); len(e.Shares) != 1 || e.Shares[0].Owner == "" || len(e.Shares[0].Headers) != 1 || e.Shares[0].Headers[0].Value != "ada" {
+	if e := w.members(); len(e.Members) != 1 || e.Members[0].Owner == "" || len(e.Members[0].Headers) != 1 || e.Members[0].Headers[0].Value != "ada" {
 		t.Errorf("status: %+v", e)
 	}
 	st := w.bridge("status")
@@ -244,14 +244,14 @@ func TestMirror(t *testing.T) {
 	more()
 	b.signal(syscall.SIGSTOP)
 	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
-	e := w.shares()
+	e := w.members()
 	b.signal(syscall.SIGCONT)
 	b.says("the copy lacks")
 	more()
-	if len(e.Shares) != 1 || !e.Shares[0].Mirror {
+	if len(e.Members) != 1 || !e.Members[0].Mirror {
 		t.Errorf("status: %+v", e)
 	}
-	w.await("the notes in the status", func() bool { return strings.Contains(strings.Join(w.shares().Notes, "\n"), "the copy lacks") })
+	w.await("the notes in the status", func() bool { return strings.Contains(strings.Join(w.members().Notes, "\n"), "the copy lacks") })
 	for _, l := range loads {
 		r := l.end(t)
 		t.Logf("%+v", r)

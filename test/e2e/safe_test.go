@@ -252,7 +252,7 @@ func TestSafeFromStrangers(t *testing.T) {
 		go func() { _, _ = c.Write(r.bytes()) }()
 		sf.hears("the recording of "+what, c, maxFlight)
 	}
-	if log := sf.logged(); !strings.Contains(log, "more than 4096 bytes before the handshake was complete") || !strings.Contains(log, "not the key this proxy was started for") {
+	if log := sf.logged(); !strings.Contains(log, "more than 4096 bytes before the handshake was complete") || !strings.Contains(log, "not a key that this proxy knows") {
 		t.Errorf("the proxy's log does not say why:\n%s", log)
 	}
 
