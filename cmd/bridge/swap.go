@@ -208,7 +208,7 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		a.say("probe " + p.String())
 	}
 	a.onSecondSignal(func() {
-		if session.Joins() {
+		if plan.Shared() { // restore would take everybody's
 			a.say("your share of the swap is not given back; do it by starting and ending the same command again")
 			return
 		}

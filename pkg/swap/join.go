@@ -21,6 +21,9 @@ import (
 	"bridge/internal/undo"
 )
 
+// madeTimeout is how long a swap that is being made is waited for: an image may have to be pulled for it first.
+const madeTimeout = 5 * time.Minute
+
 // Join plans to share the swap that others have of the workload; nil when there is none, or o has no requests of its own that could be
 // shared. It waits for one that is being made, and with o.TakeOver for the lapse of whom it displaces.
 // The error has the code Conflict, with the owner, when somebody has the same requests, and says which bridge is too old when two cannot share.
@@ -30,6 +33,7 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 		return nil, nil
 	}
 	leases := s.kube.Clientset.CoordinationV1().Leases(s.kube.Namespace)
+	begin := time.Now()
 	for waited := false; ; waited = true {
 		lease, err := leases.Get(ctx, leaseName(t), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
@@ -42,7 +46,14 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 		if err != nil {
 			return nil, err
 		}
+		claiming := l.Claiming(o.Choice)
+		if len(claiming) > 0 && !o.TakeOver {
+			return nil, errOverlap(s.kube, u.Target, &member.OverlapError{Other: claiming[0]})
+		}
 		if !l.Made {
+			if time.Since(begin) > madeTimeout {
+				return nil, errHeld(s.kube, lease, u.Target)
+			}
 			if !waited {
 				say(fmt.Sprintf("%s in %s is being swapped by %s: waiting, to share it", u.Target, lease.Namespace, holder(lease)))
 			}
@@ -51,10 +62,7 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 			}
 			continue
 		}
-		if claiming := l.Claiming(o.Choice); len(claiming) > 0 {
-			if !o.TakeOver {
-				return nil, errOverlap(s.kube, u.Target, &member.OverlapError{Other: claiming[0]})
-			}
+		if len(claiming) > 0 {
 			if err := s.awaitLapse(ctx, lease, u, claiming, say); errors.Is(err, errChanged) {
 				continue
 			} else if err != nil {
@@ -65,7 +73,8 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 		if err := rights.Swap.For(t.Kind).Check(ctx, s.kube, "swap "+t.String(), false); err != nil {
 			return nil, err
 		}
-		lacking, err := rights.Missing(ctx, s.kube, rights.Sharing())
+		// The last to leave moves callers back, whoever has moved them.
+		lacking, err := rights.Missing(ctx, s.kube, slices.Concat(rights.Sharing(), rights.Moving()))
 		if err != nil {
 			return nil, err
 		}

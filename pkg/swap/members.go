@@ -44,6 +44,9 @@ func newMember(owner string, client tunnel.Fingerprint, c route.Choice, now time
 	return member.Member{Owner: owner, Client: client, Choice: c, Since: now.Truncate(time.Second), Renewed: now, Bridge: version}
 }
 
+// Shared is whether others may have requests beside this machine's.
+func (p *Plan) Shared() bool { return shareable(p.Choice) }
+
 // firstMember lists who makes the swap, on its Lease, and for the proxies.
 func (p *Plan) firstMember(o Options) error {
 	if p.Choice.All() {

@@ -81,7 +81,7 @@ type savedSession struct {
 const notKept = "after a kill this swap can be given back, but not taken up again"
 
 // sessionVersion is the file's. A file of another one is not taken up.
-const sessionVersion = 1
+const sessionVersion = 2
 
 // sessionPath is where the session of a Lease is kept.
 func sessionPath(k *kube.Client, lease string) (string, error) {

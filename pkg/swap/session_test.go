@@ -105,14 +105,14 @@ func TestSessionOfAnotherKind(t *testing.T) {
 	s, _ := openSession(t, k)
 	path := s.file.Path()
 	for content, want := range map[string]string{
-		`{"version": 1, "key": "-----BEG`:  "an earlier swap cannot be taken up",
-		`{"version": 1, "key": "nothing"}`: "an earlier swap cannot be taken up",
-		`{"version": 2}`:                   "of another version",
+		`{"version": 2, "key": "-----BEG`:  "an earlier swap cannot be taken up",
+		`{"version": 2, "key": "nothing"}`: "an earlier swap cannot be taken up",
+		`{"version": 3}`:                   "of another version",
 		`{}`:                               "",
 		``:                                 "",
 		`{"version": "one"}`:               "an earlier swap cannot be taken up",
 		strings.Repeat("x", 100):           "an earlier swap cannot be taken up",
-		`{"version": 1, "pins": {"pod/0": "not a fingerprint"}}`: "an earlier swap cannot be taken up",
+		`{"version": 2, "pins": {"pod/0": "not a fingerprint"}}`: "an earlier swap cannot be taken up",
 	} {
 		s.Close()
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

@@ -226,7 +226,11 @@ func (s *Swap) takeUp(ctx context.Context) error {
 	timeout := s.ReadyTimeout
 	if shareable(s.Plan.Choice) {
 		timeout = max(timeout, knownTimeout)
-		if err := fault.After(fault.JoinTold, s.tellProxies(ctx)); err != nil {
+		told := wait.PollUntilContextTimeout(ctx, proxypod.Poll, timeout, true, func(ctx context.Context) (bool, error) {
+			err := s.tellProxies(ctx)
+			return err == nil, kube.IgnoreTransient(err)
+		})
+		if err := fault.After(fault.JoinTold, told); err != nil {
 			return err
 		}
 		nudging, stop := context.WithCancel(ctx)

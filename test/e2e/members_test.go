@@ -102,12 +102,12 @@ func TestMembers(t *testing.T) {
 
 	b.kill()
 	w.await("an answer by original", func() bool { return w.asks("x-user: bob") == "original" })
-	w.awaitGivenBack(before)
-	r := rest.end(t)
-	t.Logf("all others': %+v", r)
-	if r.Failed > 0 || r.By["original"] != r.Requests {
+	w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before })
+	// Before the next line, which scales the deployment.
+	if r := rest.end(t); r.Failed > 0 || r.By["original"] != r.Requests {
 		t.Errorf("all others': %+v", r)
 	}
+	w.assertGivenBack(before)
 }
 
 // The place of one who was killed may be taken while another keeps the swap; who comes back then is told.
