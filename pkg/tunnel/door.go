@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 )
 
-// maxUnknown is how many connections may be in the handshake at once: each of some sixteen laptops needs two when all reconnect; the
-// rest are strangers.
-const maxUnknown = 40
+// maxUnknown is how many connections may be in the handshake at once: a laptop needs one, a second when it reconnects; the rest are
+// strangers. Where many laptops reconnect at once some are refused, and try again.
+const maxUnknown = 8
 
 // Door lets in several laptops, each to a Server of its own, at one listener. Set the fields before Serve.
 type Door struct {
