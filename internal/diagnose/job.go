@@ -1,0 +1,63 @@
+package diagnose
+
+import (
+	"fmt"
+	"slices"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// checkJobs is about jobs that were given up.
+func checkJobs(s *Snapshot) (out []Finding) {
+	for i := range s.Jobs {
+		j := &s.Jobs[i]
+		if s.succeededSince(j) {
+			continue
+		}
+		for _, c := range j.Status.Conditions {
+			if c.Type != batchv1.JobFailed || c.Status != corev1.ConditionTrue {
+				continue
+			}
+			f := Finding{ID: "job-failed", Severity: Problem, Direction: Program, Object: refOf("job", j), Owner: s.owner(j)}
+			f.Summary = "it was given up: " + worded(c.Reason, c.Message)
+			f.Why = "its work is not done, and nobody tries again"
+			f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
+			f.Events = told(s.eventsOf("job", j))
+			f.Next = []string{fmt.Sprintf("kubectl logs job/%s%s", j.Name, f.Object.in()), "a job's template cannot be changed: delete it, and make it anew when its cause is mended"}
+			for k := range s.Pods {
+				if metav1.IsControlledBy(&s.Pods[k], j) {
+					f.because = append(f.because, refOf("pod", &s.Pods[k]))
+				}
+			}
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// overtaken is a failed pod of a Job that needs it no more: another pod of it, or another Job of its CronJob since, has done the work.
+func (s *Snapshot) overtaken(p *pod) bool {
+	c := metav1.GetControllerOf(p)
+	if c == nil || c.Kind != "Job" {
+		return false
+	}
+	j, there := s.makers[Ref{"job", p.Namespace, c.Name}].(*batchv1.Job)
+	return there && (complete(j) || s.succeededSince(j))
+}
+
+func complete(j *batchv1.Job) bool {
+	return slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool {
+		return c.Type == batchv1.JobComplete && c.Status == corev1.ConditionTrue
+	})
+}
+
+// succeededSince tells whether a later Job of the same CronJob has succeeded.
+func (s *Snapshot) succeededSince(j *batchv1.Job) bool {
+	by := metav1.GetControllerOf(j)
+	return by != nil && slices.ContainsFunc(s.Jobs, func(o batchv1.Job) bool {
+		its := metav1.GetControllerOf(&o)
+		return its != nil && its.UID == by.UID && o.CreationTimestamp.After(j.CreationTimestamp.Time) && complete(&o)
+	})
+}
