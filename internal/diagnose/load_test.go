@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -132,15 +133,22 @@ type tried struct {
 	says string
 }
 
-// try runs all checks on each row.
+// try runs all checks on each row. What they find has to be in the documentation.
 func try(t *testing.T, rows []tried) {
 	t.Helper()
+	page, err := os.ReadFile("../../docs/diagnose.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			found := load(t, row.documents).report(nil).Findings
 			var ids []string
 			for _, f := range found {
 				ids = append(ids, f.ID)
+				if !strings.Contains(string(page), "`"+f.ID+"`") {
+					t.Errorf("docs/diagnose.md does not have %s", f.ID)
+				}
 				if f.Summary == "" || f.Why == "" || len(f.Next) == 0 || len(f.State)+len(f.Events) == 0 || !slices.Contains(directions, f.Direction) {
 					t.Errorf("%s lacks something: %+v", f.ID, f)
 				}
