@@ -42,7 +42,9 @@ func TestClaimsWithoutAVolume(t *testing.T) {
 		{"nobody makes it", claim("storageClassName: fast", "Pending") + class(""), "claim-unbound", ""},
 		{"making it fails", claim("storageClassName: fast", "Pending") + class("") + event("PersistentVolumeClaim/data", "ProvisioningFailed", "no room"), "claim-provisioning-failed", "no room"},
 		{"it waits for a pod", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer"), "", ""},
-		{"... and has one", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" + mounts, "claim-unbound", ""},
+		{"... that has a node", strings.Replace(claim("storageClassName: fast", "Pending"), "{name: data}", "{name: data, annotations: {volume.kubernetes.io/selected-node: node1}}", 1) + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" + mounts, "claim-unbound", ""},
+		{"... that finds no node", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" +
+			unscheduledPod("resources: {requests: {cpu: 64}}", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", "0/1 nodes are available: 1 Insufficient cpu.") + aNode("node1", "", ""), "unschedulable-resources", "64 cpu"},
 		{"its volume is gone", claim("storageClassName: fast, volumeName: v1", "Lost"), "claim-lost", "v1"},
 		{"no claim", mounts, "claim-absent", "persistentvolumeclaim/data"},
 		{"being deleted, in use", strings.Replace(claim("storageClassName: fast", "Bound"), "{name: data}", "{name: data, deletionTimestamp: '2026-11-28T11:00:00Z', finalizers: [kubernetes.io/pvc-protection]}", 1), "deletion-stuck", "Used By"},

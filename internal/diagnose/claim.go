@@ -8,7 +8,11 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 )
 
-const defaultClass = "storageclass.kubernetes.io/is-default-class"
+const (
+	defaultClass = "storageclass.kubernetes.io/is-default-class"
+	// selectedNode is what the scheduler sets on a claim when it has found a node for the pod that mounts it.
+	selectedNode = "volume.kubernetes.io/selected-node"
+)
 
 // checkClaims is about volume claims that have no volume, and pods whose claims do not exist.
 func checkClaims(s *Snapshot) (out []Finding) {
@@ -104,8 +108,8 @@ func (s *Snapshot) explainPending(f *Finding, c *corev1.PersistentVolumeClaim) b
 		case len(failed) > 0:
 			f.ID, f.Summary = "claim-provisioning-failed", "its volume cannot be made: "+firstLine(failed[0].Message)
 			f.Next = []string{"the message is the storage driver's; look at its logs, and at the class: kubectl describe storageclass " + *class}
-		case i >= 0 && s.StorageClasses[i].VolumeBindingMode != nil && *s.StorageClasses[i].VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer && !s.mounted(c):
-			return false // it waits for a pod, as its class says
+		case i >= 0 && s.StorageClasses[i].VolumeBindingMode != nil && *s.StorageClasses[i].VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer && c.Annotations[selectedNode] == "":
+			return false // it waits, as its class says, for a pod that has found a node
 		case s.Now.Sub(c.CreationTimestamp.Time) < startPatience:
 			return false
 		default:
@@ -114,9 +118,4 @@ func (s *Snapshot) explainPending(f *Finding, c *corev1.PersistentVolumeClaim) b
 		}
 	}
 	return true
-}
-
-func (s *Snapshot) mounted(c *corev1.PersistentVolumeClaim) bool {
-	r := refOf("persistentvolumeclaim", c)
-	return slices.ContainsFunc(s.Pods, func(p pod) bool { return slices.Contains(claimsOf(&p), r) })
 }
