@@ -16,10 +16,12 @@ type check struct {
 	// cause.
 	behind []string
 	run    func(s *Snapshot) []Finding
+	// rest is what to run instead when all others have run, with what they found.
+	rest func(s *Snapshot, found []Finding) []Finding
 }
 
 // starting are the checks of what keeps a pod from running and being ready.
-var starting = []string{"nodes", "volume claims", "configuration", "images", "programs", "scheduling", "admission", "probes", "evictions", "deletion"}
+var starting = []string{"nodes", "volume claims", "configuration", "images", "programs", "scheduling", "admission", "probes", "evictions", "deletion", "sandboxes", "unexplained pods"}
 
 // checks is the table. The order means nothing: what is behind what does.
 func checks() []check {
@@ -34,6 +36,8 @@ func checks() []check {
 		{name: "probes", behind: []string{"nodes", "programs"}, run: checkProbes},
 		{name: "evictions", behind: []string{"nodes"}, run: checkEvictions},
 		{name: "deletion", behind: []string{"nodes"}, run: checkDeletion},
+		{name: "sandboxes", behind: []string{"nodes"}, run: checkSandboxes},
+		{name: "unexplained pods", behind: []string{"nodes"}, rest: checkUnexplained},
 		{name: "services", needs: []plural{services}, behind: starting, run: checkServices},
 		{name: "ingresses", needs: []plural{ingresses, services}, behind: append([]string{"services"}, starting...), run: checkIngresses},
 		{name: "rollouts", needs: []plural{deployments}, behind: starting, run: checkRollouts},
@@ -64,10 +68,15 @@ func atOnce(n int, do func(i int)) {
 func runChecks(s *Snapshot, list []check) []Finding {
 	found := make([][]Finding, len(list))
 	atOnce(len(list), func(i int) {
-		if !slices.ContainsFunc(list[i].needs, s.isUnread) {
+		if list[i].run != nil && !slices.ContainsFunc(list[i].needs, s.isUnread) {
 			found[i] = merge(list[i].run(s))
 		}
 	})
+	for i := range list {
+		if list[i].rest != nil {
+			found[i] = merge(list[i].rest(s, slices.Concat(found...)))
+		}
+	}
 	return hide(list, found)
 }
 
@@ -77,8 +86,8 @@ func hide(list []check, found [][]Finding) (out []Finding) {
 	about := map[Ref][]place{}
 	for i := range list {
 		for j := range found[i] {
-			if found[i][j].Severity != Problem {
-				continue // what works in spite of it is not explained by it
+			if !found[i][j].explaining() {
+				continue
 			}
 			for _, r := range found[i][j].about() {
 				about[r] = append(about[r], place{i, j})

@@ -93,7 +93,9 @@ type Finding struct {
 
 	// because are objects whose own faults would explain this.
 	because []Ref
-	log     logWanted
+	// explains is whether it explains others though it is a warning alone: what it is about does not work for now, or is meant not to.
+	explains bool
+	log      logWanted
 }
 
 // logWanted is which log of its container a finding wants to show.
@@ -121,6 +123,9 @@ func (f *Finding) about() []Ref {
 	return out
 }
 
+// explaining tells whether others may stand behind it. What works in spite of a warning is not explained by it.
+func (f *Finding) explaining() bool { return f.Severity == Problem || f.explains }
+
 // partOf names one container of a pod, as what a finding is explained by.
 func partOf(pod Ref, container string) Ref {
 	return Ref{"container", pod.Namespace, pod.Name + "/" + container}
@@ -137,16 +142,27 @@ func (f *Finding) concerns(near map[Ref]bool) bool {
 // merge makes one finding of those that several objects of one owner share. Those of one object stay apart.
 func merge(found []Finding) (out []Finding) {
 	for _, f := range found {
-		same := func(o Finding) bool {
-			return f.Owner != (Ref{}) && o.ID == f.ID && o.Owner == f.Owner && o.Container == f.Container && o.Object != f.Object && !slices.Contains(o.Also, f.Object)
+		if f.Owner == (Ref{}) {
+			out = append(out, f)
+			continue
 		}
-		i := slices.IndexFunc(out, func(o Finding) bool { return same(o) && o.Summary == f.Summary })
-		if i < 0 {
-			i = slices.IndexFunc(out, same)
+		same := func(o *Finding) bool {
+			return o.ID == f.ID && o.Owner == f.Owner && o.Container == f.Container && o.Object != f.Object && !slices.Contains(o.Also, f.Object)
+		}
+		i := -1
+		for j := range out {
+			if o := &out[j]; same(o) && (i < 0 || o.Summary == f.Summary) {
+				if i = j; o.Summary == f.Summary {
+					break
+				}
+			}
 		}
 		if i < 0 {
 			out = append(out, f)
 			continue
+		}
+		if f.Severity == Problem {
+			out[i].Severity = Problem // of several, the gravest
 		}
 		out[i].Also = append(out[i].Also, f.Object)
 		for _, r := range f.because {

@@ -88,6 +88,12 @@ var probeFaults = []struct{ says, id, what, next string }{
 	{"executable file not found", "probe-command", "the command is not in the container", "correct the probe's command: "},
 }
 
+// slowFaults are those that a program has, too, that has only just been started.
+var slowFaults = []string{"probe-refused", "probe-timeout", "probe-status", "probe-exec", "probe-failing"}
+
+// undeclared begins what is added for a port that no start, however slow, opens.
+const undeclared = "; the container declares "
+
 // probeFinding is about one probe: its port, its timing, and what it gets.
 func (s *Snapshot) probeFinding(p *pod, c container, probe probe) (Finding, bool) {
 	begin := func(id string, severity Severity) Finding {
@@ -144,9 +150,12 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe probe) (Finding, bool
 				break
 			}
 			if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
-				f.Summary += fmt.Sprintf("; the container declares %s and not %d", portsOf(c), n)
+				f.Summary += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
 			}
 			f.Events = told([]*corev1.Event{e})
+			if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) && s.startingContainer(p, c) {
+				f.may()
+			}
 			return f, true
 		}
 	}
@@ -224,5 +233,8 @@ func (s *Snapshot) gateFinding(p *pod) (Finding, bool) {
 	f.Summary = fmt.Sprintf("its containers are ready, and its readiness gate %s is not met", list(unmet))
 	f.Why = "it gets no traffic before the controller that the gate is named for says so"
 	f.Next = []string{"look for that controller and its log; the condition is its business alone"}
+	if s.Now.Sub(containers.LastTransitionTime.Time) < slowPatience {
+		f.may()
+	}
 	return f, len(unmet) > 0
 }

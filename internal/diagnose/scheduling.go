@@ -18,6 +18,9 @@ func checkScheduling(s *Snapshot) (out []Finding) {
 		p := &s.Pods[i]
 		c := unscheduled(p)
 		if c == nil {
+			if f, ok := s.unseen(p); ok {
+				out = append(out, f)
+			}
 			continue
 		}
 		f := s.ofPod(p, "unschedulable", Problem, Scheduling)
@@ -40,6 +43,26 @@ func checkScheduling(s *Snapshot) (out []Finding) {
 		out = append(out, f)
 	}
 	return out
+}
+
+// unseen is about a pod that no scheduler has looked at: the one it names does not run.
+func (s *Snapshot) unseen(p *pod) (Finding, bool) {
+	if p.Status.Phase != corev1.PodPending || p.Spec.NodeName != "" || p.DeletionTimestamp != nil || condition(p, corev1.PodScheduled) != nil || s.Now.Sub(p.CreationTimestamp.Time) < startPatience {
+		return Finding{}, false
+	}
+	name := cmp.Or(p.Spec.SchedulerName, corev1.DefaultSchedulerName)
+	f := s.ofPod(p, "pod-no-scheduler", Problem, Scheduling)
+	f.Summary = fmt.Sprintf("no scheduler has looked at it: is there one called %s", name)
+	f.Why = "no container of a pod starts before the pod has a node"
+	f.State = []Evidence{{From: f.Object.String() + " spec.schedulerName", Says: name}, {From: f.Object.String() + " condition PodScheduled", Says: "nobody has set it", At: p.CreationTimestamp.Time}}
+	f.Events = told(s.eventsOf("pod", p))
+	f.because = append(f.because, f.Object)
+	if name == corev1.DefaultSchedulerName {
+		f.Next = []string{"the cluster's scheduler does not run: kubectl get pods -n kube-system"}
+	} else {
+		f.Next = []string{fmt.Sprintf("leave schedulerName out, or write %s; or have %s started: %s", corev1.DefaultSchedulerName, name, f.edit())}
+	}
+	return f, true
 }
 
 // refusal is why one node does not take a pod.

@@ -140,11 +140,11 @@ func (s *Snapshot) selectorFindings(v *corev1.Service) (out []Finding) {
 		f.Summary = fmt.Sprintf("none of its %d pods is ready: %s", len(selected), few(unready))
 	}
 	// A pod that was made a moment ago is on its way.
-	if !slices.ContainsFunc(selected, func(p *pod) bool { return !ready(p) && s.Now.Sub(p.CreationTimestamp.Time) > startPatience }) {
-		if len(unready) < len(selected) {
-			return out
-		}
-		f.Severity = Warning
+	if len(unready) < len(selected) && !slices.ContainsFunc(selected, func(p *pod) bool { return !ready(p) && s.Now.Sub(p.CreationTimestamp.Time) > startPatience }) {
+		return out
+	}
+	if len(unready) == len(selected) && !slices.ContainsFunc(selected, func(p *pod) bool { return !s.starting(p) }) {
+		f.Severity, f.explains = Warning, true
 	}
 	f.Next = []string{"bridge diagnose " + unready[0] + f.Object.in()}
 	return append(out, f)

@@ -86,6 +86,7 @@ type Snapshot struct {
 	makers      map[Ref]metav1.Object
 	made        map[Ref][]Ref // the pods and ReplicaSets of a workload
 	podsIn      map[string][]*corev1.Pod
+	deployed    map[Ref]*appsv1.Deployment
 }
 
 // reading is how one kind is read into the snapshot.
@@ -291,7 +292,10 @@ func (s *Snapshot) index() {
 	for i := range s.Jobs {
 		s.makers[refOf("job", &s.Jobs[i])] = &s.Jobs[i]
 	}
-	s.made = map[Ref][]Ref{}
+	s.made, s.deployed = map[Ref][]Ref{}, map[Ref]*appsv1.Deployment{}
+	for i := range s.Deployments {
+		s.deployed[refOf("deployment", &s.Deployments[i])] = &s.Deployments[i]
+	}
 	add := func(kind string, o metav1.Object) {
 		by := s.owner(o)
 		s.made[by] = append(s.made[by], refOf(kind, o))
