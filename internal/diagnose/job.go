@@ -39,18 +39,27 @@ func checkJobs(s *Snapshot) (out []Finding) {
 
 // overtaken is a failed pod of a Job that needs it no more: another pod of it, or another Job of its CronJob since, has done the work.
 func (s *Snapshot) overtaken(p *pod) bool {
-	c := metav1.GetControllerOf(p)
-	if c == nil || c.Kind != "Job" {
-		return false
-	}
-	j, there := s.makers[Ref{"job", p.Namespace, c.Name}].(*batchv1.Job)
-	return there && (complete(j) || s.succeededSince(j))
+	j := s.jobOf(p)
+	return j != nil && (is(j, batchv1.JobComplete) || s.succeededSince(j))
 }
 
-func complete(j *batchv1.Job) bool {
-	return slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool {
-		return c.Type == batchv1.JobComplete && c.Status == corev1.ConditionTrue
-	})
+// jobGoesOn tells whether p is of a Job that is neither done nor given up.
+func (s *Snapshot) jobGoesOn(p *pod) bool {
+	j := s.jobOf(p)
+	return j != nil && !is(j, batchv1.JobComplete) && !is(j, batchv1.JobFailed)
+}
+
+func (s *Snapshot) jobOf(p *pod) *batchv1.Job {
+	c := metav1.GetControllerOf(p)
+	if c == nil || c.Kind != "Job" {
+		return nil
+	}
+	j, _ := s.makers[Ref{"job", p.Namespace, c.Name}].(*batchv1.Job)
+	return j
+}
+
+func is(j *batchv1.Job, t batchv1.JobConditionType) bool {
+	return slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool { return c.Type == t && c.Status == corev1.ConditionTrue })
 }
 
 // succeededSince tells whether a later Job of the same CronJob has succeeded.
@@ -58,6 +67,6 @@ func (s *Snapshot) succeededSince(j *batchv1.Job) bool {
 	by := metav1.GetControllerOf(j)
 	return by != nil && slices.ContainsFunc(s.Jobs, func(o batchv1.Job) bool {
 		its := metav1.GetControllerOf(&o)
-		return its != nil && its.UID == by.UID && o.CreationTimestamp.After(j.CreationTimestamp.Time) && complete(&o)
+		return its != nil && its.UID == by.UID && o.CreationTimestamp.After(j.CreationTimestamp.Time) && is(&o, batchv1.JobComplete)
 	})
 }

@@ -21,7 +21,7 @@ func asked(p *corev1.Probe) string {
 	case p.GRPC != nil:
 		return fmt.Sprintf("gRPC health of port %d", p.GRPC.Port)
 	case p.Exec != nil:
-		return fmt.Sprintf("command %q", p.Exec.Command)
+		return "command " + masked(p.Exec.Command)
 	}
 	return "nothing"
 }

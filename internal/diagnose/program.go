@@ -19,8 +19,11 @@ const (
 func checkPrograms(s *Snapshot) (out []Finding) {
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodFailed && s.overtaken(p) {
+		switch {
+		case p.DeletionTimestamp != nil, p.Status.Phase == corev1.PodSucceeded:
 			continue
+		case p.Status.Phase == corev1.PodFailed && (p.Status.Reason != "" || s.overtaken(p)):
+			continue // its node or its deadline has ended it, or another has done its work
 		}
 		for _, c := range containersOf(p) {
 			if f, ok := s.programFinding(p, c); ok {
@@ -46,14 +49,12 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 		}
 	case end.ExitCode == 0 && (c.init && !c.sidecar() || p.Spec.RestartPolicy != corev1.RestartPolicyAlways):
 		return Finding{}, false // it has done its work
-	case p.Status.Reason == "Evicted", p.Status.Reason == "Preempting":
-		return Finding{}, false
 	}
 	if end == nil {
 		end = &corev1.ContainerStateTerminated{ExitCode: -1}
 	}
 	severity := Problem
-	if running != nil && c.status.Ready {
+	if running != nil && c.status.Ready || p.Status.Phase == corev1.PodFailed && s.jobGoesOn(p) {
 		severity = Warning
 	}
 	f := s.ofContainer(p, c, "program-exits", severity, Program)
@@ -78,6 +79,10 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 		switch {
 		case running != nil:
 			f.Why = "it runs again now; while it did not, its callers were refused"
+		case c.status.State.Terminated != nil && severity == Warning:
+			f.Why = "its Job goes on, and makes another pod if it may"
+		case c.status.State.Terminated != nil && (p.Status.Phase == corev1.PodFailed || p.Spec.RestartPolicy == corev1.RestartPolicyNever):
+			f.Why = "its pod's restartPolicy " + string(p.Spec.RestartPolicy) + " does not have it started again"
 		case c.init && !c.sidecar():
 			f.Why = "the containers behind an init container do not start before it has succeeded"
 		default:
@@ -97,7 +102,10 @@ func endField(c container) string {
 // explainEnd says in f how and why the container ended.
 func (s *Snapshot) explainEnd(f *Finding, p *pod, c container, end *corev1.ContainerStateTerminated) {
 	_, waits := c.waiting()
-	logs := fmt.Sprintf("kubectl logs %s%s -c %s --previous", p.Name, inOf(p), c.Name)
+	logs := fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)
+	if f.log == previousLog {
+		logs += " --previous"
+	}
 	f.Next = []string{logs}
 	switch started := end.Message + " " + waits; {
 	case end.Reason == "OOMKilled":
@@ -157,12 +165,26 @@ func (s *Snapshot) explainStart(f *Finding, c container, said string) {
 			break
 		}
 	}
-	if words := slices.Concat(c.Command, c.Args); len(words) > 0 {
-		f.State = append(f.State, Evidence{From: f.Object.String() + " command and args", Says: fmt.Sprintf("%q", words)})
+	if len(c.Command) > 0 {
+		f.State = append(f.State, Evidence{From: f.Object.String() + " command", Says: masked(slices.Concat(c.Command, c.Args))})
+	} else if len(c.Args) > 0 {
+		f.State = append(f.State, Evidence{From: f.Object.String() + " args", Says: counted(len(c.Args), "argument") + " for the image's own command"})
 	}
 	f.Next = []string{"correct command, args or workingDir, or leave command out for the image's own: " + f.edit()}
 	if f.ID == "program-oom" {
 		f.Next = []string{"raise resources.limits.memory: " + f.edit()}
+	}
+}
+
+// masked is a command without its arguments, in which passwords may be.
+func masked(words []string) string {
+	switch n := len(words) - 1; {
+	case n < 0:
+		return "none"
+	case n == 0:
+		return fmt.Sprintf("%q", words[0])
+	default:
+		return fmt.Sprintf("%q and %s", words[0], counted(n, "argument"))
 	}
 }
 

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -41,6 +42,45 @@ func TestProgramsThatEnd(t *testing.T) {
 			`initContainerStatuses: [{name: migrate, ready: false, restartCount: 1, image: "", imageID: "", state: {terminated: {reason: Error, exitCode: 1, finishedAt: "2026-11-28T11:59:40Z"}}}]
 `+waits("PodInitializing", "")), "program-exits", "init container migrate ends"},
 	})
+}
+
+// What is over for good is told as that.
+func TestPodsThatHaveEnded(t *testing.T) {
+	once := func(phase, reason, policy string, exitCode string) string {
+		pod := strings.NewReplacer("Always", policy, "phase: Pending", "phase: "+phase).Replace(
+			withPod("", "", reason+`containerStatuses: [{name: app, ready: false, restartCount: 0, image: "", imageID: "", state: {terminated: {reason: Error, exitCode: `+exitCode+`}}}]`))
+		return pod
+	}
+	try(t, []tried{
+		{"succeeded all the same", once("Succeeded", "", "Never", "1"), "", ""},
+		{"its node has ended it", once("Failed", "reason: NodeShutdown\n", "Never", "137"), "pod-failed", ""},
+		{"its deadline has", once("Failed", "reason: DeadlineExceeded\n", "Never", "143"), "", ""},
+		{"by itself", once("Failed", "", "Never", "1"), "program-exits", "kubectl logs it -n shop -c app"},
+	})
+	f := load(t, once("Failed", "", "Never", "1")).report(nil).Findings[0]
+	if strings.Contains(strings.Join(f.Next, ""), "--previous") || !strings.Contains(f.Why, "restartPolicy Never") || f.Severity != Problem || f.log != currentLog {
+		t.Errorf("a pod that is not restarted: %+v", f)
+	}
+	const ofJob = "metadata: {ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}], "
+	job := "\n---\nkind: Job\nmetadata: {name: it, uid: j1}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {active: 1}\n"
+	f = load(t, strings.Replace(once("Failed", "", "Never", "1"), "metadata: {", ofJob, 1)+job).report(nil).Findings[0]
+	if f.Severity != Warning || !strings.Contains(f.Why, "its Job goes on") {
+		t.Errorf("a Job's first try: %+v", f)
+	}
+}
+
+// Passwords are in arguments.
+func TestArgumentsAreNotTold(t *testing.T) {
+	for _, documents := range []string{
+		withPod("command: [orders, --password=s3cret]", "", ended("reason: StartError, exitCode: 128, message: 'exec: \"orders\": executable file not found in $PATH'")),
+		withPod("args: [--password=s3cret, s3cret]", "", ended("reason: StartError, exitCode: 128, message: m")),
+		unreadyPod("readinessProbe: {exec: {command: [check, s3cret]}}", "11:00:00") + event("Pod/it", "Unhealthy", "Readiness probe failed: no"),
+	} {
+		found := load(t, documents).report(nil).Findings
+		if text := fmt.Sprintf("%+v", found); len(found) != 1 || strings.Contains(text, "s3cret") {
+			t.Errorf("found %s", text)
+		}
+	}
 }
 
 func TestWhatIsTold(t *testing.T) {
