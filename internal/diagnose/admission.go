@@ -98,11 +98,16 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 	}
 	for i := range s.Jobs {
 		o := &s.Jobs[i]
-		if !slices.ContainsFunc(s.Pods, func(p pod) bool { return metav1.IsControlledBy(&p, o) }) && o.Status.CompletionTime == nil {
+		if o.Status.CompletionTime == nil && len(s.eventsOf("job", o, "FailedCreate")) > 0 && !s.hasPods(o) {
 			refused("job", o, 1, 0, nil)
 		}
 	}
 	return out
+}
+
+// hasPods tells whether there is a pod that o has made.
+func (s *Snapshot) hasPods(o metav1.Object) bool {
+	return slices.ContainsFunc(s.podsIn[o.GetNamespace()], func(p *pod) bool { return metav1.IsControlledBy(p, o) })
 }
 
 // madeSince tells whether o has made a pod after that time: then what it was refused before is over.

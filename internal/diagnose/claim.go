@@ -41,7 +41,7 @@ func checkClaims(s *Snapshot) (out []Finding) {
 			continue
 		}
 		for _, r := range claimsOf(p) {
-			if slices.ContainsFunc(s.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Name == r.Name && c.Namespace == r.Namespace }) {
+			if s.claimed[r] {
 				continue
 			}
 			f := s.ofPod(p, "claim-absent", Problem, Storage)

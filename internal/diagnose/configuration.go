@@ -8,7 +8,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // startPatience is how long a pod may be on its way before that is worth a word: volumes, images and programs take seconds.
@@ -144,12 +143,12 @@ func (s *Snapshot) missingRefs(p *pod) (out []missingRef) {
 		if name == "" || optional != nil && *optional {
 			return
 		}
-		r, list := configMaps, s.ConfigMaps
+		r := configMaps
 		if kind == "secret" {
-			r, list = secrets, s.Secrets
+			r = secrets
 		}
 		m := missingRef{kind + "-absent", kind, name, by}
-		if s.has(r) && !named(list, p.Namespace, name) && !slices.ContainsFunc(out, func(o missingRef) bool { return o.ref() == m.ref() }) {
+		if s.has(r) && !s.named[Ref{kind, p.Namespace, name}] && !slices.ContainsFunc(out, func(o missingRef) bool { return o.ref() == m.ref() }) {
 			out = append(out, m)
 		}
 	}
@@ -197,10 +196,6 @@ func (s *Snapshot) missingRefs(p *pod) (out []missingRef) {
 		}
 	}
 	return out
-}
-
-func named(list []metav1.PartialObjectMetadata, namespace, name string) bool {
-	return slices.ContainsFunc(list, func(o metav1.PartialObjectMetadata) bool { return o.Namespace == namespace && o.Name == name })
 }
 
 // nextForMissing proposes the object whose name is nearest, if one is near, and making it.

@@ -92,7 +92,7 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 			}
 		}
 		for _, t := range ing.Spec.TLS {
-			if t.SecretName == "" || !s.has(secrets) || named(s.Secrets, ing.Namespace, t.SecretName) {
+			if t.SecretName == "" || !s.has(secrets) || s.named[Ref{"secret", ing.Namespace, t.SecretName}] {
 				continue
 			}
 			f := begin("ingress-certificate-absent", "tls "+t.SecretName)

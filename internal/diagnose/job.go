@@ -13,7 +13,7 @@ import (
 func checkJobs(s *Snapshot) (out []Finding) {
 	for i := range s.Jobs {
 		j := &s.Jobs[i]
-		if s.succeededSince(j) {
+		if !is(j, batchv1.JobFailed) || s.succeededSince(j) {
 			continue
 		}
 		for _, c := range j.Status.Conditions {
@@ -26,9 +26,9 @@ func checkJobs(s *Snapshot) (out []Finding) {
 			f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
 			f.Events = told(s.eventsOf("job", j))
 			f.Next = []string{fmt.Sprintf("kubectl logs job/%s%s", j.Name, f.Object.in()), "a job's template cannot be changed: delete it, and make it anew when its cause is mended"}
-			for k := range s.Pods {
-				if metav1.IsControlledBy(&s.Pods[k], j) {
-					f.because = append(f.because, refOf("pod", &s.Pods[k]))
+			for _, p := range s.podsIn[j.Namespace] {
+				if metav1.IsControlledBy(p, j) {
+					f.because = append(f.because, refOf("pod", p))
 				}
 			}
 			out = append(out, f)
@@ -65,8 +65,5 @@ func is(j *batchv1.Job, t batchv1.JobConditionType) bool {
 // succeededSince tells whether a later Job of the same CronJob has succeeded.
 func (s *Snapshot) succeededSince(j *batchv1.Job) bool {
 	by := metav1.GetControllerOf(j)
-	return by != nil && slices.ContainsFunc(s.Jobs, func(o batchv1.Job) bool {
-		its := metav1.GetControllerOf(&o)
-		return its != nil && its.UID == by.UID && o.CreationTimestamp.After(j.CreationTimestamp.Time) && is(&o, batchv1.JobComplete)
-	})
+	return by != nil && s.lastSuccess[by.UID].After(j.CreationTimestamp.Time)
 }

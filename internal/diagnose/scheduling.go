@@ -269,18 +269,38 @@ func termMatches(t corev1.NodeSelectorTerm, n *corev1.Node) bool {
 	return true
 }
 
+// nodeLoad is what the pods of a node take.
+type nodeLoad struct {
+	pods      []*pod
+	requested corev1.ResourceList
+}
+
+// loads sums it up once, for all pods that find no place.
+func loads(all []corev1.Pod) map[string]*nodeLoad {
+	out := map[string]*nodeLoad{}
+	for i := range all {
+		p := &all[i]
+		if p.Spec.NodeName == "" || over(p) {
+			continue
+		}
+		l := out[p.Spec.NodeName]
+		if l == nil {
+			l = &nodeLoad{requested: corev1.ResourceList{}}
+			out[p.Spec.NodeName] = l
+		}
+		l.pods = append(l.pods, p)
+		for name, q := range requests(&p.Spec) {
+			add(l.requested, name, q)
+		}
+	}
+	return out
+}
+
 // tooSmall is what the node has not free. Where the pods of other namespaces could not be read, only what the whole node is too small for is known.
 func (s *Snapshot) tooSmall(p *pod, n *corev1.Node) (out []refusal) {
 	used, count := corev1.ResourceList{}, int64(0)
-	for i := range s.AllPods {
-		o := &s.AllPods[i]
-		if o.Spec.NodeName != n.Name || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
-			continue
-		}
-		count++
-		for name, q := range requests(&o.Spec) {
-			add(used, name, q)
-		}
+	if l := s.load[n.Name]; l != nil {
+		used, count = l.requested, int64(len(l.pods))
 	}
 	wants := requests(&p.Spec)
 	for _, name := range sortedNames(wants) {
@@ -402,11 +422,11 @@ func (s *Snapshot) portsTaken(p *pod, n *corev1.Node) (out []refusal) {
 		return nil
 	}
 	wildcard := func(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
-	for i := range s.AllPods {
-		o := &s.AllPods[i]
-		if o.Spec.NodeName != n.Name {
-			continue
-		}
+	l := s.load[n.Name]
+	if l == nil {
+		return nil
+	}
+	for _, o := range l.pods {
 		for _, have := range hostPorts(&o.Spec) {
 			for _, w := range wanted {
 				if w.HostPort == have.HostPort && cmp.Or(w.Protocol, corev1.ProtocolTCP) == cmp.Or(have.Protocol, corev1.ProtocolTCP) && (wildcard(w.HostIP) || wildcard(have.HostIP) || w.HostIP == have.HostIP) {

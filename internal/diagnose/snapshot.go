@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/kube"
 )
@@ -87,6 +88,10 @@ type Snapshot struct {
 	made        map[Ref][]Ref // the pods and ReplicaSets of a workload
 	podsIn      map[string][]*corev1.Pod
 	deployed    map[Ref]*appsv1.Deployment
+	claimed     map[Ref]bool
+	lastSuccess map[types.UID]time.Time // of a CronJob: when the last of its Jobs that are complete was made
+	named       map[Ref]bool            // ConfigMaps and Secrets
+	load        map[string]*nodeLoad    // of a node, of AllPods
 }
 
 // reading is how one kind is read into the snapshot.
@@ -292,6 +297,23 @@ func (s *Snapshot) index() {
 	for i := range s.Jobs {
 		s.makers[refOf("job", &s.Jobs[i])] = &s.Jobs[i]
 	}
+	s.claimed, s.named, s.lastSuccess = map[Ref]bool{}, map[Ref]bool{}, map[types.UID]time.Time{}
+	for i := range s.Claims {
+		s.claimed[refOf("persistentvolumeclaim", &s.Claims[i])] = true
+	}
+	for i := range s.ConfigMaps {
+		s.named[refOf("configmap", &s.ConfigMaps[i])] = true
+	}
+	for i := range s.Secrets {
+		s.named[refOf("secret", &s.Secrets[i])] = true
+	}
+	for i := range s.Jobs {
+		j := &s.Jobs[i]
+		if by := metav1.GetControllerOf(j); by != nil && is(j, batchv1.JobComplete) && j.CreationTimestamp.After(s.lastSuccess[by.UID]) {
+			s.lastSuccess[by.UID] = j.CreationTimestamp.Time
+		}
+	}
+	s.load = loads(s.AllPods)
 	s.made, s.deployed = map[Ref][]Ref{}, map[Ref]*appsv1.Deployment{}
 	for i := range s.Deployments {
 		s.deployed[refOf("deployment", &s.Deployments[i])] = &s.Deployments[i]
