@@ -92,6 +92,21 @@ func TestAround(t *testing.T) {
 	}
 }
 
+// Who makes something may be of a kind of its own that is called as one of Kubernetes' is, or say that it made itself.
+func TestMakersWithTheSameName(t *testing.T) {
+	for _, group := range []string{"example.test/v1", "apps/v1"} {
+		s := load(t, owned(withPod("", "", ended("reason: Error, exitCode: 3"))), strings.Replace(orders, "metadata: {name: orders}", "metadata: {name: orders, ownerReferences: [{apiVersion: "+group+", kind: Deployment, name: orders, uid: x1, controller: true}]}", 1),
+			strings.NewReplacer("name: orders-1,", "name: circle,", "kind: Deployment, name: orders,", "kind: ReplicaSet, name: circle,").Replace(orders[strings.Index(orders, "\n---\nkind: ReplicaSet"):]),
+			strings.NewReplacer("name: it,", "name: it2,", "name: orders-1,", "name: circle,").Replace(owned(withPod("", "", running))))
+		for _, target := range [][]Ref{nil, {{"deployment", "shop", "orders"}}, {{"pod", "shop", "it2"}}} {
+			found := s.report(target).Findings
+			if got := ids(found); target == nil && !slices.Equal(got, []string{"program-exits"}) || len(got) > 0 && found[0].Owner != (Ref{"deployment", "shop", "orders"}) {
+				t.Errorf("%s, about %v: found %+v", group, target, found)
+			}
+		}
+	}
+}
+
 // What a check may stand behind has a name in the table, and no check stands behind itself by way of others.
 func TestTheTableHasNoCircles(t *testing.T) {
 	behind := map[string][]string{}

@@ -50,11 +50,8 @@ func (s *Snapshot) jobGoesOn(p *pod) bool {
 }
 
 func (s *Snapshot) jobOf(p *pod) *batchv1.Job {
-	c := metav1.GetControllerOf(p)
-	if c == nil || c.Kind != "Job" {
-		return nil
-	}
-	j, _ := s.makers[Ref{"job", p.Namespace, c.Name}].(*batchv1.Job)
+	by, _ := maker(p)
+	j, _ := s.makers[by].(*batchv1.Job)
 	return j
 }
 

@@ -112,8 +112,8 @@ func (s *Snapshot) around(targets []Ref) map[Ref]bool {
 	}
 	owners := map[Ref]Ref{}
 	s.each(func(kind string, o metav1.Object) {
-		if c := metav1.GetControllerOf(o); c != nil {
-			owners[refOf(kind, o)] = Ref{Kind: strings.ToLower(c.Kind), Namespace: o.GetNamespace(), Name: c.Name}
+		if by, made := maker(o); made {
+			owners[refOf(kind, o)] = by
 		}
 	})
 	nearPods := func() (out []Ref) {
@@ -159,8 +159,13 @@ func (s *Snapshot) around(targets []Ref) map[Ref]bool {
 	}
 	// Up and aside: what these pods are reached by and stand on.
 	for _, r := range nearPods() {
-		for o, owned := owners[r]; owned; o, owned = owners[o] {
+		for range longestChain {
+			o, made := owners[r]
+			if !made {
+				break
+			}
 			near[o] = true
+			r = o
 		}
 	}
 	for i := range s.Pods {

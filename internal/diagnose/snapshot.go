@@ -350,17 +350,40 @@ func refOf(kind string, o metav1.Object) Ref {
 
 // owner is the workload at the end of the chain that made o: a pod's Deployment, not its ReplicaSet. The zero value for none.
 func (s *Snapshot) owner(o metav1.Object) Ref {
-	c := metav1.GetControllerOf(o)
-	if c == nil {
-		return Ref{}
-	}
-	r := Ref{Kind: strings.ToLower(c.Kind), Namespace: o.GetNamespace(), Name: c.Name}
-	if next := s.makers[r]; next != nil {
-		if top := s.owner(next); top != (Ref{}) {
-			return top
+	r, _ := maker(o)
+	for range longestChain {
+		next := s.makers[r]
+		if next == nil {
+			break
 		}
+		up, made := maker(next)
+		if !made {
+			break
+		}
+		r = up
 	}
 	return r
+}
+
+// longestChain is how many makers an object may have, one above the other: a pod's Job and CronJob, and what made that. A chain that is
+// longer goes in a circle.
+const longestChain = 8
+
+// maker is the controller of o; false without one. One of somebody else's kinds is named with its API group, since it may be called as one
+// of Kubernetes' own is.
+func maker(o metav1.Object) (Ref, bool) {
+	c := metav1.GetControllerOf(o)
+	if c == nil {
+		return Ref{}, false
+	}
+	r := Ref{Kind: strings.ToLower(c.Kind), Namespace: o.GetNamespace(), Name: c.Name}
+	if group, _, versioned := strings.Cut(c.APIVersion, "/"); versioned && strings.Contains(group, ".") && !strings.HasSuffix(group, ".k8s.io") {
+		r.Kind += "." + group
+	}
+	if r.Kind == "node" { // which makes its static pods
+		r.Namespace = ""
+	}
+	return r, true
 }
 
 // selected are the pods of a namespace that a set of labels selects. No labels select none.
