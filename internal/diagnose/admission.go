@@ -10,15 +10,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case.
+// refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case. A webhook's come first:
+// its message may have the words of any other.
 var refusals = []struct{ says, id, what, next string }{
+	{"failed calling webhook", "pods-refused-webhook", "an admission webhook does not answer", "look at the webhook's own service: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
+	{"admission webhook", "pods-refused-webhook", "an admission webhook refuses them", "its message says what it wants"},
 	{"exceeded quota", "pods-refused-quota", "a quota of the namespace is used up", "free some of it or raise it: kubectl describe resourcequota%s"},
 	{"failed quota", "pods-refused-quota", "a quota of the namespace wants requests or limits that its pods do not have", "set resources.requests and limits; a LimitRange can give defaults: kubectl describe resourcequota%s"},
 	{"violates podsecurity", "pods-refused-podsecurity", "the namespace's Pod Security level does not allow such pods", "set what the message names in securityContext; the level is a label: kubectl get namespace%s --show-labels"},
 	{"error looking up service account", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
 	{"serviceaccount", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
-	{"failed calling webhook", "pods-refused-webhook", "an admission webhook does not answer", "look at the webhook's own service: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
-	{"admission webhook", "pods-refused-webhook", "an admission webhook refuses them", "its message says what it wants"},
 	{"no priorityclass with name", "pods-refused-priorityclass", "their PriorityClass does not exist", "name one that does: kubectl get priorityclasses"},
 	{"maximum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
 	{"minimum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},

@@ -19,6 +19,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"LimitRange", refused("maximum memory usage per Container is 64Mi, but limit is 1Gi"), "pods-refused-limitrange", ""},
 		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", ""},
 		{"webhook", refused(`admission webhook "policy.example.test" denied the request: no`), "pods-refused-webhook", ""},
+		{"webhook that speaks of a ServiceAccount", refused(`admission webhook "policy.example.test" denied the request: set automountServiceAccountToken: false, serviceAccountToken volumes are at the maximum `), "pods-refused-webhook", ""},
 		{"something else", refused("it is a Monday"), "pods-refused", "it is a Monday"},
 		{"in the past", strings.Replace(refused("exceeded quota: small"), "replicas: 0", "replicas: 2", 1), "", ""},
 		{"one was made since", refused("exceeded quota: small") + "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, creationTimestamp: '2026-11-28T11:59:30Z', ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: it-1, uid: '', controller: true}]", 1), "", ""},

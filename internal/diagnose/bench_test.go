@@ -78,13 +78,13 @@ func BenchmarkReport(b *testing.B) {
 	}
 }
 
-// A crowded namespace takes far less than its lists do. What went through all pods for each pod or Job took minutes.
+// A crowded namespace takes far less than its lists do. What goes through all pods for each pod or Job takes seconds.
 func TestACrowdTakesNoTime(t *testing.T) {
 	s := crowd(5000, 1000)
 	begin := time.Now()
 	s.index()
 	s.report(nil)
-	if took := time.Since(begin); took > 10*time.Second {
+	if took := time.Since(begin); took > 3*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -14,6 +14,8 @@ const (
 	longestBackOff = 5 * time.Minute
 	// recent is for how long a container that ended and runs again is worth a warning.
 	recent = 10 * time.Minute
+	// unknownExit stands for an end that is not in the status.
+	unknownExit = -1
 )
 
 func checkPrograms(s *Snapshot) (out []Finding) {
@@ -51,7 +53,7 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 		return Finding{}, false // it has done its work
 	}
 	if end == nil {
-		end = &corev1.ContainerStateTerminated{ExitCode: -1}
+		end = &corev1.ContainerStateTerminated{ExitCode: unknownExit}
 	}
 	severity := Problem
 	if running != nil && c.status.Ready || p.Status.Phase == corev1.PodFailed && s.jobGoesOn(p) {
@@ -64,7 +66,7 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 	}
 	f.Events = told(s.eventsOf("pod", p, "Killing", "BackOff", "Failed", "Unhealthy"))
 	s.explainEnd(&f, p, c, end)
-	if end.ExitCode >= 0 {
+	if end.ExitCode != unknownExit {
 		ran := ""
 		if !end.StartedAt.IsZero() && !end.FinishedAt.IsZero() && end.FinishedAt.Sub(end.StartedAt.Time) >= 0 && end.StartedAt.Unix() > 0 {
 			ran = fmt.Sprintf(" after %v", end.FinishedAt.Sub(end.StartedAt.Time).Round(time.Second))
@@ -130,7 +132,9 @@ func (s *Snapshot) explainEnd(f *Finding, p *pod, c container, end *corev1.Conta
 		switch {
 		case end.ExitCode == 127 || end.ExitCode == 126:
 			f.ID = "program-command-not-found"
-		case end.ExitCode > 128:
+		case end.ExitCode == unknownExit:
+			f.Summary = fmt.Sprintf("%s ends again and again, and how is not known", c.what())
+		case bySignal(end.ExitCode):
 			f.ID = "program-killed"
 			f.Summary = fmt.Sprintf("%s ended with exit code %d%s", c.what(), end.ExitCode, meaning)
 		}
@@ -247,6 +251,9 @@ func exitMeaning(code int32) string {
 	}
 	return ""
 }
+
+// bySignal tells whether an exit code is a killed program's: 128 and the signal, of which there are 64. 255 is a program's own -1.
+func bySignal(code int32) bool { return code > 128 && code <= 128+64 }
 
 var signals = map[int32]string{
 	1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT, or a Go program's own fatal error", 4: "SIGILL: built for another CPU",

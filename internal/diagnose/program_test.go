@@ -24,6 +24,8 @@ func TestProgramsThatEnd(t *testing.T) {
 		{"by itself", withPod("", "", ended("reason: Error, exitCode: 3")), "program-exits", "exit code 3"},
 		{"a shell's command", withPod("", "", ended("reason: Error, exitCode: 127")), "program-command-not-found", "command not found"},
 		{"a fault in memory", withPod("", "", ended("reason: Error, exitCode: 139")), "program-killed", "SIGSEGV"},
+		{"-1", withPod("", "", ended("reason: Error, exitCode: 255")), "program-exits", "exit code 255"},
+		{"nobody knows how", withPod("", "", waits("CrashLoopBackOff", "back-off 40s restarting")), "program-exits", "how is not known"},
 		{"well done", withPod("", "", ended("reason: Completed, exitCode: 0")), "program-completes", "make it a Job"},
 		{"well done, in a job", strings.Replace(withPod("", "", `containerStatuses: [{name: app, ready: false, restartCount: 0, image: "", imageID: "", state: {terminated: {reason: Completed, exitCode: 0}}}]`), "Always", "Never", 1), "", ""},
 		{"too much memory", withPod("resources: {limits: {memory: 64Mi}}", "", ended("reason: OOMKilled, exitCode: 137")), "program-oom", "its memory limit, 64Mi"},
