@@ -83,6 +83,13 @@ func TestWorkloadsThatStandStill(t *testing.T) {
 	}
 	const cpu = "{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}"
 	const noAPI = `{type: ScalingActive, status: "False", reason: FailedGetResourceMetric, message: "failed to get cpu utilization: unable to get metrics for resource cpu: unable to fetch metrics from resource metrics API: the server could not find the requested resource (get pods.metrics.k8s.io)"}`
+	going := func(at, finalizer string) string {
+		return "kind: Service\nmetadata: {name: it, deletionTimestamp: '2026-11-28T" + at + ":00Z', finalizers: [" + finalizer + "]}\nspec: {type: ExternalName, externalName: example.test}\n"
+	}
+	statefulSet := func(strategy, pod string) string {
+		return "kind: StatefulSet\nmetadata: {name: it}\nspec: {updateStrategy: {" + strategy + "}, selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {replicas: 1, currentRevision: it-1, updateRevision: it-2}\n---\n" +
+			strings.Replace(unreadyPod("", "11:00:00"), "metadata: {name: it, labels: {app: it}", "metadata: {"+pod+"name: it-0, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: it, uid: '', controller: true}], labels: {app: it, controller-revision-hash: it-1}", 1)
+	}
 	try(t, []tried{
 		{"rollout", deployment("", stuck), "rollout-stuck", "kubectl rollout undo deployment orders -n shop"},
 		{"paused", deployment("paused: true, ", "updatedReplicas: 0"), "rollout-paused", "kubectl rollout resume"},
@@ -97,6 +104,13 @@ func TestWorkloadsThatStandStill(t *testing.T) {
 		{"scaled to 0 by hand", deployment("", "") + scaler(cpu, `{type: ScalingActive, status: "False", reason: ScalingDisabled, message: m}`), "", ""},
 		{"evicted", strings.Replace(withPod("", "", "reason: Evicted\nmessage: The node was low on resource"), "phase: Pending", "phase: Failed", 1), "pod-evicted", "low on resource"},
 		{"finalizer", strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, finalizers: [example.test/keep], deletionTimestamp: '2026-11-28T11:00:00Z'", 1), "deletion-stuck", "example.test/keep"},
+		{"a load balancer that is cleaned up", going("11:57", "service.kubernetes.io/load-balancer-cleanup"), "", ""},
+		{"... for long", going("11:50", "service.kubernetes.io/load-balancer-cleanup"), "deletion-stuck", "kubectl describe service it"},
+		{"somebody else's finalizer", going("11:57", "example.test/keep"), "deletion-stuck", "kubectl patch"},
+		{"a StatefulSet's old pod", statefulSet("", ""), "pod-not-ready rollout-blocked", ""},
+		{"... that goes", statefulSet("", "deletionTimestamp: '2026-11-28T12:00:00Z', "), "", ""},
+		{"... that is deleted by hand", statefulSet("type: OnDelete", ""), "pod-not-ready", ""},
+		{"... below the partition", statefulSet("rollingUpdate: {partition: 1}", ""), "pod-not-ready", ""},
 		{"the namespace goes", "kind: Namespace\nmetadata: {name: shop, deletionTimestamp: '2026-11-28T11:00:00Z'}\nstatus: {conditions: [{type: NamespaceFinalizersRemaining, status: 'True', reason: R, message: m}]}\n", "namespace-terminating", ""},
 		{"typing error", "kind: Service\nmetadata: {name: it, annotations: {kubectl.kubernetes.io/last-applied-configuration: '{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"spec\":{\"extrnalIPs\":[]}}'}}\nspec: {type: ExternalName, externalName: example.test}\n", "unknown-field", `"spec.extrnalIPs"`},
 	})

@@ -94,7 +94,7 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 		reason, _ := c.waiting()
 		return reason == "ContainerCreating" || reason == "PodInitializing"
 	})
-	if !waits || p.Spec.NodeName == "" || s.Now.Sub(p.CreationTimestamp.Time) < startPatience && len(*missing) == 0 {
+	if !waits || hasRun(p) || p.Spec.NodeName == "" || s.Now.Sub(p.CreationTimestamp.Time) < startPatience && len(*missing) == 0 {
 		return nil
 	}
 	failed := s.eventsOf("pod", p, "FailedMount", "FailedAttachVolume", "FailedMapVolume")

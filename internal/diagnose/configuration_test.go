@@ -1,6 +1,9 @@
 package diagnose
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestWhatPodsReferTo(t *testing.T) {
 	settings := "\n---\nkind: ConfigMap\nmetadata: {name: setting}\n"
@@ -16,6 +19,7 @@ func TestWhatPodsReferTo(t *testing.T) {
 		{"no ConfigMap for a volume, and no event yet", withPod("", volume, waits(creating, "")), "configmap-absent", "spec.volumes[settings]"},
 		{"no key for a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : configmap references non-existent config key: level`), "config-key-absent", ""},
 		{"a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedAttachVolume", `AttachVolume.Attach failed for volume "pvc-1" : the disk is used by another node`), "volume-mount-failed", "used by another node"},
+		{"a volume, while a container runs", strings.NewReplacer("containers: [{", "containers: [{name: b, image: x}, {", "containerStatuses: [{", `containerStatuses: [{name: b, ready: true, started: true, restartCount: 0, image: "", imageID: "", state: {running: {startedAt: "2026-11-28T11:00:00Z"}}}, {`).Replace(withPod("", "", waits(creating, ""))) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : timed out`), "pod-not-ready", ""},
 		{"it runs without, for now", withPod("", volume, running), "configmap-absent", "does not exist"},
 		{"root", withPod("", "", waits("CreateContainerConfigError", `container has runAsNonRoot and image will run as root (pod: "it_shop(u1)", container: app)`)), "run-as-root-refused", "runAsUser"},
 		{"no command", withPod("", "", waits("CreateContainerError", `failed to generate container "x" spec: no command specified`)), "program-no-command", ""},
@@ -33,6 +37,8 @@ func TestNearest(t *testing.T) {
 		{"htpp", []string{"grpc", "http"}, "http"},
 		{"orders", []string{"order", "payments"}, "order"},
 		{"a", []string{"b"}, "b"},
+		{"it", []string{"ti"}, "ti"},
+		{"web", []string{"api"}, ""},
 		{"orders", []string{"payments"}, ""},
 		{"orders", []string{"orders"}, ""},
 		{"orders", nil, ""},

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +15,20 @@ const (
 	podPatience = 10 * time.Second
 	// deletionPatience is that of others, which may wait for their pods.
 	deletionPatience = time.Minute
+	// cleaningPatience is how long what Kubernetes itself cleans up may take: a load balancer, the pods of a Job.
+	cleaningPatience = 5 * time.Minute
 )
+
+// ownFinalizers are those of Kubernetes' own controllers, which do not go away: taking one away by hand leaves behind what it is for.
+var ownFinalizers = []string{
+	metav1.FinalizerDeleteDependents, metav1.FinalizerOrphanDependents,
+	"kubernetes.io/pvc-protection", "batch.kubernetes.io/job-tracking", "service.kubernetes.io/load-balancer-cleanup",
+}
+
+// othersFinalizer tells whether o waits for a controller that is not Kubernetes' own.
+func othersFinalizer(o metav1.Object) bool {
+	return slices.ContainsFunc(o.GetFinalizers(), func(name string) bool { return !slices.Contains(ownFinalizers, name) })
+}
 
 // checkDeletion is about objects that are deleted and do not go.
 func checkDeletion(s *Snapshot) (out []Finding) {
@@ -37,6 +51,9 @@ func checkDeletion(s *Snapshot) (out []Finding) {
 		if kind == "pod" { // whose time is the end of its grace period
 			patience = podPatience
 		}
+		if len(o.GetFinalizers()) > 0 && !othersFinalizer(o) {
+			patience = cleaningPatience
+		}
 		if at == nil || s.Now.Sub(at.Time) < patience {
 			return
 		}
@@ -49,6 +66,9 @@ func checkDeletion(s *Snapshot) (out []Finding) {
 			f.Next = []string{
 				"look for the controller that each is named for: it takes its own away when it has cleaned up",
 				fmt.Sprintf("if that is gone for good, and what it would clean up too: kubectl patch %s%s --type merge -p '{\"metadata\":{\"finalizers\":null}}'", strings.Replace(f.Object.String(), "/", " ", 1), f.Object.in()),
+			}
+			if !othersFinalizer(o) {
+				f.Next = []string{fmt.Sprintf("Kubernetes takes them away itself when it has cleaned up; what keeps it is in the events: kubectl describe %s%s", strings.Replace(f.Object.String(), "/", " ", 1), f.Object.in())}
 			}
 			if kind == "persistentvolumeclaim" && strings.Join(finalizers, "") == "kubernetes.io/pvc-protection" {
 				f.Severity, f.Why = Warning, "pods still mount it; it goes when the last of them does"

@@ -12,7 +12,8 @@ import (
 // backends are the Services that an Ingress sends to.
 func backends(ing *networkingv1.Ingress) (out []networkingv1.IngressServiceBackend) {
 	addBackend := func(b *networkingv1.IngressBackend) {
-		if b != nil && b.Service != nil {
+		// The AWS load balancer controller's actions stand in annotations, and are named as Services are.
+		if b != nil && b.Service != nil && b.Service.Port.Name != "use-annotation" {
 			out = append(out, *b.Service)
 		}
 	}

@@ -102,11 +102,14 @@ func (c container) lastEnd() *corev1.ContainerStateTerminated {
 	return c.status.LastTerminationState.Terminated
 }
 
+// nodeOf is the node of a pod that has one.
+func nodeOf(p *pod) Ref { return Ref{Kind: "node", Name: p.Spec.NodeName} }
+
 // ofPod begins a finding about a pod.
 func (s *Snapshot) ofPod(p *pod, id string, severity Severity, d Direction) Finding {
 	f := Finding{ID: id, Severity: severity, Direction: d, Object: refOf("pod", p), Owner: s.owner(p)}
 	if p.Spec.NodeName != "" {
-		f.because = []Ref{{Kind: "node", Name: p.Spec.NodeName}}
+		f.because = []Ref{nodeOf(p)}
 	}
 	return f
 }

@@ -2,6 +2,8 @@ package diagnose
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -66,12 +68,19 @@ func checkRollouts(s *Snapshot) (out []Finding) {
 
 // statefulSetStuck is about a rollout that waits for a pod of the version before: the controller does not replace one that never was ready.
 func (s *Snapshot) statefulSetStuck(o *appsv1.StatefulSet) (Finding, bool) {
-	if o.Status.UpdateRevision == o.Status.CurrentRevision || o.Status.UpdateRevision == "" {
+	if o.Status.UpdateRevision == o.Status.CurrentRevision || o.Status.UpdateRevision == "" || o.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType {
 		return Finding{}, false
+	}
+	kept := int32(0) // pods below this number are meant to stay of the version before
+	if r := o.Spec.UpdateStrategy.RollingUpdate; r != nil && r.Partition != nil {
+		kept = *r.Partition
 	}
 	for i := range s.Pods {
 		p := &s.Pods[i]
 		if !metav1.IsControlledBy(p, o) || ready(p) || p.Labels[appsv1.StatefulSetRevisionLabel] == o.Status.UpdateRevision || s.Now.Sub(p.CreationTimestamp.Time) < startPatience {
+			continue
+		}
+		if n, err := strconv.Atoi(p.Name[strings.LastIndex(p.Name, "-")+1:]); p.DeletionTimestamp != nil || err == nil && int32(n) < kept {
 			continue
 		}
 		f := Finding{ID: "rollout-blocked", Severity: Problem, Direction: Rollout, Object: refOf("statefulset", o), Owner: s.owner(o)}

@@ -92,6 +92,9 @@ func (s *Snapshot) noSelector(v *corev1.Service) (Finding, bool) {
 	}
 	f := s.ofService(v, "service-no-selector", Problem)
 	f.Summary = "it has no selector, and nobody has given it endpoints"
+	if v.Spec.ClusterIP == corev1.ClusterIPNone {
+		f.Severity = Warning // a name that a StatefulSet, or an operator, may want for itself
+	}
 	f.State = []Evidence{{From: f.Object.String() + " spec.selector", Says: "none"}, {From: "endpointslices of it", Says: "no endpoints"}}
 	f.Next = []string{"give it the labels of its pods as selector: " + f.edit(), "or make an EndpointSlice with the label " + discoveryv1.LabelServiceName + ": " + v.Name}
 	return f, true
@@ -120,20 +123,18 @@ func (s *Snapshot) selectorFindings(v *corev1.Service) (out []Finding) {
 			continue
 		}
 		unready = append(unready, refOf("pod", p).String())
-		f.because = append(f.because, refOf("pod", p))
+		f.because = append(f.because, refOf("pod", p), nodeOf(p))
 		if c := condition(p, corev1.PodReady); c != nil && len(unready) <= 3 {
 			f.condition(refOf("pod", p), string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
 		}
 	}
 	switch {
-	case len(unready) == 0:
+	case len(unready) == 0 || v.Spec.PublishNotReadyAddresses:
 		return out
 	case len(unready) < len(selected):
 		f.Severity = Warning
 		f.Summary = fmt.Sprintf("%d of its %d pods are not ready and get nothing: %s", len(unready), len(selected), few(unready))
 		f.Why = "the others have all its traffic"
-	case v.Spec.PublishNotReadyAddresses:
-		return out
 	case len(selected) == 1:
 		f.Summary = "its only pod is not ready: " + unready[0]
 	default:
@@ -166,11 +167,17 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 			return f
 		}
 	}
+	for i := range s.DaemonSets {
+		d := &s.DaemonSets[i]
+		if f, ok := s.scaledToZero(v, selector, refOf("daemonset", d), d.Spec.Template.Labels, &d.Status.DesiredNumberScheduled); ok {
+			return f
+		}
+	}
 	f.Next = []string{"kubectl get pods --show-labels" + f.Object.in()}
 	best, most := (*pod)(nil), -1
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		if p.Namespace != v.Namespace || p.Status.Phase == corev1.PodSucceeded {
+		if p.Namespace != v.Namespace || over(p) || p.DeletionTimestamp != nil {
 			continue
 		}
 		if n := likeness(v.Spec.Selector, p.Labels); n > most {
@@ -213,9 +220,15 @@ func (s *Snapshot) scaledToZero(v *corev1.Service, selector labels.Selector, r R
 		return Finding{}, false
 	}
 	f := s.ofService(v, "service-scaled-to-zero", Warning)
+	f.explains = true // what sends to it gets no answer, and that is meant so
 	f.Summary = fmt.Sprintf("it has no pods, for %s is scaled to 0", r)
 	f.State = []Evidence{{From: r.String() + " spec.replicas", Says: "0"}}
 	f.Next = []string{fmt.Sprintf("kubectl scale %s --replicas 1%s", r, r.in())}
+	if r.Kind == "daemonset" {
+		f.Summary = fmt.Sprintf("it has no pods, for no node is one of %s", r)
+		f.State[0].From = r.String() + " status.desiredNumberScheduled"
+		f.Next = []string{fmt.Sprintf("compare its nodeSelector and tolerations with the nodes: kubectl describe %s%s", r, r.in())}
+	}
 	if replicas == nil || *replicas > 0 {
 		f.ID, f.Severity = "service-no-pods", Problem
 		f.Summary = fmt.Sprintf("it has no pods: those of %s are not there", r)
@@ -226,21 +239,26 @@ func (s *Snapshot) scaledToZero(v *corev1.Service, selector labels.Selector, r R
 	return f, true
 }
 
-// likeness is how near labels are to a selector: 0 or less for not at all.
+// likeness is how near labels are to a selector: 0 or less for not at all, as when they share keys alone.
 func likeness(selector, have map[string]string) (n int) {
+	alike := false
 	for k, want := range selector {
 		switch v, has := have[k]; {
 		case has && v == want:
-			n += 3
+			n, alike = n+3, true
 		case has && nearest(want, []string{v}) != "":
-			n += 2
+			n, alike = n+2, true
 		case has:
 			n++
 		case nearest(k, slices.Collect(maps.Keys(have))) != "":
 			n++
+			alike = alike || have[nearest(k, slices.Collect(maps.Keys(have)))] == want
 		default:
 			n--
 		}
+	}
+	if !alike {
+		return 0
 	}
 	return n
 }
@@ -281,6 +299,9 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 	switch {
 	case len(same) > 0:
 		f.ID = "service-protocol"
+		if target.Type == intstr.Int { // a container may listen on what it does not declare
+			f.Severity = Warning
+		}
 		have := cmp.Or(same[0].Protocol, corev1.ProtocolTCP)
 		f.Summary = fmt.Sprintf("its port %d is %s, and the container's port %s is %s", p.Port, protocol, target.String(), have)
 		f.Next = []string{fmt.Sprintf("set protocol: %s: %s", have, f.edit())}

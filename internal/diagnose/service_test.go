@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -14,11 +15,38 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 	deployment := func(replicas string) string {
 		return "\n---\nkind: Deployment\nmetadata: {name: orders}\nspec: {replicas: " + replicas + ", selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\n"
 	}
+	daemonSet := func(nodes string) string {
+		return "\n---\nkind: DaemonSet\nmetadata: {name: agent}\nspec: {selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {currentNumberScheduled: " + nodes + ", desiredNumberScheduled: " + nodes + ", numberMisscheduled: 0, numberReady: 0}\n"
+	}
+	severities := func(documents string, want ...Severity) {
+		t.Helper()
+		var got []Severity
+		for _, f := range load(t, documents).report(nil).Findings {
+			got = append(got, f.Severity)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("severities %q, want %q, of:\n%s", got, want, documents)
+		}
+	}
+	severities(good+aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), Warning)
+	severities(good+aService("selector: {app: it}, ports: [{port: 80, targetPort: http, protocol: UDP}]"), Problem)
+	severities(aService("ports: [{port: 80}]"), Problem)
+	severities(aService("clusterIP: None, ports: [{port: 80}]"), Warning)
+	severities(deployment("0")+aService("selector: {app: it}, ports: [{port: 80}]")+"\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {defaultBackend: {service: {name: it, port: {number: 80}}}}\n", Warning)
+	second := strings.NewReplacer("name: it,", "name: it2,", "u1", "u2", `type: Ready, status: "True"`, `type: Ready, status: "False"`).Replace(good)
+	published := load(t, good, second, aService("selector: {app: it}, publishNotReadyAddresses: true, ports: [{port: 80, targetPort: http}]")).report(nil).Findings
+	if len(published) != 1 || len(published[0].Symptoms) > 0 {
+		t.Errorf("a pod that gets its traffic all the same: %+v", published)
+	}
 	try(t, []tried{
 		{"it leads there", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "", ""},
 		{"another value", good + aService("selector: {app: ti}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-app=ti +app=it"},
 		{"another key", good + aService("selector: {ap: it}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-ap=it +app=it"},
 		{"one label too many", good + aService("selector: {app: it, tier: web}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-tier=web"},
+		{"a key alone", good + aService("selector: {app: payments}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels"},
+		{"one that has failed", strings.Replace(withPod("", "", "reason: DeadlineExceeded"), "phase: Pending", "phase: Failed", 1) + aService("selector: {app: ti}, ports: [{port: 80}]"), "service-no-pods", ""},
+		{"a DaemonSet without nodes", daemonSet("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "no node is one of daemonset/agent"},
+		{"a DaemonSet without pods", daemonSet("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of daemonset/agent"},
 		{"nobody at all", good + aService("selector: {role: db}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels -n shop"},
 		{"scaled to 0", deployment("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "kubectl scale deployment/orders --replicas 1 -n shop"},
 		{"its workload has no pods", deployment("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of deployment/orders"},
@@ -45,6 +73,7 @@ func TestIngressesThatLeadNowhere(t *testing.T) {
 	try(t, []tried{
 		{"it leads there", good + ingress("{name: it, port: {number: 80}}"), "", ""},
 		{"... by name", good + ingress("{name: it, port: {name: web}}"), "", ""},
+		{"an annotation's action", good + ingress("{name: redirect, port: {name: use-annotation}}"), "", ""},
 		{"no Service", good + ingress("{name: its, port: {number: 80}}"), "ingress-service-absent", "if it is meant"},
 		{"no port", good + ingress("{name: it, port: {number: 8080}}"), "ingress-port-absent", "which has only web:80"},
 		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "secret/cert"},

@@ -85,7 +85,7 @@ type Snapshot struct {
 	// The same objects, to be found: events by what they are about, ReplicaSets and Jobs by name, pods by namespace and workload.
 	eventsAbout map[Ref][]*corev1.Event
 	makers      map[Ref]metav1.Object
-	made        map[Ref][]Ref // the pods and ReplicaSets of a workload
+	made        map[Ref][]Ref // the pods and ReplicaSets of a workload, and the nodes of those that are not ready
 	podsIn      map[string][]*corev1.Pod
 	deployed    map[Ref]*appsv1.Deployment
 	claimed     map[Ref]bool
@@ -328,6 +328,11 @@ func (s *Snapshot) index() {
 	for i := range s.Pods {
 		s.podsIn[s.Pods[i].Namespace] = append(s.podsIn[s.Pods[i].Namespace], &s.Pods[i])
 		add("pod", &s.Pods[i])
+		if p := &s.Pods[i]; !ready(p) && p.Spec.NodeName != "" {
+			if by := s.owner(p); !slices.Contains(s.made[by], nodeOf(p)) {
+				s.made[by] = append(s.made[by], nodeOf(p))
+			}
+		}
 	}
 }
 
