@@ -76,9 +76,7 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	if o.AllNamespaces {
 		namespace = ""
 	}
-	if err := knownSwaps(ctx, k, namespace, &o); err != nil {
-		return err
-	}
+	knownSwaps(ctx, k, namespace, &o)
 	r, err := diagnose.Run(ctx, k, o)
 	if err != nil {
 		return err
@@ -102,19 +100,21 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	return nil
 }
 
-// knownSwaps has the swaps of the namespace in o, or why they could not be read.
-func knownSwaps(ctx context.Context, k *kube.Client, namespace string, o *diagnose.Options) error {
+// knownSwaps has the swaps of the namespace in o, or why they could not be read: the rest can be diagnosed without.
+func knownSwaps(ctx context.Context, k *kube.Client, namespace string, o *diagnose.Options) {
 	entries, err := swap.List(ctx, k, namespace)
-	if hint.CodeOf(err) == hint.Forbidden || apierrors.IsForbidden(err) {
-		o.Unread = append(o.Unread, diagnose.Unread{Resource: "leases", Why: "your account may not", Checks: []string{"swaps"}})
-		return nil
+	if err != nil {
+		why := err.Error()
+		if hint.CodeOf(err) == hint.Forbidden || apierrors.IsForbidden(err) {
+			why = "your account may not"
+		}
+		o.Unread = append(o.Unread, diagnose.Unread{Resource: "leases", Why: why, Checks: []string{"swaps"}})
 	}
 	for _, e := range entries {
 		if e.Kind == proxypod.KindSwap {
 			o.Swaps = append(o.Swaps, diagnose.Swap{Namespace: e.Namespace, Target: e.Target, Owner: e.Owner, Heartbeat: e.Heartbeat, Left: !e.Alive, IfLost: e.IfLost, Restore: e.Restore})
 		}
 	}
-	return err
 }
 
 // unread are lines about what was not read, one for each reason.

@@ -1,12 +1,34 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	"bridge/internal/diagnose"
+	"bridge/internal/kube"
 )
+
+// Swaps that cannot be read, for whatever reason, are no reason not to diagnose the rest.
+func TestSwapsThatCannotBeRead(t *testing.T) {
+	for code, why := range map[int]string{http.StatusForbidden: "your account may not", http.StatusInternalServerError: "list leases"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var o diagnose.Options
+		knownSwaps(t.Context(), k, "shop", &o)
+		if len(o.Unread) != 1 || o.Unread[0].Resource != "leases" || !strings.Contains(o.Unread[0].Why, why) {
+			t.Errorf("status %d: %+v, want %q", code, o.Unread, why)
+		}
+		server.Close()
+	}
+}
 
 func TestFindingsInThreeSteps(t *testing.T) {
 	now := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
