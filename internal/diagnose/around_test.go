@@ -92,6 +92,8 @@ func TestWorkloadsThatStandStill(t *testing.T) {
 	}
 	try(t, []tried{
 		{"rollout", deployment("", stuck), "rollout-stuck", "kubectl rollout undo deployment orders -n shop"},
+		{"rollout, on a node that is gone", strings.NewReplacer(`"True"`, `"False"`, "uid: u1", "uid: u1, deletionTimestamp: '2026-11-28T11:59:58Z'").Replace(owned(withPod("", "", running))) + orders +
+			"\n---\nkind: Node\nmetadata: {name: node1}\nstatus: {conditions: [{type: Ready, status: Unknown, reason: R, message: m}]}\n", "node-not-ready", ""},
 		{"paused", deployment("paused: true, ", "updatedReplicas: 0"), "rollout-paused", "kubectl rollout resume"},
 		{"job", "kind: Job\nmetadata: {name: it}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {conditions: [{type: Failed, status: 'True', reason: BackoffLimitExceeded, message: m}]}\n", "job-failed", "BackoffLimitExceeded"},
 		{"a job's first try", "kind: Job\nmetadata: {name: it}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {conditions: [{type: Complete, status: 'True'}]}\n---\n" + triedOnce, "", ""},

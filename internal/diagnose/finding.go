@@ -161,8 +161,9 @@ func merge(found []Finding) (out []Finding) {
 			out = append(out, f)
 			continue
 		}
-		if f.Severity == Problem {
-			out[i].Severity = Problem // of several, the gravest
+		if f.Severity == Problem && out[i].Severity != Problem { // the graver one is told
+			f, out[i] = out[i], f
+			out[i].Also, f.Also = f.Also, nil
 		}
 		out[i].Also = append(out[i].Also, f.Object)
 		for _, r := range f.because {

@@ -28,6 +28,15 @@ func TestPodsThatNothingElseExplains(t *testing.T) {
 	})
 }
 
+// Of two pods of a workload, one of which has only just started, the other one's finding is told.
+func TestTheGraverPodIsTold(t *testing.T) {
+	first := strings.NewReplacer("name: it,", "name: a,", "u1", "u2").Replace(owned(unreadyPod("", "11:59:30")))
+	found := load(t, first, owned(unreadyPod("", "11:00:00")), strings.NewReplacer("name: it,", "name: b,", "u1", "u3").Replace(owned(unreadyPod("", "11:59:30")))).report(nil).Findings
+	if len(found) != 1 || found[0].Severity != Problem || found[0].Object.Name != "it" || len(found[0].Also) != 2 || strings.Contains(found[0].Summary, "may be") {
+		t.Errorf("found %+v", found)
+	}
+}
+
 // A slow start is a warning, until it takes longer than it may, and explains what a broken one would.
 func TestSlowStarts(t *testing.T) {
 	const probe = "readinessProbe: {tcpSocket: {port: 8080}}"
