@@ -80,22 +80,21 @@ func (b *lane) run() {
 
 // ask has the laptop make a carrier.
 func (b *lane) ask() {
-	switch {
-	case !b.s.laptop:
+	if !b.s.laptop {
 		if !b.asked.Swap(true) {
 			b.s.out.put(message{typ: messageLane})
 		}
-	default:
-		select {
-		case b.wanted <- struct{}{}:
-		default: // it knows
-		}
+		return
+	}
+	select {
+	case b.wanted <- struct{}{}:
+	default: // it knows
 	}
 }
 
 // used says whether the lane is needed: by a stream, or by what one that is closed here has left behind.
 func (b *lane) used() bool {
-	return !b.conn.delivered() || slices.ContainsFunc(b.s.all(), (*Stream).onLane)
+	return !b.conn.delivered() || slices.ContainsFunc(b.s.all(), (*Stream).needsLane)
 }
 
 // open says whether a stream may move now.

@@ -40,8 +40,7 @@ type Stream struct {
 	ended     bool // by the other end; likewise
 
 	writeMu  sync.Mutex    // one Write (or CloseWrite) at a time
-	done     bool          // our FIN is sent
-	finished atomic.Bool   // done, for those without the lock
+	done     atomic.Bool   // our FIN is sent; set under the lock
 	lastEnd  uint64        // where our last frame ends in what the conn was given
 	sent     uint64        // bytes given to yamux
 	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
@@ -447,12 +446,17 @@ func (st *Stream) perhapsMove() {
 	}
 }
 
-// onLane says whether a direction of st has moved to the bulk lane, and more of it may be sent.
-func (st *Stream) onLane() bool {
+// onLane says whether a direction of st has moved to the bulk lane: ours, or the other end's that is not known to be over.
+func (st *Stream) onLane() bool { return st.hasLeft.Load() || st.comesByLane() }
+
+func (st *Stream) comesByLane() bool { return st.moved.here.Load() && !st.moved.over() }
+
+// needsLane says whether more of a direction that has moved may be sent.
+func (st *Stream) needsLane() bool {
 	st.mu.Lock()
 	over, unheard := st.reset || st.peerReset, st.stopped
 	st.mu.Unlock()
-	return !over && (st.hasLeft.Load() && !unheard && !st.finished.Load() || st.moved.here.Load() && !st.moved.over())
+	return !over && (st.hasLeft.Load() && !unheard && !st.done.Load() || st.comesByLane())
 }
 
 // turn waits until a frame of up to n bytes may go to yamux, and says how large: the window has
@@ -522,7 +526,7 @@ func (st *Stream) writeError(w patience) error {
 		return st.fail("write", net.ErrClosed)
 	case st.reset || st.peerReset:
 		return st.fail("write", syscall.ECONNRESET)
-	case st.done || st.stopped:
+	case st.done.Load() || st.stopped:
 		return st.fail("write", syscall.EPIPE)
 	case w.begun:
 	case passed(st.writeDeadline):
@@ -544,7 +548,7 @@ func (st *Stream) fail(op string, err error) error {
 func (st *Stream) CloseWrite() error {
 	st.writeMu.Lock()
 	defer st.writeMu.Unlock()
-	if st.done {
+	if st.done.Load() {
 		return nil
 	}
 	if err := st.answerLocked(status{}); err != nil {
@@ -565,17 +569,15 @@ func (st *Stream) finish() {
 }
 
 func (st *Stream) finishLocked() {
-	if st.done {
+	if st.done.Swap(true) {
 		return
 	}
-	st.done = true
 	switch {
 	case !st.hasLeft.Load():
 		_ = st.mux.Close() // always nil; a lost session is met elsewhere
 	case !st.isReset():
 		_ = st.s.bulk.send(laneEnd, st, nil) // likewise. After a reset it could arrive before that, as a good end
 	}
-	st.finished.Store(true)
 }
 
 func (st *Stream) isReset() bool {
