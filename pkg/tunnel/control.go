@@ -175,7 +175,7 @@ func (o *outbox) putThen(m message, after func()) {
 	case messageNote:
 		o.note = &m
 	case messageWindow:
-		o.windows[m.stream] = m.limit
+		o.windows[m.stream] = max(o.windows[m.stream], m.limit)
 	default:
 		o.resets = append(o.resets, m)
 	}

@@ -245,7 +245,7 @@ func (b *lane) readFrames() error {
 		case typ == laneEnd:
 			buffers.Put(p)
 			st.moved.finish()
-		case !st.receive.arrived(uint32(length)):
+		case !st.receive.arrived(uint32(length), false):
 			buffers.Put(p)
 			err := fmt.Errorf("stream %d: more than its window", id)
 			b.s.kill(err)
@@ -282,9 +282,14 @@ func (a *arrivals) add(b *[spliceBuffer]byte, n int) {
 		return
 	}
 	defer a.notifyLocked()
-	if last := len(a.parts) - 1; last >= 0 && a.parts[last].end+n <= spliceBuffer {
-		copy(a.parts[last].buffer[a.parts[last].end:], b[:n]) // small frames share a buffer: what is kept is what the window counts
-		a.parts[last].end += n
+	if last := len(a.parts) - 1; last >= 0 { // each buffer is filled: what is kept is what the window counts
+		m := copy(a.parts[last].buffer[a.parts[last].end:], b[:n])
+		a.parts[last].end += m
+		if m > 0 {
+			n = copy(b[:], b[m:n])
+		}
+	}
+	if n == 0 {
 		buffers.Put(b)
 		return
 	}

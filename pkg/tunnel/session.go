@@ -37,6 +37,7 @@ type session struct {
 	gate     gate
 	bulk     *lane
 	budget   budget
+	held     hold
 	mux      *yamux.Session
 	control  *yamux.Stream
 	out      *outbox
@@ -75,6 +76,7 @@ type session struct {
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	s.gate.ahead = bulkAhead
+	s.held.init(s.laptop)
 	s.conn = newResumable(&s.gate)
 	s.bulk = newLane(s)
 	if err := s.conn.attach(l, 0, 0); err != nil {
@@ -132,6 +134,7 @@ func (s *session) run(ctx context.Context) error {
 		s.wg.Go(s.acceptStreams)
 	}
 	s.wg.Go(s.bulk.run)
+	s.wg.Go(s.keepHeld)
 	s.wg.Go(func() { s.watch(ctx) })
 	s.wg.Done() // newSession's
 	s.wg.Wait()
@@ -371,7 +374,7 @@ func (s *session) seeFrame(f frame) error {
 	if st == nil {
 		return nil
 	}
-	if !st.receive.arrived(f.data) {
+	if !st.receive.arrived(f.data, true) {
 		return fmt.Errorf("stream %d: more than its window", id)
 	}
 	st.came.Add(uint64(f.data))
@@ -536,7 +539,9 @@ func (s *session) serve(st *Stream) {
 		return
 	}
 	_ = st.SetReadDeadline(time.Time{})
+	s.mu.Lock()
 	st.header = h
+	s.mu.Unlock()
 	s.accept(st.ctx, st)
 }
 
@@ -623,6 +628,7 @@ func (s *session) forget(st *Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.forgotten = true
+	st.receive.close()
 	st.moved.drop()
 	if st.ended {
 		s.remove(st)

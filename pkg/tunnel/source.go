@@ -21,11 +21,14 @@ var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
 // source is a conn that is read to be passed on. Most connections are idle most of the time, and thousands of them
 // must not hold a frame's buffer each: one is taken from the pool when there is something to put in it.
 type source struct {
-	conn  net.Conn
-	raw   syscall.RawConn // of a TCP connection, where the system lets us read it so; else nil
-	seen  func(p []byte, err error)
-	small []byte // of a Stream, else nil
-	big   *[spliceBuffer]byte
+	conn net.Conn
+	raw  syscall.RawConn // of a TCP connection, where the system lets us read it so; else nil
+	seen func(p []byte, err error)
+	big  *[spliceBuffer]byte
+
+	stream *Stream // conn, if it is one; else nil
+	small  []byte  // for it
+	lent   int     // what it counts as unread until release: more may come when this was passed on
 }
 
 // watched is a TCP connection whose owner is told what was read, as its own Read would have told it.
@@ -43,7 +46,7 @@ func newSource(c net.Conn) *source {
 	case watched:
 		s.raw, s.seen = rawRead(c), c.Seen
 	case *Stream:
-		s.small = make([]byte, smallRead)
+		s.stream, s.small = c, make([]byte, smallRead)
 	}
 	return s
 }
@@ -53,9 +56,15 @@ func (s *source) next() ([]byte, error) {
 	if s.raw != nil {
 		return s.nextRaw()
 	}
-	if st, ok := s.conn.(*Stream); ok && st.receive.idle() {
-		n, err := st.Read(s.small)
-		return s.small[:n], err
+	if s.stream != nil {
+		p := s.small
+		if s.stream.receive.waiting() > smallRead {
+			s.big = buffers.Get().(*[spliceBuffer]byte)
+			p = s.big[:]
+		}
+		n, err := s.stream.lend(p)
+		s.lent = n
+		return p[:n], err
 	}
 	s.big = buffers.Get().(*[spliceBuffer]byte)
 	n, err := s.conn.Read(s.big[:])
@@ -115,6 +124,10 @@ func readError(c net.Conn, network string, err error) error {
 }
 
 func (s *source) release() {
+	if s.lent > 0 {
+		s.stream.took(s.lent)
+		s.lent = 0
+	}
 	if s.big != nil {
 		buffers.Put(s.big)
 		s.big = nil

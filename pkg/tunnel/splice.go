@@ -67,9 +67,13 @@ func (f *Flow) Splice(a, b net.Conn) error {
 	for _, c := range []net.Conn{a, b} {
 		if st, ok := c.(*Stream); ok {
 			defer context.AfterFunc(st.ctx, func() {
+				linger := resetLinger
+				if errors.Is(context.Cause(st.ctx), errUnread) { // nobody took for longer what would have to be kept
+					linger = 0
+				}
 				select {
 				case <-done:
-				case <-time.After(resetLinger):
+				case <-time.After(linger):
 					f.fail(a, b)
 				}
 			})()

@@ -27,9 +27,9 @@ type Stream struct {
 	s      *session
 	id     uint32
 	opener bool
-	header Header          // set before anyone but the session has the stream
+	header Header          // set before anyone but the session has the stream; the session's mu guards it till then
 	ctx    context.Context // done when the stream or its session is
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	// peerDone: the other end's FIN has arrived, perhaps behind data that is not read yet. peerDoneAt
 	// (set before) is how much of the control stream had arrived by then: a reset is in there, if it was one.
@@ -77,9 +77,9 @@ var past = time.Unix(1, 0)
 
 func newStream(s *session, id uint32, opener bool) *Stream {
 	st := &Stream{s: s, id: id, opener: opener, writable: make(chan struct{}, 1)}
-	st.ctx, st.cancel = context.WithCancel(s.ctx)
+	st.ctx, st.cancel = context.WithCancelCause(s.ctx)
 	st.sendLimit.Store(firstWindow)
-	st.receive.limit, st.receive.size = firstWindow, firstWindow
+	st.receive.limit, st.receive.size, st.receive.held = firstWindow, firstWindow, &s.held
 	return st
 }
 
@@ -174,6 +174,7 @@ func (st *Stream) readStatus(ctx context.Context) error {
 		st.status = append(st.status, make([]byte, need)...)
 		got, err := st.readOnce(st.status[n:])
 		st.status = st.status[:n+got]
+		st.took(got)
 		if err == io.EOF { //nolint:errorlint // readOnce returns it bare
 			return st.fail("read", fmt.Errorf("closed without an answer: %w", syscall.ECONNRESET))
 		}
@@ -201,6 +202,24 @@ func (st *Stream) Read(p []byte) (int, error) {
 }
 
 func (st *Stream) read(p []byte) (int, error) {
+	n, err := st.readUntaken(p)
+	st.took(n)
+	return n, err
+}
+
+// lend is Read for bytes that stay in p, a splice's buffer, and are not taken before took says so.
+func (st *Stream) lend(p []byte) (int, error) {
+	if st.opener {
+		if err := st.readStatus(context.Background()); err != nil {
+			return 0, err
+		}
+	}
+	n, err := st.readUntaken(p)
+	st.receive.lend(n)
+	return n, err
+}
+
+func (st *Stream) readUntaken(p []byte) (int, error) {
 	for {
 		n, err := st.readOnce(p)
 		if err == errAgain { //nolint:errorlint // readOnce returns it bare
@@ -233,7 +252,6 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 	switch {
 	case n > 0 || err == nil:
 		st.got += uint64(n)
-		st.took(n)
 		return n, nil // yamux may add the error of a window update: the next read meets it
 	case errors.Is(err, yamux.ErrTimeout):
 		if err := st.readError(); err != nil {
@@ -262,6 +280,9 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 
 // took counts n bytes that were read, and tells the other end when it may send more.
 func (st *Stream) took(n int) {
+	if n == 0 {
+		return
+	}
 	if limit, changed := st.receive.read(n, &st.s.budget); changed && !st.peerEnded() {
 		st.s.out.put(message{typ: messageWindow, stream: st.id, limit: limit})
 	}
@@ -283,7 +304,6 @@ func (st *Stream) readMoved(p []byte) (int, error) {
 	over := st.s.ctx.Err() != nil // then nothing more comes
 	n, ended, wake := st.moved.take(p)
 	if n > 0 {
-		st.took(n)
 		return n, nil
 	}
 	// Asked again: whoever ends the stream from now on wakes us.
@@ -601,7 +621,7 @@ func (st *Stream) Close() error {
 	reset := st.reset
 	st.wake()
 	st.mu.Unlock()
-	st.cancel()
+	st.cancel(nil)
 	if !reset { // else the FIN goes out behind the message
 		st.finish()
 	}
@@ -611,7 +631,10 @@ func (st *Stream) Close() error {
 
 // Reset ends both directions: the other end's writes fail with ECONNRESET at once, its reads after
 // what was written before; ours both at once.
-func (st *Stream) Reset() {
+func (st *Stream) Reset() { st.resetFor(nil) }
+
+// resetFor is Reset; cause is its context's.
+func (st *Stream) resetFor(cause error) {
 	st.mu.Lock()
 	if st.closed || st.reset {
 		st.mu.Unlock()
@@ -621,7 +644,7 @@ func (st *Stream) Reset() {
 	st.s.out.putThen(message{typ: messageReset, stream: st.id, code: resetBoth}, st.finish)
 	st.wake()
 	st.mu.Unlock()
-	st.cancel()
+	st.cancel(cause)
 	st.s.forget(st)
 }
 
@@ -637,7 +660,7 @@ func (st *Stream) resetByPeer(code resetCode) {
 	st.wake()
 	st.mu.Unlock()
 	if code != resetNotReading {
-		st.cancel()
+		st.cancel(nil)
 	}
 }
 
