@@ -42,7 +42,7 @@ const (
 	ScaledBack       Point = "restore.scaled"    // the original
 	OriginalReady    Point = "restore.ready"     // or not in time
 	MovedBack        Point = "restore.moved"     // each Service's selector
-	Settled          Point = "restore.settled"   // callers know the original
+	Settled          Point = "restore.settled"   // callers are sent to the original
 	RecordRemoved    Point = "restore.unrecorded"
 	ProxyDeleted     Point = "delete.deployment" // its pods are ending
 	ProxyGone        Point = "delete.pods"       // they have ended

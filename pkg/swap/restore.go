@@ -400,7 +400,7 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 }
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
-// proxy's, and callers know it.
+// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun.
 func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
@@ -418,7 +418,6 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 			return err
 		}
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
-		return nil
 	}
-	return sleep(ctx, settle)
+	return nil
 }
