@@ -78,6 +78,13 @@ func (g *gate) set(unsent, inFlight, limit int) {
 	g.notify()
 }
 
+// crowded says whether somebody waits.
+func (g *gate) crowded() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.waiting) > 0
+}
+
 // open says whether bulk may enter. mu is held.
 func (g *gate) open() bool { return g.reserved+g.unsent < g.ahead && g.reserved+g.inFlight < g.limit }
 

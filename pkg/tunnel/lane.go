@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// bulkAfter is how much a stream has sent when a bulk lane is asked for, since a second carrier is not worth it for less, and the
-	// least when it moves there.
+	// bulkAfter is how much a stream has sent when it moves to the bulk lane, and a lane is asked for, since a second carrier is not
+	// worth it for less. Where others wait for their turn a frame is enough: of many streams these would be megabytes.
 	bulkAfter = 128 << 10
 	// laneAhead is what bulkAhead is on the bulk lane, where nothing small waits: two batches.
 	laneAhead = 2 * maxBatch

@@ -97,6 +97,38 @@ func TestBulkMoves(t *testing.T) {
 	})
 }
 
+// TestACrowdMovesSooner: where many wait for their turn on the first carrier, streams move that have sent little, and arrive exactly.
+func TestACrowdMovesSooner(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t)).start().waitReady()
+	data := randomBytes(bulkAfter - maxFrame)
+	var moved atomic.Int32
+	for round := 0; round < 100 && moved.Load() == 0; round++ { // that they wait is a matter of the scheduler's
+		var wg sync.WaitGroup
+		for range 64 {
+			pod, laptop := e.streams()
+			wg.Go(func() {
+				if _, err := pod.Write(data); err != nil {
+					t.Error(err)
+				}
+				if pod.hasLeft.Load() {
+					moved.Add(1)
+				}
+				_ = pod.CloseWrite()
+			})
+			wg.Go(func() {
+				if got, err := io.ReadAll(laptop); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("%d bytes of %d, or others, %v", len(got), len(data), err)
+				}
+				_ = errors.Join(laptop.Close(), pod.Close())
+			})
+		}
+		wg.Wait()
+	}
+	if moved.Load() == 0 {
+		t.Error("none has moved")
+	}
+}
+
 // TestMovedStreamEnds: what Close, Reset and a deadline mean does not depend on the lane.
 func TestMovedStreamEnds(t *testing.T) {
 	for name, c := range map[string]struct {

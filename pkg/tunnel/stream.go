@@ -451,7 +451,7 @@ func (st *Stream) way() (*resumable, *gate) {
 // perhapsMove moves our direction to the bulk lane when it has sent enough: what was written before comes by yamux and ends
 // with its FIN, behind the message that says so. writeMu is held.
 func (st *Stream) perhapsMove() {
-	if st.hasLeft.Load() || st.sent < bulkAfter {
+	if st.hasLeft.Load() || st.sent < maxFrame || st.sent < bulkAfter && !st.s.gate.crowded() {
 		return
 	}
 	if !st.s.bulk.open() {
