@@ -4,6 +4,7 @@ package main
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func loopback(t *testing.T) *route {
 
 func TestEveryMeasureYieldsItsFigures(t *testing.T) {
 	r := loopback(t)
-	for _, m := range measures {
+	for _, m := range slices.Concat(measures, standbyMeasures) {
 		t.Run(m.figures[0].name, func(t *testing.T) {
 			values, err := m.run(r, pace{20 * time.Millisecond, 200 * time.Millisecond})
 			if err != nil {
@@ -98,7 +99,7 @@ func TestCellsCompareWithTheBetterKubectl(t *testing.T) {
 func TestTheDocumentHasATableForEachCondition(t *testing.T) {
 	s := &results{values: map[key][]float64{}, failed: map[key][]string{}}
 	for _, c := range conditions {
-		s.values[key{c.name, kubectlSPDY, measures[0].figures[0].name}] = []float64{1234.5}
+		s.values[key{c.name, c.base[0], c.measures[0].figures[0].name}] = []float64{1234.5}
 	}
 	o := options{rounds: 5, time: time.Second}
 	text := document(s, o, time.Now(), "0.10", "")

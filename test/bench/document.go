@@ -26,10 +26,11 @@ of figures from the same run do.
 
 **A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of the rounds and in brackets
 the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
+The last table has no kubectl, which cannot do this: there the ratio is to the direct way.
 
 `, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	b.WriteString("| variant | what it is |\n| --- | --- |\n")
-	for _, v := range variants {
+	for _, v := range slices.Concat(variants, standbyVariants) {
 		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)
 	}
 	for _, c := range conditions {
@@ -46,7 +47,8 @@ the best of them. Where more is better (rates) a ratio above 1 is better than ku
 - The conditions one after the other; in each, round by round, measure by measure, the variants right after each other for %s
   each (longer with a delay), after a start that is not counted.
 - Every variant is real programs: kubectl %s, and bridge as it is built for users. All end in the same kind of server; but for
-  loopback, relays and link it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5.
+  loopback, relays and link it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5; those
+  of mode standby from the node's network at the pod's address, as kube-proxy has a caller's pod do.
 - Bulk is counted by the receiver and by its clock, within the time. "Up" is from the laptop. MB are 10^6 bytes.
 - Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
 - CPU of the laptop's side is user and system time of the programs between; that of the cluster is all of its control group: the API
@@ -90,16 +92,12 @@ func section(doc, title string) string {
 // table has a row for each figure and a column for each variant.
 func table(b *strings.Builder, s *results, c condition) {
 	b.WriteString("| |")
-	var columns []*variant
-	for _, v := range variants {
-		if v.far || c.isNear() {
-			columns = append(columns, v)
-			fmt.Fprintf(b, " %s |", v.name)
-		}
+	for _, v := range c.variants {
+		fmt.Fprintf(b, " %s |", v.name)
 	}
-	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(columns)) + "\n")
-	for _, f := range allFigures() {
-		if !slices.ContainsFunc(columns, func(v *variant) bool { return s.has(key{c.name, v.name, f.name}) }) {
+	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(c.variants)) + "\n")
+	for _, f := range c.figures() {
+		if !slices.ContainsFunc(c.variants, func(v *variant) bool { return s.has(key{c.name, v.name, f.name}) }) {
 			continue
 		}
 		arrow := ""
@@ -112,15 +110,15 @@ func table(b *strings.Builder, s *results, c condition) {
 		}
 		fmt.Fprintf(b, "| %s%s%s |", f.name, unit, arrow)
 		base := s.base(c, f)
-		for _, v := range columns {
+		for _, v := range c.variants {
 			fmt.Fprintf(b, " %s |", s.cell(key{c.name, v.name, f.name}, f, base))
 		}
 		b.WriteString("\n")
 	}
 }
 
-func allFigures() (all []figure) {
-	for _, m := range measures {
+func (c condition) figures() (all []figure) {
+	for _, m := range c.measures {
 		all = append(all, m.figures...)
 	}
 	return slices.Concat(all, startFigures, idleFigures, reconnectFigures)
@@ -128,19 +126,16 @@ func allFigures() (all []figure) {
 
 func (s *results) has(k key) bool { return len(s.values[k]) > 0 || len(s.failed[k]) > 0 }
 
-// base is the better of kubectl's two medians; NaN when there is none.
+// base is the best median of the variants that c compares with; NaN when there is none.
 func (s *results) base(c condition, f figure) float64 {
-	a := median(s.values[key{c.name, kubectlWebSocket, f.name}])
-	b := median(s.values[key{c.name, kubectlSPDY, f.name}])
-	switch {
-	case math.IsNaN(a):
-		return b
-	case math.IsNaN(b):
-		return a
-	case f.less:
-		return min(a, b)
+	best := nan
+	for _, name := range c.base {
+		v := median(s.values[key{c.name, name, f.name}])
+		if math.IsNaN(best) || f.less && v < best || !f.less && v > best {
+			best = v
+		}
 	}
-	return max(a, b)
+	return best
 }
 
 func (s *results) cell(k key, f figure, base float64) string {

@@ -82,6 +82,8 @@ var measures = []measure{
 	{figures: []figure{{"one connection never read: others answer", yes, false}, {"one connection never read: bulk down beside it", megabytes, false}}, near: true, harms: true, run: unread},
 }
 
+var farMeasures = slices.DeleteFunc(slices.Clone(measures), func(m measure) bool { return m.near })
+
 var nan = math.NaN()
 
 // connect dials, gives an order and waits for its answer. The connection has a deadline: nothing here

@@ -37,15 +37,15 @@ type process struct {
 	reader sync.WaitGroup
 }
 
-// start runs a program and waits until it has printed a line that contains ready, on stdout.
+// start runs a program and waits until it has printed a line that contains ready.
 func start(ready string, env []string, argv ...string) (*process, error) {
 	p := &process{cmd: exec.Command(argv[0], argv[1:]...), ended: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stderr = p
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
+	p.cmd.Stderr = p.cmd.Stdout
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// condition is what the laptop's link suffers. netem acts on each direction: a round trip has twice the
+// condition is what the laptop's link suffers, and what is compared there. netem acts on each direction: a round trip has twice the
 // delay.
 type condition struct {
 	name  string
@@ -21,20 +21,29 @@ type condition struct {
 	netem []string
 	warm  time.Duration // at most as long as the time
 	time  float64       // times the usual
+
+	variants []*variant
+	measures []measure
+	base     []string // the variants that the others are compared with: the better of them
+	life     bool     // how they start, and what they cost, is measured too
 }
 
 var conditions = []condition{
-	{"no delay", "The laptop is next to the cluster.", []string{"off"}, 300 * time.Millisecond, 1},
-	{"20 ms", "A round trip of 20 ms, 1 Gbit/s each way.", []string{"delay=10ms", "rate=1gbit"}, time.Second, 1},
-	{"80 ms", "A round trip of 80 ms, 1 Gbit/s each way.", []string{"delay=40ms", "rate=1gbit"}, 1500 * time.Millisecond, 1.5},
-	{"20 ms, 1 % lost", "A round trip of 20 ms, 1 Gbit/s, and 1 % of the packets are lost each way.", []string{"delay=10ms", "rate=1gbit", "loss=1%"}, time.Second, 2},
+	{"no delay", "The laptop is next to the cluster.", []string{"off"}, 300 * time.Millisecond, 1, variants, measures, kubectls, true},
+	{"20 ms", "A round trip of 20 ms, 1 Gbit/s each way.", []string{"delay=10ms", "rate=1gbit"}, time.Second, 1, farVariants, farMeasures, kubectls, false},
+	{"80 ms", "A round trip of 80 ms, 1 Gbit/s each way.", []string{"delay=40ms", "rate=1gbit"}, 1500 * time.Millisecond, 1.5, farVariants, farMeasures, kubectls, false},
+	{"20 ms, 1 % lost", "A round trip of 20 ms, 1 Gbit/s, and 1 % of the packets are lost each way.", []string{"delay=10ms", "rate=1gbit", "loss=1%"}, time.Second, 2, farVariants, farMeasures, kubectls, false},
+	{"standby", "In the cluster, from the node to the pods: what it costs callers that a swap in mode standby lies before the original, when that is who answers.", []string{"off"}, 300 * time.Millisecond, 1, standbyVariants, standbyMeasures, []string{direct}, false},
 }
+
+// kubectls are what the ways from the laptop are compared with.
+var kubectls = []string{kubectlWebSocket, kubectlSPDY}
 
 func (c condition) title() string { return strings.ToUpper(c.name[:1]) + c.name[1:] }
 
 // wants is whether a condition is measured: quick takes the first, and the one that has everything.
 func (o options) wants(c condition) bool {
-	return matches(o.only, c.name) && (!o.quick || c.isNear() || len(c.netem) == 3)
+	return matches(o.only, c.name) && (!o.quick || c.netem[0] == "off" || len(c.netem) == 3)
 }
 
 // measures is whether m is wanted, and way whether v is.
@@ -44,8 +53,6 @@ func (o options) measures(m measure) bool {
 func (o options) way(v *variant) bool { return matches(o.ways, v.name) }
 
 func matches(expression, name string) bool { return regexp.MustCompile(expression).MatchString(name) }
-
-func (c condition) isNear() bool { return c.netem[0] == "off" }
 
 // The measures that open the route themselves, or end it.
 var (
@@ -138,23 +145,23 @@ func (r *runner) condition(ctx context.Context, c condition) error {
 	p := pace{min(c.warm, took), took}
 	for round := range r.o.rounds {
 		progress("%s: %s, round %d of %d", time.Now().Format(time.TimeOnly), c.name, round+1, r.o.rounds)
-		for _, m := range measures {
-			if m.near && !c.isNear() || !r.o.measures(m) {
+		for _, m := range c.measures {
+			if !r.o.measures(m) {
 				continue
 			}
-			for _, v := range variants {
+			for _, v := range c.variants {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				if (v.far || c.isNear()) && r.o.way(v) {
+				if r.o.way(v) {
 					r.one(ctx, c, v, m, p)
 				}
 			}
 		}
-		if !c.isNear() || r.o.what != "" {
+		if !c.life || r.o.what != "" {
 			continue
 		}
-		for _, v := range variants {
+		for _, v := range c.variants {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -253,7 +260,7 @@ func (r *runner) close(v *variant) {
 }
 
 func (r *runner) closeAll() {
-	for _, v := range slices.Backward(variants) {
+	for v := range r.routes {
 		r.close(v)
 	}
 }

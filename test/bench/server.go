@@ -3,12 +3,15 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -30,6 +33,8 @@ const (
 	orderUp = 'U'
 	// orderDown: after one more byte, bulk is sent for warm and time, and its mark.
 	orderDown = 'D'
+	// orderHTTP is no order but the beginning of a GET.
+	orderHTTP = 'G'
 
 	orderSize = 1 + 4 + 4 // what, and both in milliseconds
 
@@ -66,6 +71,10 @@ func serve(ctx context.Context, address string) error {
 	return accept(ctx, address, func(c net.Conn) {
 		defer c.Close()
 		o, err := readOrder(c)
+		if o.what == orderHTTP {
+			answerHTTP(c, o)
+			return
+		}
 		if err != nil {
 			return
 		}
@@ -96,6 +105,20 @@ func echo(c net.Conn) {
 			return
 		}
 		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// answerHTTP answers requests, one after the other, of the first of which o is the beginning.
+func answerHTTP(c net.Conn, o order) {
+	r := bufio.NewReader(io.MultiReader(bytes.NewReader(o.bytes()), c))
+	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", request, make([]byte, request))
+	for {
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		if _, err := c.Write(answer); err != nil {
 			return
 		}
 	}

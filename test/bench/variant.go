@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -60,6 +61,8 @@ var variants = []*variant{
 	{name: "bridge connect", what: "bridge connect: the tunnel, one port-forward to a proxy pod that connects to the server's pod; dialled by SOCKS5", far: true, bridges: true, open: openConnect("portforward")},
 	{name: "bridge connect, podproxy", what: "bridge connect --carrier podproxy: the tunnel through the API server's proxy to the proxy pod", far: true, bridges: true, open: openConnect("podproxy")},
 }
+
+var farVariants = slices.DeleteFunc(slices.Clone(variants), func(v *variant) bool { return !v.far })
 
 func (r *route) close() {
 	for _, p := range r.processes {
