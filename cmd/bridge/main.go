@@ -86,6 +86,9 @@ func (a *app) exitCode(err, cause error) int {
 	if exit, ok := err.(*child.ExitError); ok { //nolint:errorlint // wrapped it is a failure of ours
 		return exit.Code
 	}
+	if v, ok := err.(verdict); ok { //nolint:errorlint // nobody wraps it
+		return int(v)
+	}
 	var sig signalError
 	bySignal := errors.As(cause, &sig)
 	if bySignal && hint.CodeOf(err) != hint.RestoreIncomplete && (err == nil || errors.Is(err, context.Canceled) || errors.As(err, &signalError{})) {

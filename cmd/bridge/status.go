@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
 	"strconv"
 	"strings"
@@ -11,9 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/cli-runtime/pkg/printers"
-	"sigs.k8s.io/yaml"
 
-	"bridge/internal/hint"
 	"bridge/pkg/swap"
 )
 
@@ -61,22 +58,9 @@ func where(namespace string) string {
 }
 
 func printStatus(w io.Writer, entries []swap.Entry, output string) error {
-	switch output {
-	case "json":
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(entries)
-	case "yaml":
-		b, err := yaml.Marshal(entries)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(b)
-		return err
-	case "", "wide":
-		return printers.NewTablePrinter(printers.PrintOptions{Wide: output == "wide"}).PrintObj(statusTable(entries), w)
-	}
-	return hint.Newf(hint.Usage, "bridge status --help", "-o %s: not a format; there are json, yaml and wide", output)
+	return printOr(w, entries, output, "status", func(wide bool) error {
+		return printers.NewTablePrinter(printers.PrintOptions{Wide: wide}).PrintObj(statusTable(entries), w)
+	})
 }
 
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.

@@ -22,6 +22,9 @@ const (
 	ProxyNotReady     Code = 7 // image, quota, admission, scheduling
 	TunnelLost        Code = 8 // for good
 	RestoreIncomplete Code = 9
+	// Warnings and Problems are what diagnose has found at most. Neither is an error.
+	Warnings Code = 10
+	Problems Code = 11
 )
 
 // Error is a cause with a next step and an exit code.

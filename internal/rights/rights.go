@@ -19,12 +19,14 @@ const (
 	Status  Command = "status"
 	Forward Command = "forward"
 	Connect Command = "connect"
+	// Diagnose has no Check: what may not be read it leaves out, and says so.
+	Diagnose Command = "diagnose"
 )
 
-// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status and forward, which
+// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status, forward and diagnose, which
 // do the same for all kinds.
 func (c Command) For(kind kube.Kind) Command {
-	if kind == kube.Deployment || c == Status || c == Forward {
+	if kind == kube.Deployment || c == Status || c == Forward || c == Diagnose {
 		return c
 	}
 	return c + " " + Command(kind)
@@ -40,7 +42,7 @@ func (c Command) target() (command Command, resource string) {
 }
 
 // Commands are all of them, in the order they are shown in.
-func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status} }
+func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status, Diagnose} }
 
 // KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
 // deploy/keeper.yaml, for those who may not create a Role.
@@ -230,6 +232,23 @@ func (c Command) rules() []rule {
 		return []rule{
 			{"Who has swapped what.", required, "coordination.k8s.io", list("leases"), list("list")},
 			{"Whether a swap's keeper is ready; optional.", optional, "apps", list("deployments"), list("get")},
+		}
+	case Diagnose:
+		return []rule{
+			{"The pods, of which all else hangs.", required, "", list("pods"), list("list")},
+			{"What the checks look at beside them; all optional: what may not be read is said, and left out.",
+				optional, "", list("services", "events", "persistentvolumeclaims"), list("list")},
+			{"", optional, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("list")},
+			{"", optional, "batch", list("jobs"), list("list")},
+			{"", optional, "discovery.k8s.io", list("endpointslices"), list("list")},
+			{"", optional, "networking.k8s.io", list("ingresses", "networkpolicies"), list("list")},
+			{"", optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
+			{"Whether the namespace is there, or goes.", optional, "", list("namespaces"), list("get")},
+			{"Swaps that were left behind.", optional, "coordination.k8s.io", list("leases"), list("list")},
+			{"The last lines of a container that ended.", optional, "", list("pods/log"), list("get")},
+			{"The names of ConfigMaps, of which those are told that a pod refers to and that are not there.", optional, "", list("configmaps"), list("list")},
+			{"The same for Secrets, and what kind of pull secret an image was refused with. Only names are asked for, and of pull secrets the\nregistries, but who may do this may read them all:",
+				unusual, "", list("secrets"), list("get", "list")},
 		}
 	case Forward:
 		return []rule{

@@ -101,6 +101,8 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 localStorageCapacityIsolation: false
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 imageGCHighThresholdPercent: 100
+# All of the tests at once have more than the usual 110; the node's range has 254 addresses.
+maxPods: 200
 failSwapOn: false
 registerNode: true
 `

@@ -120,6 +120,7 @@ func TestWithoutRights(t *testing.T) {
 		append([]string{"swap", "deployment", "orders"}, local...),
 		{"restore", "deployment", "orders"},
 		{"status"},
+		{"diagnose"},
 		{"forward", "svc/orders", "0:80"},
 		{"connect"},
 	} {

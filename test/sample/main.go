@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|hog|registry [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -88,6 +88,13 @@ func run(args []string) error {
 		url, body := flags.String("url", "", "where to PUT"), flags.String("body", "", "what")
 		_ = flags.Parse(args[1:])
 		return put(*url, *body)
+	case "hog":
+		return hog()
+	case "registry":
+		address := flags.String("listen", "127.0.0.1:5007", "where")
+		_ = flags.Parse(args[1:])
+		exitOnSIGTERM()
+		return registry(*address)
 	case "wait": // a pod to run the others in
 		exitOnSIGTERM()
 		select {}

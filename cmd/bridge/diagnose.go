@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"bridge/internal/diagnose"
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/pkg/swap"
+)
+
+// verdict is an exit code that is a result: the command has done its work, and there is no error to print.
+type verdict hint.Code
+
+func (v verdict) Error() string { return fmt.Sprintf("exit code %d", int(v)) }
+
+func newDiagnoseCommand(a *app) *cobra.Command {
+	var all bool
+	var output string
+	cmd := &cobra.Command{
+		Use:   "diagnose [TYPE/NAME...]",
+		Short: "Say why something does not work",
+		Long: `diagnose reads the namespace once, with your own rights, and says what does not work, and why: the state that shows
+it, the direction of the fault, the events, and the next command or the smallest change that mends it. What one fault
+explains stands behind it. With names it is about these, and what they stand on. It changes nothing.
+
+Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your account may not read is said.`,
+		Example: `  bridge diagnose                      # the namespace
+  bridge diagnose deployment/orders    # and its pods, services, claims, nodes
+  bridge diagnose -A -o json           # all namespaces, for a program`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// A format that does not exist is no reason to read a cluster.
+			if err := printOr(io.Discard, nil, output, "diagnose", func(bool) error { return nil }); err != nil {
+				return err
+			}
+			if all && len(args) > 0 {
+				return hint.Newf(hint.Usage, "leave out -A, and name the namespace with -n", "names are of one namespace")
+			}
+			o := diagnose.Options{AllNamespaces: all}
+			namespace, err := kube.Namespace(a.flags)
+			if err != nil {
+				return err
+			}
+			for _, arg := range args {
+				t, err := diagnose.ParseTarget(arg, namespace)
+				if err != nil {
+					return err
+				}
+				o.Targets = append(o.Targets, t)
+			}
+			k, err := a.kube()
+			if err != nil {
+				return err
+			}
+			return a.diagnose(cmd.Context(), k, o, output)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide, which shortens nothing")
+	return cmd
+}
+
+func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, output string) error {
+	namespace := k.Namespace
+	if o.AllNamespaces {
+		namespace = ""
+	}
+	knownSwaps(ctx, k, namespace, &o)
+	r, err := diagnose.Run(ctx, k, o)
+	if err != nil {
+		return err
+	}
+	err = printOr(a.stdout, r, output, "diagnose", func(wide bool) error {
+		a.say(r.Summary())
+		for _, note := range unread(r, wide) {
+			a.say("note: " + note)
+		}
+		return printFindings(a.stdout, r, wide)
+	})
+	if err != nil {
+		return err
+	}
+	switch r.Worst() {
+	case diagnose.Problem:
+		return verdict(hint.Problems)
+	case diagnose.Warning:
+		return verdict(hint.Warnings)
+	}
+	return nil
+}
+
+// knownSwaps has the swaps of the namespace in o, or why they could not be read: the rest can be diagnosed without.
+func knownSwaps(ctx context.Context, k *kube.Client, namespace string, o *diagnose.Options) {
+	entries, err := swap.List(ctx, k, namespace)
+	if err != nil {
+		why := err.Error()
+		if hint.CodeOf(err) == hint.Forbidden || apierrors.IsForbidden(err) {
+			why = "your account may not"
+		}
+		o.Unread = append(o.Unread, diagnose.Unread{Resource: "leases", Why: why, Checks: []string{"swaps"}})
+	}
+	for _, e := range entries {
+		if e.Kind == proxypod.KindSwap {
+			o.Swaps = append(o.Swaps, diagnose.Swap{Namespace: e.Namespace, Target: e.Target, Owner: e.Owner, Heartbeat: e.Heartbeat, Left: !e.Alive, IfLost: e.IfLost, Restore: e.Restore})
+		}
+	}
+}
+
+// unread are lines about what was not read, one for each reason.
+func unread(r *diagnose.Report, wide bool) (out []string) {
+	kinds := map[string][]string{}
+	var reasons, checks []string
+	for _, u := range r.Unread {
+		if kinds[u.Why] == nil {
+			reasons = append(reasons, u.Why)
+		}
+		kinds[u.Why] = append(kinds[u.Why], u.Resource)
+		checks = append(checks, u.Checks...)
+	}
+	for _, why := range reasons {
+		out = append(out, fmt.Sprintf("not read: %s (%s)", strings.Join(kinds[why], ", "), why))
+	}
+	if slices.Sort(checks); wide && len(checks) > 0 {
+		out = append(out, "so these checks were left out: "+strings.Join(slices.Compact(checks), ", "))
+	}
+	return out
+}
+
+// printFindings prints each finding by the three steps in which one looks for a fault by hand: state, direction, events.
+func printFindings(w io.Writer, r *diagnose.Report, wide bool) error {
+	p := findingPrinter{w: w, all: r.Namespace == "", wide: wide, now: r.Time}
+	for i, f := range r.Findings {
+		if i > 0 {
+			p.line("")
+		}
+		p.finding(f, "")
+	}
+	return p.err
+}
+
+// findingPrinter prints findings and keeps the first error.
+type findingPrinter struct {
+	w    io.Writer
+	all  bool // findings are of several namespaces
+	wide bool
+	now  time.Time
+	err  error
+}
+
+// line prints one, without what a log or a message may have in it to move a terminal.
+func (p *findingPrinter) line(format string, args ...any) {
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, fmt.Sprintf(format, args...))
+	if p.err == nil {
+		_, p.err = fmt.Fprintln(p.w, strings.TrimRight(text, " "))
+	}
+}
+
+// field prints lines with a label before the first.
+func (p *findingPrinter) field(indent, label string, lines ...string) {
+	for i, l := range lines {
+		if i > 0 {
+			label = ""
+		}
+		p.line("%s  %-10s %s", indent, label, l)
+	}
+}
+
+func (p *findingPrinter) finding(f diagnose.Finding, indent string) {
+	about := f.Object.String()
+	if f.Owner != (diagnose.Ref{}) {
+		about = f.Owner.String() + ", " + about
+	}
+	if n := len(f.Also); n > 0 {
+		about += fmt.Sprintf(" and %d more", n)
+	}
+	if p.all && f.Object.Namespace != "" {
+		about += " in " + f.Object.Namespace
+	}
+	p.line("%s%s %s: %s", indent, f.Severity, f.ID, about)
+	p.line("%s  %s", indent, f.Summary)
+	var lines []string
+	for _, e := range f.State {
+		lines = append(lines, p.evidence(e))
+	}
+	p.field(indent, "state", lines...)
+	p.field(indent, "direction", string(f.Direction)+": "+f.Why)
+	lines = nil
+	for _, e := range f.Events {
+		lines = append(lines, p.evidence(e))
+	}
+	p.field(indent, "events", lines...)
+	p.field(indent, "log", f.Log...)
+	p.field(indent, "next", f.Next...)
+	lines = nil
+	for _, s := range f.Symptoms {
+		if p.wide {
+			p.field(indent, "explains", "")
+			p.finding(s, indent+"    ")
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("%s: %s (%s)", s.Object, s.Summary, s.ID))
+	}
+	p.field(indent, "explains", lines...)
+}
+
+// evidence is a line; without wide, of a long one its beginning and its end, where runtimes say the reason.
+func (p *findingPrinter) evidence(e diagnose.Evidence) string {
+	text := e.From + ": " + e.Says
+	const first, last = 120, 140
+	if runes := []rune(text); !p.wide && len(runes) > first+last {
+		text = string(runes[:first]) + " … " + string(runes[len(runes)-last:])
+	}
+	var when []string
+	if !e.At.IsZero() {
+		when = append(when, duration.HumanDuration(p.now.Sub(e.At))+" ago")
+	}
+	if e.Count > 1 {
+		when = append(when, fmt.Sprintf("%d times", e.Count))
+	}
+	if len(when) > 0 {
+		text = fmt.Sprintf("%s (%s)", text, strings.Join(when, ", "))
+	}
+	return text
+}

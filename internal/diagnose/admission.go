@@ -1,0 +1,117 @@
+package diagnose
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case. A webhook's come first:
+// its message may have the words of any other.
+var refusals = []struct{ says, id, what, next string }{
+	{"failed calling webhook", "pods-refused-webhook", "an admission webhook does not answer", "look at the webhook's own service: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
+	{"admission webhook", "pods-refused-webhook", "an admission webhook refuses them", "its message says what it wants"},
+	{"exceeded quota", "pods-refused-quota", "a quota of the namespace is used up", "free some of it or raise it: kubectl describe resourcequota%s"},
+	{"failed quota", "pods-refused-quota", "a quota of the namespace wants requests or limits that its pods do not have", "set resources.requests and limits; a LimitRange can give defaults: kubectl describe resourcequota%s"},
+	{"violates podsecurity", "pods-refused-podsecurity", "the namespace's Pod Security level does not allow such pods", "set what the message names in securityContext; the level is a label: kubectl get namespace%s --show-labels"},
+	{"error looking up service account", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
+	{"serviceaccount", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
+	{"no priorityclass with name", "pods-refused-priorityclass", "their PriorityClass does not exist", "name one that does: kubectl get priorityclasses"},
+	{"maximum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
+	{"minimum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
+}
+
+// checkAdmission is about pods that never came to be: who makes them is refused.
+func checkAdmission(s *Snapshot) (out []Finding) {
+	refused := func(kind string, o metav1.Object, wants, has int32, condition *Evidence) {
+		if has >= wants {
+			return
+		}
+		failed := s.eventsOf(kind, o, "FailedCreate")
+		var message string
+		switch {
+		case condition != nil:
+			message = condition.Says
+		case len(failed) > 0 && !s.madeSince(o, lastSeen(failed[0])):
+			message = failed[0].Message
+		default:
+			return
+		}
+		lower := strings.ToLower(message)
+		f := Finding{
+			ID: "pods-refused", Severity: Problem, Direction: Admission, Object: refOf(kind, o), Owner: s.owner(o),
+			Summary: fmt.Sprintf("%d of %d pods cannot be made: %s", wants-has, wants, firstLine(message)),
+			Why:     "who makes the pods tries again, after ever longer waits",
+			Events:  told(failed),
+		}
+		f.Next = []string{"mend what the message names: " + f.edit()}
+		for _, r := range refusals {
+			if strings.Contains(lower, r.says) {
+				f.ID = r.id
+				f.Summary = fmt.Sprintf("%d of %d pods cannot be made: %s", wants-has, wants, r.what)
+				next := r.next
+				if strings.Contains(next, "%s") {
+					flag := f.Object.in()
+					if strings.Contains(next, "get namespace%s") {
+						flag = " " + f.Object.Namespace
+					}
+					next = fmt.Sprintf(next, flag)
+				}
+				f.Next = []string{next}
+				break
+			}
+		}
+		f.State = []Evidence{{From: f.Object.String() + " status.replicas", Says: fmt.Sprintf("%d of %d", has, wants)}}
+		if condition != nil {
+			f.State = append(f.State, *condition)
+		}
+		out = append(out, f)
+	}
+	for i := range s.ReplicaSets {
+		o := &s.ReplicaSets[i]
+		wants := int32(1)
+		if o.Spec.Replicas != nil {
+			wants = *o.Spec.Replicas
+		}
+		var said *Evidence
+		for _, c := range o.Status.Conditions {
+			if c.Type == "ReplicaFailure" && c.Status == corev1.ConditionTrue {
+				said = &Evidence{From: refOf("replicaset", o).String() + " condition ReplicaFailure", Says: c.Message, At: c.LastTransitionTime.Time}
+			}
+		}
+		refused("replicaset", o, wants, o.Status.Replicas, said)
+	}
+	for i := range s.StatefulSets {
+		o := &s.StatefulSets[i]
+		wants := int32(1)
+		if o.Spec.Replicas != nil {
+			wants = *o.Spec.Replicas
+		}
+		refused("statefulset", o, wants, o.Status.Replicas, nil)
+	}
+	for i := range s.DaemonSets {
+		o := &s.DaemonSets[i]
+		refused("daemonset", o, o.Status.DesiredNumberScheduled, o.Status.CurrentNumberScheduled, nil)
+	}
+	for i := range s.Jobs {
+		o := &s.Jobs[i]
+		if o.Status.CompletionTime == nil && len(s.eventsOf("job", o, "FailedCreate")) > 0 && !s.hasPods(o) {
+			refused("job", o, 1, 0, nil)
+		}
+	}
+	return out
+}
+
+// hasPods tells whether there is a pod that o has made.
+func (s *Snapshot) hasPods(o metav1.Object) bool {
+	return slices.ContainsFunc(s.podsIn[o.GetNamespace()], func(p *pod) bool { return metav1.IsControlledBy(p, o) })
+}
+
+// madeSince tells whether o has made a pod after that time: then what it was refused before is over.
+func (s *Snapshot) madeSince(o metav1.Object, at time.Time) bool {
+	return slices.ContainsFunc(s.podsIn[o.GetNamespace()], func(p *pod) bool { return metav1.IsControlledBy(p, o) && p.CreationTimestamp.After(at) })
+}

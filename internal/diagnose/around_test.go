@@ -1,0 +1,131 @@
+package diagnose
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPodsThatAreRefused(t *testing.T) {
+	set := "kind: ReplicaSet\nmetadata: {name: it-1}\nspec: {replicas: 2, selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {replicas: 0}\n"
+	refused := func(why string) string {
+		return set + event("ReplicaSet/it-1", "FailedCreate", `Error creating: pods "it-1-2fzz7" is forbidden: `+why)
+	}
+	try(t, []tried{
+		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "kubectl describe resourcequota -n shop"},
+		{"quota that wants limits", refused("failed quota: small: must specify limits.cpu for: app"), "pods-refused-quota", "resources.requests"},
+		{"Pod Security", refused(`violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false`), "pods-refused-podsecurity", "kubectl get namespace shop --show-labels"},
+		{"ServiceAccount", refused(`error looking up service account shop/nobody: serviceaccount "nobody" not found`), "pods-refused-serviceaccount", ""},
+		{"LimitRange", refused("maximum memory usage per Container is 64Mi, but limit is 1Gi"), "pods-refused-limitrange", ""},
+		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", ""},
+		{"webhook", refused(`admission webhook "policy.example.test" denied the request: no`), "pods-refused-webhook", ""},
+		{"webhook that speaks of a ServiceAccount", refused(`admission webhook "policy.example.test" denied the request: set automountServiceAccountToken: false, serviceAccountToken volumes are at the maximum `), "pods-refused-webhook", ""},
+		{"something else", refused("it is a Monday"), "pods-refused", "it is a Monday"},
+		{"in the past", strings.Replace(refused("exceeded quota: small"), "replicas: 0", "replicas: 2", 1), "", ""},
+		{"one was made since", refused("exceeded quota: small") + "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, creationTimestamp: '2026-11-28T11:59:30Z', ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: it-1, uid: '', controller: true}]", 1), "", ""},
+		{"in a condition", strings.Replace(set, "status: {replicas: 0}", `status: {replicas: 0, conditions: [{type: ReplicaFailure, status: "True", reason: FailedCreate, message: "exceeded quota: small"}]}`, 1), "pods-refused-quota", "2 of 2 pods"},
+	})
+}
+
+func TestClaimsWithoutAVolume(t *testing.T) {
+	claim := func(spec, phase string) string {
+		return "\n---\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {" + spec + "}\nstatus: {phase: " + phase + "}\n"
+	}
+	class := func(more string) string {
+		return "\n---\nkind: StorageClass\nmetadata: {name: fast}\nprovisioner: example.test/disk" + more + "\n"
+	}
+	mounts := withPod("", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", running)
+	try(t, []tried{
+		{"bound", claim("storageClassName: fast", "Bound"), "", ""},
+		{"no such class", claim("storageClassName: fst", "Pending") + class(""), "claim-class-absent", "if fast is meant"},
+		{"no class, and no default", claim("", "Pending") + class(""), "claim-no-class", "there are fast"},
+		{"no volume", claim(`storageClassName: ""`, "Pending"), "claim-no-volume", "kubectl get pv"},
+		{"nobody makes it", claim("storageClassName: fast", "Pending") + class(""), "claim-unbound", ""},
+		{"making it fails", claim("storageClassName: fast", "Pending") + class("") + event("PersistentVolumeClaim/data", "ProvisioningFailed", "no room"), "claim-provisioning-failed", "no room"},
+		{"it waits for a pod", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer"), "", ""},
+		{"... that has a node", strings.Replace(claim("storageClassName: fast", "Pending"), "{name: data}", "{name: data, annotations: {volume.kubernetes.io/selected-node: node1}}", 1) + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" + mounts, "claim-unbound", ""},
+		{"... that finds no node", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" +
+			unscheduledPod("resources: {requests: {cpu: 64}}", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", "0/1 nodes are available: 1 Insufficient cpu.") + aNode("node1", "", ""), "unschedulable-resources", "64 cpu"},
+		{"its volume is gone", claim("storageClassName: fast, volumeName: v1", "Lost"), "claim-lost", "v1"},
+		{"no claim", mounts, "claim-absent", "persistentvolumeclaim/data"},
+		{"being deleted, in use", strings.Replace(claim("storageClassName: fast", "Bound"), "{name: data}", "{name: data, deletionTimestamp: '2026-11-28T11:00:00Z', finalizers: [kubernetes.io/pvc-protection]}", 1), "deletion-stuck", "Used By"},
+	})
+}
+
+func TestNodesThatAreNotWell(t *testing.T) {
+	node := func(kind, status string) string {
+		return "\n---\nkind: Node\nmetadata: {name: node1}\nstatus: {conditions: [{type: " + kind + ", status: '" + status + "', reason: R, message: m}]}\n"
+	}
+	here := withPod("", "", running)
+	try(t, []tried{
+		{"well", here + node("Ready", "True"), "", ""},
+		{"not ready", here + node("Ready", "False"), "node-not-ready", "1 pod of those"},
+		{"silent", here + node("Ready", "Unknown"), "node-not-ready", "does not report"},
+		{"under pressure", here + node("DiskPressure", "True"), "node-disk-pressure", ""},
+		{"somebody else's", node("Ready", "False"), "", ""},
+		{"a pod that does not go with it", strings.Replace(here, "uid: u1", "uid: u1, deletionTimestamp: '2026-11-28T11:00:00Z', deletionGracePeriodSeconds: 30", 1) + node("Ready", "Unknown"), "node-not-ready", ""},
+	})
+}
+
+func TestWorkloadsThatStandStill(t *testing.T) {
+	triedOnce := strings.NewReplacer("Always", "Never", "phase: Pending", "phase: Failed", "metadata: {", "metadata: {ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}], ").Replace(
+		withPod("", "", `containerStatuses: [{name: app, ready: false, restartCount: 0, image: "", imageID: "", state: {terminated: {reason: Error, exitCode: 1}}}]`))
+	cronJob := func(condition, at string) string {
+		return "\n---\nkind: Job\nmetadata: {name: it-" + at[:2] + ", creationTimestamp: '2026-11-28T" + at + ":00Z', ownerReferences: [{apiVersion: batch/v1, kind: CronJob, name: it, uid: c1, controller: true}]}\n" +
+			"spec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {conditions: [{type: " + condition + ", status: 'True'}]}\n"
+	}
+	deployment := func(spec, status string) string {
+		return "\n---\nkind: Deployment\nmetadata: {name: orders}\nspec: {" + spec + "selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {" + status + "}\n"
+	}
+	stuck := `conditions: [{type: Progressing, status: "False", reason: ProgressDeadlineExceeded, message: 'ReplicaSet "orders-2" has timed out progressing.'}], updatedReplicas: 1, availableReplicas: 0`
+	scaler := func(metrics, conditions string) string {
+		return "\n---\nkind: HorizontalPodAutoscaler\nmetadata: {name: orders}\nspec: {maxReplicas: 3, scaleTargetRef: {kind: Deployment, name: orders}, metrics: [" + metrics + "]}\nstatus: {desiredReplicas: 0, currentMetrics: null, conditions: [" + conditions + "]}\n"
+	}
+	const cpu = "{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}"
+	const noAPI = `{type: ScalingActive, status: "False", reason: FailedGetResourceMetric, message: "failed to get cpu utilization: unable to get metrics for resource cpu: unable to fetch metrics from resource metrics API: the server could not find the requested resource (get pods.metrics.k8s.io)"}`
+	going := func(at, finalizer string) string {
+		return "kind: Service\nmetadata: {name: it, deletionTimestamp: '2026-11-28T" + at + ":00Z', finalizers: [" + finalizer + "]}\nspec: {type: ExternalName, externalName: example.test}\n"
+	}
+	statefulSet := func(strategy, pod string) string {
+		return "kind: StatefulSet\nmetadata: {name: it}\nspec: {updateStrategy: {" + strategy + "}, selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {replicas: 1, currentRevision: it-1, updateRevision: it-2}\n---\n" +
+			strings.Replace(unreadyPod("", "11:00:00"), "metadata: {name: it, labels: {app: it}", "metadata: {"+pod+"name: it-0, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: it, uid: '', controller: true}], labels: {app: it, controller-revision-hash: it-1}", 1)
+	}
+	try(t, []tried{
+		{"rollout", deployment("", stuck), "rollout-stuck", "kubectl rollout undo deployment orders -n shop"},
+		{"rollout, on a node that is gone", strings.NewReplacer(`"True"`, `"False"`, "uid: u1", "uid: u1, deletionTimestamp: '2026-11-28T11:59:58Z'").Replace(owned(withPod("", "", running))) + orders +
+			"\n---\nkind: Node\nmetadata: {name: node1}\nstatus: {conditions: [{type: Ready, status: Unknown, reason: R, message: m}]}\n", "node-not-ready", ""},
+		{"paused", deployment("paused: true, ", "updatedReplicas: 0"), "rollout-paused", "kubectl rollout resume"},
+		{"job", "kind: Job\nmetadata: {name: it}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {conditions: [{type: Failed, status: 'True', reason: BackoffLimitExceeded, message: m}]}\n", "job-failed", "BackoffLimitExceeded"},
+		{"a job's first try", "kind: Job\nmetadata: {name: it}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {conditions: [{type: Complete, status: 'True'}]}\n---\n" + triedOnce, "", ""},
+		{"a job's first try, and no other yet", "kind: Job\nmetadata: {name: it}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\n---\n" + triedOnce, "program-exits", ""},
+		{"a CronJob's failure, overtaken", cronJob("Failed", "10:00") + cronJob("Complete", "11:00"), "", ""},
+		{"a CronJob's failure, the last", cronJob("Failed", "11:00") + cronJob("Complete", "10:00"), "job-failed", ""},
+		{"no metrics", deployment("", "") + scaler("", noAPI), "autoscaler-no-metrics", "apiservices"},
+		{"no request", deployment("", "") + scaler(cpu, noAPI), "autoscaler-no-request", "resources.requests.cpu"},
+		{"no target", scaler(cpu, `{type: AbleToScale, status: "False", reason: FailedGetScale, message: 'deployments.apps "orders" not found'}`), "autoscaler-target-absent", "deployment/orders"},
+		{"scaled to 0 by hand", deployment("", "") + scaler(cpu, `{type: ScalingActive, status: "False", reason: ScalingDisabled, message: m}`), "", ""},
+		{"evicted", strings.Replace(withPod("", "", "reason: Evicted\nmessage: The node was low on resource"), "phase: Pending", "phase: Failed", 1), "pod-evicted", "low on resource"},
+		{"finalizer", strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, finalizers: [example.test/keep], deletionTimestamp: '2026-11-28T11:00:00Z'", 1), "deletion-stuck", "example.test/keep"},
+		{"a load balancer that is cleaned up", going("11:57", "service.kubernetes.io/load-balancer-cleanup"), "", ""},
+		{"... for long", going("11:50", "service.kubernetes.io/load-balancer-cleanup"), "deletion-stuck", "kubectl describe service it"},
+		{"somebody else's finalizer", going("11:57", "example.test/keep"), "deletion-stuck", "kubectl patch"},
+		{"a StatefulSet's old pod", statefulSet("", ""), "pod-not-ready rollout-blocked", ""},
+		{"... that goes", statefulSet("", "deletionTimestamp: '2026-11-28T12:00:00Z', "), "", ""},
+		{"... that is deleted by hand", statefulSet("type: OnDelete", ""), "pod-not-ready", ""},
+		{"... below the partition", statefulSet("rollingUpdate: {partition: 1}", ""), "pod-not-ready", ""},
+		{"the namespace goes", "kind: Namespace\nmetadata: {name: shop, deletionTimestamp: '2026-11-28T11:00:00Z'}\nstatus: {conditions: [{type: NamespaceFinalizersRemaining, status: 'True', reason: R, message: m}]}\n", "namespace-terminating", ""},
+		{"typing error", "kind: Service\nmetadata: {name: it, annotations: {kubectl.kubernetes.io/last-applied-configuration: '{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"spec\":{\"extrnalIPs\":[]}}'}}\nspec: {type: ExternalName, externalName: example.test}\n", "unknown-field", `"spec.extrnalIPs"`},
+	})
+}
+
+func TestSwapsThatWereLeftBehind(t *testing.T) {
+	s := load(t, withPod("", "", running))
+	s.Swaps = []Swap{
+		{Namespace: "shop", Target: "deployment/orders", Owner: "ada@laptop", Heartbeat: now.Add(-2 * time.Minute), Left: true, Restore: "bridge restore deployment orders -n shop"},
+		{Namespace: "shop", Target: "deployment/payments", Owner: "bob@laptop", Heartbeat: now},
+	}
+	found := s.report(nil).Findings
+	if len(found) != 1 || found[0].ID != "swap-left-behind" || found[0].Object != (Ref{"deployment", "shop", "orders"}) || found[0].Next[0] != "bridge restore deployment orders -n shop" {
+		t.Errorf("found %+v", found)
+	}
+}

@@ -1,0 +1,218 @@
+package diagnose
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// startPatience is how long a pod may be on its way before that is worth a word: volumes, images and programs take seconds.
+const startPatience = 15 * time.Second
+
+// checkConfiguration is about containers that cannot be made from what their pod refers to.
+func checkConfiguration(s *Snapshot) (out []Finding) {
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		// A reference to what is not there holds up containers that have not started; those that run meet it at the next start.
+		missing := s.missingRefs(p)
+		for _, c := range containersOf(p) {
+			reason, message := c.waiting()
+			if reason != "CreateContainerConfigError" && reason != "CreateContainerError" {
+				continue
+			}
+			f := s.ofContainer(p, c, "container-create-failed", Problem, Configuration)
+			f.Why = "the container is not made before that is mended; the kubelet tries again by itself"
+			f.Summary = fmt.Sprintf("%s cannot be made: %s", c.what(), firstLine(message))
+			f.Next = []string{"mend what the message names: " + f.edit()}
+			f.Events = told(s.eventsOf("pod", p, "Failed"))
+			s.explainConfig(&f, p, c, message)
+			missing = slices.DeleteFunc(missing, func(m missingRef) bool { return strings.Contains(f.Summary, m.ref()+" does not exist") })
+			out = append(out, f)
+		}
+		out = append(out, s.mountFindings(p, &missing)...)
+		for _, m := range missing {
+			f := s.ofPod(p, m.id, Warning, Configuration)
+			f.Summary = fmt.Sprintf("%s, which %s refers to, does not exist", m.ref(), m.by)
+			f.Why = "a container that refers to it does not start; one that runs already does not start again"
+			f.State = []Evidence{{From: fmt.Sprintf("%s %s", f.Object, m.by), Says: m.ref()}}
+			f.Next = s.nextForMissing(m.kind, m.name, p.Namespace, &f)
+			if unready(*p) {
+				f.Severity = Problem
+			}
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+var (
+	// The kubelet's words for what a container's environment refers to.
+	absentObject = regexp.MustCompile(`(configmap|secret) "([^"]+)" not found`)
+	absentKey    = regexp.MustCompile(`couldn't find key (\S+) in (ConfigMap|Secret) [^/\s]+/(\S+)`)
+)
+
+func (s *Snapshot) explainConfig(f *Finding, p *pod, c container, message string) {
+	if m := absentKey.FindStringSubmatch(message); m != nil {
+		key, kind, name := m[1], strings.ToLower(m[2]), strings.TrimRight(m[3], ".,")
+		f.ID = "config-key-absent"
+		f.Summary = fmt.Sprintf("%s cannot be made: %s/%s has no key %s", c.what(), kind, name, key)
+		f.Next = []string{fmt.Sprintf("look which keys it has: kubectl describe %s %s%s", kind, name, inOf(p)), "correct the key, add it, or mark the reference optional: " + f.edit()}
+		return
+	}
+	if m := absentObject.FindStringSubmatch(message); m != nil {
+		f.ID = m[1] + "-absent"
+		f.Summary = fmt.Sprintf("%s cannot be made: %s/%s does not exist in %s", c.what(), m[1], m[2], p.Namespace)
+		f.Next = s.nextForMissing(m[1], m[2], p.Namespace, f)
+		return
+	}
+	lower := strings.ToLower(message)
+	switch {
+	case strings.Contains(lower, "runasnonroot"):
+		f.ID = "run-as-root-refused"
+		f.Summary = fmt.Sprintf("%s has runAsNonRoot, and its image runs as root or as a user without a number", c.what())
+		f.Next = []string{"set securityContext.runAsUser to a number above 0 that the image can run as: " + f.edit()}
+	case strings.Contains(lower, "no command specified"):
+		f.ID = "program-no-command"
+		f.Summary = fmt.Sprintf("%s has no command, and neither has its image", c.what())
+		f.Next = []string{"set command: " + f.edit()}
+	case strings.Contains(lower, "subpath"):
+		f.ID = "mount-subpath"
+		f.Summary = fmt.Sprintf("%s has a subPath that cannot be mounted: %s", c.what(), firstLine(message))
+	}
+}
+
+// mountFindings are about volumes that the kubelet cannot mount. What they say is missing is taken from missing.
+func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) {
+	waits := slices.ContainsFunc(containersOf(p), func(c container) bool {
+		reason, _ := c.waiting()
+		return reason == "ContainerCreating" || reason == "PodInitializing"
+	})
+	if !waits || hasRun(p) || p.Spec.NodeName == "" || s.Now.Sub(p.CreationTimestamp.Time) < startPatience && len(*missing) == 0 {
+		return nil
+	}
+	failed := s.eventsOf("pod", p, "FailedMount", "FailedAttachVolume", "FailedMapVolume")
+	seen := map[string]bool{}
+	for _, e := range failed {
+		id, summary := "volume-mount-failed", "a volume cannot be mounted: "+firstLine(e.Message)
+		next := []string{"kubectl describe pod " + p.Name + inOf(p)}
+		f := s.ofPod(p, id, Problem, Storage)
+		if m := absentObject.FindStringSubmatch(e.Message); m != nil {
+			f.ID, f.Direction = m[1]+"-absent", Configuration
+			summary = fmt.Sprintf("%s/%s, which a volume is made of, does not exist in %s", m[1], m[2], p.Namespace)
+			next = s.nextForMissing(m[1], m[2], p.Namespace, &f)
+			*missing = slices.DeleteFunc(*missing, func(r missingRef) bool { return r.kind == m[1] && r.name == m[2] })
+		} else if strings.Contains(e.Message, "references non-existent config key") || strings.Contains(e.Message, "references non-existent secret key") {
+			f.ID, f.Direction = "config-key-absent", Configuration
+			summary = "a volume takes a key that its ConfigMap or Secret does not have: " + firstLine(e.Message)
+			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
+		} else if strings.Contains(e.Message, "timed out waiting for the condition") && len(failed) > 1 {
+			continue // another event says why
+		}
+		if seen[summary] {
+			continue
+		}
+		seen[summary] = true
+		f.Summary, f.Next = summary, next
+		f.Why = "no container of the pod starts before all its volumes are mounted"
+		f.State = []Evidence{{From: f.Object.String() + " status.phase", Says: string(p.Status.Phase), At: p.CreationTimestamp.Time}}
+		f.Events = told([]*corev1.Event{e})
+		f.because = append(f.because, claimsOf(p)...)
+		out = append(out, f)
+	}
+	return out
+}
+
+// missingRef is a ConfigMap, Secret or claim that a pod refers to and that is not there.
+type missingRef struct {
+	id, kind, name string
+	by             string // the field
+}
+
+func (m missingRef) ref() string { return m.kind + "/" + m.name }
+
+// missingRefs are those of p that are not optional, among the kinds that could be read.
+func (s *Snapshot) missingRefs(p *pod) (out []missingRef) {
+	absent := func(kind, name, by string, optional *bool) {
+		if name == "" || optional != nil && *optional {
+			return
+		}
+		r := configMaps
+		if kind == "secret" {
+			r = secrets
+		}
+		m := missingRef{kind + "-absent", kind, name, by}
+		if s.has(r) && !s.named[Ref{kind, p.Namespace, name}] && !slices.ContainsFunc(out, func(o missingRef) bool { return o.ref() == m.ref() }) {
+			out = append(out, m)
+		}
+	}
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	for _, v := range p.Spec.Volumes {
+		by := fmt.Sprintf("spec.volumes[%s]", v.Name)
+		switch {
+		case v.ConfigMap != nil:
+			absent("configmap", v.ConfigMap.Name, by, v.ConfigMap.Optional)
+		case v.Secret != nil:
+			absent("secret", v.Secret.SecretName, by, v.Secret.Optional)
+		case v.Projected != nil:
+			for _, src := range v.Projected.Sources {
+				if src.ConfigMap != nil {
+					absent("configmap", src.ConfigMap.Name, by, src.ConfigMap.Optional)
+				}
+				if src.Secret != nil {
+					absent("secret", src.Secret.Name, by, src.Secret.Optional)
+				}
+			}
+		}
+	}
+	for _, c := range containersOf(p) {
+		for _, e := range c.Env {
+			by := fmt.Sprintf("env[%s] of %s", e.Name, c.what())
+			if e.ValueFrom == nil {
+				continue
+			}
+			if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+				absent("configmap", r.Name, by, r.Optional)
+			}
+			if r := e.ValueFrom.SecretKeyRef; r != nil {
+				absent("secret", r.Name, by, r.Optional)
+			}
+		}
+		for _, e := range c.EnvFrom {
+			if r := e.ConfigMapRef; r != nil {
+				absent("configmap", r.Name, "envFrom of "+c.what(), r.Optional)
+			}
+			if r := e.SecretRef; r != nil {
+				absent("secret", r.Name, "envFrom of "+c.what(), r.Optional)
+			}
+		}
+	}
+	return out
+}
+
+// nextForMissing proposes the object whose name is nearest, if one is near, and making it.
+func (s *Snapshot) nextForMissing(kind, name, namespace string, f *Finding) (next []string) {
+	there := s.ConfigMaps
+	create := "kubectl create configmap " + name
+	if kind == "secret" {
+		there, create = s.Secrets, "kubectl create secret generic "+name
+	}
+	var have []string
+	for _, o := range there {
+		if o.Namespace == namespace {
+			have = append(have, o.Name)
+		}
+	}
+	if like := nearest(name, have); like != "" {
+		next = append(next, fmt.Sprintf("if %s/%s is meant: %s", kind, like, f.edit()))
+	}
+	return append(next, "make it: "+create+" -n "+namespace)
+}

@@ -1,0 +1,50 @@
+package diagnose
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestWhatPodsReferTo(t *testing.T) {
+	settings := "\n---\nkind: ConfigMap\nmetadata: {name: setting}\n"
+	const creating = `ContainerCreating`
+	volume := "volumes: [{name: settings, configMap: {name: settings}}]"
+	try(t, []tried{
+		{"no ConfigMap", withPod("envFrom: [{configMapRef: {name: settings}}]", "", waits("CreateContainerConfigError", `configmap "settings" not found`)), "configmap-absent", "kubectl create configmap settings -n shop"},
+		{"one of a name that is near", withPod("envFrom: [{configMapRef: {name: settings}}]", "", waits("CreateContainerConfigError", `configmap "settings" not found`)) + settings, "configmap-absent", "if configmap/setting is meant"},
+		{"no Secret", withPod("env: [{name: KEY, valueFrom: {secretKeyRef: {name: key, key: key}}}]", "", waits("CreateContainerConfigError", `secret "key" not found`)), "secret-absent", "secret/key does not exist in shop"},
+		{"an optional one", withPod("envFrom: [{configMapRef: {name: settings, optional: true}}]", "", running), "", ""},
+		{"no key", withPod("", "", waits("CreateContainerConfigError", `couldn''t find key level in ConfigMap shop/settings`)), "config-key-absent", "configmap/settings has no key level"},
+		{"no ConfigMap for a volume", withPod("", volume, waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : configmap "settings" not found`), "configmap-absent", ""},
+		{"no ConfigMap for a volume, and no event yet", withPod("", volume, waits(creating, "")), "configmap-absent", "spec.volumes[settings]"},
+		{"no key for a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : configmap references non-existent config key: level`), "config-key-absent", ""},
+		{"a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedAttachVolume", `AttachVolume.Attach failed for volume "pvc-1" : the disk is used by another node`), "volume-mount-failed", "used by another node"},
+		{"a volume, while a container runs", strings.NewReplacer("containers: [{", "containers: [{name: b, image: x}, {", "containerStatuses: [{", `containerStatuses: [{name: b, ready: true, started: true, restartCount: 0, image: "", imageID: "", state: {running: {startedAt: "2026-11-28T11:00:00Z"}}}, {`).Replace(withPod("", "", waits(creating, ""))) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : timed out`), "pod-not-ready", ""},
+		{"it runs without, for now", withPod("", volume, running), "configmap-absent", "does not exist"},
+		{"root", withPod("", "", waits("CreateContainerConfigError", `container has runAsNonRoot and image will run as root (pod: "it_shop(u1)", container: app)`)), "run-as-root-refused", "runAsUser"},
+		{"no command", withPod("", "", waits("CreateContainerError", `failed to generate container "x" spec: no command specified`)), "program-no-command", ""},
+		{"something else", withPod("", "", waits("CreateContainerError", `the moon is full`)), "container-create-failed", "the moon is full"},
+		{"two at once", withPod("envFrom: [{configMapRef: {name: a}}, {secretRef: {name: b}}]", "", waits("CreateContainerConfigError", `configmap "a" not found`)), "configmap-absent secret-absent", ""},
+	})
+}
+
+func TestNearest(t *testing.T) {
+	for _, c := range []struct {
+		want string
+		have []string
+		like string
+	}{
+		{"htpp", []string{"grpc", "http"}, "http"},
+		{"orders", []string{"order", "payments"}, "order"},
+		{"a", []string{"b"}, "b"},
+		{"it", []string{"ti"}, "ti"},
+		{"web", []string{"api"}, ""},
+		{"orders", []string{"payments"}, ""},
+		{"orders", []string{"orders"}, ""},
+		{"orders", nil, ""},
+	} {
+		if got := nearest(c.want, c.have); got != c.like {
+			t.Errorf("%s among %q: %q, want %q", c.want, c.have, got, c.like)
+		}
+	}
+}

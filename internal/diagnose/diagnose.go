@@ -1,0 +1,207 @@
+// Package diagnose says why things in a namespace do not work. It reads the namespace once, with the user's own rights, into a
+// Snapshot; each check, in a file of its own, looks at that and returns findings: what is wrong, what it was read from, why it
+// matters and what to do next. A finding that another one explains stands behind it. It changes nothing. cmd/bridge calls it.
+package diagnose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bridge/internal/kube"
+)
+
+// Options say what to look at. The zero value is all of the client's namespace.
+type Options struct {
+	// AllNamespaces looks at all of them.
+	AllNamespaces bool
+	// Targets are what the findings are to concern, as ParseTarget gives them; none: everything.
+	Targets []Ref
+	// Swaps are bridge's own that are known in what is looked at. Whoever calls reads them: that is pkg/swap's trade, which
+	// this package may one day serve.
+	Swaps []Swap
+	// Unread are kinds of objects that the caller could not read, for the report.
+	Unread []Unread
+}
+
+// Swap is a swap of bridge's, or a connect.
+type Swap struct {
+	Namespace string
+	Target    string // "deployment/orders"
+	Owner     string
+	Heartbeat time.Time // zero for never
+	// Left is whether its owner is gone.
+	Left bool
+	// IfLost is what becomes of it then, and Restore the command that gives it back.
+	IfLost, Restore string
+}
+
+// Report is what was found.
+type Report struct {
+	// Namespace is what was looked at; "" for all.
+	Namespace string    `json:"namespace,omitempty"`
+	Time      time.Time `json:"time"`
+	Looked    int       `json:"objects"` // at how many objects
+	Findings  []Finding `json:"findings"`
+	// Unread is what was not looked at, and why.
+	Unread []Unread `json:"unread,omitempty"`
+}
+
+// Unread is a kind of object that could not be read.
+type Unread struct {
+	Resource string `json:"resource"`
+	Why      string `json:"why"`
+	// Checks are those that were left out for it; none when they only know less.
+	Checks []string `json:"checks,omitempty"`
+}
+
+// Worst is the gravest severity of the findings; "" without any.
+func (r *Report) Worst() Severity {
+	worst := Severity("")
+	for _, f := range r.Findings {
+		if f.Severity == Problem || worst == "" {
+			worst = f.Severity
+		}
+	}
+	return worst
+}
+
+// Summary is a line: "1 problem, 2 warnings in namespace shop, of 12 objects".
+func (r *Report) Summary() string {
+	problems, where := 0, "all namespaces"
+	for _, f := range r.Findings {
+		if f.Severity == Problem {
+			problems++
+		}
+	}
+	if r.Namespace != "" {
+		where = "namespace " + r.Namespace
+	}
+	found := counted(problems, "problem") + ", " + counted(len(r.Findings)-problems, "warning")
+	if len(r.Findings) == 0 {
+		found = "nothing wrong found"
+	}
+	return fmt.Sprintf("%s in %s, of %s", found, where, counted(r.Looked, "object"))
+}
+
+// Run reads and checks. Its error is that of the pods' list, without which there is nothing to say, or that of a target that does not
+// exist; whatever else may not be read is in the report.
+func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
+	namespace := k.Namespace
+	if o.AllNamespaces {
+		namespace = ""
+	}
+	s, err := read(ctx, k, namespace)
+	if err != nil {
+		return nil, err
+	}
+	s.Swaps = o.Swaps
+	if err := s.exist(o.Targets); err != nil {
+		return nil, err
+	}
+	r := s.report(o.Targets)
+	r.Unread = append(r.Unread, o.Unread...)
+	addLogs(ctx, k, r.Findings)
+	return r, nil
+}
+
+// report runs the checks and keeps what concerns the targets.
+func (s *Snapshot) report(targets []Ref) *Report {
+	found := runChecks(s, checks())
+	if len(targets) > 0 {
+		near := s.around(targets)
+		found = slices.DeleteFunc(found, func(f Finding) bool { return !f.concerns(near) })
+	}
+	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks())}
+	if r.Findings == nil {
+		r.Findings = []Finding{}
+	}
+	return r
+}
+
+// unreadOf names, for each kind that could not be read, the checks that were left out.
+func (s *Snapshot) unreadOf(list []check) (out []Unread) {
+	for _, u := range s.Unread {
+		for _, c := range list {
+			if slices.Contains(c.needs, plural(u.Resource)) {
+				u.Checks = append(u.Checks, c.name)
+			}
+		}
+		out = append(out, u)
+	}
+	return out
+}
+
+const (
+	// logLines is how much of a container's log a finding shows: an error and what led to it.
+	logLines = 10
+	// logContainers is of how many containers: who has more findings reads the first ones first.
+	logContainers = 8
+)
+
+// addLogs reads the ends of the logs that findings ask for.
+func addLogs(ctx context.Context, k *kube.Client, found []Finding) {
+	var wanted []*Finding
+	for i := range found {
+		if found[i].log != noLog && len(wanted) < logContainers {
+			wanted = append(wanted, &found[i])
+		}
+	}
+	atOnce(len(wanted), func(i int) {
+		f := wanted[i]
+		text, err := f.readLog(ctx, k)
+		if err != nil {
+			f.State = append(f.State, Evidence{From: f.Object.String() + " log", Says: "not readable: " + kube.Explain(err, "read the log").Error()})
+			return
+		}
+		if trimmed := strings.TrimSpace(string(text)); trimmed != "" {
+			f.Log = strings.Split(trimmed, "\n")
+		}
+	})
+}
+
+// readLog reads the end of a container's log. While a container is restarted the kubelet may look for one that it has just removed, and
+// says so in the log's place: then it is asked again.
+func (f *Finding) readLog(ctx context.Context, k *kube.Client) (text []byte, err error) {
+	const removed, tries, pause = "unable to retrieve container logs for ", 3, time.Second
+	for range tries {
+		text, err = k.Clientset.CoreV1().Pods(f.Object.Namespace).GetLogs(f.Object.Name, f.logOptions()).DoRaw(ctx)
+		if err != nil || !strings.HasPrefix(string(text), removed) {
+			return text, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	return nil, errors.New("its container is not there any more")
+}
+
+// list joins words as people do: "a, b and c".
+func list(words []string) string {
+	if n := len(words); n > 1 {
+		return strings.Join(words[:n-1], ", ") + " and " + words[n-1]
+	}
+	return strings.Join(words, "")
+}
+
+// few is list of the first three, with how many more there are.
+func few(words []string) string {
+	const shown = 3
+	if len(words) <= shown+1 {
+		return list(words)
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(words[:shown], ", "), len(words)-shown)
+}
+
+// counted is "1 pod" or "2 pods".
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,269 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// owned is a pod of a Deployment by way of a ReplicaSet, which are there too.
+func owned(pod string) string {
+	const by = "ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: orders-1, uid: r1, controller: true}], "
+	return strings.Replace(pod, "metadata: {", "metadata: {"+by, 1)
+}
+
+const orders = `
+---
+kind: Deployment
+metadata: {name: orders}
+spec: {selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}
+status: {conditions: [{type: Progressing, status: "False", reason: ProgressDeadlineExceeded, message: m}]}
+---
+kind: ReplicaSet
+metadata: {name: orders-1, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: orders, uid: d1, controller: true}]}
+spec: {selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}
+status: {replicas: 1}
+`
+
+func ids(found []Finding) (out []string) {
+	for _, f := range found {
+		out = append(out, f.ID)
+	}
+	return out
+}
+
+// What a fault brings about stands behind it, over several steps, and is not told beside it.
+func TestSymptomsStandBehindTheirCause(t *testing.T) {
+	absent := owned(withPod("ports: [{name: http, containerPort: 8080}]", "", waits("ErrImagePull", "manifest unknown")))
+	second := strings.NewReplacer("name: it,", "name: it2,", "u1", "u2").Replace(absent)
+	s := load(t, absent, second, orders, aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"),
+		"\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {defaultBackend: {service: {name: it, port: {number: 80}}}}\n")
+	found := s.report(nil).Findings
+	if len(found) != 1 || found[0].ID != "image-not-found" {
+		t.Fatalf("found %q", ids(found))
+	}
+	f := found[0]
+	if f.Owner != (Ref{"deployment", "shop", "orders"}) || len(f.Also) != 1 || f.Also[0].Name != "it2" {
+		t.Errorf("it is about %v and %v of %v: the two pods of one workload are one finding", f.Object, f.Also, f.Owner)
+	}
+	if got := ids(f.Symptoms); !slices.Equal(got, []string{"ingress-no-endpoints", "service-pods-not-ready", "rollout-stuck"}) {
+		t.Errorf("behind it are %q", got)
+	}
+}
+
+// Two faults that have nothing to do with each other are two findings, and the graver comes first.
+func TestTwoFaults(t *testing.T) {
+	s := load(t, owned(withPod("", "", ended("reason: Error, exitCode: 3"))), orders, aService("type: ExternalName, externalName: 10.1.2.3"),
+		"\n---\nkind: NetworkPolicy\nmetadata: {name: out}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}\n")
+	if got := ids(s.report(nil).Findings); !slices.Equal(got, []string{"program-exits", "service-external-name", "networkpolicy-no-dns"}) {
+		t.Errorf("found %q", got)
+	}
+	if got := ids(s.report([]Ref{{"deployment", "shop", "orders"}}).Findings); !slices.Equal(got, []string{"program-exits", "networkpolicy-no-dns"}) {
+		t.Errorf("about the deployment it found %q", got)
+	}
+	if got := ids(s.report([]Ref{{"service", "shop", "it"}}).Findings); !slices.Equal(got, []string{"service-external-name"}) {
+		t.Errorf("about the service it found %q", got)
+	}
+}
+
+// A report about something has what that stands on and what stands behind it.
+func TestAround(t *testing.T) {
+	s := load(t, owned(withPod("", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", running)), orders, aService("selector: {app: it}, ports: [{port: 80}]"),
+		"\n---\nkind: Pod\nmetadata: {name: other, labels: {app: other}}\nspec: {nodeName: node2, containers: [{name: app, image: x}]}\n")
+	want := []string{"pod/it", "replicaset/orders-1", "deployment/orders", "service/it", "node/node1", "persistentvolumeclaim/data"}
+	for _, from := range []Ref{{"deployment", "shop", "orders"}, {"pod", "shop", "it"}, {"service", "shop", "it"}, {"persistentvolumeclaim", "shop", "data"}} {
+		near := s.around([]Ref{from})
+		var got []string
+		for r := range near {
+			got = append(got, r.String())
+		}
+		slices.Sort(got)
+		if sorted := slices.Sorted(slices.Values(want)); !slices.Equal(got, sorted) {
+			t.Errorf("around %s are %q, want %q", from, got, sorted)
+		}
+	}
+}
+
+// Who makes something may be of a kind of its own that is called as one of Kubernetes' is, or say that it made itself.
+func TestMakersWithTheSameName(t *testing.T) {
+	for _, group := range []string{"example.test/v1", "apps/v1"} {
+		s := load(t, owned(withPod("", "", ended("reason: Error, exitCode: 3"))), strings.Replace(orders, "metadata: {name: orders}", "metadata: {name: orders, ownerReferences: [{apiVersion: "+group+", kind: Deployment, name: orders, uid: x1, controller: true}]}", 1),
+			strings.NewReplacer("name: orders-1,", "name: circle,", "kind: Deployment, name: orders,", "kind: ReplicaSet, name: circle,").Replace(orders[strings.Index(orders, "\n---\nkind: ReplicaSet"):]),
+			strings.NewReplacer("name: it,", "name: it2,", "name: orders-1,", "name: circle,").Replace(owned(withPod("", "", running))))
+		for _, target := range [][]Ref{nil, {{"deployment", "shop", "orders"}}, {{"pod", "shop", "it2"}}} {
+			found := s.report(target).Findings
+			if got := ids(found); target == nil && !slices.Equal(got, []string{"program-exits"}) || len(got) > 0 && found[0].Owner != (Ref{"deployment", "shop", "orders"}) {
+				t.Errorf("%s, about %v: found %+v", group, target, found)
+			}
+		}
+	}
+}
+
+// What a check may stand behind has a name in the table, and no check stands behind itself by way of others.
+func TestTheTableHasNoCircles(t *testing.T) {
+	behind := map[string][]string{}
+	for _, c := range checks() {
+		if _, twice := behind[c.name]; twice {
+			t.Errorf("%s is there twice", c.name)
+		}
+		behind[c.name] = c.behind
+	}
+	var walk func(name string, path []string)
+	walk = func(name string, path []string) {
+		if _, there := behind[name]; !there {
+			t.Fatalf("%q is no check", name)
+		}
+		if slices.Contains(path, name) {
+			t.Fatalf("a circle: %q", append(path, name))
+		}
+		for _, next := range behind[name] {
+			walk(next, append(path, name))
+		}
+	}
+	for name := range behind {
+		walk(name, nil)
+	}
+}
+
+func TestParseTarget(t *testing.T) {
+	for arg, want := range map[string]Ref{
+		"deploy/orders":  {"deployment", "shop", "orders"},
+		"pvc/data":       {"persistentvolumeclaim", "shop", "data"},
+		"no/node1":       {"node", "", "node1"},
+		"ing/web":        {"ingress", "shop", "web"},
+		"hpa/web":        {"horizontalpodautoscaler", "shop", "web"},
+		"jobs.batch/one": {"job", "shop", "one"},
+		"orders-0":       {"pod", "shop", "orders-0"},
+	} {
+		if got, err := ParseTarget(arg, "shop"); err != nil || got != want {
+			t.Errorf("%s: %v, %v", arg, got, err)
+		}
+	}
+	for _, arg := range []string{"frob/x", "job/", "pvc/a/b"} {
+		if _, err := ParseTarget(arg, "shop"); hint.CodeOf(err) != hint.Usage {
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}
+
+// apiServer answers lists: with nothing, or with a refusal for what denied names. It keeps what it was asked.
+func apiServer(t *testing.T, objects map[string]string, denied ...string) (*kube.Client, *[]string) {
+	t.Helper()
+	asked := new([]string)
+	lock := make(chan struct{}, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
+		lock <- struct{}{}
+		*asked = append(*asked, r.URL.Path)
+		<-lock
+		w.Header().Set("Content-Type", "application/json")
+		if slices.Contains(denied, name) {
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"%s is forbidden: User \"ada\" cannot list resource \"%s\" in API group \"\" in the namespace \"shop\""}`, name, name)
+			return
+		}
+		if name == "nowhere" {
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"namespaces \"nowhere\" not found","details":{"name":"nowhere","kind":"namespaces"}}`)
+			return
+		}
+		if name == "log" {
+			first, then, twice := strings.Cut(objects[r.URL.RawQuery], "|")
+			if fmt.Fprint(w, first); twice {
+				objects[r.URL.RawQuery] = then
+			}
+			return
+		}
+		fmt.Fprintf(w, `{"items":[%s]}`, objects[name])
+	}))
+	t.Cleanup(server.Close)
+	k, err := kube.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, asked
+}
+
+func TestWhatMayNotBeReadIsSaid(t *testing.T) {
+	k, _ := apiServer(t, nil, "nodes", "services", "events")
+	r, err := Run(t.Context(), k, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := map[string][]string{}
+	for _, u := range r.Unread {
+		left[u.Resource] = u.Checks
+		if u.Why != "your account may not" {
+			t.Errorf("%s: %s", u.Resource, u.Why)
+		}
+	}
+	if len(left) != 3 || !slices.Equal(left["nodes"], []string{"nodes"}) || !slices.Equal(left["services"], []string{"services", "ingresses"}) || left["events"] != nil {
+		t.Errorf("unread are %+v", r.Unread)
+	}
+	if len(r.Findings) > 0 || r.Worst() != "" {
+		t.Errorf("found %+v", r.Findings)
+	}
+}
+
+func TestWhatEndsIt(t *testing.T) {
+	k, _ := apiServer(t, nil, "pods")
+	if _, err := Run(t.Context(), k, Options{}); hint.CodeOf(err) != hint.Forbidden {
+		t.Errorf("without the right to list pods: %v", err)
+	}
+	k, _ = apiServer(t, nil)
+	if _, err := Run(t.Context(), k, Options{Targets: []Ref{{"deployment", "shop", "orders"}}}); hint.CodeOf(err) != hint.NotFound {
+		t.Errorf("about a deployment that is not there: %v", err)
+	}
+	if _, err := Run(t.Context(), k.In("nowhere"), Options{}); hint.CodeOf(err) != hint.NotFound {
+		t.Errorf("in a namespace that is not there: %v", err)
+	}
+	k, _ = apiServer(t, nil, "deployments")
+	if _, err := Run(t.Context(), k, Options{Targets: []Ref{{"deployment", "shop", "orders"}}}); hint.CodeOf(err) != hint.Forbidden {
+		t.Errorf("about a deployment that may not be read: %v", err)
+	}
+}
+
+// However many pods there are, it is a list call for each kind of object.
+func TestOneListForEachKind(t *testing.T) {
+	var pods []string
+	for i := range 200 {
+		pods = append(pods, fmt.Sprintf(`{"metadata":{"name":"p%d","namespace":"shop"},"status":{"phase":"Running"}}`, i))
+	}
+	k, asked := apiServer(t, map[string]string{"pods": strings.Join(pods, ",")})
+	r, err := Run(t.Context(), k, Options{})
+	if err != nil || r.Looked != 200 {
+		t.Fatalf("looked at %d objects, %v", r.Looked, err)
+	}
+	const most = 17
+	if sorted := slices.Sorted(slices.Values(*asked)); len(sorted) > most || len(slices.Compact(sorted)) != len(*asked) {
+		t.Errorf("%d requests: %q", len(*asked), sorted)
+	}
+}
+
+// The log is that of the run that ended, its last lines, once the kubelet finds it; that it may not be read is evidence, and no reason to end.
+func TestTheLogOfTheRunBefore(t *testing.T) {
+	const crashing = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"restartPolicy":"Always","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[
+		{"name":"app","restartCount":1,"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"reason":"Error","exitCode":1}}}]}}`
+	objects := map[string]string{"pods": crashing, "container=app&previous=true&tailLines=10": "unable to retrieve container logs for containerd://f243|one\ntwo\n"}
+	k, _ := apiServer(t, objects)
+	r, err := Run(t.Context(), k, Options{})
+	if err != nil || len(r.Findings) != 1 || !slices.Equal(r.Findings[0].Log, []string{"one", "two"}) {
+		t.Errorf("%v, %+v", err, r)
+	}
+	k, _ = apiServer(t, objects, "log")
+	if r, err = Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 {
+		t.Fatalf("%v, %+v", err, r)
+	}
+	state := r.Findings[0].State
+	if last := state[len(state)-1]; last.From != "pod/it log" || !strings.Contains(last.Says, "not readable: ") {
+		t.Errorf("the last of its state is %+v", last)
+	}
+}

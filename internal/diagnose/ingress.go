@@ -1,0 +1,107 @@
+package diagnose
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// backends are the Services that an Ingress sends to.
+func backends(ing *networkingv1.Ingress) (out []networkingv1.IngressServiceBackend) {
+	addBackend := func(b *networkingv1.IngressBackend) {
+		// The AWS load balancer controller's actions stand in annotations, and are named as Services are.
+		if b != nil && b.Service != nil && b.Service.Port.Name != "use-annotation" {
+			out = append(out, *b.Service)
+		}
+	}
+	addBackend(ing.Spec.DefaultBackend)
+	for _, r := range ing.Spec.Rules {
+		if r.HTTP == nil {
+			continue
+		}
+		for i := range r.HTTP.Paths {
+			addBackend(&r.HTTP.Paths[i].Backend)
+		}
+	}
+	return out
+}
+
+// checkIngresses is about Ingresses that lead to what is not there.
+func checkIngresses(s *Snapshot) (out []Finding) {
+	for i := range s.Ingresses {
+		ing := &s.Ingresses[i]
+		begin := func(id, says string) Finding {
+			f := Finding{ID: id, Severity: Problem, Direction: Network, Object: refOf("ingress", ing), Owner: s.owner(ing), Why: "its controller answers such requests with an error, 503 as a rule"}
+			f.State = []Evidence{{From: f.Object.String() + " backend", Says: says}}
+			return f
+		}
+		var done []string
+		for _, b := range backends(ing) {
+			port := b.Port.Name
+			if port == "" {
+				port = fmt.Sprint(b.Port.Number)
+			}
+			says := b.Name + ":" + port
+			if slices.Contains(done, says) {
+				continue
+			}
+			done = append(done, says)
+			j := slices.IndexFunc(s.Services, func(v corev1.Service) bool { return v.Name == b.Name && v.Namespace == ing.Namespace })
+			if j < 0 {
+				f := begin("ingress-service-absent", says)
+				f.Summary = fmt.Sprintf("it sends to service/%s, which does not exist in %s", b.Name, ing.Namespace)
+				var have []string
+				for _, v := range s.Services {
+					if v.Namespace == ing.Namespace {
+						have = append(have, v.Name)
+					}
+				}
+				if like := nearest(b.Name, have); like != "" {
+					f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
+				}
+				f.Next = append(f.Next, "make the Service, or name another: "+f.edit())
+				out = append(out, f)
+				continue
+			}
+			v := &s.Services[j]
+			var ports []string
+			has := false
+			for _, p := range v.Spec.Ports {
+				ports = append(ports, strings.TrimPrefix(fmt.Sprintf("%s:%d", p.Name, p.Port), ":"))
+				has = has || b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
+			}
+			if !has {
+				f := begin("ingress-port-absent", says)
+				f.Summary = fmt.Sprintf("it sends to port %s of service/%s, which has only %s", port, b.Name, list(ports))
+				f.State = append(f.State, Evidence{From: "service/" + v.Name + " spec.ports", Says: strings.Join(ports, ", ")})
+				f.Next = []string{"name one of the Service's ports (not of its pods): " + f.edit()}
+				out = append(out, f)
+				continue
+			}
+			if all, ready := s.endpoints(v); ready == 0 && v.Spec.Type != corev1.ServiceTypeExternalName && s.has(endpointSlices) {
+				f := begin("ingress-no-endpoints", says)
+				f.Summary = fmt.Sprintf("it sends to service/%s, none of whose %d endpoints is ready", b.Name, all)
+				f.because = append(f.because, refOf("service", v))
+				for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
+					f.because = append(f.because, refOf("pod", p))
+				}
+				f.Next = []string{"bridge diagnose service/" + v.Name + f.Object.in()}
+				out = append(out, f)
+			}
+		}
+		for _, t := range ing.Spec.TLS {
+			if t.SecretName == "" || !s.has(secrets) || s.named[Ref{"secret", ing.Namespace, t.SecretName}] {
+				continue
+			}
+			f := begin("ingress-certificate-absent", "tls "+t.SecretName)
+			f.Summary = fmt.Sprintf("secret/%s, which is to have its certificate, does not exist in %s", t.SecretName, ing.Namespace)
+			f.Why = "its controller answers with a certificate of its own, which callers do not trust"
+			f.Next = s.nextForMissing("secret", t.SecretName, ing.Namespace, &f)
+			out = append(out, f)
+		}
+	}
+	return out
+}

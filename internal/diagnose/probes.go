@@ -1,0 +1,240 @@
+package diagnose
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// asked is a probe in words: "GET http://:8080/healthz".
+func asked(p *corev1.Probe) string {
+	switch {
+	case p.HTTPGet != nil:
+		return fmt.Sprintf("GET %s://%s:%s%s", strings.ToLower(string(cmp.Or(p.HTTPGet.Scheme, corev1.URISchemeHTTP))), p.HTTPGet.Host, p.HTTPGet.Port.String(), cmp.Or(p.HTTPGet.Path, "/"))
+	case p.TCPSocket != nil:
+		return "TCP to port " + p.TCPSocket.Port.String()
+	case p.GRPC != nil:
+		return fmt.Sprintf("gRPC health of port %d", p.GRPC.Port)
+	case p.Exec != nil:
+		return "command " + masked(p.Exec.Command)
+	}
+	return "nothing"
+}
+
+// timing is how a probe is run, with the API's defaults.
+func timing(p *corev1.Probe) string {
+	t := fmt.Sprintf("every %s, each within %s, fails after %d in a row", seconds(cmp.Or(p.PeriodSeconds, 10)), seconds(cmp.Or(p.TimeoutSeconds, 1)), cmp.Or(p.FailureThreshold, 3))
+	if p.InitialDelaySeconds > 0 {
+		t += ", first after " + seconds(p.InitialDelaySeconds)
+	}
+	return t
+}
+
+// probe is one of a container's with its kind's name.
+type probe struct {
+	kind string
+	*corev1.Probe
+}
+
+func (c container) probes() (out []probe) {
+	for _, p := range []probe{{"startup", c.StartupProbe}, {"liveness", c.LivenessProbe}, {"readiness", c.ReadinessProbe}} {
+		if p.Probe != nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func checkProbes(s *Snapshot) (out []Finding) {
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		for _, c := range containersOf(p) {
+			for _, probe := range c.probes() {
+				if f, ok := s.probeFinding(p, c, probe); ok {
+					out = append(out, f)
+				}
+			}
+		}
+		if f, ok := s.gateFinding(p); ok {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// probeFaults are why probes fail, by the kubelet's words in lower case.
+var probeFaults = []struct{ says, id, what, next string }{
+	{"connection refused", "probe-refused", "nothing listens where it asks", "compare the probe's port with what the program listens on (0.0.0.0, not 127.0.0.1): "},
+	{"http response to https client", "probe-scheme", "it asks by HTTPS, and the program speaks HTTP", "leave out scheme: HTTPS: "},
+	{"malformed http response", "probe-scheme", "it asks by HTTP, and the program speaks something else, such as TLS", "set scheme: HTTPS, or use tcpSocket: "},
+	{"client sent an http request to an https server", "probe-scheme", "it asks by HTTP, and the program speaks HTTPS", "set scheme: HTTPS: "},
+	{"statuscode: 404", "probe-path", "the program does not have the path it asks for", "correct the probe's path: "},
+	{"statuscode: 401", "probe-unauthorized", "the path it asks for wants credentials", "probe a path without, or set httpHeaders: "},
+	{"statuscode: 403", "probe-unauthorized", "the path it asks for is forbidden to it", "probe another path, or set httpHeaders: "},
+	{"statuscode: 400", "probe-scheme", "the program takes its request for a wrong one; one that speaks HTTPS answers so to HTTP", "set scheme: HTTPS, if so: "},
+	{"statuscode:", "probe-status", "the program answers that it is not well", "its log says why: "},
+	{"deadline exceeded", "probe-timeout", "the answer does not come in time", "raise timeoutSeconds, or see what keeps the program: "},
+	{"i/o timeout", "probe-timeout", "the connection does not come about in time", "raise timeoutSeconds; a NetworkPolicy may drop the kubelet's packets: "},
+	{"timed out", "probe-timeout", "the command does not end in time", "raise timeoutSeconds: "},
+	{"no such file or directory", "probe-command", "the command is not in the container", "correct the probe's command: "},
+	{"executable file not found", "probe-command", "the command is not in the container", "correct the probe's command: "},
+}
+
+// slowFaults are those that a program has, too, that has only just been started.
+var slowFaults = []string{"probe-refused", "probe-timeout", "probe-status", "probe-exec", "probe-failing"}
+
+// undeclared begins what is added for a port that no start, however slow, opens.
+const undeclared = "; the container declares "
+
+// probeFinding is about one probe: its port, its timing, and what it gets.
+func (s *Snapshot) probeFinding(p *pod, c container, probe probe) (Finding, bool) {
+	begin := func(id string, severity Severity) Finding {
+		f := s.ofContainer(p, c, id, severity, Probes)
+		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
+		f.Why = "until it succeeds the pod is not ready, and no Service sends it anything"
+		if probe.kind == "liveness" {
+			f.Why = fmt.Sprintf("after %d failures in a row the kubelet kills the container", cmp.Or(probe.FailureThreshold, 3))
+		}
+		return f
+	}
+	if name, asksByName := probe.portName(); asksByName && !declares(c, name) {
+		f := begin("probe-port-name-absent", Problem)
+		f.Summary = fmt.Sprintf("%s has no port named %q, which its %s probe asks", c.what(), name, probe.kind)
+		var have []string
+		for _, port := range c.Ports {
+			have = append(have, port.Name)
+		}
+		if like := nearest(name, have); like != "" {
+			f.Next = append(f.Next, fmt.Sprintf("write %s, which there is: %s", like, f.edit()))
+		}
+		f.Next = append(f.Next, "name the port in ports, or give its number: "+f.edit())
+		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
+		return f, true
+	}
+	started := c.status.Started != nil && *c.status.Started
+	running := c.status.State.Running
+	failing := running != nil && (probe.kind == "readiness" && started && !c.status.Ready || probe.kind == "startup" && !started)
+	if failing {
+		for _, e := range s.eventsOf("pod", p, "Unhealthy") {
+			// Of an earlier run of the container the answers are old.
+			if !strings.HasPrefix(strings.ToLower(e.Message), probe.kind) || !about(e, c) || lastSeen(e).Before(running.StartedAt.Time) {
+				continue
+			}
+			f := begin("probe-failing", Problem)
+			f.because = append(f.because, partOf(f.Object, c.Name))
+			f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(e.Message))
+			f.Next = []string{fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)}
+			f.log = currentLog
+			lower := strings.ToLower(e.Message)
+			if probe.Exec != nil {
+				f.ID = "probe-exec"
+			}
+			for _, fault := range probeFaults {
+				if !strings.Contains(lower, fault.says) {
+					continue
+				}
+				f.ID, f.Summary = fault.id, fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), fault.what)
+				next := fault.next + f.edit()
+				if fault.id == "probe-status" {
+					next = fault.next + f.Next[0]
+				}
+				f.Next = []string{next}
+				break
+			}
+			if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
+				f.Summary += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
+			}
+			f.Events = told([]*corev1.Event{e})
+			if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) && s.startingContainer(p, c) {
+				f.may()
+			}
+			return f, true
+		}
+	}
+	return s.timingFinding(probe, begin)
+}
+
+// timingFinding is about timings that cannot work as they are meant.
+func (s *Snapshot) timingFinding(probe probe, begin func(string, Severity) Finding) (Finding, bool) {
+	period, timeout := cmp.Or(probe.PeriodSeconds, 10), cmp.Or(probe.TimeoutSeconds, 1)
+	if timeout > period {
+		f := begin("probe-timing", Warning)
+		f.Summary = fmt.Sprintf("the %s probe may take %s and is to run every %s: with a slow answer it runs more seldom, and fails later than it says", probe.kind, seconds(timeout), seconds(period))
+		f.Why = "the kubelet runs one at a time"
+		f.Next = []string{fmt.Sprintf("set periodSeconds to %d or more, or timeoutSeconds to %d or less: %s", timeout, period, f.edit())}
+		return f, true
+	}
+	return Finding{}, false
+}
+
+func (p probe) port() (intstr.IntOrString, bool) {
+	switch {
+	case p.HTTPGet != nil:
+		return p.HTTPGet.Port, true
+	case p.TCPSocket != nil:
+		return p.TCPSocket.Port, true
+	}
+	return intstr.IntOrString{}, false
+}
+
+func (p probe) portName() (string, bool) {
+	port, has := p.port()
+	return port.StrVal, has && port.Type == intstr.String
+}
+
+func (p probe) number() (int32, bool) {
+	if p.GRPC != nil {
+		return p.GRPC.Port, true
+	}
+	port, has := p.port()
+	return port.IntVal, has && port.Type == intstr.Int
+}
+
+func declares(c container, name string) bool {
+	return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == name })
+}
+
+func portsOf(c container) string {
+	var out []string
+	for _, p := range c.Ports {
+		out = append(out, fmt.Sprint(p.ContainerPort))
+	}
+	return list(out)
+}
+
+// gateFinding is about a pod whose containers are ready and that is not, for a gate of its own.
+func (s *Snapshot) gateFinding(p *pod) (Finding, bool) {
+	containers := condition(p, corev1.ContainersReady)
+	if ready(p) || containers == nil || containers.Status != corev1.ConditionTrue || len(p.Spec.ReadinessGates) == 0 || s.Now.Sub(containers.LastTransitionTime.Time) < 5*time.Second {
+		return Finding{}, false
+	}
+	f := s.ofPod(p, "readiness-gate", Problem, Probes)
+	var unmet []string
+	for _, g := range p.Spec.ReadinessGates {
+		c := condition(p, g.ConditionType)
+		switch {
+		case c == nil:
+			f.State = append(f.State, Evidence{From: f.Object.String() + " condition " + string(g.ConditionType), Says: "nobody has set it"})
+		case c.Status != corev1.ConditionTrue:
+			f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
+		default:
+			continue
+		}
+		unmet = append(unmet, string(g.ConditionType))
+	}
+	f.Summary = fmt.Sprintf("its containers are ready, and its readiness gate %s is not met", list(unmet))
+	f.Why = "it gets no traffic before the controller that the gate is named for says so"
+	f.Next = []string{"look for that controller and its log; the condition is its business alone"}
+	if s.Now.Sub(containers.LastTransitionTime.Time) < slowPatience {
+		f.may()
+	}
+	return f, len(unmet) > 0
+}

@@ -1,0 +1,439 @@
+package diagnose
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+// checkScheduling is about pods that have no node.
+func checkScheduling(s *Snapshot) (out []Finding) {
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		c := unscheduled(p)
+		if c == nil {
+			if f, ok := s.unseen(p); ok {
+				out = append(out, f)
+			}
+			continue
+		}
+		f := s.ofPod(p, "unschedulable", Problem, Scheduling)
+		f.Why = "no container of a pod starts before the pod has a node"
+		f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
+		f.Events = told(s.eventsOf("pod", p, "FailedScheduling", "NotTriggerScaleUp"))
+		f.because = append(claimsOf(p), f.Object)
+		if c.Reason == "SchedulingGated" {
+			var gates []string
+			for _, g := range p.Spec.SchedulingGates {
+				gates = append(gates, g.Name)
+			}
+			f.ID = "pod-gated"
+			f.Summary = "it has scheduling gates, and who set them has not taken them away: " + list(gates)
+			f.Next = []string{"look for the controller that the gate is named for; nothing else may take it away"}
+			out = append(out, f)
+			continue
+		}
+		s.explainUnscheduled(&f, p, c.Message)
+		out = append(out, f)
+	}
+	return out
+}
+
+// unseen is about a pod that no scheduler has looked at: the one it names does not run.
+func (s *Snapshot) unseen(p *pod) (Finding, bool) {
+	if p.Status.Phase != corev1.PodPending || p.Spec.NodeName != "" || p.DeletionTimestamp != nil || condition(p, corev1.PodScheduled) != nil || s.Now.Sub(p.CreationTimestamp.Time) < startPatience {
+		return Finding{}, false
+	}
+	name := cmp.Or(p.Spec.SchedulerName, corev1.DefaultSchedulerName)
+	f := s.ofPod(p, "pod-no-scheduler", Problem, Scheduling)
+	f.Summary = fmt.Sprintf("no scheduler has looked at it: is there one called %s", name)
+	f.Why = "no container of a pod starts before the pod has a node"
+	f.State = []Evidence{{From: f.Object.String() + " spec.schedulerName", Says: name}, {From: f.Object.String() + " condition PodScheduled", Says: "nobody has set it", At: p.CreationTimestamp.Time}}
+	f.Events = told(s.eventsOf("pod", p))
+	f.because = append(f.because, f.Object)
+	if name == corev1.DefaultSchedulerName {
+		f.Next = []string{"the cluster's scheduler does not run: kubectl get pods -n kube-system"}
+	} else {
+		f.Next = []string{fmt.Sprintf("leave schedulerName out, or write %s; or have %s started: %s", corev1.DefaultSchedulerName, name, f.edit())}
+	}
+	return f, true
+}
+
+// refusal is why one node does not take a pod.
+type refusal struct {
+	id     string // of a finding that has it as its cause
+	what   string
+	change string // the smallest that would mend it
+	cost   float64
+}
+
+// nodeFit is a node with its refusals.
+type nodeFit struct {
+	node     string
+	refusals []refusal
+}
+
+// schedulerSays are the scheduler's words for causes that it alone knows, or that it knows when the nodes cannot be read.
+var schedulerSays = []struct{ says, id, what, next string }{
+	{"unbound immediate PersistentVolumeClaims", "unschedulable-volume", "a volume claim of it is not bound", "kubectl get pvc%s"},
+	{"persistentvolumeclaim \"", "unschedulable-volume", "a volume claim of it does not exist or is being deleted", "kubectl get pvc%s"},
+	{"volume node affinity conflict", "unschedulable-volume", "its volume is on another node or in another zone", "kubectl describe pv; the pod has to go where its volume is"},
+	{"did not find available persistent volumes to bind", "unschedulable-volume", "no volume is there for a claim of it", "kubectl describe pvc%s"},
+	{"exceed max volume count", "unschedulable-volume", "its nodes have as many volumes as they can", "use another node, or fewer volumes"},
+	{"pod anti-affinity rules", "unschedulable-affinity", "its anti-affinity keeps it from pods that are on the nodes", "make it preferred rather than required, or add nodes: "},
+	{"anti-affinity rules", "unschedulable-affinity", "anti-affinity keeps it from the nodes", "make it preferred rather than required, or add nodes: "},
+	{"pod affinity rules", "unschedulable-affinity", "no node has the pods its affinity wants beside it", "start those pods, or make the affinity preferred: "},
+	{"topology spread constraints", "unschedulable-spread", "its topology spread constraints leave no node", "use whenUnsatisfiable: ScheduleAnyway, or a larger maxSkew: "},
+	{"Insufficient ", "unschedulable-resources", "no node has as much free as it asks for", "ask for less, or add a node: "},
+	{"Too many pods", "unschedulable-resources", "the nodes have as many pods as they may", "add a node, or remove pods"},
+	{"untolerated taint", "unschedulable-taint", "the nodes have taints that it does not tolerate", "tolerate the taint, or take it away: "},
+	{"didn't match Pod's node affinity/selector", "unschedulable-selector", "no node has the labels it wants", "correct nodeSelector or affinity: "},
+	{"free ports", "unschedulable-ports", "its host ports are taken on the nodes", "leave out hostPort: "},
+	{"unschedulable", "unschedulable-cordoned", "the nodes are cordoned", "kubectl uncordon NODE"},
+	{"no nodes available", "unschedulable-no-nodes", "the cluster has no node", "kubectl get nodes"},
+}
+
+func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
+	// What stands in the way of all nodes alike, and what the scheduler alone knows.
+	message, _, _ = strings.Cut(message, "preemption:")
+	fits := s.fits(p)
+	known := 0
+	for _, n := range fits {
+		if len(n.refusals) > 0 {
+			known++
+		}
+	}
+	special := -1
+	for i, w := range schedulerSays {
+		if strings.Contains(message, w.says) {
+			special = i
+			break
+		}
+	}
+	if special >= 0 && (strings.HasPrefix(schedulerSays[special].id, "unschedulable-volume") || known < len(fits) || len(fits) == 0) {
+		w := schedulerSays[special]
+		f.ID, f.Summary = w.id, w.what
+		next := w.next
+		if strings.Contains(next, "%s") {
+			next = fmt.Sprintf(next, inOf(p))
+		} else if strings.HasSuffix(next, ": ") {
+			next += f.edit()
+		}
+		f.Next = []string{next}
+	} else if len(fits) == 0 || known < len(fits) {
+		f.Summary = "the scheduler finds no node for it: " + firstLine(message)
+		f.Next = []string{"kubectl describe pod " + p.Name + inOf(p)}
+	}
+	if len(fits) == 0 {
+		return
+	}
+	for _, n := range fits {
+		var what []string
+		for _, r := range n.refusals {
+			what = append(what, r.what)
+		}
+		f.State = append(f.State, Evidence{From: "node/" + n.node, Says: cmp.Or(strings.Join(what, "; "), "nothing that can be seen here is against it")})
+		const most = 5
+		if len(f.State) > most && len(fits) > most+1 {
+			f.State = append(f.State, Evidence{From: "nodes", Says: fmt.Sprintf("%d more are farther from fitting", len(fits)-most)})
+			break
+		}
+	}
+	near := fits[0]
+	if f.Summary != "" || len(near.refusals) == 0 {
+		return
+	}
+	f.ID = near.refusals[0].id
+	var what, changes []string
+	for _, r := range near.refusals {
+		what, changes = append(what, r.what), append(changes, r.change)
+	}
+	f.Summary = fmt.Sprintf("none of %d nodes takes it; nearest is %s: %s", len(fits), near.node, list(what))
+	if len(fits) == 1 {
+		f.Summary = fmt.Sprintf("the only node, %s, does not take it: %s", near.node, list(what))
+	}
+	f.Next = append(changes, "to change it: "+f.edit())
+}
+
+// fits are all nodes, the nearest to taking p first; none where nodes could not be read.
+func (s *Snapshot) fits(p *pod) (out []nodeFit) {
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		fit := nodeFit{node: n.Name}
+		fit.refusals = slices.Concat(cordoned(n), untolerated(p, n), unselected(p, n), s.tooSmall(p, n), s.portsTaken(p, n))
+		slices.SortStableFunc(fit.refusals, func(a, b refusal) int { return cmp.Compare(b.cost, a.cost) })
+		out = append(out, fit)
+	}
+	cost := func(n nodeFit) (sum float64) {
+		for _, r := range n.refusals {
+			sum += r.cost
+		}
+		return sum
+	}
+	slices.SortStableFunc(out, func(a, b nodeFit) int { return cmp.Compare(cost(a), cost(b)) })
+	return out
+}
+
+func cordoned(n *corev1.Node) []refusal {
+	if !n.Spec.Unschedulable {
+		return nil
+	}
+	return []refusal{{"unschedulable-cordoned", "it is cordoned", "kubectl uncordon " + n.Name, 1}}
+}
+
+func untolerated(p *pod, n *corev1.Node) (out []refusal) {
+	for _, t := range n.Spec.Taints {
+		if t.Effect == corev1.TaintEffectPreferNoSchedule || t.Key == corev1.TaintNodeUnschedulable && n.Spec.Unschedulable {
+			continue
+		}
+		if slices.ContainsFunc(p.Spec.Tolerations, func(o corev1.Toleration) bool { return tolerates(o, t) }) {
+			continue
+		}
+		r := refusal{"unschedulable-taint", "it has the taint " + t.ToString(),
+			fmt.Sprintf("add to tolerations: {key: %s, operator: Equal, value: %q, effect: %s}", t.Key, t.Value, t.Effect), 2}
+		if strings.HasPrefix(t.Key, "node.kubernetes.io/") {
+			r.cost = 4 // the node is not well, and tolerating that helps nobody
+			r.change = fmt.Sprintf("mend %s, which is %s: kubectl describe node %s", n.Name, strings.TrimPrefix(t.Key, "node.kubernetes.io/"), n.Name)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func tolerates(o corev1.Toleration, t corev1.Taint) bool {
+	if o.Effect != "" && o.Effect != t.Effect || o.Key != "" && o.Key != t.Key {
+		return false
+	}
+	return o.Operator == corev1.TolerationOpExists || (o.Operator == "" || o.Operator == corev1.TolerationOpEqual) && o.Value == t.Value
+}
+
+// unselected is whether the pod's nodeSelector and required node affinity leave this node out.
+func unselected(p *pod, n *corev1.Node) (out []refusal) {
+	var lacking []string
+	for k, v := range p.Spec.NodeSelector {
+		if have, has := n.Labels[k]; !has || have != v {
+			lacking = append(lacking, k+"="+v)
+		}
+	}
+	slices.Sort(lacking)
+	if len(lacking) > 0 {
+		out = append(out, refusal{"unschedulable-selector", "it has no label " + list(lacking) + ", which nodeSelector wants",
+			fmt.Sprintf("correct nodeSelector, or: kubectl label node %s %s", n.Name, strings.Join(lacking, " ")), 2 * float64(len(lacking))})
+	}
+	a := p.Spec.Affinity
+	if a == nil || a.NodeAffinity == nil || a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
+		return out
+	}
+	terms := a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+	if slices.ContainsFunc(terms, func(t corev1.NodeSelectorTerm) bool { return termMatches(t, n) }) {
+		return out
+	}
+	var wants []string
+	for _, t := range terms {
+		for _, e := range slices.Concat(t.MatchExpressions, t.MatchFields) {
+			wants = append(wants, strings.TrimSpace(fmt.Sprintf("%s %s %s", e.Key, e.Operator, strings.Join(e.Values, ","))))
+		}
+	}
+	return append(out, refusal{"unschedulable-affinity", "its labels are not what node affinity requires: " + strings.Join(wants, "; "), "correct nodeAffinity, or label the node " + n.Name, 2})
+}
+
+// termMatches is the scheduler's rule: all expressions of a term hold, and an empty term never does.
+func termMatches(t corev1.NodeSelectorTerm, n *corev1.Node) bool {
+	if len(t.MatchExpressions)+len(t.MatchFields) == 0 {
+		return false
+	}
+	holds := func(e corev1.NodeSelectorRequirement, set labels.Set) bool {
+		operators := map[corev1.NodeSelectorOperator]selection.Operator{
+			corev1.NodeSelectorOpIn: selection.In, corev1.NodeSelectorOpNotIn: selection.NotIn, corev1.NodeSelectorOpExists: selection.Exists,
+			corev1.NodeSelectorOpDoesNotExist: selection.DoesNotExist, corev1.NodeSelectorOpGt: selection.GreaterThan, corev1.NodeSelectorOpLt: selection.LessThan,
+		}
+		r, err := labels.NewRequirement(e.Key, operators[e.Operator], e.Values)
+		return err == nil && r.Matches(set)
+	}
+	for _, e := range t.MatchExpressions {
+		if !holds(e, n.Labels) {
+			return false
+		}
+	}
+	for _, e := range t.MatchFields {
+		if !holds(e, labels.Set{"metadata.name": n.Name}) {
+			return false
+		}
+	}
+	return true
+}
+
+// nodeLoad is what the pods of a node take.
+type nodeLoad struct {
+	pods      []*pod
+	requested corev1.ResourceList
+}
+
+// loads sums it up once, for all pods that find no place.
+func loads(all []corev1.Pod) map[string]*nodeLoad {
+	out := map[string]*nodeLoad{}
+	for i := range all {
+		p := &all[i]
+		if p.Spec.NodeName == "" || over(p) {
+			continue
+		}
+		l := out[p.Spec.NodeName]
+		if l == nil {
+			l = &nodeLoad{requested: corev1.ResourceList{}}
+			out[p.Spec.NodeName] = l
+		}
+		l.pods = append(l.pods, p)
+		for name, q := range requests(&p.Spec) {
+			add(l.requested, name, q)
+		}
+	}
+	return out
+}
+
+// tooSmall is what the node has not free. Where the pods of other namespaces could not be read, only what the whole node is too small for is known.
+func (s *Snapshot) tooSmall(p *pod, n *corev1.Node) (out []refusal) {
+	used, count := corev1.ResourceList{}, int64(0)
+	if l := s.load[n.Name]; l != nil {
+		used, count = l.requested, int64(len(l.pods))
+	}
+	wants := requests(&p.Spec)
+	for _, name := range sortedNames(wants) {
+		want, all := wants[name], n.Status.Allocatable[name]
+		if want.IsZero() {
+			continue
+		}
+		free := all.DeepCopy()
+		free.Sub(used[name])
+		if want.Cmp(free) <= 0 {
+			continue
+		}
+		if free.Sign() < 0 {
+			free = resource.Quantity{Format: want.Format}
+		}
+		missing := want.DeepCopy()
+		missing.Sub(free)
+		what := fmt.Sprintf("%s asked for, and of %s only %s free", amount(name, want), amount(name, all), amount(name, free))
+		change := fmt.Sprintf("ask for %s at most (resources.requests.%s), or free %s on %s", amount(name, free), name, amount(name, missing), n.Name)
+		switch {
+		case all.IsZero():
+			what, change = fmt.Sprintf("it has no %s, of which %s is asked for", name, want.String()), fmt.Sprintf("leave %s out of resources, or add a node that has it", name)
+		case free.IsZero():
+			change = fmt.Sprintf("free %s on %s, or add a node", amount(name, missing), n.Name)
+		}
+		out = append(out, refusal{"unschedulable-resources", what, change, 1 + missing.AsApproximateFloat64()/want.AsApproximateFloat64()})
+	}
+	if most, limited := n.Status.Allocatable[corev1.ResourcePods]; limited && count+1 > most.Value() {
+		out = append(out, refusal{"unschedulable-resources", fmt.Sprintf("it has %d pods of %d", count, most.Value()), "remove pods from it, or add a node", 1})
+	}
+	return out
+}
+
+// amount is a quantity as people write it: "1500m cpu", "2Gi memory".
+func amount(name corev1.ResourceName, q resource.Quantity) string {
+	text := q.String()
+	switch v := q.Value(); {
+	case name == corev1.ResourceCPU && q.MilliValue()%1000 == 0:
+		text = fmt.Sprint(v)
+	case name == corev1.ResourceCPU:
+		text = fmt.Sprintf("%dm", q.MilliValue())
+	case name == corev1.ResourceMemory && v >= 1<<20, name == corev1.ResourceEphemeralStorage && v >= 1<<20:
+		text = resource.NewQuantity(v>>20<<20, resource.BinarySI).String()
+	}
+	return text + " " + string(name)
+}
+
+func sortedNames(l corev1.ResourceList) (out []corev1.ResourceName) {
+	for name := range l {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func add(to corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
+	sum := to[name]
+	sum.Add(q)
+	to[name] = sum
+}
+
+// requests are what the scheduler counts for a pod: all its containers and sidecars together, or the largest init container if that
+// is more.
+func requests(p *corev1.PodSpec) corev1.ResourceList {
+	out, sidecars, starting := corev1.ResourceList{}, corev1.ResourceList{}, corev1.ResourceList{}
+	for _, c := range p.Containers {
+		for name, q := range c.Resources.Requests {
+			add(out, name, q)
+		}
+	}
+	for _, c := range p.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			for name, q := range c.Resources.Requests {
+				add(sidecars, name, q)
+			}
+			continue
+		}
+		for name, q := range c.Resources.Requests {
+			sum := q.DeepCopy()
+			sum.Add(sidecars[name])
+			if have := starting[name]; sum.Cmp(have) > 0 {
+				starting[name] = sum
+			}
+		}
+	}
+	for name, q := range sidecars {
+		add(out, name, q)
+	}
+	for name, q := range starting {
+		if have := out[name]; q.Cmp(have) > 0 {
+			out[name] = q
+		}
+	}
+	if p.Resources != nil {
+		for name, q := range p.Resources.Requests {
+			out[name] = q
+		}
+	}
+	for name, q := range p.Overhead {
+		add(out, name, q)
+	}
+	return out
+}
+
+func hostPorts(p *corev1.PodSpec) (out []corev1.ContainerPort) {
+	for _, c := range slices.Concat(p.InitContainers, p.Containers) {
+		for _, port := range c.Ports {
+			if port.HostPort != 0 {
+				out = append(out, port)
+			}
+		}
+	}
+	return out
+}
+
+func (s *Snapshot) portsTaken(p *pod, n *corev1.Node) (out []refusal) {
+	wanted := hostPorts(&p.Spec)
+	if len(wanted) == 0 {
+		return nil
+	}
+	wildcard := func(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
+	l := s.load[n.Name]
+	if l == nil {
+		return nil
+	}
+	for _, o := range l.pods {
+		for _, have := range hostPorts(&o.Spec) {
+			for _, w := range wanted {
+				if w.HostPort == have.HostPort && cmp.Or(w.Protocol, corev1.ProtocolTCP) == cmp.Or(have.Protocol, corev1.ProtocolTCP) && (wildcard(w.HostIP) || wildcard(have.HostIP) || w.HostIP == have.HostIP) {
+					out = append(out, refusal{"unschedulable-ports", fmt.Sprintf("its port %d is taken by pod/%s in %s", w.HostPort, o.Name, o.Namespace), "leave out hostPort: a Service reaches pods without it", 2})
+				}
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,325 @@
+package diagnose
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// checkServices is about Services that lead nowhere.
+func checkServices(s *Snapshot) (out []Finding) {
+	for i := range s.Services {
+		v := &s.Services[i]
+		switch {
+		case v.Spec.Type == corev1.ServiceTypeExternalName:
+			if f, ok := s.externalName(v); ok {
+				out = append(out, f)
+			}
+		case len(v.Spec.Selector) == 0:
+			if f, ok := s.noSelector(v); ok {
+				out = append(out, f)
+			}
+		default:
+			out = append(out, s.selectorFindings(v)...)
+		}
+	}
+	return out
+}
+
+func (s *Snapshot) ofService(v *corev1.Service, id string, severity Severity) Finding {
+	return Finding{ID: id, Severity: severity, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: "who calls it is refused, or waits in vain"}
+}
+
+// endpoints counts a Service's, and those that are ready.
+func (s *Snapshot) endpoints(v *corev1.Service) (all, ready int) {
+	for _, e := range s.EndpointSlices {
+		if e.Namespace != v.Namespace || e.Labels[discoveryv1.LabelServiceName] != v.Name {
+			continue
+		}
+		for _, p := range e.Endpoints {
+			all++
+			if p.Conditions.Ready == nil || *p.Conditions.Ready {
+				ready++
+			}
+		}
+	}
+	return all, ready
+}
+
+// externalName is about a name that is an address, or a Service here that does not exist.
+func (s *Snapshot) externalName(v *corev1.Service) (Finding, bool) {
+	f := s.ofService(v, "service-external-name", Problem)
+	name := strings.TrimSuffix(v.Spec.ExternalName, ".")
+	f.State = []Evidence{{From: f.Object.String() + " spec.externalName", Says: v.Spec.ExternalName}}
+	if _, err := netip.ParseAddr(name); err == nil {
+		f.Summary = fmt.Sprintf("its externalName %s is an address; DNS answers with it as a name, which does not resolve", name)
+		f.Next = []string{"make it a Service without a selector, with an EndpointSlice that has the address"}
+		return f, true
+	}
+	parts := strings.Split(name, ".")
+	if len(parts) < 3 || parts[2] != "svc" || s.Namespace != "" && parts[1] != s.Namespace {
+		return f, false
+	}
+	other := Ref{"service", parts[1], parts[0]}
+	var have []string
+	for i := range s.Services {
+		if r := refOf("service", &s.Services[i]); r == other {
+			return f, false
+		} else if r.Namespace == other.Namespace {
+			have = append(have, r.Name)
+		}
+	}
+	f.Summary = fmt.Sprintf("its externalName %s names %s, which does not exist in %s", name, other, other.Namespace)
+	if like := nearest(other.Name, slices.DeleteFunc(have, func(n string) bool { return n == v.Name })); like != "" {
+		f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
+	}
+	f.Next = append(f.Next, "correct it, or make that Service: "+f.edit())
+	return f, true
+}
+
+// noSelector is about a Service whose endpoints somebody has to give, and nobody did.
+func (s *Snapshot) noSelector(v *corev1.Service) (Finding, bool) {
+	if all, _ := s.endpoints(v); !s.has(endpointSlices) || all > 0 || v.Name == "kubernetes" && v.Namespace == "default" {
+		return Finding{}, false
+	}
+	f := s.ofService(v, "service-no-selector", Problem)
+	f.Summary = "it has no selector, and nobody has given it endpoints"
+	if v.Spec.ClusterIP == corev1.ClusterIPNone {
+		f.Severity = Warning // a name that a StatefulSet, or an operator, may want for itself
+	}
+	f.State = []Evidence{{From: f.Object.String() + " spec.selector", Says: "none"}, {From: "endpointslices of it", Says: "no endpoints"}}
+	f.Next = []string{"give it the labels of its pods as selector: " + f.edit(), "or make an EndpointSlice with the label " + discoveryv1.LabelServiceName + ": " + v.Name}
+	return f, true
+}
+
+func (s *Snapshot) selectorFindings(v *corev1.Service) (out []Finding) {
+	selected := slices.DeleteFunc(s.selected(v.Namespace, v.Spec.Selector), func(p *pod) bool {
+		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.DeletionTimestamp != nil
+	})
+	selector := Evidence{From: refOf("service", v).String() + " spec.selector", Says: labels.FormatLabels(v.Spec.Selector)}
+	if len(selected) == 0 {
+		f := s.nobodySelected(v)
+		f.State = append([]Evidence{selector}, f.State...)
+		return []Finding{f}
+	}
+	for _, p := range v.Spec.Ports {
+		if f, ok := s.portFinding(v, p, selected); ok {
+			out = append(out, f)
+		}
+	}
+	var unready []string
+	f := s.ofService(v, "service-pods-not-ready", Problem)
+	f.State = []Evidence{selector}
+	for _, p := range selected {
+		if ready(p) {
+			continue
+		}
+		unready = append(unready, refOf("pod", p).String())
+		f.because = append(f.because, refOf("pod", p), nodeOf(p))
+		if c := condition(p, corev1.PodReady); c != nil && len(unready) <= 3 {
+			f.condition(refOf("pod", p), string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
+		}
+	}
+	switch {
+	case len(unready) == 0 || v.Spec.PublishNotReadyAddresses:
+		return out
+	case len(unready) < len(selected):
+		f.Severity = Warning
+		f.Summary = fmt.Sprintf("%d of its %d pods are not ready and get nothing: %s", len(unready), len(selected), few(unready))
+		f.Why = "the others have all its traffic"
+	case len(selected) == 1:
+		f.Summary = "its only pod is not ready: " + unready[0]
+	default:
+		f.Summary = fmt.Sprintf("none of its %d pods is ready: %s", len(selected), few(unready))
+	}
+	// A pod that was made a moment ago is on its way.
+	if len(unready) < len(selected) && !slices.ContainsFunc(selected, func(p *pod) bool { return !ready(p) && s.Now.Sub(p.CreationTimestamp.Time) > startPatience }) {
+		return out
+	}
+	if len(unready) == len(selected) && !slices.ContainsFunc(selected, func(p *pod) bool { return !s.starting(p) }) {
+		f.Severity, f.explains = Warning, true
+	}
+	f.Next = []string{"bridge diagnose " + unready[0] + f.Object.in()}
+	return append(out, f)
+}
+
+// nobodySelected says why a selector selects no pod: its workload has none, or the labels differ.
+func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
+	f := s.ofService(v, "service-no-pods", Problem)
+	selector := labels.SelectorFromSet(v.Spec.Selector)
+	for i := range s.Deployments {
+		d := &s.Deployments[i]
+		if f, ok := s.scaledToZero(v, selector, refOf("deployment", d), d.Spec.Template.Labels, d.Spec.Replicas); ok {
+			return f
+		}
+	}
+	for i := range s.StatefulSets {
+		d := &s.StatefulSets[i]
+		if f, ok := s.scaledToZero(v, selector, refOf("statefulset", d), d.Spec.Template.Labels, d.Spec.Replicas); ok {
+			return f
+		}
+	}
+	for i := range s.DaemonSets {
+		d := &s.DaemonSets[i]
+		if f, ok := s.scaledToZero(v, selector, refOf("daemonset", d), d.Spec.Template.Labels, &d.Status.DesiredNumberScheduled); ok {
+			return f
+		}
+	}
+	f.Next = []string{"kubectl get pods --show-labels" + f.Object.in()}
+	best, most := (*pod)(nil), -1
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if p.Namespace != v.Namespace || over(p) || p.DeletionTimestamp != nil {
+			continue
+		}
+		if n := likeness(v.Spec.Selector, p.Labels); n > most {
+			best, most = p, n
+		}
+	}
+	if best == nil || most <= 0 {
+		f.Summary = "no pod in " + v.Namespace + " has the labels that it selects"
+		for _, o := range s.Pods {
+			if s.Namespace == "" && o.Namespace != v.Namespace && selector.Matches(labels.Set(o.Labels)) {
+				f.Summary += fmt.Sprintf("; %s in %s has them, and a Service selects in its own namespace", refOf("pod", &o), o.Namespace)
+				break
+			}
+		}
+		return f
+	}
+	f.ID = "service-selector-mismatch"
+	var diff []string
+	for _, k := range slices.Sorted(maps.Keys(v.Spec.Selector)) {
+		want := v.Spec.Selector[k]
+		if have, has := best.Labels[k]; !has {
+			like := nearest(k, slices.Collect(maps.Keys(best.Labels)))
+			diff = append(diff, fmt.Sprintf("-%s=%s", k, want))
+			if like != "" {
+				diff = append(diff, fmt.Sprintf("+%s=%s", like, best.Labels[like]))
+			}
+		} else if have != want {
+			diff = append(diff, fmt.Sprintf("-%s=%s", k, want), fmt.Sprintf("+%s=%s", k, have))
+		}
+	}
+	owner := cmp.Or(s.owner(best), refOf("pod", best))
+	f.Summary = fmt.Sprintf("it selects no pod; nearest is %s, whose labels differ: %s", owner, strings.Join(diff, " "))
+	f.State = append(f.State, Evidence{From: refOf("pod", best).String() + " metadata.labels", Says: labels.FormatLabels(best.Labels)})
+	f.Next = []string{fmt.Sprintf("if %s is meant, correct the selector: %s", owner, f.edit())}
+	return f
+}
+
+func (s *Snapshot) scaledToZero(v *corev1.Service, selector labels.Selector, r Ref, template map[string]string, replicas *int32) (Finding, bool) {
+	if r.Namespace != v.Namespace || !selector.Matches(labels.Set(template)) {
+		return Finding{}, false
+	}
+	f := s.ofService(v, "service-scaled-to-zero", Warning)
+	f.explains = true // what sends to it gets no answer, and that is meant so
+	f.Summary = fmt.Sprintf("it has no pods, for %s is scaled to 0", r)
+	f.State = []Evidence{{From: r.String() + " spec.replicas", Says: "0"}}
+	f.Next = []string{fmt.Sprintf("kubectl scale %s --replicas 1%s", r, r.in())}
+	if r.Kind == "daemonset" {
+		f.Summary = fmt.Sprintf("it has no pods, for no node is one of %s", r)
+		f.State[0].From = r.String() + " status.desiredNumberScheduled"
+		f.Next = []string{fmt.Sprintf("compare its nodeSelector and tolerations with the nodes: kubectl describe %s%s", r, r.in())}
+	}
+	if replicas == nil || *replicas > 0 {
+		f.ID, f.Severity = "service-no-pods", Problem
+		f.Summary = fmt.Sprintf("it has no pods: those of %s are not there", r)
+		f.State[0].Says = fmt.Sprint(*cmp.Or(replicas, new(int32)))
+		f.because = append([]Ref{r}, s.made[r]...)
+		f.Next = []string{"bridge diagnose " + r.String() + r.in()}
+	}
+	return f, true
+}
+
+// likeness is how near labels are to a selector: 0 or less for not at all, as when they share keys alone.
+func likeness(selector, have map[string]string) (n int) {
+	alike := false
+	for k, want := range selector {
+		switch v, has := have[k]; {
+		case has && v == want:
+			n, alike = n+3, true
+		case has && nearest(want, []string{v}) != "":
+			n, alike = n+2, true
+		case has:
+			n++
+		case nearest(k, slices.Collect(maps.Keys(have))) != "":
+			n++
+			alike = alike || have[nearest(k, slices.Collect(maps.Keys(have)))] == want
+		default:
+			n--
+		}
+	}
+	if !alike {
+		return 0
+	}
+	return n
+}
+
+// portFinding is about a Service's port that no pod of its has.
+func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
+	target := p.TargetPort
+	if target.Type == intstr.Int && target.IntVal == 0 {
+		target.IntVal = p.Port
+	}
+	protocol := cmp.Or(p.Protocol, corev1.ProtocolTCP)
+	var declared, names []string
+	var same []corev1.ContainerPort // by name or number
+	for _, pod := range selected {
+		for _, c := range containersOf(pod) {
+			if c.init && !c.sidecar() {
+				continue
+			}
+			for _, port := range c.Ports {
+				text := fmt.Sprintf("%s:%d/%s", cmp.Or(port.Name, "-"), port.ContainerPort, cmp.Or(port.Protocol, corev1.ProtocolTCP))
+				if !slices.Contains(declared, text) {
+					declared, names = append(declared, text), append(names, port.Name)
+				}
+				if target.Type == intstr.String && port.Name == target.StrVal || target.Type == intstr.Int && port.ContainerPort == target.IntVal {
+					same = append(same, port)
+				}
+			}
+		}
+	}
+	f := s.ofService(v, "", Problem)
+	f.State = []Evidence{
+		{From: fmt.Sprintf("%s spec.ports[%d]", f.Object, p.Port), Says: fmt.Sprintf("targetPort %s/%s", target.String(), protocol)},
+		{From: refOf("pod", selected[0]).String() + " ports", Says: cmp.Or(strings.Join(declared, ", "), "none declared")},
+	}
+	if slices.ContainsFunc(same, func(c corev1.ContainerPort) bool { return cmp.Or(c.Protocol, corev1.ProtocolTCP) == protocol }) {
+		return f, false
+	}
+	switch {
+	case len(same) > 0:
+		f.ID = "service-protocol"
+		if target.Type == intstr.Int { // a container may listen on what it does not declare
+			f.Severity = Warning
+		}
+		have := cmp.Or(same[0].Protocol, corev1.ProtocolTCP)
+		f.Summary = fmt.Sprintf("its port %d is %s, and the container's port %s is %s", p.Port, protocol, target.String(), have)
+		f.Next = []string{fmt.Sprintf("set protocol: %s: %s", have, f.edit())}
+	case target.Type == intstr.String:
+		f.ID = "service-port-name-absent"
+		f.Summary = fmt.Sprintf("its port %d goes to a port named %q, which no container has", p.Port, target.StrVal)
+		if like := nearest(target.StrVal, names); like != "" {
+			f.Next = append(f.Next, fmt.Sprintf("set targetPort: %s: %s", like, f.edit()))
+		}
+		f.Next = append(f.Next, "name the port in the container's ports, or give targetPort a number: "+f.edit())
+	case len(declared) > 0:
+		// Declaring is for people: a container may listen on what it does not declare.
+		f.ID, f.Severity = "service-port-undeclared", Warning
+		f.Summary = fmt.Sprintf("its port %d goes to %d/%s, and the containers declare only %s", p.Port, target.IntVal, protocol, list(declared))
+		f.Why = "if the program does not listen there, callers are refused"
+		f.Next = []string{"set targetPort to a declared port, if that is meant: " + f.edit()}
+	default:
+		return f, false
+	}
+	return f, true
+}

@@ -1,0 +1,99 @@
+package diagnose
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func aService(spec string) string {
+	return "\n---\nkind: Service\nmetadata: {name: it}\nspec: {" + spec + "}\n"
+}
+
+func TestServicesThatLeadNowhere(t *testing.T) {
+	good := withPod("ports: [{name: http, containerPort: 8080}]", "", running)
+	deployment := func(replicas string) string {
+		return "\n---\nkind: Deployment\nmetadata: {name: orders}\nspec: {replicas: " + replicas + ", selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\n"
+	}
+	daemonSet := func(nodes string) string {
+		return "\n---\nkind: DaemonSet\nmetadata: {name: agent}\nspec: {selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {currentNumberScheduled: " + nodes + ", desiredNumberScheduled: " + nodes + ", numberMisscheduled: 0, numberReady: 0}\n"
+	}
+	severities := func(documents string, want ...Severity) {
+		t.Helper()
+		var got []Severity
+		for _, f := range load(t, documents).report(nil).Findings {
+			got = append(got, f.Severity)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("severities %q, want %q, of:\n%s", got, want, documents)
+		}
+	}
+	severities(good+aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), Warning)
+	severities(good+aService("selector: {app: it}, ports: [{port: 80, targetPort: http, protocol: UDP}]"), Problem)
+	severities(aService("ports: [{port: 80}]"), Problem)
+	severities(aService("clusterIP: None, ports: [{port: 80}]"), Warning)
+	severities(deployment("0")+aService("selector: {app: it}, ports: [{port: 80}]")+"\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {defaultBackend: {service: {name: it, port: {number: 80}}}}\n", Warning)
+	second := strings.NewReplacer("name: it,", "name: it2,", "u1", "u2", `type: Ready, status: "True"`, `type: Ready, status: "False"`).Replace(good)
+	published := load(t, good, second, aService("selector: {app: it}, publishNotReadyAddresses: true, ports: [{port: 80, targetPort: http}]")).report(nil).Findings
+	if len(published) != 1 || len(published[0].Symptoms) > 0 {
+		t.Errorf("a pod that gets its traffic all the same: %+v", published)
+	}
+	try(t, []tried{
+		{"it leads there", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "", ""},
+		{"another value", good + aService("selector: {app: ti}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-app=ti +app=it"},
+		{"another key", good + aService("selector: {ap: it}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-ap=it +app=it"},
+		{"one label too many", good + aService("selector: {app: it, tier: web}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-tier=web"},
+		{"a key alone", good + aService("selector: {app: payments}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels"},
+		{"one that has failed", strings.Replace(withPod("", "", "reason: DeadlineExceeded"), "phase: Pending", "phase: Failed", 1) + aService("selector: {app: ti}, ports: [{port: 80}]"), "service-no-pods", ""},
+		{"a DaemonSet without nodes", daemonSet("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "no node is one of daemonset/agent"},
+		{"a DaemonSet without pods", daemonSet("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of daemonset/agent"},
+		{"nobody at all", good + aService("selector: {role: db}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels -n shop"},
+		{"scaled to 0", deployment("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "kubectl scale deployment/orders --replicas 1 -n shop"},
+		{"its workload has no pods", deployment("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of deployment/orders"},
+		{"no such port", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", "set targetPort: http"},
+		{"a port nobody declares", good + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", "declare only http:8080/TCP"},
+		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
+		{"another protocol", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), "service-protocol", "set protocol: TCP"},
+		{"pods that are not ready", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
+		{"... that are published all the same", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, publishNotReadyAddresses: true, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
+		{"no selector", aService("ports: [{port: 80}]"), "service-no-selector", "kubernetes.io/service-name: it"},
+		{"no selector, and endpoints", aService("ports: [{port: 80}]") + "\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\n", "", ""},
+		{"an external name", aService("type: ExternalName, externalName: example.test"), "", ""},
+		{"an external address", aService("type: ExternalName, externalName: 10.1.2.3"), "service-external-name", "is an address"},
+		{"an external name in here", aService("type: ExternalName, externalName: orders.shop.svc.cluster.local"), "service-external-name", "service/orders, which does not exist in shop"},
+	})
+}
+
+func TestIngressesThatLeadNowhere(t *testing.T) {
+	ingress := func(service string) string {
+		return "\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: " + service + "}}]}}]}\n"
+	}
+	good := withPod("ports: [{name: http, containerPort: 8080}]", "", running) + aService("selector: {app: it}, ports: [{name: web, port: 80, targetPort: http}]") +
+		"\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\n"
+	try(t, []tried{
+		{"it leads there", good + ingress("{name: it, port: {number: 80}}"), "", ""},
+		{"... by name", good + ingress("{name: it, port: {name: web}}"), "", ""},
+		{"an annotation's action", good + ingress("{name: redirect, port: {name: use-annotation}}"), "", ""},
+		{"no Service", good + ingress("{name: its, port: {number: 80}}"), "ingress-service-absent", "if it is meant"},
+		{"no port", good + ingress("{name: it, port: {number: 8080}}"), "ingress-port-absent", "which has only web:80"},
+		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "secret/cert"},
+		{"a Service that leads nowhere is the cause", strings.Replace(good, "selector: {app: it}", "selector: {app: ti}", 1)[:strings.Index(good, "\n---\nkind: EndpointSlice")] + ingress("{name: it, port: {number: 80}}"), "service-selector-mismatch", ""},
+	})
+}
+
+func TestPoliciesThatLetNobodyIn(t *testing.T) {
+	good := withPod("ports: [{name: http, containerPort: 8080}]", "", running) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]")
+	policy := func(name, spec string) string {
+		return "\n---\nkind: NetworkPolicy\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
+	}
+	closed := policy("closed", "podSelector: {}, policyTypes: [Ingress]")
+	try(t, []tried{
+		{"closed", good + closed, "networkpolicy-denies", "networkpolicy/closed"},
+		{"closed, and another lets in", good + closed + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{ports: [{port: http}]}]"), "", ""},
+		{"... to another port", good + closed + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 9090, endPort: 9099}]}]"), "networkpolicy-denies", "port 8080/TCP"},
+		{"for others", good + policy("closed", "podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]"), "", ""},
+		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
+		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
+		{"no calls at all", good + policy("out", "podSelector: {}, policyTypes: [Egress]"), "", ""},
+	})
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// hog takes memory until it is killed for it, or has most of a GiB: then the limit it was to meet is not there.
+func hog() error {
+	const step, steps = 4 << 20, 200
+	var taken [][]byte
+	for range steps {
+		b := make([]byte, step)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		taken = append(taken, b)
+		time.Sleep(time.Millisecond)
+	}
+	return fmt.Errorf("%d MiB taken and not killed", len(taken)*step>>20)
+}
+
+// registry is a container registry that has nothing: why an image does not come is in its name.
+func registry(address string) error {
+	const manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":2,` +
+		`"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","platform":{"os":"linux","architecture":"s390x"}}]}`
+	server := http.Server{Addr: address, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		repository, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+		answer := func(status int, code string) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"said by test/sample"}]}`, code)
+		}
+		switch repository {
+		case "":
+			w.WriteHeader(http.StatusOK)
+		case "private":
+			w.Header().Set("WWW-Authenticate", `Basic realm="sample"`)
+			answer(http.StatusUnauthorized, "UNAUTHORIZED")
+		case "limited":
+			answer(http.StatusTooManyRequests, "TOOMANYREQUESTS")
+		case "foreign":
+			w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+			fmt.Fprint(w, manifest)
+		default:
+			answer(http.StatusNotFound, "MANIFEST_UNKNOWN")
+		}
+	})}
+	return server.ListenAndServe()
+}
