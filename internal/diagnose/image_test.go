@@ -45,7 +45,7 @@ func TestAnAbsentPullSecret(t *testing.T) {
 
 func TestRegistryOf(t *testing.T) {
 	for image, want := range map[string]string{
-		"nginx": "docker.io", "library/nginx:1": "docker.io", "localhost/x": "localhost", "localhost:5000/x:1": "localhost:5000", "ghcr.io/a/b@sha256:0": "ghcr.io",
+		"nginx": "docker.io", "library/nginx:1": "docker.io", "localhost/x": "localhost", "localhost:5000/x:1": "localhost:5000", "example.org/a/b@sha256:0": "example.org",
 	} {
 		if got := registryOf(image); got != want {
 			t.Errorf("%s: %s, want %s", image, got, want)
