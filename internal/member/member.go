@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,8 @@ type List struct {
 	Tunnel   int32    `json:"tunnel"`
 	PodProxy int32    `json:"podProxy,omitempty"`
 	Members  []Member `json:"members"`
+
+	unknown unknown
 }
 
 // Member is one of those who share a swap.
@@ -50,6 +53,88 @@ type Member struct {
 	Tunnel string          `json:"tunnel,omitempty"`
 	Probes json.RawMessage `json:"probes,omitempty"`
 	Notes  []string        `json:"notes,omitempty"`
+
+	unknown unknown
+}
+
+// unknown are fields that a later bridge of the same Version has written: whoever writes the list leaves them as they are.
+type unknown map[string]json.RawMessage
+
+// read reads the object text into what it points at, and returns what that does not know of it; nil when there is nothing.
+func read(text []byte, into any) (more unknown, err error) {
+	if err := json.Unmarshal(text, into); err != nil {
+		return nil, err
+	}
+	known, err := json.Marshal(into)
+	if err != nil {
+		return nil, err
+	}
+	return unknownIn(text, known)
+}
+
+// write is v, an object with a field or more, and u behind its fields.
+func (u unknown) write(v any) ([]byte, error) {
+	known, err := json.Marshal(v)
+	if err != nil || len(u) == 0 {
+		return known, err
+	}
+	all, err := json.Marshal(map[string]json.RawMessage(u))
+	if err != nil {
+		return nil, err
+	}
+	more, err := unknownIn(all, known) // a field of ours that was empty, and is left out then, may have a value by now
+	if err != nil || more == nil {
+		return known, err
+	}
+	if all, err = json.Marshal(map[string]json.RawMessage(more)); err != nil {
+		return nil, err
+	}
+	return slices.Concat(known[:len(known)-1], []byte(","), all[1:]), nil
+}
+
+func unknownIn(text, known []byte) (more unknown, err error) {
+	var ours unknown
+	if err := errors.Join(json.Unmarshal(text, &more), json.Unmarshal(known, &ours)); err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(more, func(field string, _ json.RawMessage) bool {
+		for name := range ours {
+			if strings.EqualFold(name, field) { // so it was read
+				return true
+			}
+		}
+		return false
+	})
+	if len(more) == 0 {
+		return nil, nil
+	}
+	return more, nil
+}
+
+// UnmarshalJSON keeps what is unknown, for MarshalJSON.
+func (l *List) UnmarshalJSON(text []byte) (err error) {
+	type plain List
+	l.unknown, err = read(text, (*plain)(l))
+	return err
+}
+
+// MarshalJSON writes what UnmarshalJSON has kept too.
+func (l List) MarshalJSON() ([]byte, error) {
+	type plain List
+	return l.unknown.write(plain(l))
+}
+
+// UnmarshalJSON keeps what is unknown, for MarshalJSON.
+func (m *Member) UnmarshalJSON(text []byte) (err error) {
+	type plain Member
+	m.unknown, err = read(text, (*plain)(m))
+	return err
+}
+
+// MarshalJSON writes what UnmarshalJSON has kept too.
+func (m Member) MarshalJSON() ([]byte, error) {
+	type plain Member
+	return m.unknown.write(plain(m))
 }
 
 // New is the list of a swap that first makes, of this version of bridge.
@@ -74,9 +159,15 @@ func Parse(text string) (l List, err error) {
 	if err := json.Unmarshal([]byte(text), &l); err != nil {
 		return l, fmt.Errorf("list of members: %w", err)
 	}
-	for _, m := range l.Members {
+	if len(l.Members) == 0 {
+		return l, errors.New("list of members: nobody is in it")
+	}
+	for i, m := range l.Members {
 		if m.Client == (tunnel.Fingerprint{}) {
 			return l, fmt.Errorf("list of members: %s has no key", m.Owner)
+		}
+		if slices.ContainsFunc(l.Members[:i], func(other Member) bool { return other.Client == m.Client }) {
+			return l, fmt.Errorf("list of members: %s is in it twice", m.Owner)
 		}
 	}
 	return l, nil

@@ -150,11 +150,56 @@ func TestVersions(t *testing.T) {
 			t.Errorf("%s: members were read", c.text)
 		}
 	}
-	for _, text := range []string{"", "null", "x", `{"version":1,"protocol":2,"members":[{"owner":"ada"}]}`} {
+	one := `{"owner":"ada","client":"` + strings.Repeat("a", 64) + `"}`
+	for _, text := range []string{
+		"", "null", "x", `{"version":1,"protocol":2,"members":[{"owner":"ada"}]}`, `{"version":1,"protocol":2}`,
+		`{"version":1,"protocol":2,"members":[` + one + `,` + one + `]}`, `{"version":1,"protocol":2,"members":[` + one,
+	} {
 		var version *VersionError
 		if _, err := Parse(text); err == nil || text != "null" && errors.As(err, &version) {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+}
+
+// What a later bridge has written beside stays there, whoever writes the list; who leaves takes theirs along.
+func TestUnknownFieldsStay(t *testing.T) {
+	b, err := os.ReadFile("testdata/list.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(b), `"version":1`, `"version":1,"room":{"for":["more"]}`, 1)
+	for _, name := range []string{"ada@laptop", "bob@pc"} {
+		text = strings.Replace(text, `"owner":"`+name+`"`, `"owner":"`+name+`","tunnel":"","pet":"`+name+`'s"`, 1)
+	}
+	l, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob := l.Members[1]
+	bob.Tunnel = "ready"
+	if !l.Put(bob) {
+		t.Fatal("bob is not there")
+	}
+	l.Leave(l.Members[0].Client)
+	if err := l.Join(of(t, "eve@pc", "e", "x-user=eve")); err != nil {
+		t.Fatal(err)
+	}
+	text, err = l.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, n := range map[string]int{`"room":{"for":["more"]}`: 1, `"pet":"bob@pc's"`: 1, `"pet"`: 1, `"owner"`: 2, `"tunnel":"ready"`: 1, `"tunnel"`: 2} {
+		if got := strings.Count(text, want); got != n {
+			t.Errorf("%s is there %d times, and not %d:\n%s", want, got, n, text)
+		}
+	}
+	l, err = Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := l.Marshal(); err != nil || again != text {
+		t.Errorf("written again: %s, %v", again, err)
 	}
 }
 
@@ -194,8 +239,12 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if l, err := Parse(text); err == nil {
-			if _, err := l.Marshal(); err != nil {
-				t.Error(err)
+			written, err := l.Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := Parse(written); err != nil || len(again.Members) != len(l.Members) {
+				t.Errorf("written as %s: %v", written, err)
 			}
 		}
 		shares, err := ParseShares([]byte(text))
