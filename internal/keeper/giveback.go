@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"bridge/internal/fault"
@@ -28,6 +29,13 @@ const (
 // nothing. What was done already is found done, so it can be called again.
 func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 	g := giving{Keeper: k, api: api, claim: c}
+	if !api.dry {
+		renewing, stop := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { k.renew(renewing) })
+	}
 	for _, step := range []struct {
 		do   func(context.Context) error
 		done fault.Point
@@ -55,6 +63,20 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		}
 	}
 	return nil
+}
+
+// renew has others see that this keeper is at work, until ctx ends: a laptop that finds its swap taken by one that has lapsed
+// gives back itself.
+func (k *Keeper) renew(ctx context.Context) {
+	for period := undo.Period(1); sleep(ctx, undo.Pause(period)) == nil; {
+		lease, err := k.ask(ctx)
+		if err != nil || lease.Spec.HolderIdentity != k.holder() {
+			continue // each step asks whose it is
+		}
+		period = undo.Period(lease.Spec.Seconds)
+		now := claim{version: lease.Metadata.ResourceVersion}
+		_ = k.client.patch(ctx, k.client.path(leases, k.Lease), now.hold(k.holder())) // the next one may come through
+	}
 }
 
 // giving is one time of giving back.

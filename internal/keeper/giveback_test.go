@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -27,6 +28,7 @@ type apiServer struct {
 	refuses func(method, path string) int
 	// proxy is whether the proxy's Deployment is there.
 	proxy  bool
+	mu     sync.Mutex
 	writes []string // that it took, "METHOD PATH"
 }
 
@@ -35,6 +37,8 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
 		body, _ = io.ReadAll(r.Body)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	_, path, _ := strings.Cut(r.URL.Path, "/namespaces/shop/")
 	objects := map[string]string{
 		"leases/l":                 `{"metadata":{"uid":"lease"},"spec":{"holderIdentity":"restore by keeper k"}}`,
@@ -104,7 +108,8 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 	}
 }
 
-// A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then.
+// A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then. While the keeper waits
+// its heartbeat says that it is at work.
 func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &apiServer{proxy: true, refuses: func(string, string) int { return 0 }}
@@ -112,6 +117,15 @@ func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 		defer cancel()
 		if err := a.giveBack(ctx, t, false); err != nil || a.proxy || !slices.Contains(a.writes, "DELETE leases/l") {
 			t.Errorf("gave back with %q, the proxy there still: %v: %v", a.writes, a.proxy, err)
+		}
+		beats := 0
+		for _, w := range a.writes {
+			if w == "PATCH leases/l" {
+				beats++
+			}
+		}
+		if beats < 6 {
+			t.Errorf("%d heartbeats in a minute: %q", beats, a.writes)
 		}
 	})
 }

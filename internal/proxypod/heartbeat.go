@@ -202,11 +202,14 @@ const RestoreBy = undo.RestoreBy
 // TakenError says that the Lease is no longer ours.
 type TakenError struct {
 	By string // who holds it now; empty when it was deleted
-	// Share is whether the swap goes on, and only this machine's share of it is By's.
+	// Share is whether the swap goes on, and only this machine's share of it is By's, or with an empty By nobody's.
 	Share bool
 }
 
 func (e *TakenError) Error() string {
+	if e.Share && e.By == "" {
+		return "this machine's share was dropped while nothing was heard of it"
+	}
 	if e.Share {
 		return "this machine's share was taken over by " + e.By
 	}

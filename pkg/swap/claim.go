@@ -17,6 +17,8 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/member"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
+	"bridge/pkg/tunnel"
 )
 
 // createTimeout bounds the creation of a claim, which is not cut short by Ctrl-C: whether it was
@@ -123,19 +125,42 @@ func (c *claim) ours(now *coordinationv1.Lease) error {
 	if _, ok := l.Of(c.share.Client); ok {
 		return nil
 	}
-	taken := &proxypod.TakenError{By: holder(now), Share: true}
-	if by := l.Claiming(c.share.Choice); len(by) > 0 {
-		taken.By = member.Owners(by)
-	}
-	return taken
+	return &proxypod.TakenError{By: member.Owners(l.Claiming(c.share.Choice)), Share: true}
 }
 
-// awaitEnd waits until the Lease is gone: somebody else has given everything back.
+// errLapsed says that whoever has a Lease is gone.
+var errLapsed = errors.New("no heartbeat")
+
+// awaitEnd waits until the Lease is gone: somebody else has given everything back. The error is errLapsed when that one dies at it.
 func (c *claim) awaitEnd(ctx context.Context) error {
+	var seen undo.Lapse
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
+		asked := time.Now()
 		now, err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Get(ctx, c.lease.Name, metav1.GetOptions{})
-		return apierrors.IsNotFound(err) || err == nil && now.UID != c.lease.UID, nil
+		switch {
+		case apierrors.IsNotFound(err), err == nil && now.UID != c.lease.UID:
+			return true, nil
+		case err != nil:
+			seen.Silence()
+			return false, nil
+		}
+		if period := proxypod.Duration(now); seen.Answer(asked, time.Now(), fmt.Sprint(holder(now), now.Spec.RenewTime), period) {
+			return false, fmt.Errorf("%w of %s for %v", errLapsed, holder(now), period)
+		}
+		return false, nil
 	})
+}
+
+// renew has others see that who gives back is at work, until ctx ends or the Lease is another's.
+func (c *claim) renew(ctx context.Context, say func(string)) {
+	ours := func(now *coordinationv1.Lease, _ proxypod.State) error {
+		if holder(now) != holder(c.lease) {
+			return &proxypod.TakenError{By: holder(now)}
+		}
+		return nil
+	}
+	noTunnel := func() (tunnel.State, <-chan struct{}) { return tunnel.State{}, nil }
+	_ = proxypod.Heartbeat(ctx, c.kube, c.lease, noTunnel, proxypod.More{Write: ours}, say) // each step asks whose it is
 }
 
 // release deletes the Lease, and with it, by garbage collection, anything of ours that is left.

@@ -25,7 +25,8 @@ import (
 const madeTimeout = 5 * time.Minute
 
 // Join plans to share the swap that others have of the workload; nil when there is none, or o has no requests of its own that could be
-// shared. It waits for one that is being made, and with o.TakeOver for the lapse of whom it displaces.
+// shared. It waits for one that is being made, and for the lapse of whom it displaces: with o.TakeOver of those who have the same requests, and
+// where there is no place left of one who is gone.
 // The error has the code Conflict, with the owner, when somebody has the same requests, and says which bridge is too old when two cannot share.
 // It changes nothing: Run does.
 func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxypod.Source, say func(string)) (*Plan, error) {
@@ -62,13 +63,10 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 			}
 			continue
 		}
-		if len(claiming) > 0 {
-			if err := s.awaitLapse(ctx, lease, u, claiming, say); errors.Is(err, errChanged) {
-				continue
-			} else if err != nil {
-				return nil, err
-			}
-			s.displaces = claiming
+		if err := s.makeRoom(ctx, lease, u, l, claiming, say); errors.Is(err, errChanged) {
+			continue
+		} else if err != nil {
+			return nil, err
 		}
 		if err := rights.Swap.For(t.Kind).Check(ctx, s.kube, "swap "+t.String(), false); err != nil {
 			return nil, err
@@ -172,12 +170,37 @@ func (s *Session) sharing(ctx context.Context, u *Undo, lease *coordinationv1.Le
 // errChanged says that what was found is no longer so.
 var errChanged = errors.New("it has changed meanwhile")
 
-// awaitLapse watches until those members have lapsed, by the rule for Leases. The error names one who is at work.
-func (s *Session) awaitLapse(ctx context.Context, lease *coordinationv1.Lease, u *Undo, of []member.Member, say func(string)) error {
+// makeRoom decides who is displaced: those who claim the same requests, when they have lapsed, and where the list is full one who has. Each is asked
+// for when there is need alone: a member who comes back before has its share still.
+func (s *Session) makeRoom(ctx context.Context, lease *coordinationv1.Lease, u *Undo, l member.List, claiming []member.Member, say func(string)) (err error) {
+	s.displaces = nil
+	switch {
+	case len(claiming) > 0:
+		s.displaces, err = s.awaitLapse(ctx, lease, claiming, say, func(m member.Member) error {
+			return errOverlap(s.kube, u.Target, &member.OverlapError{Other: m})
+		})
+	case len(l.Members) >= member.Max:
+		lapsed, err := s.awaitLapse(ctx, lease, l.Members, say, func(member.Member) error { return nil })
+		if err != nil {
+			return err
+		}
+		if len(lapsed) == 0 {
+			return errFull(lease, u.Target)
+		}
+		// By their own clocks: it matters little which one.
+		s.displaces = []member.Member{slices.MinFunc(lapsed, func(a, b member.Member) int { return a.Renewed.Compare(b.Renewed) })}
+	}
+	return err
+}
+
+// awaitLapse watches until each of those members has been heard of, or has lapsed by the rule for Leases, and returns those who have
+// lapsed. An error of heard, for one who is at work, ends it. It is errChanged when one has left.
+func (s *Session) awaitLapse(ctx context.Context, lease *coordinationv1.Lease, of []member.Member, say func(string), heard func(member.Member) error) (lapsed []member.Member, err error) {
 	period := proxypod.Duration(lease)
 	say(fmt.Sprintf("looking whether %s is there, for up to %v", member.Owners(of), period))
 	seen := make([]undo.Lapse, len(of))
 	for {
+		lapsed = nil
 		asked := time.Now()
 		now, err := s.kube.Clientset.CoordinationV1().Leases(lease.Namespace).Get(ctx, lease.Name, metav1.GetOptions{})
 		switch {
@@ -186,30 +209,36 @@ func (s *Session) awaitLapse(ctx context.Context, lease *coordinationv1.Lease, u
 				seen[i].Silence()
 			}
 		case apierrors.IsNotFound(err), err == nil && (now.UID != lease.UID || strings.HasPrefix(holder(now), proxypod.RestoreBy)):
-			return errChanged
+			return nil, errChanged
 		case err != nil:
-			return kube.Explain(err, "get the swap's Lease in "+lease.Namespace)
+			return nil, kube.Explain(err, "get the swap's Lease in "+lease.Namespace)
 		default:
 			l, err := membersOf(now)
 			if err != nil {
-				return errChanged
+				return nil, errChanged
 			}
-			lapsed := true
+			waiting := false
 			for i, m := range of {
 				here, ok := l.Of(m.Client)
-				if ok && !here.Renewed.Equal(m.Renewed) {
-					return errOverlap(s.kube, u.Target, &member.OverlapError{Other: here})
-				}
-				if ok && !seen[i].Answer(asked, time.Now(), m.Renewed.String(), period) {
-					lapsed = false
+				switch {
+				case !ok:
+					return nil, errChanged
+				case !here.Renewed.Equal(m.Renewed):
+					if err := heard(here); err != nil {
+						return nil, err
+					}
+				case seen[i].Answer(asked, time.Now(), m.Renewed.String(), period):
+					lapsed = append(lapsed, m)
+				default:
+					waiting = true
 				}
 			}
-			if lapsed {
-				return nil
+			if !waiting {
+				return lapsed, nil
 			}
 		}
 		if err := sleep(ctx, undo.Pause(period)); err != nil {
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }

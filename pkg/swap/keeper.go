@@ -357,5 +357,5 @@ func servesSince(ctx context.Context, k *kube.Client, target Object) string {
 // wish that was seen.
 func GivenBackMeanwhile(err error) bool {
 	var taken *proxypod.TakenError
-	return errors.As(err, &taken) && (taken.By == "" || strings.HasPrefix(taken.By, undo.RestoreBy+"keeper "))
+	return errors.As(err, &taken) && !taken.Share && (taken.By == "" || strings.HasPrefix(taken.By, undo.RestoreBy+"keeper "))
 }

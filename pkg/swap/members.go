@@ -156,9 +156,13 @@ func (s *Swap) join(ctx context.Context, share *member.Member) (*claim, error) {
 	case errors.As(err, &taken):
 		return nil, hint.Newf(hint.Conflict, "run the same command again in a moment", "%s in %s is being given back", target, target.Namespace)
 	case errors.Is(err, member.ErrFull):
-		return nil, hint.Newf(hint.Conflict, "talk to them: "+holder(s.Session.lease), "%s in %s: %w", target, target.Namespace, err)
+		return nil, errFull(s.Session.lease, target)
 	}
 	return &claim{s.Kube, lease, share}, fault.After(fault.Joined, err)
+}
+
+func errFull(lease *coordinationv1.Lease, target Object) error {
+	return hint.Newf(hint.Conflict, "talk to them: "+holder(lease), "%s in %s: %w", target, target.Namespace, member.ErrFull)
 }
 
 func errOverlap(k *kube.Client, target Object, o *member.OverlapError) error {
@@ -241,9 +245,6 @@ func (s *Swap) nudge(ctx context.Context) {
 
 // beat is what a heartbeat writes for this machine's share.
 func (s *Swap) beat(now *coordinationv1.Lease, state proxypod.State) error {
-	if s.ending.Load() && holder(now) == proxypod.RestoreBy+s.Plan.owner {
-		return nil // it is we who give back: the last one
-	}
 	if err := s.claim.ours(now); err != nil {
 		return err
 	}

@@ -339,6 +339,18 @@ func TestMembersJoinWhileTheLastLeaves(t *testing.T) {
 	t.Logf("%d joined, %d were told", joined, told)
 }
 
+// heartbeat is one that comes through.
+func (p *person) heartbeat(t *testing.T) error {
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		_, now := list(t, p.Kube)
+		if err := p.beat(now, proxypod.State{Phase: "ready"}); err != nil {
+			return err
+		}
+		_, err := p.Kube.Clientset.CoordinationV1().Leases("shop").Update(t.Context(), now, metav1.UpdateOptions{})
+		return err
+	})
+}
+
 // A lapsed member is no reason to stay, and its place may be taken; one whose heartbeat comes keeps it.
 func TestLapsedMember(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -349,16 +361,7 @@ func TestLapsedMember(t *testing.T) {
 			t.Fatal(err)
 		}
 		bob.claim = c
-		beat := func(p *person) error {
-			return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-				_, now := list(t, k)
-				if err := p.beat(now, proxypod.State{Phase: "ready"}); err != nil {
-					return err
-				}
-				_, err := k.Clientset.CoordinationV1().Leases("shop").Update(t.Context(), now, metav1.UpdateOptions{})
-				return err
-			})
-		}
+		beat := func(p *person) error { return p.heartbeat(t) }
 		for range 5 {
 			if err := errors.Join(beat(bob), beat(ada)); err != nil {
 				t.Fatal(err)
@@ -381,16 +384,11 @@ func TestLapsedMember(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			claiming := l.Claiming(o.Choice)
-			if len(claiming) == 0 {
-				return nil
-			}
-			if err := s.awaitLapse(t.Context(), leaseNow(t, k), u, claiming, say); err != nil {
+			if err := s.makeRoom(t.Context(), leaseNow(t, k), u, l, l.Claiming(o.Choice), say); err != nil {
 				return err
 			}
-			s.displaces = claiming
 			eve := someone(t, k, lease, u, "eve@pc", "e", "ada")
-			eve.Session.displaces = claiming
+			eve.Session.displaces = s.displaces
 			_, err = eve.join(t.Context(), eve.claim.share)
 			return err
 		}
@@ -453,6 +451,136 @@ func TestLapsedMember(t *testing.T) {
 		if err != nil || gave == nil || len(goOn) > 0 {
 			t.Errorf("the last one alive goes: %v, %d go on", err, len(goOn))
 		}
+	})
+}
+
+// Where there are as many as there may be, who comes has the place of the one who was silent for longest; whoever is heard of keeps theirs.
+func TestFullListMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, lease, u, ada := sharedShop(t)
+		people := []*person{ada}
+		for i := 1; i < member.Max; i++ {
+			p := someone(t, k, lease, u, fmt.Sprintf("p%d@pc", i), fmt.Sprintf("%x", i%10), fmt.Sprintf("p%d", i))
+			p.claim.share.Client[0] = byte(i)
+			c, err := p.join(t.Context(), p.claim.share)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.claim = c
+			people = append(people, p)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		// keep has these people's heartbeats come, until ctx is done.
+		keep := func(ctx context.Context, people []*person) (done chan struct{}) {
+			done = make(chan struct{})
+			go func() {
+				defer close(done)
+				for sleep(ctx, 10*time.Second) == nil {
+					for _, p := range people {
+						if err := p.heartbeat(t); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}()
+			return done
+		}
+		var said []string
+		eve := someone(t, k, lease, u, "eve@pc", "e", "eve")
+		join := func() error {
+			l, now := list(t, k)
+			if err := eve.Session.makeRoom(t.Context(), now, u, l, l.Claiming(eve.Plan.Choice), func(line string) { said = append(said, line) }); err != nil {
+				return err
+			}
+			_, err := eve.join(t.Context(), eve.claim.share)
+			return err
+		}
+		all, stopAll := context.WithCancel(ctx)
+		done := keep(all, people)
+		if err := join(); !errors.Is(err, member.ErrFull) || hint.CodeOf(err) != hint.Conflict {
+			t.Errorf("beside as many as there may be: %v", err)
+		}
+		stopAll()
+		<-done
+
+		time.Sleep(time.Second)
+		gone := people[member.Max-2]
+		for _, p := range people {
+			if p == gone {
+				continue
+			}
+			if err := p.heartbeat(t); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done = keep(ctx, people[:member.Max-3])
+		if err := join(); err != nil {
+			t.Errorf("three of them are gone: %v", err)
+		}
+		stop()
+		<-done
+		l, _ := list(t, k)
+		if _, there := l.Of(gone.claim.share.Client); there || len(l.Members) != member.Max || !strings.HasSuffix(l.Owners(), "p13@pc, p15@pc, eve@pc") {
+			t.Errorf("shared by %s", l.Owners())
+		}
+		taken := new(proxypod.TakenError)
+		if err := gone.claim.check(t.Context()); !errors.As(err, &taken) || !taken.Share || !strings.Contains(err.Error(), "share was dropped") || GivenBackMeanwhile(err) {
+			t.Errorf("the claim of who was dropped: %v", err)
+		}
+		if len(said) != 2 {
+			t.Errorf("said %q", said)
+		}
+	})
+}
+
+// A bridge that stands back, since somebody else gives back, has nothing to do with that one's heartbeat, whatever they are called: whoever
+// gives back renews the Lease while at work, and who dies at it has lapsed.
+func TestDeadRestorerLapses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _, u, ada := sharedShop(t)
+		r := &Restorer{Kube: k, Say: func(string) {}}
+		restorer := func() *claim {
+			_, c, err := r.takeLease(t.Context(), orders, proxypod.RestoreBy+ada.Plan.owner, swapOf(u))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		c := restorer()
+		ada.ending.Store(true)
+		_, now := list(t, k)
+		if err := ada.beat(now, proxypod.State{}); !errors.As(err, new(*proxypod.TakenError)) {
+			t.Errorf("the heartbeat of who stands back: %v", err)
+		}
+
+		// The restorer is at work for long, and then it dies.
+		working, die := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer die()
+		var running sync.WaitGroup
+		running.Go(func() { c.renew(working, func(line string) { t.Error(line) }) })
+		start := time.Now()
+		err := ada.claim.awaitEnd(t.Context())
+		if took := time.Since(start); !errors.Is(err, errLapsed) || took < 6*time.Minute-10*time.Second || took > 6*time.Minute+10*time.Second {
+			t.Errorf("after %v: %v", took, err)
+		}
+		running.Wait()
+
+		// Another one is at work, until it has given back.
+		c = restorer()
+		working, stop := context.WithCancel(t.Context())
+		running.Go(func() { c.renew(working, func(line string) { t.Error(line) }) })
+		running.Go(func() {
+			time.Sleep(5 * time.Minute)
+			stop()
+			if err := c.release(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := ada.claim.awaitEnd(t.Context()); err != nil {
+			t.Error(err)
+		}
+		running.Wait()
 	})
 }
 

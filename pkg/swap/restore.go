@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -202,11 +203,15 @@ func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, re
 func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	err := r.giveBackHeld(ctx, u, c)
 	var taken *proxypod.TakenError
-	switch {
-	case errors.As(err, &taken) && taken.By != "":
+	left := errors.As(err, &taken) // somebody has deleted the Lease: the copy is left
+	if left && taken.By != "" {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx)
-	case errors.As(err, &taken): // somebody has deleted the Lease: the copy is left
+		if left = errors.Is(err, errLapsed); left {
+			r.Say(err.Error())
+		}
+	}
+	if left {
 		copied, again, takeErr := r.take(ctx, targetOf(u.Target), holder(c.lease), swapOf(u))
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
@@ -228,6 +233,13 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	record, err := u.Marshal()
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(holder(c.lease), proxypod.RestoreBy) { // else it is the swap's own, and has its heartbeat
+		renewing, stop := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { c.renew(renewing, r.Say) })
 	}
 
 	said := map[string]bool{}

@@ -328,9 +328,11 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	s.Say(taken.Error())
 	if taken.By != "" {
 		// The restorer ends the proxy; until then its connections still need this end of the tunnel.
-		if s.claim.awaitEnd(ctx) == nil {
+		err := s.claim.awaitEnd(ctx)
+		if err == nil {
 			return over()
 		}
+		s.Say(err.Error())
 		ctx, cancel = context.WithTimeout(whole, restoreTimeout) // the restorer has used up the other
 		defer cancel()
 	}
