@@ -120,7 +120,7 @@ func (c *claim) ours(now *coordinationv1.Lease) error {
 	}
 	l, err := membersOf(now)
 	if err != nil {
-		return err
+		return lost(err)
 	}
 	if _, ok := l.Of(c.share.Client); ok {
 		return nil

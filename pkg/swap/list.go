@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/kube"
-	"bridge/internal/member"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
@@ -139,14 +138,13 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 		j.Owner, j.Choice, j.Since, j.Bridge = one.Owner, one.Choice, one.Since, one.Bridge
 		e.Members = append(e.Members, j)
 	}
-	var version *member.VersionError
 	switch {
 	case len(e.Members) > 0:
 		alive := m.Alive
 		m = e.Members[max(0, slices.IndexFunc(e.Members, func(m Member) bool { return m.State == "ready" || m.State == "degraded" }))]
 		m.Alive = alive
-	case errors.As(err, &version) && m.State == "unknown":
-		m.Reason = version.Error()
+	case err != nil && !errors.Is(err, errUnshared) && m.State == "unknown":
+		m.Reason = err.Error()
 	}
 	e.Heartbeat, e.Alive, e.State, e.StateSince, e.Reason, e.Probes, e.Notes = renewed, m.Alive, m.State, m.StateSince, m.Reason, m.Probes, m.Notes
 }

@@ -82,13 +82,26 @@ func setMembers(lease *coordinationv1.Lease, l member.List) error {
 // errUnshared says that all of a swap is its holder's.
 var errUnshared = errors.New("it is not shared")
 
-// membersOf are a Lease's; errUnshared when there is no list, and a *member.VersionError when it is another version's.
+// membersOf are a Lease's; errUnshared when there is no list, and a *member.VersionError when it is another version's. Any other error says where
+// what cannot be read is.
 func membersOf(lease *coordinationv1.Lease) (member.List, error) {
 	text, ok := lease.Annotations[proxypod.MembersAnnotation]
 	if !ok {
 		return member.List{}, errUnshared
 	}
-	return member.Parse(text)
+	l, err := member.Parse(text)
+	if version := new(member.VersionError); err != nil && !errors.As(err, &version) {
+		err = fmt.Errorf("annotation %s of lease/%s cannot be read: %w", proxypod.MembersAnnotation, lease.Name, err)
+	}
+	return l, err
+}
+
+// errNoList says that nobody can tell any more who shares a swap.
+var errNoList = errors.New("who shares it is not known any more, so it ends for all")
+
+// lost is errNoList, because of err.
+func lost(err error) error {
+	return hint.New(hint.Conflict, fmt.Errorf("%w: %w", errNoList, err), "swap it again when it is given back")
 }
 
 // changeMembers writes the list as change makes it of the one that is there, in one step with whatever others write: again when they have
@@ -107,10 +120,10 @@ func changeMembers(ctx context.Context, k *kube.Client, of *coordinationv1.Lease
 			return false, &proxypod.TakenError{By: holder(now)}
 		}
 		l, err := membersOf(now)
-		if err == nil {
-			err = change(&l)
+		if err != nil {
+			return false, lost(err)
 		}
-		if err == nil {
+		if err = change(&l); err == nil {
 			err = setMembers(now, l)
 		}
 		if err != nil {
@@ -323,6 +336,7 @@ func (v *leaving) leave(ctx context.Context) (goOn []member.Member, u *Undo, c *
 	r.own = true
 	for {
 		var lapsed []member.Member
+		var unread error
 		u, c, err = r.take(ctx, targetOf(v.record.Target), proxypod.RestoreBy+v.owner, func(now *coordinationv1.Lease, found *Undo) error {
 			if err := swapOf(v.record)(now, found); err != nil || now == nil {
 				return err
@@ -335,9 +349,9 @@ func (v *leaving) leave(ctx context.Context) (goOn []member.Member, u *Undo, c *
 			case strings.HasPrefix(by, proxypod.RestoreBy):
 				return &proxypod.TakenError{By: by}
 			}
-			l, err := membersOf(now)
-			if err != nil {
-				return nil //nolint:nilerr // nobody can read who else there is: it is all ours
+			var l member.List
+			if l, unread = membersOf(now); unread != nil {
+				return nil // it is all ours
 			}
 			if lapsed = l.Others(v.client); len(v.alive(lapsed)) > 0 {
 				return errOthers
@@ -346,7 +360,11 @@ func (v *leaving) leave(ctx context.Context) (goOn []member.Member, u *Undo, c *
 		})
 		if !errors.Is(err, errOthers) {
 			v.asked = v.asked || kube.Transient(err)
-			if err == nil && len(lapsed) > 0 {
+			switch {
+			case err != nil:
+			case unread != nil:
+				r.Say(lost(unread).Error())
+			case len(lapsed) > 0:
 				r.Say("of those who share it nobody else is there: " + whose(lapsed) + " without a heartbeat for long")
 			}
 			return nil, u, c, err
@@ -358,7 +376,7 @@ func (v *leaving) leave(ctx context.Context) (goOn []member.Member, u *Undo, c *
 			l.Leave(v.client)
 			return nil
 		})
-		if !errors.Is(err, errLast) {
+		if !errors.Is(err, errLast) && !errors.Is(err, errNoList) {
 			return goOn, nil, nil, fault.After(fault.Left, err)
 		}
 	}

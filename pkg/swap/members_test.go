@@ -584,6 +584,62 @@ func TestDeadRestorerLapses(t *testing.T) {
 	})
 }
 
+// A list that nobody can read any more ends the swap for all who share it: one of them gives back, as does whoever restores, and all of them say why.
+func TestUnreadableList(t *testing.T) {
+	for name, text := range map[string]string{"no JSON": `{"version":1,"prot`, "nobody": `{"version":1,"protocol":2,"members":[]}`, "none": ""} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k, lease, u, ada := sharedShop(t)
+				bob := someone(t, k, lease, u, "bob@pc", "b", "bob")
+				var err error
+				if bob.claim, err = bob.join(t.Context(), bob.claim.share); err != nil {
+					t.Fatal(err)
+				}
+				_, now := list(t, k)
+				if now.Annotations[proxypod.MembersAnnotation] = text; text == "" {
+					delete(now.Annotations, proxypod.MembersAnnotation)
+				}
+				if _, err := k.Clientset.CoordinationV1().Leases("shop").Update(t.Context(), now, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				where := "annotation bridge.internal/members of lease/bridge-deployment-orders"
+				if text == "" {
+					where = "it is not shared"
+				}
+				for what, err := range map[string]error{"holding": bob.hold(t.Context()), "the heartbeat": bob.beat(now, proxypod.State{}), "making it": ada.made(t.Context())} {
+					if !errors.Is(err, errNoList) || hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), where) {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				if text != "" {
+					e := Entry{}
+					if e.judge(now, noon); !strings.Contains(e.Reason, where) {
+						t.Errorf("status says %q of %q", e.Reason, e.State)
+					}
+					s := &Session{kube: k, saved: savedSession{Version: sessionVersion, Lease: lease.Name, LeaseUID: lease.UID, Target: u.Target, Held: true, Key: newKey(t)}}
+					if _, err := s.TakeUp(t.Context(), orders, Options{}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), where) || s.saved.Version == 0 {
+						t.Errorf("taking it up: %v", err)
+					}
+					if _, err := s.Join(t.Context(), orders, Options{Choice: bob.Plan.Choice}, proxypod.Source{}, func(string) {}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), where) {
+						t.Errorf("joining: %v", err)
+					}
+				}
+				v, said := bob.leaving(), []string{}
+				v.r.Say = func(line string) { said = append(said, line) }
+				if goOn, _, c, err := v.leave(t.Context()); err != nil || len(goOn) > 0 || c == nil || !strings.Contains(strings.Join(said, ""), where) {
+					t.Errorf("the end of one who shares it: %v, and says %q", err, said)
+				}
+				if err := ada.hold(t.Context()); !errors.As(err, new(*proxypod.TakenError)) {
+					t.Errorf("the other one: %v", err)
+				}
+				if _, c, err := (&Restorer{Kube: k, Say: func(string) {}}).takeLease(t.Context(), orders, proxypod.RestoreBy+"eve@pc", anySwap); err != nil || c == nil {
+					t.Errorf("restore: %v", err)
+				}
+			})
+		})
+	}
+}
+
 func leaseNow(t *testing.T, k *kube.Client) *coordinationv1.Lease {
 	t.Helper()
 	_, lease := list(t, k)

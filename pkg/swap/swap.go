@@ -261,8 +261,11 @@ func (s *Swap) hold(ctx context.Context) error {
 		}
 		// First: with its Lease the proxy goes too.
 		var taken *proxypod.TakenError
-		if errors.As(s.claim.check(ctx), &taken) {
+		switch err := s.claim.check(ctx); {
+		case errors.As(err, &taken):
 			return taken
+		case errors.Is(err, errNoList):
+			return err
 		}
 		d, err := s.Kube.Workload(ctx, target.Namespace, targetOf(target))
 		if errors.Is(same(err, target, d.UID), errGone) {
