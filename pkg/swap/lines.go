@@ -34,15 +34,20 @@ func newLines(n int, p *proxypod.Proxy, own proxypod.Ports, s *Session, like fun
 		t.Carrier, t.Key, t.Pins, t.Epoch, t.Log = c.Dial, s.key, s.saved.Pins, s.saved.Epoch, log
 		t.OnState = func(state tunnel.State) {
 			c.OnState(state)
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			close(l.changed)
-			l.changed = make(chan struct{})
+			l.tell()
 		}
 		t.OnNote = func(text string, lost bool) { l.noted(i, text, lost, said) }
 		l.clients, l.carriers, l.notes, l.said = append(l.clients, t), append(l.carriers, c), append(l.notes, nil), append(l.said, nil)
 	}
 	return l
+}
+
+// tell has whoever watches look again.
+func (l *lines) tell() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 // run keeps all of them until ctx ends. lost is told why, of each that is lost for good; the others go on.
@@ -61,12 +66,38 @@ func (l *lines) run(ctx context.Context, lost func(error)) {
 	running.Wait()
 }
 
-// main is the tunnel for what only one is needed.
-func (l *lines) main() *tunnel.Client { return l.clients[0] }
+// main is the tunnel for what only one is needed: the first that carries now, or the first.
+func (l *lines) main() *tunnel.Client {
+	for _, c := range l.clients {
+		if carries(c.State()) {
+			return c
+		}
+	}
+	return l.clients[0]
+}
+
+func carries(s tunnel.State) bool { return s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded }
 
 func (l *lines) setReady(ready bool) {
 	for _, c := range l.clients {
 		c.SetReady(ready)
+	}
+}
+
+// waitAny waits until one of them carries.
+func (l *lines) waitAny(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		changed := l.changed
+		l.mu.Unlock()
+		if carries(l.main().State()) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return l.main().WaitReady(ctx) // says why not
+		}
 	}
 }
 
@@ -96,7 +127,7 @@ func (l *lines) watch() (tunnel.State, <-chan struct{}) {
 func together(states []tunnel.State) tunnel.State {
 	worst, up := states[0], 0
 	for _, s := range states {
-		if s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded {
+		if carries(s) {
 			up++
 		}
 		if rank(s.Phase) > rank(worst.Phase) {

@@ -46,7 +46,7 @@ func (p *Program) Check(ctx context.Context, k *kube.Client) error {
 // run starts the program when the tunnel stands, unless the swap, held, is over by then, and calls ready when it answers. It returns when
 // the program has ended, to which ctx brings it: with a *child.ExitError, or with why it did not come that far.
 func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
-	if err := s.lines.main().WaitReady(held); err != nil {
+	if err := s.lines.waitAny(held); err != nil {
 		return err
 	}
 	view, mirror, err := p.look(held, s)
@@ -131,7 +131,8 @@ func (p *Program) look(ctx context.Context, s *Swap) (*tunnel.View, *podview.Mir
 	if err != nil {
 		return nil, nil, err
 	}
-	m := &podview.Mirror{Folder: folder, Look: s.lines.main().View, Account: proxypod.AccountPath, Say: s.Say}
+	look := func(ctx context.Context, known string) (*tunnel.View, error) { return s.lines.main().View(ctx, known) }
+	m := &podview.Mirror{Folder: folder, Look: look, Account: proxypod.AccountPath, Say: s.Say}
 	if p.Token {
 		m.Tokens = s.proxy.Tokens(true)
 	}
@@ -158,7 +159,7 @@ func localList(ports []Port) string {
 func (s *Swap) awaitProgram(ctx context.Context, timeout time.Duration) error {
 	if s.Program != nil {
 		bounded, cancel := context.WithTimeout(ctx, timeout)
-		err := s.proxy.WaitTunnel(bounded, s.lines.main())
+		err := s.proxy.WaitTunnel(bounded, func() tunnel.State { return s.lines.main().State() })
 		cancel()
 		if err != nil {
 			return err

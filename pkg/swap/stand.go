@@ -24,29 +24,36 @@ func (p *Plan) proxies() int {
 
 // awaitProxies waits until the proxies can take callers. In standby they are Ready by the originals first: until then nobody has said that
 // the laptop's process is ready, so that it is known that they reach them.
-func (s *Swap) awaitProxies(ctx context.Context) error {
-	if err := s.proxy.WaitReady(ctx); err != nil {
+// One of two is waited for as long as timeout; if the other does not follow, that is said.
+func (s *Swap) awaitProxies(ctx context.Context, timeout time.Duration) error {
+	first, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := s.proxy.WaitReady(first); err != nil {
 		return err
 	}
 	close(s.stands)
 	if !s.Plan.standby() {
 		return nil
 	}
-	if err := s.lines.main().WaitReady(ctx); err != nil {
+	if err := s.lines.waitAny(first); err != nil {
 		return err
 	}
 	second := secondTimeout
 	if s.Session.Joins() {
 		second = knownTimeout // its kubelet may be asked by nobody
 	}
-	more, cancel := context.WithTimeout(ctx, second)
-	defer cancel()
+	more, cancelMore := context.WithTimeout(ctx, second)
+	defer cancelMore()
+	note := "one proxy alone is there, and callers depend on it"
 	err := s.proxy.WaitAllReady(more, s.Plan.proxies())
 	if err == nil {
 		err = s.lines.waitReady(more)
+		if s.Session.Joins() {
+			note = "one proxy alone knows of this machine: what comes to the other is the original's until that does too"
+		}
 	}
 	if err != nil && ctx.Err() == nil {
-		s.Say(fmt.Sprintf("note: one proxy alone is there, and callers depend on it: %v", err))
+		s.Say(fmt.Sprintf("note: %s: %v", note, err))
 		return nil
 	}
 	return err

@@ -97,13 +97,7 @@ func (s *Swap) Run(ctx context.Context) error {
 	}
 	lease := s.claim.lease
 	s.proxy = &proxypod.Proxy{Kube: s.Kube, Namespace: lease.Namespace, Lease: lease.Name}
-	s.lines = newLines(s.Plan.proxies(), s.proxy, s.Plan.Own, s.Session, func() *tunnel.Client {
-		t := &tunnel.Client{Version: s.Version, ResumeWindow: s.ResumeWindow, Handle: s.handle}
-		if shareable(s.Plan.Choice) {
-			t.KeyPatience = knownTimeout
-		}
-		return t
-	}, s.Log, func(line string) {
+	s.lines = newLines(s.Plan.proxies(), s.proxy, s.Plan.Own, s.Session, s.newTunnel, s.Log, func(line string) {
 		if !s.ending.Load() { // the proxy goes, and its tunnel with it
 			s.Say(line)
 		}
@@ -198,6 +192,16 @@ func (s *Swap) Run(ctx context.Context) error {
 	return err
 }
 
+// newTunnel is one of the lines, without what is about its proxy. A proxy that does not know this machine yet is no reason to end a share that
+// another one carries; whether the share is ours still the Lease says.
+func (s *Swap) newTunnel() *tunnel.Client {
+	t := &tunnel.Client{Version: s.Version, ResumeWindow: s.ResumeWindow, Handle: s.handle}
+	if shareable(s.Plan.Choice) {
+		t.KeyPatience = forever
+	}
+	return t
+}
+
 // enter makes the claim, or finds that it is ours already.
 func (s *Swap) enter(ctx context.Context) (c *claim, err error) {
 	var share *member.Member
@@ -242,12 +246,12 @@ func (s *Swap) takeUp(ctx context.Context) error {
 	if err := s.awaitProgram(ctx, timeout); err != nil {
 		return err
 	}
-	ready, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := s.awaitProxies(ready); err != nil {
+	if err := s.awaitProxies(ctx, timeout); err != nil {
 		return err
 	}
-	return fault.After(fault.TakeUpReady, s.lines.main().WaitReady(ready)) // the pod may have been Ready still, from before
+	ready, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return fault.After(fault.TakeUpReady, s.lines.waitAny(ready)) // the pod may have been Ready still, from before
 }
 
 // hold waits until ctx ends or there is nothing left to hold: the target is deleted (nil), the claim
@@ -383,9 +387,7 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err := s.awaitProgram(ctx, s.ReadyTimeout); err != nil {
 		return err
 	}
-	ready, cancel := context.WithTimeout(ctx, s.ReadyTimeout)
-	defer cancel()
-	if err := fault.After(fault.ProxyReady, s.awaitProxies(ready)); err != nil {
+	if err := fault.After(fault.ProxyReady, s.awaitProxies(ctx, s.ReadyTimeout)); err != nil {
 		return err
 	}
 	if err := s.awaitKeeper(ctx); err != nil {
