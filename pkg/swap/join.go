@@ -11,6 +11,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"bridge/internal/fault"
 	"bridge/internal/hint"
@@ -287,8 +288,16 @@ func DryJoin(ctx context.Context, k *kube.Client, t kube.Target, o Options, src 
 				"spec":     map[string]any{"holderIdentity": lease.Spec.HolderIdentity},
 			},
 			try: func(ctx context.Context) error {
-				_, err := k.Clientset.CoordinationV1().Leases(lease.Namespace).Update(ctx, lease, update)
-				return err
+				leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
+				return retry.RetryOnConflict(retry.DefaultBackoff, func() error { // a heartbeat came between
+					now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
+					if err != nil {
+						return err
+					}
+					now.Annotations, now.Spec.HolderIdentity = lease.Annotations, lease.Spec.HolderIdentity
+					_, err = leases.Update(ctx, now, update)
+					return err
+				})
 			},
 		}, {
 			Verb: "patch", Name: "configmap/" + told.Name, Why: "tells the proxies; the annotation " + proxypod.NudgeAnnotation + " of their pods has the kubelets look at once",

@@ -86,6 +86,9 @@ func newShop(objects ...runtime.Object) *shop {
 		if n.GetResourceVersion() != m.GetResourceVersion() {
 			return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), m.GetName(), errors.New("somebody has written meanwhile"))
 		}
+		if len(a.(clienttesting.UpdateActionImpl).UpdateOptions.DryRun) > 0 {
+			return true, o, nil
+		}
 		if err := s.stamp(o); err != nil {
 			return true, nil, err
 		}
@@ -752,6 +755,13 @@ func TestDryJoin(t *testing.T) {
 	}
 	if now := leaseNow(t, k); now.ResourceVersion != before.ResourceVersion {
 		t.Error("the Lease was written")
+	}
+	k.Clientset.(*shop).contended = true // heartbeats come meanwhile
+	if err := d.Steps[0].try(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if l, _ := list(t, k); len(l.Members) != 1 {
+		t.Errorf("shared by %s", l.Owners())
 	}
 	if d, err := DryJoin(t.Context(), k, orders, Options{}, proxypod.Source{}, func(string) {}); d != nil || err != nil {
 		t.Errorf("without a choice: %v, %v", d, err)
