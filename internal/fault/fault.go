@@ -65,8 +65,8 @@ const (
 	KeeperUnrecorded Point = "keeper.unrecorded" // the target has no copy of the record
 	KeeperEnded      Point = "keeper.ended"      // the proxy's pods have
 	KeeperAgain      Point = "keeper.again"      // each change is undone once more
-	KeeperCopies     Point = "keeper.copies"     // of the record, on ReplicaSets, are gone
 	KeeperOwners     Point = "keeper.owners"     // of the fields are as before
+	KeeperCopies     Point = "keeper.copies"     // of the record, on ReplicaSets, are gone
 	KeeperTold       Point = "keeper.told"       // in an event
 	KeeperReleased   Point = "keeper.released"   // the Lease is deleted
 )
@@ -83,15 +83,24 @@ const (
 // SharingPoints are all of these.
 func SharingPoints() []Point { return []Point{Shared, Joined, JoinTold, Left, LeftTold} }
 
+// Those of mode standby beside the others, after Claimed.
+const (
+	Admitted Point = "create.networkpolicy" // each of bridge's
+	Serving  Point = "create.service"       // each of bridge's
+)
+
+// StandbyPoints are all of these.
+func StandbyPoints() []Point { return []Point{Admitted, Serving} }
+
 // KeeperPoints are all of the keeper's.
 func KeeperPoints() []Point {
 	return []Point{
 		KeeperTaken, KeeperFenced, KeeperScaled, KeeperReady, KeeperMoved, KeeperSettled, KeeperUnrecorded, KeeperEnded, KeeperAgain,
-		KeeperCopies, KeeperOwners, KeeperTold, KeeperReleased,
+		KeeperOwners, KeeperCopies, KeeperTold, KeeperReleased,
 	}
 }
 
-// Points are all of bridge's, but for SharingPoints.
+// Points are all of bridge's, but for SharingPoints and StandbyPoints.
 func Points() []Point {
 	return []Point{
 		PlanRead, SessionKept, Claimed, MapCreated, ProxyCreated, ProxyReady, Checked, Recorded, Reachable, Moved, Alone, Scaled, Stopped,

@@ -101,7 +101,7 @@ func TestPointsAreAllThereAre(t *testing.T) {
 		}
 		return true
 	})
-	if listed := slices.Concat(Points(), KeeperPoints(), SharingPoints()); len(declared) == 0 || !slices.Equal(declared, listed) {
+	if listed := slices.Concat(Points(), KeeperPoints(), SharingPoints(), StandbyPoints()); len(declared) == 0 || !slices.Equal(declared, listed) {
 		t.Errorf("declared are %q\nlisted are %q", declared, listed)
 	}
 }

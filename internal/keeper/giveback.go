@@ -45,12 +45,12 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		{g.awaitReady, fault.KeeperReady},
 		{g.undoAll(undo.Selector), fault.KeeperMoved},
 		{g.awaitCallers, fault.KeeperSettled},
-		{g.unmarkTarget, fault.KeeperUnrecorded},
+		{g.unmarkFirst, fault.KeeperUnrecorded},
 		{g.endProxy, fault.KeeperEnded},
 		// A bridge that was still swapping when the Lease was taken may have made one more change.
 		{g.undoAll(undo.Replicas, undo.Selector), fault.KeeperAgain},
-		{g.unmarkReplicaSets, fault.KeeperCopies},
 		{g.giveBackFields, fault.KeeperOwners},
+		{g.unmarkRest, fault.KeeperCopies},
 		{g.tell, fault.KeeperTold},
 		{g.release, fault.KeeperReleased},
 	} {
@@ -239,6 +239,14 @@ func (g giving) awaitCallers(ctx context.Context) error {
 	return sleep(ctx, settle)
 }
 
+// unmarkFirst removes the record's copy from a target from which a controller would copy it, so that it does so no more; it has been copied.
+func (g giving) unmarkFirst(ctx context.Context) error {
+	if g.record.Target.Copied() {
+		return g.unmarkTarget(ctx)
+	}
+	return nil
+}
+
 // unmarkTarget removes the record's copy from the target, if it is this record.
 func (g giving) unmarkTarget(ctx context.Context) error {
 	record, err := g.record.Marshal()
@@ -293,9 +301,12 @@ func (o object) ownedBy(uid string) bool {
 	return false
 }
 
-// unmarkReplicaSets removes the copies of the record from the target's ReplicaSets, once the deployment controller has
+// unmarkRest removes what is left of the record: the only copy, or those on the target's ReplicaSets, once the deployment controller has
 // seen that the target has none.
-func (g giving) unmarkReplicaSets(ctx context.Context) error {
+func (g giving) unmarkRest(ctx context.Context) error {
+	if !g.record.Target.Copied() {
+		return g.unmarkTarget(ctx)
+	}
 	if !g.api.dry {
 		if err := sleep(ctx, cleanAfter); err != nil {
 			return err

@@ -67,6 +67,10 @@ func (o Object) String() string { return fmt.Sprintf("%s/%s", strings.ToLower(o.
 // Resource is the object's kind in the API's paths, "deployments".
 func (o Object) Resource() string { return strings.ToLower(o.Kind) + "s" }
 
+// Copied tells whether a controller copies the record from the target o to others: that of deployments does, to ReplicaSets. (That of
+// StatefulSets has it in each new ControllerRevision, which nobody reads it from, and which is not the user's to write.)
+func (o Object) Copied() bool { return o.Kind == "Deployment" }
+
 // workload tells whether the object is of a kind that a swap is about.
 func (o Object) workload() bool {
 	return o.APIVersion == "apps/v1" && (o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet")

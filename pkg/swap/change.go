@@ -178,7 +178,7 @@ func (x changer) annotate(ctx context.Context, o Object, from, to string) error 
 // Deployment's annotations to its ReplicaSets and never removes them. A controller that has not yet seen
 // the record go may copy it once more, so they have to stay clean for a while.
 func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
-	if !copied(target) {
+	if !target.Copied() {
 		return nil
 	}
 	for clean := time.Now(); time.Since(clean) < cleanFor; {
@@ -228,10 +228,6 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	}
 	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
-
-// copied tells whether a controller copies the record from the target to others: that of deployments does, to ReplicaSets. (That of
-// StatefulSets has it in each new ControllerRevision, which nobody reads it from, and which is not the user's to write.)
-func copied(target Object) bool { return target.Kind == kube.Deployment.Object() }
 
 // replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
 func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {

@@ -134,7 +134,7 @@ func (p *Plan) add(k *Keeper) error {
 
 // replicaSets are the target's, to which the deployment controller will copy the record, by name; none of another kind's.
 func (p *Plan) replicaSets(ctx context.Context, k *kube.Client) (names []string, err error) {
-	if !copied(p.Undo.Target) {
+	if !p.Undo.Target.Copied() {
 		return nil, nil
 	}
 	list, err := k.Clientset.AppsV1().ReplicaSets(p.Undo.Target.Namespace).List(ctx, metav1.ListOptions{})

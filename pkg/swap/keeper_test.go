@@ -31,7 +31,7 @@ func kept(t *testing.T, kind kube.Kind) *Plan {
 		t.Fatal(err)
 	}
 	var sets []string
-	if copied(p.Undo.Target) {
+	if p.Undo.Target.Copied() {
 		sets = []string{"orders-7d4b9c8f6"}
 	}
 	if err := p.add(newKeeper(p, sets, true)); err != nil {

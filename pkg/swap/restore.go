@@ -172,7 +172,7 @@ func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, re
 		return nil, "", kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
 	}
 	record, ok := d.Annotations[proxypod.UndoAnnotation]
-	if !ok && copied(objectOf(d)) {
+	if !ok && objectOf(d).Copied() {
 		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
 		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
 		if err != nil {
@@ -272,19 +272,23 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		}
 	}
 
-	// Before the proxy's end, which takes seconds: by then the deployment controller knows that the record
-	// is gone, and does not copy it to a ReplicaSet again.
-	err = r.patiently(ctx, c, func() error {
-		switch err := x.annotate(ctx, u.Target, record, ""); {
-		case errors.Is(err, undo.ErrMoved):
-			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
-		case !errors.Is(err, errGone):
-			return fault.After(fault.RecordRemoved, err)
+	unrecord := func() error {
+		return r.patiently(ctx, c, func() error {
+			switch err := x.annotate(ctx, u.Target, record, ""); {
+			case errors.Is(err, undo.ErrMoved):
+				r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
+			case !errors.Is(err, errGone):
+				return fault.After(fault.RecordRemoved, err)
+			}
+			return nil
+		})
+	}
+	if u.Target.Copied() {
+		// Before the proxy's end, which takes seconds: by then the deployment controller knows that the record
+		// is gone, and does not copy it to a ReplicaSet again.
+		if err := unrecord(); err != nil {
+			return err
 		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
 	r.Say("ending the proxy")
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
@@ -306,7 +310,12 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		by, _ := strings.CutPrefix(holder(c.lease), proxypod.RestoreBy)
 		_ = tell(ctx, r.Kube, u.Target, corev1.EventTypeNormal, reasonGiven, by+" has given it back", time.Now())
 	}
-	// Last, since without the Lease these copies are all that is left of the record.
+	// Last, since without the Lease these copies, or this one, are all that is left of the record.
+	if !u.Target.Copied() {
+		if err := unrecord(); err != nil {
+			return err
+		}
+	}
 	err = r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
 	if err := fault.After(fault.CopiesGone, err); err != nil {
 		return err

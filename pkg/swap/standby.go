@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -270,7 +271,7 @@ func (s *Standby) create(ctx context.Context, x changer) (address string, err er
 			_, err := set.NetworkingV1().NetworkPolicies(n.Namespace).Create(ctx, n, options)
 			return err
 		})
-		if err != nil {
+		if err := fault.After(fault.Admitted, err); err != nil {
 			return "", kube.Explain(err, "create networkpolicy "+n.Name+" in "+n.Namespace)
 		}
 	}
@@ -284,7 +285,7 @@ func (s *Standby) create(ctx context.Context, x changer) (address string, err er
 			}
 			return err
 		})
-		if err != nil {
+		if err := fault.After(fault.Serving, err); err != nil {
 			return "", kube.Explain(err, "create service "+v.Name+" in "+v.Namespace)
 		}
 	}

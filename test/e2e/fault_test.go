@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	point "bridge/internal/fault"
@@ -155,13 +156,130 @@ func TestKilledAtEachPoint(t *testing.T) {
 				w.answersSteadily(c.answers)
 			}
 			w.lose(c.also)
-			w.giveBack(c.stage, c.also, c.way, local)
+			w.giveBack(c.stage, c.also, c.way, args)
 			w.await("the namespace to be as it was", func() bool {
 				return w.snapshot() == before && w.lease() == nil || c.also != leaseDeleted && c.way != byKeeper
 			})
 			w.answersSteadily(original)
 			w.assertGivenBack(before)
 		})
+	}
+}
+
+// stagesOf are all moments of another kind of swap: of what stands by, and of a workload whose record no controller copies.
+func stagesOf(stands, copied bool) (all []stage) {
+	for _, st := range stages() {
+		if !copied && st.point == point.RecordRemoved {
+			st.recorded = false // there it comes after all else
+		}
+		if stands && slices.Contains([]point.Point{point.Scaled, point.Stopped, point.ScaledBack}, st.point) {
+			continue
+		}
+		if stands {
+			st.answers = original
+		}
+		all = append(all, st)
+		if stands && st.point == point.Claimed {
+			for _, p := range point.StandbyPoints() {
+				all = append(all, stage{point: p, how: making, answers: original, unkept: true})
+			}
+		}
+	}
+	return all
+}
+
+// shape is a kind of swap, each with steps, or with places where the record is, of its own.
+type shape struct {
+	name, kind, workload, manifest string
+	stands                         bool
+}
+
+func shapes() []shape {
+	return []shape{
+		{"a deployment", "deployment", "orders", ordersYAML, false},
+		{"a deployment that stands by", "deployment", "orders", ordersYAML, true},
+		{"a statefulset", "statefulset", "db", db(), false},
+		{"a statefulset that stands by", "statefulset", "db", db(), true},
+	}
+}
+
+// world has the workload, and swap swaps it.
+func (c shape) world(t *testing.T) (w *world, swap []string) {
+	t.Helper()
+	w = newWorld(t).withKind(c.manifest, c.workload)
+	swap = slices.Concat([]string{"swap", c.kind, c.workload}, localOrders(t))
+	if c.stands {
+		w.admitClientsOnly(c.workload)
+		swap = append(swap, standing...)
+	}
+	return w, swap
+}
+
+// Of the other shapes it is the same: by the keeper alone or by restore from elsewhere, and without the Lease.
+func TestKilledAtEachPointOf(t *testing.T) {
+	t.Parallel()
+	type moment struct {
+		shape     string
+		point     point.Point
+		how, also string
+	}
+	short := []moment{
+		{"a deployment that stands by", point.Serving, making, ""},
+		{"a deployment that stands by", point.Moved, making, leaseDeleted},
+		{"a statefulset", point.RecordRemoved, ending, leaseDeleted},
+	}
+	for _, c := range shapes()[1:] {
+		for i, st := range stagesOf(c.stands, c.kind == "deployment") {
+			for _, also := range []string{"", leaseDeleted} {
+				if !soak(true, slices.Contains(short, moment{c.name, st.point, st.how, also})) {
+					continue
+				}
+				way := []string{byKeeper, byRestore}[i%2]
+				if also == leaseDeleted {
+					way = []string{byRestoreAll, byRestore}[i%2]
+				}
+				if way == byKeeper && (st.nothing || st.unkept) {
+					way = byRestore
+				}
+				t.Run(strings.TrimSpace(fmt.Sprintf("%s, %s %s %s, then %s", c.name, st.point, st.how, also, way)), func(t *testing.T) {
+					t.Parallel()
+					w, args := c.world(t)
+					before := w.snapshot()
+					if way == byKeeper {
+						args = append(args, soon...)
+					}
+					w.killedAt(st, args)
+					if st.answers != "" {
+						w.answersAt("http://"+c.workload, st.answers)
+					}
+					w.lose(also)
+					w.giveBack(st, also, way, args)
+					w.await("the namespace to be as it was", func() bool {
+						return w.snapshot() == before && w.lease() == nil || also != leaseDeleted && way != byKeeper
+					})
+					w.answersAt("http://"+c.workload, original)
+					w.assertManifest(before, c.manifest)
+				})
+			}
+		}
+	}
+}
+
+// admitClientsOnly adds a network policy for which standby needs some of its own.
+func (w *world) admitClientsOnly(app string) {
+	w.t.Helper()
+	of := func(app string) metav1.LabelSelector {
+		return metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}
+	}
+	client := of("client")
+	_, err := s.client.NetworkingV1().NetworkPolicies(w.ns).Create(w.t.Context(), &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "clients"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: of(app), Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &client}}}},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		w.t.Fatal(err)
 	}
 }
 
@@ -184,11 +302,11 @@ func (w *world) killedAt(st stage, swap []string) {
 		b = w.faulty(st.point, "kill", swap...)
 	case ending:
 		b = w.faulty(st.point, "kill", swap...)
-		b.says(swapped)
+		b.says("swapped: ")
 		b.signal(syscall.SIGTERM)
 	default:
 		first := w.bridge(swap...)
-		first.says(swapped)
+		first.says("swapped: ")
 		first.kill()
 		switch st.how {
 		case takingUp:
@@ -197,7 +315,7 @@ func (w *world) killedAt(st stage, swap []string) {
 			w.lose(leaseDeleted)
 			fallthrough
 		case restoring:
-			b = w.elsewhere().faulty(st.point, "kill", "restore", "deployment", "orders")
+			b = w.elsewhere().faulty(st.point, "kill", "restore", swap[1], swap[2])
 		}
 	}
 	b.dies(st.point)
@@ -217,7 +335,11 @@ func (w *world) lose(what string) {
 	w.t.Helper()
 	switch what {
 	case leaseDeleted:
-		err := s.client.CoordinationV1().Leases(w.ns).Delete(w.t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{})
+		l := w.lease()
+		if l == nil {
+			return
+		}
+		err := s.client.CoordinationV1().Leases(w.ns).Delete(w.t.Context(), l.Name, metav1.DeleteOptions{})
 		if err != nil && !strings.Contains(err.Error(), "not found") {
 			w.t.Fatal(err)
 		}
@@ -278,8 +400,8 @@ func processes(t *testing.T) (ids []string) {
 	return ids
 }
 
-// giveBack gives back in one of the ways, and checks how that ends.
-func (w *world) giveBack(st stage, also, way string, local []string) {
+// giveBack gives back in one of the ways what swap has swapped, and checks how that ends.
+func (w *world) giveBack(st stage, also, way string, swap []string) {
 	w.t.Helper()
 	switch way {
 	case byRestore:
@@ -287,22 +409,22 @@ func (w *world) giveBack(st stage, also, way string, local []string) {
 		if st.nothing || also == leaseDeleted && !st.recorded {
 			code = int(hint.NotFound)
 		}
-		w.elsewhere().bridge("restore", "deployment", "orders").exits(code)
+		w.elsewhere().bridge("restore", swap[1], swap[2]).exits(code)
 	case byKeeper:
 	case byRestoreAll:
 		w.elsewhere().bridge("restore", "--all", "--held").exits(0)
 	case bySwap:
-		b := w.bridge(swapArgs(local)...)
+		b := w.bridge(swap...)
 		if st.how == restoring || st.how == orphaned {
 			if !st.nothing && also != leaseDeleted {
 				// It was being given back by somebody who died at it.
 				b.exits(int(hint.Conflict))
-				w.bridge("restore", "deployment", "orders").exits(0)
+				w.bridge("restore", swap[1], swap[2]).exits(0)
 				return
 			}
 		}
-		b.says(swapped)
-		w.answeredBy("laptop")
+		b.says("swapped: ")
+		w.answersAt("http://"+swap[2], "laptop")
 		b.terminate()
 		w.assertNothingKept()
 	}
@@ -353,7 +475,7 @@ func TestErrorAtEachPoint(t *testing.T) {
 				b.signal(syscall.SIGTERM)
 				b.exits(int(hint.RestoreIncomplete))
 				b.says(asks)
-				w.giveBack(st, "", byRestore, nil)
+				w.giveBack(st, "", byRestore, swapArgs(nil))
 			case restoring:
 				w.swap().kill()
 				b := w.faulty(st.point, "error", "restore", "deployment", "orders")
@@ -362,7 +484,7 @@ func TestErrorAtEachPoint(t *testing.T) {
 					t.Errorf("exit code 0; it said:\n%s", strings.Join(b.stderr.all(), "\n"))
 				}
 				b.says(asks)
-				w.giveBack(st, "", byRestore, nil)
+				w.giveBack(st, "", byRestore, swapArgs(nil))
 			}
 			w.answersSteadily(original)
 			w.assertGivenBack(before)
@@ -437,7 +559,7 @@ func TestFrozenRestoreWakesUp(t *testing.T) {
 			w.swap().kill()
 			frozen := w.elsewhere().faulty(st.point, "stop", "restore", "deployment", "orders")
 			frozen.stops(st.point)
-			w.giveBack(st, "", byRestore, nil)
+			w.giveBack(st, "", byRestore, swapArgs(nil))
 			frozen.resumes(0)
 			w.answersSteadily(original)
 			w.assertGivenBack(before)

@@ -88,30 +88,47 @@ func TestKeeperGivesBack(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
-// The keeper is killed at each of its own steps, and another one goes on.
+// The keeper is killed at each of its own steps, and another one goes on; or somebody deletes the Lease then, with which the keeper goes, and
+// restores.
 func TestKeeperKilledAtEachPoint(t *testing.T) {
 	t.Parallel()
-	for i, p := range point.KeeperPoints() {
-		if !soak(true, i%3 == 0) {
-			continue
-		}
-		t.Run(string(p), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t).withOrders()
-			before := w.snapshot()
-			b := w.swap(soon...)
-			w.faultyKeeper(string(p) + ":kill")
-			b.kill()
-			w.await("the keeper's end at "+string(p), func() bool {
-				return p == point.KeeperReleased && w.lease() == nil || slices.ContainsFunc(w.pods("bridge.internal/keeper"), func(p corev1.Pod) bool {
-					return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount > 0
+	for _, c := range shapes() {
+		for i, p := range point.KeeperPoints() {
+			for _, also := range []string{"", leaseDeleted} {
+				short := c.name == shapes()[0].name && also == "" && i%3 == 0 || c.kind == "statefulset" && !c.stands && also != "" && p == point.KeeperUnrecorded
+				if !soak(true, short) || p == point.KeeperReleased && also != "" {
+					continue
+				}
+				t.Run(strings.TrimSpace(fmt.Sprintf("%s, %s %s", c.name, p, also)), func(t *testing.T) {
+					t.Parallel()
+					w, args := c.world(t)
+					before := w.snapshot()
+					b := w.bridge(append(args, soon...)...)
+					b.says("swapped: ")
+					w.faultyKeeper(string(p) + ":kill")
+					b.kill()
+					w.await("the keeper's end at "+string(p), func() bool {
+						return p == point.KeeperReleased && w.lease() == nil || slices.ContainsFunc(w.pods("bridge.internal/keeper"), func(p corev1.Pod) bool {
+							return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount > 0
+						})
+					})
+					switch {
+					case also == leaseDeleted:
+						w.lose(also)
+						code := 0
+						if slices.Contains([]point.Point{point.KeeperCopies, point.KeeperTold}, p) {
+							code = int(hint.NotFound)
+						}
+						w.elsewhere().bridge("restore", c.kind, c.workload).exits(code)
+					case p != point.KeeperReleased:
+						w.faultyKeeper("")
+					}
+					w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before })
+					w.answersAt("http://"+c.workload, original)
+					w.assertManifest(before, c.manifest)
 				})
-			})
-			if p != point.KeeperReleased {
-				w.faultyKeeper("")
 			}
-			w.awaitGivenBack(before)
-		})
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	point "bridge/internal/fault"
 	"bridge/internal/hint"
@@ -186,6 +187,53 @@ func TestMembersWithoutALease(t *testing.T) {
 	<-a.ended
 	<-b.ended
 	w.awaitGivenBack(before)
+}
+
+// With a list of members that cannot be read everything is given back, and those who share it are told why.
+func TestMembersUnreadable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	a := w.bridge(shareArgs(t, "ada", "--self-restore", "never")...)
+	a.says("is answered here for")
+	b := w.elsewhere().bridge(shareArgs(t, "bob")...)
+	b.says("is answered here for")
+	_, err := s.client.CoordinationV1().Leases(w.ns).Patch(t.Context(), "bridge-deployment-orders", types.MergePatchType,
+		[]byte(`{"metadata":{"annotations":{"bridge.internal/members":"{"}}}`), metav1.PatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.exits(int(hint.Conflict))
+	b.exits(int(hint.Conflict))
+	said := strings.Join(append(a.stderr.all(), b.stderr.all()...), "\n")
+	if !strings.Contains(said, "who shares it is not known any more, so it ends for all: annotation bridge.internal/members of lease/bridge-deployment-orders cannot be read") {
+		t.Errorf("they say:\n%s", said)
+	}
+	w.answersSteadily(original)
+	w.assertGivenBack(before)
+}
+
+// A bridge that stands back for a restorer which dies gives back itself, though that one was called as it is.
+func TestRestorerDiesBesideABridge(t *testing.T) {
+	t.Parallel()
+	for name, args := range map[string][]string{"shared": shareArgs(t, "ada"), "alone": swapArgs(localOrders(t))} {
+		if !soak(true, name == "shared") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			before := w.snapshot()
+			b := w.bridge(slices.Concat(args, soon, []string{"--self-restore", "never"})...)
+			b.says(swapped)
+			r := w.elsewhere().faulty(point.RestoreTaken, "kill", "restore", "deployment", "orders")
+			r.dies(point.RestoreTaken)
+			b.says("no heartbeat of restore by ")
+			b.exits(int(hint.Conflict))
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
 }
 
 // Who is killed while joining or leaving costs the other nothing, and the same command goes on from there; without it the keeper gives back when
