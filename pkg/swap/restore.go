@@ -212,7 +212,8 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		}
 	}
 	if left {
-		copied, again, takeErr := r.take(ctx, targetOf(u.Target), holder(c.lease), swapOf(u))
+		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
+		copied, again, takeErr := r.take(ctx, targetOf(u.Target), by, swapOf(u))
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}
