@@ -376,21 +376,20 @@ func TestRestoreAll(t *testing.T) {
 	held.assertGivenBack(beforeHeld)
 }
 
-// The node of the proxy is lost: another node takes it, the swap goes on and says so, and giving back does not wait for the pod
-// that nobody can end.
-func TestNodeLost(t *testing.T) {
+// twoNodes brings a second node up, on which nothing comes unless it is uncordoned, and cuts it off when lose says so, until the test's end.
+func twoNodes(t *testing.T) (cordon func(node string, yes bool), lose func(yes bool)) {
+	t.Helper()
 	embedded(t)
 	if !soak(true, false) {
 		t.Skip("takes minutes, and a second node")
 	}
-	// Not parallel: other tests' pods would come to the node.
 	if err := s.cluster(t.Context(), "up", "--nodes", "2"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.cluster(t.Context(), "load", sampleImage+"="+filepath.Join(s.root, "bin", "sample")); err != nil {
 		t.Fatal(err)
 	}
-	cordon := func(node string, yes bool) {
+	cordon = func(node string, yes bool) {
 		t.Helper()
 		body := fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, yes)
 		if _, err := s.client.CoreV1().Nodes().Patch(context.WithoutCancel(t.Context()), node, types.MergePatchType, body, metav1.PatchOptions{}); err != nil {
@@ -398,7 +397,7 @@ func TestNodeLost(t *testing.T) {
 		}
 	}
 	lost := false
-	lose := func(yes bool) {
+	lose = func(yes bool) {
 		t.Helper()
 		op := map[bool]string{true: "-I", false: "-D"}[yes]
 		for _, rule := range []string{"INPUT -i", "FORWARD -i", "FORWARD -o", "OUTPUT -o"} {
@@ -409,13 +408,24 @@ func TestNodeLost(t *testing.T) {
 		}
 		lost = yes
 	}
-	defer cordon("node2", true)
+	t.Cleanup(func() {
+		lose(false)
+		cordon("node1", false)
+		cordon("node2", true)
+	})
 	cordon("node2", true)
+	return cordon, lose
+}
+
+// The node of the proxy is lost: another node takes it, the swap goes on and says so, and giving back does not wait for the pod
+// that nobody can end.
+func TestNodeLost(t *testing.T) {
+	// Not parallel: other tests' pods would come to the node.
+	cordon, lose := twoNodes(t)
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
 	cordon("node2", false)
 	cordon("node1", true)
-	defer cordon("node1", false)
 	b := w.swap()
 	cordon("node1", false)
 	old := w.proxy()
@@ -424,10 +434,40 @@ func TestNodeLost(t *testing.T) {
 	}
 	begin := time.Now()
 	lose(true)
-	defer lose(false)
 	b.says("the proxy was lost in pod " + old.Name)
 	w.answersSteadily("laptop")
 	t.Logf("answered again %v after the node was lost", time.Since(begin).Round(time.Second))
+	b.terminate()
+	b.says("deleted, but not ended in ")
+	w.answersSteadily(original)
+	lose(false)
+	w.await("the lost pod's end", func() bool { return len(w.pods("bridge.internal/proxy")) == 0 })
+	w.assertGivenBack(before)
+}
+
+// The node of one of two proxies is lost: once the cluster knows that, the other takes all, and the laptop answers as before.
+func TestStandbyNodeLost(t *testing.T) {
+	// Not parallel, as above.
+	cordon, lose := twoNodes(t)
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	cordon("node2", false)
+	b := w.swap(standing...)
+	w.proxies()
+	pods := w.pods("bridge.internal/proxy")
+	i := slices.IndexFunc(pods, func(p corev1.Pod) bool { return p.Spec.NodeName == "node2" })
+	if i < 0 || pods[0].Spec.NodeName == pods[1].Spec.NodeName {
+		t.Fatalf("the proxies are on %s and %s", pods[0].Spec.NodeName, pods[1].Spec.NodeName)
+	}
+	begin := time.Now()
+	lose(true)
+	w.await("a proxy in its place", func() bool {
+		now := w.pods("bridge.internal/proxy")
+		return len(slices.DeleteFunc(now, func(p corev1.Pod) bool { return p.Spec.NodeName == "node2" })) == 2
+	})
+	w.answersSteadily("laptop")
+	t.Logf("answered by the laptop alone %v after the node was lost", time.Since(begin).Round(time.Second))
+	b.says("the proxy was lost in pod " + pods[i].Name)
 	b.terminate()
 	b.says("deleted, but not ended in ")
 	w.answersSteadily(original)
