@@ -42,6 +42,8 @@ type proxy struct {
 	info func() tunnel.Info
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	memory tunnel.Memory // of all laptops' sessions
+
 	laptopReady atomic.Bool // its process, as the laptop says
 
 	mu      sync.Mutex
@@ -100,7 +102,7 @@ func (p *proxy) build(key tunnel.Key) {
 
 // newServer is the tunnel's end for a laptop.
 func (p *proxy) newServer(key tunnel.Key, client tunnel.Fingerprint) *tunnel.Server {
-	return &tunnel.Server{Key: key, Client: client, Log: p.log, View: p.view.tell, Info: p.info, Dial: p.dial}
+	return &tunnel.Server{Key: key, Client: client, Log: p.log, View: p.view.tell, Info: p.info, Dial: p.dial, Memory: &p.memory}
 }
 
 // doors are the proxy's own listeners.

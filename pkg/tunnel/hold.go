@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -25,11 +26,41 @@ const (
 // errUnread is why a stream was reset that held memory others needed.
 var errUnread = errors.New("its reader takes nothing, and others need the memory")
 
+// Memory is what the sessions of one process hold together. The zero value is ready; the limit is that of a pod, or of a laptop.
+type Memory struct {
+	mu    sync.Mutex              // for who comes or goes
+	holds atomic.Pointer[[]*hold] // of the sessions there are; nil: none
+}
+
+// all are the holds there are; not to be changed.
+func (m *Memory) all() []*hold {
+	if list := m.holds.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+func (m *Memory) used() (sum int64) {
+	for _, h := range m.all() {
+		sum += h.used.Load()
+	}
+	return sum
+}
+
+// change makes what it returns the holds there are.
+func (m *Memory) change(to func([]*hold) []*hold) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := to(slices.Clone(m.all()))
+	m.holds.Store(&list)
+}
+
 // hold counts the memory of what has arrived on a session's streams and was not passed on.
 type hold struct {
-	limit int64 // in bytes
-	used  atomic.Int64
-	full  chan struct{} // capacity 1: more than limit is used
+	memory *Memory // nil until init: the session is alone
+	limit  int64   // in bytes, of all that share memory
+	used   atomic.Int64
+	full   chan struct{} // capacity 1: more than limit is used
 }
 
 func (h *hold) init(laptop bool) {
@@ -37,15 +68,40 @@ func (h *hold) init(laptop bool) {
 	if h.limit = podHold; laptop {
 		h.limit = laptopHold
 	}
+	if h.memory == nil {
+		h.memory = new(Memory)
+	}
+	h.memory.change(func(list []*hold) []*hold { return append(list, h) })
+}
+
+// leave has what h holds count no more: its session is over.
+func (h *hold) leave() {
+	h.memory.change(func(list []*hold) []*hold { return slices.DeleteFunc(list, func(o *hold) bool { return o == h }) })
 }
 
 func (h *hold) add(n int64) {
-	if h.used.Add(n) > h.limit && n > 0 {
+	if h.used.Add(n); n <= 0 || h.memory.used() <= h.limit {
+		return
+	}
+	for _, o := range h.memory.all() { // whoever has most may be one to whom nothing comes any more
 		select {
-		case h.full <- struct{}{}:
+		case o.full <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// scarce says whether more than half of the limit is used.
+func (h *hold) scarce() bool { return h.memory.used() > h.limit/2 }
+
+// excess is how much the session is to make free: of what is too much, and an eighth of the limit, not more than it has above its share.
+func (h *hold) excess() int64 {
+	over := h.memory.used() - h.limit
+	if over <= 0 {
+		return 0
+	}
+	share := h.limit / int64(max(1, len(h.memory.all())))
+	return min(over+h.limit/holdFree, h.used.Load()-(share-share/holdFree))
 }
 
 // keepHeld keeps what s holds within its limit, until the session is over.
@@ -62,8 +118,8 @@ func (s *session) keepHeld() {
 		for _, st := range all {
 			st.spare()
 		}
-		if excess := s.held.used.Load() - s.held.limit; excess > 0 {
-			for _, v := range overdue(s.stalled(all), excess+s.held.limit/holdFree) {
+		if excess := s.held.excess(); excess > 0 {
+			for _, v := range overdue(s.stalled(all), excess) {
 				v.stream.resetFor(errUnread)
 				v.stream.spare()
 				reset++
@@ -142,18 +198,24 @@ func (st *Stream) spare() {
 	if !st.attached() {
 		return
 	}
-	spare, closed := st.receive.spare()
-	if closed && spare && st.readMu.TryLock() { // else its reader is about to leave
+	left, closed := st.receive.spare()
+	if left > 0 {
+		if !closed || !st.readMu.TryLock() { // a reader who has it is about to leave
+			return
+		}
 		buf := buffers.Get().(*[spliceBuffer]byte)
-		for {
-			if n, err := st.mux.Read(buf[:]); n == 0 || err != nil { // its deadline has passed
+		for left > 0 {
+			n, err := st.mux.Read(buf[:min(left, spliceBuffer)]) // its deadline has passed: it waits for no data
+			st.receive.dropped(n)
+			if left -= uint64(n); n == 0 || err != nil {
 				break
 			}
 		}
 		buffers.Put(buf)
 		st.readMu.Unlock()
 	}
-	if spare {
+	if left == 0 {
 		st.mux.Shrink()
+		st.receive.shrunk()
 	}
 }

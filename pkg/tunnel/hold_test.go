@@ -288,6 +288,91 @@ func TestReadStreamsKeepNoMemory(t *testing.T) {
 	}
 }
 
+// Callers who read all the time, if slowly, are not reset, however many they are: their windows shrink.
+func TestSteadyReadersAreNotReset(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t)).start().waitReady()
+	s := podSession(e)
+	const readers, take = 40, 64 << 10
+	s.held.limit = podHold / 5
+	end := time.Now().Add(4 * time.Second)
+	var wg sync.WaitGroup
+	for range readers {
+		pod, laptop := e.streams()
+		wg.Go(func() {
+			for b := make([]byte, take); time.Now().Before(end); {
+				if _, err := laptop.Write(b); err != nil {
+					t.Errorf("write: %v", err)
+					break
+				}
+			}
+			_ = laptop.Close()
+		})
+		wg.Go(func() {
+			defer pod.Close()
+			for b := make([]byte, take); ; {
+				if _, err := pod.Read(b); err != nil {
+					if !errors.Is(err, io.EOF) {
+						t.Errorf("read: %v", err)
+					}
+					return
+				}
+				if time.Now().Before(end) {
+					time.Sleep(50 * time.Millisecond)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The sessions of one process share the limit: who has more than its share makes room, also when it is another to which more comes.
+func TestSessionsShareTheirMemory(t *testing.T) {
+	shared := &Memory{}
+	var sessions []*session
+	var all [][]*Stream
+	for range 2 {
+		e := newEnds(t, tcpNetwork(t))
+		e.server.Memory = shared
+		e.start().waitReady()
+		s := podSession(e)
+		s.held.limit = 10 * muxGrowth * firstWindow
+		first, laptop := e.streams()
+		s.bulk.over.Store(true)
+		laptop.s.bulk.over.Store(true)
+		_ = errors.Join(first.Close(), laptop.Close())
+		sessions = append(sessions, s)
+		n := 9
+		if len(sessions) == 2 {
+			n = 3
+		}
+		pod, _ := flood(e, n, make([]byte, firstWindow+maxFrame))
+		for _, st := range pod {
+			for !st.isReset() && !st.receive.full() {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		all = append(all, pod)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for shared.used() > sessions[0].held.limit {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d KiB are held, limit %d", shared.used()>>10, sessions[0].held.limit>>10)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	reset := func(pod []*Stream) (n int) {
+		for _, st := range pod {
+			if st.isReset() {
+				n++
+			}
+		}
+		return n
+	}
+	if many, few := reset(all[0]), reset(all[1]); many == 0 || few > 0 {
+		t.Errorf("%d reset of the session that has most, %d of the other", many, few)
+	}
+}
+
 func TestOverdue(t *testing.T) {
 	begin := time.Now()
 	few, many := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

@@ -14,7 +14,7 @@ import (
 
 const (
 	// bulkAfter is how much a stream has sent when it moves to the bulk lane, and a lane is asked for, since a second carrier is not
-	// worth it for less. Where others wait for their turn a frame is enough: of many streams these would be megabytes.
+	// worth it for less. Where it had to wait for its turn, and others do, a frame is enough: of many streams these would be megabytes.
 	bulkAfter = 128 << 10
 	// laneAhead is what bulkAhead is on the bulk lane, where nothing small waits: two batches.
 	laneAhead = 2 * maxBatch

@@ -129,6 +129,77 @@ func TestACrowdMovesSooner(t *testing.T) {
 	}
 }
 
+// stalling is a carrier that can be made to bring nothing.
+type stalling struct {
+	net.Conn
+	now *atomic.Bool
+}
+
+func (c stalling) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	for c.now.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	return n, err
+}
+
+// stallFirst makes what the first carrier brings to the laptop wait while the result is true.
+func stallFirst(e *ends) *atomic.Bool {
+	var now, made atomic.Bool
+	dial := e.client.Carrier
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		c, peer, err := dial(ctx)
+		if err == nil && !made.Swap(true) {
+			c = stalling{c, &now}
+		}
+		return c, peer, err
+	}
+	return &now
+}
+
+// TestTheLaneDoesNotOvertakeAStreamsBeginning: what is sent of a stream of which the other end does not know yet arrives, however slow
+// the first carrier is.
+func TestTheLaneDoesNotOvertakeAStreamsBeginning(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	stalled := stallFirst(e)
+	e.start().waitReady()
+	pod, laptop := e.streams()
+	moveBoth(t, pod, laptop)
+	stalled.Store(true)
+	data := randomBytes(bulkAfter + 2*maxFrame)
+	var sending sync.WaitGroup
+	const streams = 8
+	for range streams {
+		sending.Go(func() {
+			st, err := e.server.Open(context.Background(), Header{Kind: Inbound, Network: "tcp", Address: ":80"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _ = st.Close() })
+			if _, err := st.Write(data); err != nil {
+				t.Error(err)
+			}
+			_ = st.CloseWrite()
+		})
+	}
+	time.Sleep(200 * time.Millisecond) // long enough for all that can go by the lane
+	stalled.Store(false)
+	for range streams {
+		st := <-e.inbound
+		if err := st.Accept(); err != nil {
+			t.Error(err)
+		}
+		_ = st.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if got, err := io.ReadAll(st); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%d bytes of %d, or others, %v", len(got), len(data), err)
+		}
+		_ = st.Close()
+	}
+	sending.Wait()
+	_ = errors.Join(pod.Close(), laptop.Close())
+}
+
 // TestMovedStreamEnds: what Close, Reset and a deadline mean does not depend on the lane.
 func TestMovedStreamEnds(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -72,6 +72,7 @@ const (
 	frameData   = 0
 
 	flagSYN = 1 << 0
+	flagACK = 1 << 1
 	flagFIN = 1 << 2
 	flagRST = 1 << 3
 )

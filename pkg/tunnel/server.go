@@ -30,6 +30,8 @@ type Server struct {
 	// its process is ready. False at the start, without a call. It must not block.
 	OnReady func(bool)
 	Log     *slog.Logger // nil: no log
+	// Memory is shared with other Servers of the process, so that there is one bound of what their callers do not read. Nil: its own.
+	Memory *Memory
 
 	alone  sync.Once
 	door   Door         // Serve's
@@ -174,6 +176,7 @@ func (s *Server) run(ctx context.Context, l *link, a attach) {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	next := &session{id: a.id, window: a.window, log: s.log(), accept: s.handle, handlers: &handlers}
+	next.held.memory = s.Memory
 	next.onReady = func(ready, answering bool) { s.setReady(next, ready, answering) }
 	next, err := newSession(ctx, l, next)
 	if err != nil {

@@ -76,12 +76,12 @@ type session struct {
 // newSession puts a multiplexer on l, its first link, and sets up the control stream. On error l is closed.
 func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	s.gate.ahead = bulkAhead
-	s.held.init(s.laptop)
 	s.conn = newResumable(&s.gate)
 	s.bulk = newLane(s)
 	if err := s.conn.attach(l, 0, 0); err != nil {
 		return nil, err
 	}
+	s.held.init(s.laptop)
 	s.out = newOutbox()
 	s.live.Store(&liveness{start: time.Now()})
 	s.streams = make(map[uint32]*Stream)
@@ -119,6 +119,7 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 			s.kill(err)
 		}
 		s.wg.Wait()
+		s.held.leave()
 		return nil, err
 	}
 	s.wg.Add(1) // until run: open may come first
@@ -138,6 +139,7 @@ func (s *session) run(ctx context.Context) error {
 	s.wg.Go(func() { s.watch(ctx) })
 	s.wg.Done() // newSession's
 	s.wg.Wait()
+	s.held.leave()
 	return s.err
 }
 
@@ -351,7 +353,7 @@ func (s *session) seeFrame(f frame) error {
 		return nil
 	}
 	s.live.Load().answer(time.Now())
-	if flags&(flagSYN|flagFIN|flagRST) == 0 && f.data == 0 {
+	if flags&(flagSYN|flagACK|flagFIN|flagRST) == 0 && f.data == 0 {
 		return nil
 	}
 	s.mu.Lock()
@@ -374,6 +376,7 @@ func (s *session) seeFrame(f frame) error {
 	if st == nil {
 		return nil
 	}
+	st.met.Store(true)
 	if !st.receive.arrived(f.data, true) {
 		return fmt.Errorf("stream %d: more than its window", id)
 	}

@@ -42,7 +42,8 @@ type Stream struct {
 	writeMu  sync.Mutex    // one Write (or CloseWrite) at a time
 	done     atomic.Bool   // our FIN is sent; set under the lock
 	lastEnd  uint64        // where our last frame ends in what the conn was given
-	sent     uint64        // bytes given to yamux
+	sent     uint64        // bytes given to yamux, or to the bulk lane
+	queued   bool          // it had to wait for its turn at the gate
 	writable chan struct{} // capacity 1: room in the window, a turn at the gate, a deadline or an end may have come
 
 	// came is how much has arrived by yamux, and got how much of it was read (under readMu): a session that ends between the two
@@ -51,6 +52,7 @@ type Stream struct {
 	got  uint64
 
 	readMu  sync.Mutex  // one read of yamux's at a time: two, with a FIN behind unread data, can lock each other out
+	met     atomic.Bool // the other end has sent something of it, so it knows the stream
 	hasLeft atomic.Bool // our direction has moved to the bulk lane
 	moved   arrivals    // what the other end sent there
 
@@ -448,10 +450,10 @@ func (st *Stream) way() (*resumable, *gate) {
 	return st.s.conn, &st.s.gate
 }
 
-// perhapsMove moves our direction to the bulk lane when it has sent enough: what was written before comes by yamux and ends
-// with its FIN, behind the message that says so. writeMu is held.
+// perhapsMove moves our direction to the bulk lane when it has sent enough, and the other end knows the stream, whose first frame the lane may
+// overtake: what was written before comes by yamux and ends with its FIN, behind the message that says so. writeMu is held.
 func (st *Stream) perhapsMove() {
-	if st.hasLeft.Load() || st.sent < maxFrame || st.sent < bulkAfter && !st.s.gate.crowded() {
+	if st.hasLeft.Load() || !st.met.Load() || st.sent < maxFrame || st.sent < bulkAfter && !(st.queued && st.s.gate.crowded()) {
 		return
 	}
 	if !st.s.bulk.open() {
@@ -493,6 +495,7 @@ func (st *Stream) turn(n int, w patience) (int, error) {
 			if m := int(min(uint64(n), room)); gate.enter(st, m) {
 				return m, nil
 			}
+			st.queued = true
 		}
 		if err := st.waitWritable(w); err != nil {
 			gate.leave(st)

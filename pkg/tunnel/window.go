@@ -12,6 +12,8 @@ const (
 	// maxWindow is what one stream may grow to: a window's worth travels per round trip, and 16 MiB fill 1 Gbit/s at 130 ms.
 	// It is no queue before a slow link: what is in flight is bounded for the whole session.
 	maxWindow = 16 << 20
+	// leastWindow is what that of a stream which is read shrinks to when memory is scarce.
+	leastWindow = 2 * maxFrame
 	// maxBudget is what all windows of a session may have grown by, in memory: streams that are read slowly may fill them, and
 	// must stay below what a hold has for them, with room for others.
 	maxBudget = 64 << 20
@@ -75,14 +77,21 @@ func (w *window) read(n int, b *budget) (limit uint64, changed bool) {
 	if w.closed || w.limit-w.taken > w.size/2 {
 		return 0, false
 	}
-	more := min(w.size, maxWindow-w.size)
-	cost := more
-	if w.got == w.byMux {
-		cost *= muxGrowth
-	}
-	if b.take(cost) {
+	mux, lane := w.unread()
+	switch more := min(w.size, maxWindow-w.size); {
+	case mux+lane > w.size/4 && w.held.scarce(): // its reader is slow: rather this than that somebody is reset
+		w.size = max(w.size/2, leastWindow)
+		b.give(w.grown / 2)
+		w.grown -= w.grown / 2
+	case w.got == w.byMux && b.take(more*muxGrowth):
 		w.size += more
-		w.grown += cost
+		w.grown += more * muxGrowth
+	case w.got != w.byMux && b.take(more):
+		w.size += more
+		w.grown += more
+	}
+	if w.taken+w.size <= w.limit { // what was allowed stays allowed
+		return 0, false
 	}
 	w.limit = w.taken + w.size
 	return w.limit, true
@@ -121,19 +130,28 @@ func (w *window) count() {
 	w.counted = memory
 }
 
-// spare says whether yamux has a buffer that is not needed now, since it is empty or nobody reads any more (closed), and counts it
-// as freed: the caller sees to that.
-func (w *window) spare() (spare, closed bool) {
+// spare is how many bytes yamux's buffer has, and whether nobody reads them any more.
+func (w *window) spare() (left uint64, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	mux, _ := w.unread()
-	if w.peak == 0 || mux > 0 && !w.closed {
-		return false, w.closed
-	}
-	w.peak = 0
-	w.taken += mux
+	left, _ = w.unread()
+	return left, w.closed
+}
+
+// dropped notes that n bytes, which nobody reads, were taken out of yamux's buffer.
+func (w *window) dropped(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.taken += uint64(n)
 	w.count()
-	return true, w.closed
+}
+
+// shrunk notes that yamux has freed its buffer, or has a new one for what has arrived meanwhile.
+func (w *window) shrunk() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.peak, _ = w.unread()
+	w.count()
 }
 
 // stalled is the memory that is in use for what nobody has read, and since when.
