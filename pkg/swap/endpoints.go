@@ -26,6 +26,8 @@ const settle = 3 * time.Second
 type endpoints struct {
 	ready   []string // names of the pods that new connections go to
 	proxies []string // those of the proxy: another pod may take the place of one at any time
+	// headless is whether callers find the pods by DNS, and keep what that told them.
+	headless bool
 }
 
 // awaitEndpoints returns when done holds for the ready endpoints of every Service.
@@ -66,6 +68,9 @@ func (x changer) endpoints(ctx context.Context, namespace, service string) (endp
 	}
 	var e endpoints
 	for _, slice := range list.Items {
+		if _, ok := slice.Labels[corev1.IsHeadlessService]; ok {
+			e.headless = true
+		}
 		for _, ep := range slice.Endpoints {
 			// nil means ready (discovery/v1, EndpointConditions).
 			if (ep.Conditions.Ready == nil || *ep.Conditions.Ready) && ep.TargetRef != nil {

@@ -422,7 +422,8 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 }
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
-// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun.
+// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun. Those
+// who found it by DNS have twice that.
 func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
@@ -435,11 +436,20 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	if err := x.awaitEndpoints(bounded, proxy, services, endpoints.reachOriginal); err != nil {
+	headless := false
+	err = x.awaitEndpoints(bounded, proxy, services, func(e endpoints) bool {
+		headless = headless || e.headless
+		return e.reachOriginal()
+	})
+	if err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
+		return nil
+	}
+	if headless {
+		return sleep(ctx, settle) // CoreDNS's records are good for 5 s
 	}
 	return nil
 }
