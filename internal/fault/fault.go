@@ -66,7 +66,7 @@ const (
 	KeeperEnded      Point = "keeper.ended"      // the proxy's pods have
 	KeeperAgain      Point = "keeper.again"      // each change is undone once more
 	KeeperOwners     Point = "keeper.owners"     // of the fields are as before
-	KeeperCopies     Point = "keeper.copies"     // of the record, on ReplicaSets, are gone
+	KeeperCopies     Point = "keeper.copies"     // of the record are gone, the last ones
 	KeeperTold       Point = "keeper.told"       // in an event
 	KeeperReleased   Point = "keeper.released"   // the Lease is deleted
 )

@@ -494,6 +494,21 @@ func TestErrorAtEachPoint(t *testing.T) {
 			w.assertGivenBack(before)
 		})
 	}
+	for _, p := range point.StandbyPoints() {
+		if !soak(true, p == point.Serving) {
+			continue
+		}
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			w, args := shapes()[1].world(t)
+			before := w.snapshot()
+			b := w.faulty(p, "error", args...)
+			b.says("asks for an error at " + string(p))
+			b.exits(int(hint.Other))
+			w.answersSteadily(original)
+			w.assertGivenBack(before)
+		})
+	}
 }
 
 // ends waits for the end.
