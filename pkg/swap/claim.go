@@ -131,15 +131,21 @@ func (c *claim) ours(now *coordinationv1.Lease) error {
 // errLapsed says that whoever has a Lease is gone.
 var errLapsed = errors.New("no heartbeat")
 
-// awaitEnd waits until the Lease is gone: somebody else has given everything back. The error is errLapsed when that one dies at it.
-func (c *claim) awaitEnd(ctx context.Context) error {
+// awaitEnd waits until the Lease is gone, and so is one that was made anew for the same record: somebody else has given everything back, if nobody
+// has deleted it. The error is errLapsed when that one dies at it.
+func (c *claim) awaitEnd(ctx context.Context, u *Undo) error {
 	var seen undo.Lapse
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(ctx context.Context) (bool, error) {
 		asked := time.Now()
 		now, err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Get(ctx, c.lease.Name, metav1.GetOptions{})
 		switch {
-		case apierrors.IsNotFound(err), err == nil && now.UID != c.lease.UID:
+		case apierrors.IsNotFound(err):
 			return true, nil
+		case err == nil && now.UID != c.lease.UID:
+			// Somebody gives back from the copy, or it is another swap's.
+			if found, err := recordOf(now); err != nil || !u.Equal(found) {
+				return true, nil
+			}
 		case err != nil:
 			seen.Silence()
 			return false, nil

@@ -246,6 +246,9 @@ func (s *Session) awaitLapse(ctx context.Context, lease *coordinationv1.Lease, o
 
 // addTo puts a share into the list, in the place of whom it displaces.
 func (s *Session) addTo(l *member.List, share member.Member) error {
+	if err := l.Join(share); err == nil {
+		return nil // there is room by now
+	}
 	for _, m := range slices.Clone(l.Members) {
 		if s.displacing(m) {
 			l.Leave(m.Client)

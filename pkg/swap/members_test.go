@@ -563,7 +563,7 @@ func TestDeadRestorerLapses(t *testing.T) {
 		var running sync.WaitGroup
 		running.Go(func() { c.renew(working, func(line string) { t.Error(line) }) })
 		start := time.Now()
-		err := ada.claim.awaitEnd(t.Context())
+		err := ada.claim.awaitEnd(t.Context(), u)
 		if took := time.Since(start); !errors.Is(err, errLapsed) || took < 6*time.Minute-10*time.Second || took > 6*time.Minute+10*time.Second {
 			t.Errorf("after %v: %v", took, err)
 		}
@@ -580,7 +580,7 @@ func TestDeadRestorerLapses(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		if err := ada.claim.awaitEnd(t.Context()); err != nil {
+		if err := ada.claim.awaitEnd(t.Context(), u); err != nil {
 			t.Error(err)
 		}
 		running.Wait()

@@ -206,14 +206,19 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	left := errors.As(err, &taken) // somebody has deleted the Lease: the copy is left
 	if left && taken.By != "" {
 		r.Say(taken.Error())
-		err = c.awaitEnd(ctx)
-		if left = errors.Is(err, errLapsed); left {
+		err = c.awaitEnd(ctx, u)
+		if left = err == nil || errors.Is(err, errLapsed); err != nil {
 			r.Say(err.Error())
 		}
 	}
 	if left {
 		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
-		copied, again, takeErr := r.take(ctx, targetOf(u.Target), by, swapOf(u))
+		var copied *Undo
+		var again *claim
+		takeErr := r.again(ctx, func() (err error) {
+			copied, again, err = r.take(ctx, targetOf(u.Target), by, swapOf(u))
+			return err
+		})
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}

@@ -176,7 +176,7 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 	ours, with, readErr := s.has(lease)
 	var version *member.VersionError
 	switch {
-	case err == nil && errors.As(readErr, &version):
+	case err == nil && errors.As(readErr, &version) && (saved.LeaseUID == "" || lease.UID == saved.LeaseUID):
 		return nil, hint.Newf(hint.Conflict, "take it up with bridge "+with.Bridge+", or give back: "+Command(k, saved.Target),
 			"an earlier bridge of yours has a share of the swap of %s in %s: %w", saved.Target, k.Namespace, version)
 	case err == nil && readErr != nil && !errors.Is(readErr, errUnshared) && (saved.LeaseUID == "" || lease.UID == saved.LeaseUID):

@@ -237,7 +237,7 @@ func (s *Swap) takeUp(ctx context.Context) error {
 		if err := fault.After(fault.JoinTold, told); err != nil {
 			return err
 		}
-		nudging, stop := context.WithCancel(ctx)
+		nudging, stop := context.WithTimeout(ctx, timeout) // the program may take for ever
 		var running sync.WaitGroup
 		defer running.Wait()
 		defer stop()
@@ -335,16 +335,17 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	s.Say(taken.Error())
 	if taken.By != "" {
 		// The restorer ends the proxy; until then its connections still need this end of the tunnel.
-		err := s.claim.awaitEnd(ctx)
-		if err == nil {
-			return over()
+		if err := s.claim.awaitEnd(ctx, &s.Plan.Undo); err != nil {
+			s.Say(err.Error())
 		}
-		s.Say(err.Error())
 		ctx, cancel = context.WithTimeout(whole, restoreTimeout) // the restorer has used up the other
 		defer cancel()
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
-	u, c, err = r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.owner, swapOf(&s.Plan.Undo))
+	err = r.again(ctx, func() (err error) {
+		u, c, err = r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.owner, swapOf(&s.Plan.Undo))
+		return err
+	})
 	if hint.CodeOf(err) == hint.NotFound {
 		return over() // given back entirely
 	}
