@@ -104,6 +104,9 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 		next := []string{"kubectl describe pod " + p.Name + inOf(p)}
 		f := s.ofPod(p, id, Problem, Storage)
 		if m := absentObject.FindStringSubmatch(e.Message); m != nil {
+			if s.named[Ref{m[1], p.Namespace, m[2]}] {
+				continue // it has come since
+			}
 			f.ID, f.Direction = m[1]+"-absent", Configuration
 			summary = fmt.Sprintf("%s/%s, which a volume is made of, does not exist in %s", m[1], m[2], p.Namespace)
 			next = s.nextForMissing(m[1], m[2], p.Namespace, &f)
