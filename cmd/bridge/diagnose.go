@@ -26,14 +26,15 @@ type verdict hint.Code
 func (v verdict) Error() string { return fmt.Sprintf("exit code %d", int(v)) }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	var all bool
+	var all, noDial bool
 	var output string
 	cmd := &cobra.Command{
 		Use:   "diagnose [TYPE/NAME...]",
 		Short: "Say why something does not work",
 		Long: `diagnose reads the namespace once, with your own rights, and says what does not work, and why: the state that shows
 it, the direction of the fault, the events, and the next command or the smallest change that mends it. What one fault
-explains stands behind it. With names it is about these, and what they stand on. It changes nothing.
+explains stands behind it. With names it is about these, and what they stand on. It changes nothing; that it connects to
+the pods' ports, by port-forward, can be left out.
 
 Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your account may not read is said.`,
 		Example: `  bridge diagnose                      # the namespace
@@ -47,7 +48,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if all && len(args) > 0 {
 				return hint.Newf(hint.Usage, "leave out -A, and name the namespace with -n", "names are of one namespace")
 			}
-			o := diagnose.Options{AllNamespaces: all}
+			o := diagnose.Options{AllNamespaces: all, NoDial: noDial}
 			namespace, err := kube.Namespace(a.flags)
 			if err != nil {
 				return err
@@ -67,6 +68,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
+	cmd.Flags().BoolVar(&noDial, "no-dial", false, "do not connect to the pods' ports")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide, which shortens nothing")
 	return cmd
 }
@@ -83,6 +85,9 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	}
 	err = printOr(a.stdout, r, output, "diagnose", func(wide bool) error {
 		a.say(r.Summary())
+		if d := r.Dialled; d != nil {
+			a.say("note: " + d.String())
+		}
 		for _, note := range unread(r, wide) {
 			a.say("note: " + note)
 		}

@@ -21,7 +21,7 @@ type check struct {
 }
 
 // starting are the checks of what keeps a pod from running and being ready.
-var starting = []string{"nodes", "volume claims", "configuration", "images", "programs", "scheduling", "admission", "probes", "evictions", "deletion", "sandboxes", "unexplained pods"}
+var starting = []string{"nodes", "volume claims", "configuration", "images", "programs", "scheduling", "admission", "ports", "probes", "evictions", "deletion", "sandboxes", "unexplained pods"}
 
 // checks is the table. The order means nothing: what is behind what does.
 func checks() []check {
@@ -33,7 +33,8 @@ func checks() []check {
 		{name: "configuration", behind: []string{"nodes"}, run: checkConfiguration},
 		{name: "images", behind: []string{"nodes"}, run: checkImages},
 		{name: "programs", behind: []string{"nodes"}, run: checkPrograms},
-		{name: "probes", behind: []string{"nodes", "programs"}, run: checkProbes},
+		{name: "ports", behind: []string{"nodes", "programs"}, run: checkPorts},
+		{name: "probes", behind: []string{"nodes", "programs", "ports"}, run: checkProbes},
 		{name: "evictions", behind: []string{"nodes"}, run: checkEvictions},
 		{name: "deletion", behind: []string{"nodes"}, run: checkDeletion},
 		{name: "sandboxes", behind: []string{"nodes"}, run: checkSandboxes},

@@ -25,6 +25,8 @@ type Options struct {
 	Swaps []Swap
 	// Unread are kinds of objects that the caller could not read, for the report.
 	Unread []Unread
+	// NoDial leaves out the ports: nothing is connected to.
+	NoDial bool
 }
 
 // Swap is a swap of bridge's, or a connect.
@@ -48,7 +50,12 @@ type Report struct {
 	Findings  []Finding `json:"findings"`
 	// Unread is what was not looked at, and why.
 	Unread []Unread `json:"unread,omitempty"`
+	// Dialled is how many ports were; nil for none.
+	Dialled *Dialled `json:"dialled,omitempty"`
 }
+
+// mayNot is why most of it could not be read.
+const mayNot = "your account may not"
 
 // Unread is a kind of object that could not be read.
 type Unread struct {
@@ -102,6 +109,9 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	if err := s.exist(o.Targets); err != nil {
 		return nil, err
 	}
+	if !o.NoDial {
+		s.dial(ctx, k, s.around(o.Targets))
+	}
 	r := s.report(o.Targets)
 	r.Unread = append(r.Unread, o.Unread...)
 	addLogs(ctx, k, r.Findings)
@@ -111,11 +121,10 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 // report runs the checks and keeps what concerns the targets.
 func (s *Snapshot) report(targets []Ref) *Report {
 	found := runChecks(s, checks())
-	if len(targets) > 0 {
-		near := s.around(targets)
+	if near := s.around(targets); near != nil {
 		found = slices.DeleteFunc(found, func(f Finding) bool { return !f.concerns(near) })
 	}
-	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks())}
+	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks()), Dialled: s.Dialled}
 	if r.Findings == nil {
 		r.Findings = []Finding{}
 	}

@@ -160,7 +160,8 @@ func apiServer(t *testing.T, objects map[string]string, denied ...string) (*kube
 	asked := new([]string)
 	lock := make(chan struct{}, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
+		path := strings.TrimSuffix(r.URL.Path, "/")
+		name := path[strings.LastIndex(path, "/")+1:]
 		lock <- struct{}{}
 		*asked = append(*asked, r.URL.Path)
 		<-lock

@@ -25,7 +25,7 @@ var now = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 // say otherwise.
 func load(t *testing.T, documents ...string) *Snapshot {
 	t.Helper()
-	s := &Snapshot{Namespace: "shop", Now: now, asked: map[plural]bool{}, PullSecrets: map[Ref]pullSecret{}}
+	s := &Snapshot{Namespace: "shop", Now: now, asked: map[plural]bool{}, PullSecrets: map[Ref]pullSecret{}, answers: map[place]answer{}}
 	for _, r := range always() {
 		s.asked[r.resource] = true
 	}
@@ -118,6 +118,17 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		}
 		s.Secrets = append(s.Secrets, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Namespace: "shop"}})
 		s.PullSecrets[Ref{"secret", "shop", o.Name}] = pullSecretOf(&o)
+	case "Port": // what one of pod "it" answered
+		var o struct {
+			metav1.TypeMeta
+			Port              int32
+			Loopback, Address reply
+			MayNot, TLS       bool
+		}
+		if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		s.answers[place{"shop", "it", o.Port}] = answer{o.Loopback, o.Address, o.MayNot, o.TLS}
 	default:
 		t.Fatalf("the tests do not know a %q", kind.Kind)
 	}

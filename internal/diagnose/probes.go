@@ -35,14 +35,14 @@ func timing(p *corev1.Probe) string {
 	return t
 }
 
-// probe is one of a container's with its kind's name.
-type probe struct {
+// asking is one of a container's with its kind's name.
+type asking struct {
 	kind string
 	*corev1.Probe
 }
 
-func (c container) probes() (out []probe) {
-	for _, p := range []probe{{"startup", c.StartupProbe}, {"liveness", c.LivenessProbe}, {"readiness", c.ReadinessProbe}} {
+func (c container) probes() (out []asking) {
+	for _, p := range []asking{{"startup", c.StartupProbe}, {"liveness", c.LivenessProbe}, {"readiness", c.ReadinessProbe}} {
 		if p.Probe != nil {
 			out = append(out, p)
 		}
@@ -95,7 +95,7 @@ var slowFaults = []string{"probe-refused", "probe-timeout", "probe-status", "pro
 const undeclared = "; the container declares "
 
 // probeFinding is about one probe: its port, its timing, and what it gets.
-func (s *Snapshot) probeFinding(p *pod, c container, probe probe) (Finding, bool) {
+func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, bool) {
 	begin := func(id string, severity Severity) Finding {
 		f := s.ofContainer(p, c, id, severity, Probes)
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
@@ -119,51 +119,71 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe probe) (Finding, bool
 		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
 		return f, true
 	}
-	started := c.status.Started != nil && *c.status.Started
-	running := c.status.State.Running
-	failing := running != nil && (probe.kind == "readiness" && started && !c.status.Ready || probe.kind == "startup" && !started)
-	if failing {
-		for _, e := range s.eventsOf("pod", p, "Unhealthy") {
-			// Of an earlier run of the container the answers are old.
-			if !strings.HasPrefix(strings.ToLower(e.Message), probe.kind) || !about(e, c) || lastSeen(e).Before(running.StartedAt.Time) {
+	if e := s.failure(p, c, probe); e != nil && probe.kind != "liveness" {
+		f := begin("probe-failing", Problem)
+		f.because = append(f.because, partOf(f.Object, c.Name))
+		f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(e.Message))
+		f.Next = []string{fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)}
+		f.log = currentLog
+		lower := strings.ToLower(e.Message)
+		if probe.Exec != nil {
+			f.ID = "probe-exec"
+		}
+		for _, fault := range probeFaults {
+			if !strings.Contains(lower, fault.says) {
 				continue
 			}
-			f := begin("probe-failing", Problem)
-			f.because = append(f.because, partOf(f.Object, c.Name))
-			f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(e.Message))
-			f.Next = []string{fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)}
-			f.log = currentLog
-			lower := strings.ToLower(e.Message)
-			if probe.Exec != nil {
-				f.ID = "probe-exec"
+			f.ID, f.Summary = fault.id, fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), fault.what)
+			next := fault.next + f.edit()
+			if fault.id == "probe-status" {
+				next = fault.next + f.Next[0]
 			}
-			for _, fault := range probeFaults {
-				if !strings.Contains(lower, fault.says) {
-					continue
-				}
-				f.ID, f.Summary = fault.id, fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), fault.what)
-				next := fault.next + f.edit()
-				if fault.id == "probe-status" {
-					next = fault.next + f.Next[0]
-				}
-				f.Next = []string{next}
-				break
-			}
-			if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
-				f.Summary += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
-			}
-			f.Events = told([]*corev1.Event{e})
-			if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) && s.startingContainer(p, c) {
-				f.may()
-			}
-			return f, true
+			f.Next = []string{next}
+			break
 		}
+		if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
+			f.Summary += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
+		}
+		f.Events = told([]*corev1.Event{e})
+		if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) && s.startingContainer(p, c) {
+			f.may()
+		}
+		return f, true
 	}
 	return s.timingFinding(probe, begin)
 }
 
+// failure is the kubelet's event of a probe that fails now, nil for none. Of a liveness probe it is one that may not be long past.
+func (s *Snapshot) failure(p *pod, c container, probe asking) *corev1.Event {
+	running, started := c.status.State.Running, c.status.Started != nil && *c.status.Started
+	if running == nil {
+		return nil
+	}
+	since := running.StartedAt.Time // of an earlier run of the container the answers are old
+	switch probe.kind {
+	case "startup":
+		if started {
+			return nil
+		}
+	case "readiness":
+		if !started || c.status.Ready {
+			return nil
+		}
+	default:
+		if recent := s.Now.Add(-2 * time.Duration(cmp.Or(probe.PeriodSeconds, 10)) * time.Second); recent.After(since) {
+			since = recent
+		}
+	}
+	for _, e := range s.eventsOf("pod", p, "Unhealthy") {
+		if strings.HasPrefix(strings.ToLower(e.Message), probe.kind) && about(e, c) && !lastSeen(e).Before(since) {
+			return e
+		}
+	}
+	return nil
+}
+
 // timingFinding is about timings that cannot work as they are meant.
-func (s *Snapshot) timingFinding(probe probe, begin func(string, Severity) Finding) (Finding, bool) {
+func (s *Snapshot) timingFinding(probe asking, begin func(string, Severity) Finding) (Finding, bool) {
 	period, timeout := cmp.Or(probe.PeriodSeconds, 10), cmp.Or(probe.TimeoutSeconds, 1)
 	if timeout > period {
 		f := begin("probe-timing", Warning)
@@ -175,7 +195,7 @@ func (s *Snapshot) timingFinding(probe probe, begin func(string, Severity) Findi
 	return Finding{}, false
 }
 
-func (p probe) port() (intstr.IntOrString, bool) {
+func (p asking) port() (intstr.IntOrString, bool) {
 	switch {
 	case p.HTTPGet != nil:
 		return p.HTTPGet.Port, true
@@ -185,17 +205,33 @@ func (p probe) port() (intstr.IntOrString, bool) {
 	return intstr.IntOrString{}, false
 }
 
-func (p probe) portName() (string, bool) {
+func (p asking) portName() (string, bool) {
 	port, has := p.port()
 	return port.StrVal, has && port.Type == intstr.String
 }
 
-func (p probe) number() (int32, bool) {
+func (p asking) number() (int32, bool) {
 	if p.GRPC != nil {
 		return p.GRPC.Port, true
 	}
 	port, has := p.port()
 	return port.IntVal, has && port.Type == intstr.Int
+}
+
+// numberIn is the number of the port of c that it asks; false for none, and where it asks another host.
+func (p asking) numberIn(c container) (int32, bool) {
+	if p.HTTPGet != nil && p.HTTPGet.Host != "" || p.TCPSocket != nil && p.TCPSocket.Host != "" {
+		return 0, false
+	}
+	if name, byName := p.portName(); byName {
+		for _, port := range c.Ports {
+			if port.Name == name {
+				return port.ContainerPort, true
+			}
+		}
+		return 0, false
+	}
+	return p.number()
 }
 
 func declares(c container, name string) bool {

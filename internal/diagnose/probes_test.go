@@ -6,9 +6,8 @@ import (
 )
 
 func TestProbesThatFail(t *testing.T) {
-	unready := strings.NewReplacer(`"True"`, `"False"`, "ready: true", "ready: false").Replace(running)
 	failing := func(probe, message string) string {
-		return withPod("ports: [{name: http, containerPort: 8080}], readinessProbe: "+probe, "", unready) + event("Pod/it", "Unhealthy", "Readiness probe failed: "+message)
+		return withPod("ports: [{name: http, containerPort: 8080}], readinessProbe: "+probe, "", notReady) + event("Pod/it", "Unhealthy", "Readiness probe failed: "+message)
 	}
 	const get = "{httpGet: {path: /healthz, port: 8080}}"
 	try(t, []tried{
@@ -22,12 +21,12 @@ func TestProbesThatFail(t *testing.T) {
 		{"another container's", strings.Replace(failing(get, "HTTP probe failed with statuscode: 503"), "name: it}\nreason", "name: it, fieldPath: 'spec.containers{other}'}\nreason", 1), "pod-not-ready", "no event says why"},
 		{"an answer to a pod that had the name before", strings.Replace(failing(get, "HTTP probe failed with statuscode: 503"), "name: it}\nreason", "name: it, uid: u0}\nreason", 1), "pod-not-ready", "no event says why"},
 		{"failures in the past", withPod("readinessProbe: "+get, "", running) + event("Pod/it", "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 503"), "", ""},
-		{"the kubelet has killed it for that", withPod("startupProbe: {tcpSocket: {port: 9}}", "", strings.NewReplacer("started: true", "started: false", "state: {running", `lastState: {terminated: {reason: Completed, exitCode: 0, finishedAt: "2026-11-28T11:59:01Z"}}, state: {running`).Replace(unready)) +
+		{"the kubelet has killed it for that", withPod("startupProbe: {tcpSocket: {port: 9}}", "", strings.NewReplacer("started: true", "started: false", "state: {running", `lastState: {terminated: {reason: Completed, exitCode: 0, finishedAt: "2026-11-28T11:59:01Z"}}, state: {running`).Replace(notReady)) +
 			event("Pod/it", "Killing", "Container app failed startup probe, will be restarted") + event("Pod/it", "Unhealthy", "Startup probe failed: dial tcp 10.113.1.38:9: connect: connection refused"), "program-killed-by-startup", ""},
 		{"another container ends", strings.NewReplacer("containers: [{", "containers: [{name: b, image: x}, {",
 			"containerStatuses: [{", `containerStatuses: [{name: b, ready: false, restartCount: 2, image: "", imageID: "", state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {reason: Error, exitCode: 1}}}, {`).
 			Replace(failing(get, "HTTP probe failed with statuscode: 404")), "program-exits probe-path", ""},
-		{"what is slow explains nothing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", unready) + aService("selector: {app: it}, ports: [{port: 80}]"), "pod-not-ready probe-timing", ""},
+		{"what is slow explains nothing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", notReady) + aService("selector: {app: it}, ports: [{port: 80}]"), "pod-not-ready probe-timing", ""},
 		{"no such port", withPod("ports: [{name: http, containerPort: 8080}], livenessProbe: {tcpSocket: {port: htpp}}", "", running), "probe-port-name-absent", "write http, which there is"},
 		{"timing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", running), "probe-timing", "set periodSeconds to 5 or more"},
 		{"a gate", withPod("", "readinessGates: [{conditionType: example.test/ready}]", strings.Replace(running, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1)), "readiness-gate", "example.test/ready"},

@@ -104,8 +104,11 @@ func (s *Snapshot) exist(targets []Ref) error {
 }
 
 // around are the targets and what they work with: the pods of a workload and those that own them, a Service with its pods and the
-// other way round, claims, autoscalers, Ingresses, nodes.
+// other way round, claims, autoscalers, Ingresses, nodes. Nil without targets: everything.
 func (s *Snapshot) around(targets []Ref) map[Ref]bool {
+	if len(targets) == 0 {
+		return nil
+	}
 	near := map[Ref]bool{}
 	for _, t := range targets {
 		near[t] = true

@@ -312,8 +312,19 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 			f.Next = append(f.Next, fmt.Sprintf("set targetPort: %s: %s", like, f.edit()))
 		}
 		f.Next = append(f.Next, "name the port in the container's ports, or give targetPort a number: "+f.edit())
+	case protocol == corev1.ProtocolTCP && s.listens(selected, target.IntVal):
+		return f, false // declaring is for people
+	case protocol == corev1.ProtocolTCP && s.nobodyListens(&f, selected, target.IntVal):
+		f.ID = "service-port-closed"
+		f.Summary = fmt.Sprintf("its port %d goes to %d/%s, where nothing listens in its pods", p.Port, target.IntVal, protocol)
+		if len(declared) > 0 {
+			f.Summary += "; the containers declare only " + list(declared)
+		}
+		f.Next = []string{"set targetPort to the port that the program listens on: " + f.edit()}
+		if !slices.ContainsFunc(selected, func(p *pod) bool { return !s.starting(p) }) {
+			f.may()
+		}
 	case len(declared) > 0:
-		// Declaring is for people: a container may listen on what it does not declare.
 		f.ID, f.Severity = "service-port-undeclared", Warning
 		f.Summary = fmt.Sprintf("its port %d goes to %d/%s, and the containers declare only %s", p.Port, target.IntVal, protocol, list(declared))
 		f.Why = "if the program does not listen there, callers are refused"

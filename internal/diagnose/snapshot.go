@@ -80,6 +80,10 @@ type Snapshot struct {
 	Swaps  []Swap
 	Unread []Unread
 
+	// Dialled is how many ports were; nil for none. answers are theirs.
+	Dialled *Dialled
+	answers map[place]answer
+
 	// asked are the kinds that were to be read.
 	asked map[plural]bool
 	// The same objects, to be found: events by what they are about, ReplicaSets and Jobs by name, pods by namespace and workload.
@@ -266,7 +270,7 @@ func (s *Snapshot) readAll(ctx context.Context, k *kube.Client, round []reading)
 		case apierrors.IsNotFound(err): // the cluster does not have this kind
 			continue
 		}
-		why := "your account may not"
+		why := mayNot
 		if !apierrors.IsForbidden(err) {
 			why = kube.Explain(err, "list").Error()
 		}

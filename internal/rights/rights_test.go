@@ -57,7 +57,7 @@ func TestRoleGrantsWhatIsRequired(t *testing.T) {
 			t.Errorf("%s grants %v to all", c, PodProxy()[0])
 		}
 		with := granted(t, c.Role("shop", true))
-		if says := slices.Contains(with, PodProxy()[0]); says != (c == Swap || c == Connect) {
+		if says := slices.Contains(with, PodProxy()[0]); says != (c == Swap || c == Connect || c == Diagnose) {
 			t.Errorf("%s with podproxy: %v", c, says)
 		}
 	}

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|hog|registry [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|hog|registry|tls [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -95,6 +95,11 @@ func run(args []string) error {
 		_ = flags.Parse(args[1:])
 		exitOnSIGTERM()
 		return registry(*address)
+	case "tls":
+		address := flags.String("listen", ":8443", "where")
+		_ = flags.Parse(args[1:])
+		exitOnSIGTERM()
+		return serveTLS(*address)
 	case "wait": // a pod to run the others in
 		exitOnSIGTERM()
 		select {}

@@ -1,0 +1,298 @@
+package diagnose
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+const (
+	// dialPods is of how many pods of a workload ports are dialled: they run the same program. Those that are not ready come first.
+	dialPods = 2
+	// dialPorts is how many ports are dialled, dialAtOnce how many of them at a time: each is a connection to the API server.
+	dialPorts, dialAtOnce = 128, 16
+	// dialTime is for all of them, and knockTime for one.
+	dialTime, knockTime = 5 * time.Second, 1500 * time.Millisecond
+)
+
+// Dialled is how many ports were, by port-forward.
+type Dialled struct {
+	Ports int `json:"ports"`
+	Pods  int `json:"pods"`
+	// Left is how many ports more there would have been, of further pods of the same workloads too.
+	Left    int     `json:"left,omitempty"`
+	Seconds float64 `json:"seconds"`
+}
+
+// String is a line: "5 ports of 2 pods were dialled in 0.2s, and 3 more were not".
+func (d *Dialled) String() string {
+	text := fmt.Sprintf("%s of %s were dialled in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
+	if d.Left > 0 {
+		text += fmt.Sprintf(", and %d more were not", d.Left)
+	}
+	return text
+}
+
+// place is a port of a pod.
+type place struct {
+	namespace, pod string
+	port           int32
+}
+
+func placeOf(p *pod, port int32) place { return place{p.Namespace, p.Name, port} }
+
+// reply is what dialling a port gave.
+type reply int
+
+const (
+	unknown reply = iota // it was not dialled, or nothing is known of it
+	open
+	closed
+)
+
+// answer is what a port was found to be.
+type answer struct {
+	// loopback is by a port-forward, which goes to the pod's loopback; address is from the API server to the pod's address, or what a
+	// probe of the kubelet's has met there.
+	loopback, address reply
+	// mayNot is whether address is unknown for want of the right.
+	mayNot bool
+	tls    bool // it speaks it; asked only where a tcpSocket probe is
+}
+
+// ask is a port to be dialled.
+type ask struct {
+	place
+	// proved is whether a probe that succeeds asks it, which goes to the pod's address; refused whether one has been refused there for long.
+	proved, refused bool
+	// tls is whether to try a handshake.
+	tls bool
+}
+
+// asks are the ports to be dialled, the more important first, and how many are left out. near are the objects it is about; nil for all.
+func (s *Snapshot) asks(near map[Ref]bool) (out []ask, left int) {
+	var list []*pod
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil && (near == nil || near[refOf("pod", p)]) {
+			list = append(list, p)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b *pod) int { return rank(a) - rank(b) })
+	sent := s.sentTo()
+	taken := map[Ref]int{}
+	for _, p := range list {
+		ports := s.portsToDial(p, sent[refOf("pod", p)])
+		if owner := s.owner(p); owner != (Ref{}) && len(ports) > 0 {
+			if taken[owner]++; taken[owner] > dialPods {
+				left += len(ports)
+				continue
+			}
+		}
+		out = append(out, ports...)
+	}
+	return out, left
+}
+
+// rank has the pods first that are not ready.
+func rank(p *pod) int {
+	if ready(p) {
+		return 1
+	}
+	return 0
+}
+
+// sentTo are the TCP ports of each pod that Services send to.
+func (s *Snapshot) sentTo() map[Ref]map[int32][]Ref {
+	out := map[Ref]map[int32][]Ref{}
+	for i := range s.Services {
+		v := &s.Services[i]
+		for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
+			for _, sp := range v.Spec.Ports {
+				n, found := targetOf(p, sp)
+				if !found || cmp.Or(sp.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
+					continue
+				}
+				r := refOf("pod", p)
+				if out[r] == nil {
+					out[r] = map[int32][]Ref{}
+				}
+				out[r][n] = append(out[r][n], refOf("service", v))
+			}
+		}
+	}
+	return out
+}
+
+// targetOf is the number of the port of p that a Service's goes to; false for a name that no container has.
+func targetOf(p *pod, sp corev1.ServicePort) (int32, bool) {
+	if sp.TargetPort.Type == intstr.Int {
+		return cmp.Or(sp.TargetPort.IntVal, sp.Port), true
+	}
+	for _, c := range containersOf(p) {
+		for _, port := range c.Ports {
+			if port.Name == sp.TargetPort.StrVal {
+				return port.ContainerPort, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// portsToDial are those that containers of p that run declare, that probes ask, and that Services send to.
+func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
+	at := func(port int32) *ask {
+		if i := slices.IndexFunc(out, func(a ask) bool { return a.port == port }); i >= 0 {
+			return &out[i]
+		}
+		out = append(out, ask{place: placeOf(p, port)})
+		return &out[len(out)-1]
+	}
+	running := 0
+	for _, c := range containersOf(p) {
+		if c.status.State.Running == nil || c.init && !c.sidecar() {
+			continue
+		}
+		running++
+		for _, port := range c.Ports {
+			if cmp.Or(port.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
+				at(port.ContainerPort)
+			}
+		}
+		for _, probe := range c.probes() {
+			if n, has := probe.numberIn(c); has {
+				a := at(n)
+				e := s.failure(p, c, probe)
+				a.proved = a.proved || c.status.Ready && e == nil
+				a.refused = a.refused || e != nil && strings.Contains(e.Message, "connection refused") && !s.startingContainer(p, c)
+				a.tls = a.tls || probe.TCPSocket != nil
+			}
+		}
+	}
+	if running == len(containersOf(p)) || running > 0 && ready(p) {
+		for n := range sent {
+			at(n)
+		}
+	}
+	slices.SortFunc(out, func(a, b ask) int { return cmp.Compare(a.port, b.port) })
+	return out
+}
+
+// dial fills in what the ports answer.
+func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) {
+	asks, left := s.asks(near)
+	s.answers = map[place]answer{}
+	asks = slices.DeleteFunc(asks, func(a ask) bool {
+		if a.proved {
+			s.answers[a.place] = answer{address: open}
+		}
+		return a.proved && !a.tls
+	})
+	if len(asks) > dialPorts {
+		left += len(asks) - dialPorts
+		asks = asks[:dialPorts]
+	}
+	if len(asks) == 0 {
+		return
+	}
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	answers := make([]answer, len(asks))
+	var may mayDial
+	var group errgroup.Group
+	group.SetLimit(dialAtOnce)
+	for i, a := range asks {
+		group.Go(func() error {
+			answers[i] = a.dial(ctx, k, &may)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	if may.notForward.Load() {
+		s.Unread = append(s.Unread, Unread{Resource: "pods/portforward", Why: mayNot, Checks: []string{"ports"}})
+	}
+	if may.notProxy.Load() {
+		s.Unread = append(s.Unread, Unread{Resource: "pods/proxy", Why: mayNot})
+	}
+	d := Dialled{Left: left, Seconds: time.Since(begin).Seconds()}
+	seen := map[Ref]bool{}
+	for i, a := range asks {
+		if answers[i].loopback == unknown && answers[i].address == unknown {
+			d.Left++
+			continue
+		}
+		s.answers[a.place] = answers[i]
+		d.Ports++
+		seen[Ref{"pod", a.namespace, a.pod}] = true
+	}
+	d.Pods = len(seen)
+	s.Dialled = &d
+}
+
+// mayDial is what was found out of the rights: once refused, a way is not tried again.
+type mayDial struct{ notForward, notProxy atomic.Bool }
+
+// dial asks one port: at its address, unless a probe has done so, and where that gives nothing good on its loopback.
+func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
+	knock := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
+		if not.Load() {
+			return unknown
+		}
+		ctx, cancel := context.WithTimeout(ctx, knockTime)
+		defer cancel()
+		err := how(ctx, a.namespace, a.pod, int(a.port))
+		switch {
+		case err == nil:
+			return open
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return closed
+		case hint.CodeOf(err) == hint.Forbidden:
+			not.Store(true)
+		}
+		return unknown
+	}
+	if a.proved {
+		out.address = open
+	} else if out.address = knock(&may.notProxy, k.KnockAddress); out.address == unknown {
+		if out.mayNot = may.notProxy.Load(); a.refused {
+			out.address = closed
+		}
+	}
+	if out.address != open {
+		out.loopback = knock(&may.notForward, k.Knock)
+	}
+	if a.tls && out.loopback != closed && !may.notForward.Load() {
+		ctx, cancel := context.WithTimeout(ctx, knockTime)
+		defer cancel()
+		if out.tls = k.SpeaksTLS(ctx, a.namespace, a.pod, int(a.port)); out.tls {
+			out.loopback = open
+		}
+	}
+	return out
+}
+
+// dialled is evidence of what a port answered.
+func (f *Finding) dialled(pod Ref, port int32, a answer, at time.Time) {
+	says := map[reply]string{open: "something listens", closed: "connection refused", unknown: "not asked, or no answer"}
+	address := says[a.address]
+	if a.mayNot {
+		address += ", for your account may not use pods/proxy"
+	}
+	f.State = append(f.State,
+		Evidence{From: fmt.Sprintf("%s port %d on its loopback", pod, port), Says: says[a.loopback], At: at},
+		Evidence{From: fmt.Sprintf("%s port %d at its address", pod, port), Says: address, At: at})
+}

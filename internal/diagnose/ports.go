@@ -1,0 +1,162 @@
+package diagnose
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// checkPorts is about what the pods' ports answer, where they were dialled.
+func checkPorts(s *Snapshot) (out []Finding) {
+	if len(s.answers) == 0 {
+		return nil
+	}
+	sent := s.sentTo()
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		for _, c := range containersOf(p) {
+			for _, u := range s.uses(p, c, sent[refOf("pod", p)]) {
+				if f, ok := s.portAnswer(p, c, u); ok {
+					out = append(out, f)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// use is a port that a container declares or that its probes ask.
+type use struct {
+	port     int32
+	declared bool
+	services []Ref // that send to it
+	probes   []asking
+}
+
+func (u use) whose(c container) string {
+	var who []string
+	if u.declared {
+		who = append(who, c.what()+" declares")
+	}
+	var kinds []string
+	for _, p := range u.probes {
+		kinds = append(kinds, p.kind)
+	}
+	switch len(kinds) {
+	case 0:
+	case 1:
+		who = append(who, "its "+kinds[0]+" probe asks")
+	default:
+		who = append(who, "its "+list(kinds)+" probes ask")
+	}
+	var services []string
+	for _, r := range u.services {
+		services = append(services, r.String())
+	}
+	if len(services) > 0 {
+		who = append(who, few(services)+" sends to")
+	}
+	return list(who)
+}
+
+func (s *Snapshot) uses(p *pod, c container, sent map[int32][]Ref) []use {
+	at := map[int32]use{}
+	for _, port := range c.Ports {
+		if cmp.Or(port.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
+			at[port.ContainerPort] = use{declared: true}
+		}
+	}
+	for _, probe := range c.probes() {
+		if n, has := probe.numberIn(c); has {
+			u := at[n]
+			u.probes = append(u.probes, probe)
+			at[n] = u
+		}
+	}
+	var out []use
+	for _, n := range slices.Sorted(maps.Keys(at)) {
+		if _, dialled := s.answers[placeOf(p, n)]; dialled {
+			u := at[n]
+			u.port, u.services = n, sent[n]
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+// portAnswer is about one port of a container.
+func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
+	a := s.answers[placeOf(p, u.port)]
+	severity := Problem
+	if len(u.services) == 0 && len(u.probes) == 0 {
+		severity = Warning // nobody is known who needs it
+	}
+	begin := func(id string) {
+		f = s.ofContainer(p, c, id, severity, Network)
+		f.because = append(f.because, partOf(f.Object, c.Name))
+		f.dialled(f.Object, u.port, a, s.Now)
+		f.Why = "who calls it is refused"
+	}
+	switch {
+	case a.loopback == open && a.address == closed:
+		begin("port-loopback")
+		f.Summary = fmt.Sprintf("its program listens at port %d, which %s, on the pod's loopback alone", u.port, u.whose(c))
+		f.Why = "nobody outside the pod reaches it: no Service, and no probe of the kubelet's"
+		f.Next = []string{"have the program listen on 0.0.0.0 or [::], not on 127.0.0.1 or localhost: " + f.edit()}
+		return f, true
+	case a.loopback == closed && a.address != open && (u.declared || len(u.services) > 0) && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }):
+		begin("port-closed")
+		f.Summary = fmt.Sprintf("nothing listens at port %d, which %s", u.port, u.whose(c))
+		if a.address == unknown {
+			f.Summary = fmt.Sprintf("nothing listens on the pod's loopback at port %d, which %s; what the pod's address answers is not known", u.port, u.whose(c))
+			f.Severity = Warning
+		}
+		f.log = currentLog
+		f.Next = []string{
+			fmt.Sprintf("the program's log may say where it listens: kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name),
+			"correct the port: " + f.edit(),
+		}
+		if s.startingContainer(p, c) {
+			f.may()
+		}
+		return f, true
+	}
+	for _, probe := range u.probes {
+		if probe.TCPSocket == nil || !a.tls {
+			continue
+		}
+		begin("probe-tls")
+		f.Severity, f.Direction = Warning, Probes
+		f.State = []Evidence{
+			{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe)},
+			{From: fmt.Sprintf("%s port %d, by port-forward", f.Object, u.port), Says: "answers a TLS handshake", At: s.Now},
+		}
+		f.Summary = fmt.Sprintf("the %s probe of %s only opens a connection to port %d, which speaks TLS", probe.kind, c.what(), u.port)
+		f.Why = "it succeeds while the program has no certificate or answers nobody, and leaves a failed handshake in its log each time"
+		f.Next = []string{"where it speaks HTTPS, probe with httpGet and scheme: HTTPS, which asks for no trusted certificate: " + f.edit()}
+		return f, true
+	}
+	return f, false
+}
+
+// listens tells whether a pod was found to listen at port.
+func (s *Snapshot) listens(selected []*pod, port int32) bool {
+	return slices.ContainsFunc(selected, func(p *pod) bool {
+		a := s.answers[placeOf(p, port)]
+		return a.loopback == open || a.address == open
+	})
+}
+
+// nobodyListens tells whether pods were dialled at port and none listens. f gets the evidence of the first.
+func (s *Snapshot) nobodyListens(f *Finding, selected []*pod, port int32) bool {
+	for _, p := range selected {
+		if a := s.answers[placeOf(p, port)]; a.loopback == closed && a.address == closed {
+			f.dialled(refOf("pod", p), port, a, s.Now)
+			return true
+		}
+	}
+	return false
+}
