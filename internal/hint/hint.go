@@ -22,7 +22,7 @@ const (
 	ProxyNotReady     Code = 7 // image, quota, admission, scheduling
 	TunnelLost        Code = 8 // for good
 	RestoreIncomplete Code = 9
-	// Warnings and Problems are what diagnose has found at most. Neither is an error.
+	// Warnings and Problems are what diagnose has found at most; Problems too a probe that does not succeed. Neither is an error.
 	Warnings Code = 10
 	Problems Code = 11
 )

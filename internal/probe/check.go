@@ -48,7 +48,56 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return conn, err
 }
 
-func local(port int32) string { return net.JoinHostPort("localhost", strconv.Itoa(int(port))) }
+// end is where a probe goes.
+type end struct {
+	address string
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	knock   func(ctx context.Context) error // whether a connection opens; nil: dial tells
+}
+
+// local is a port of localhost.
+func local(port int32) end {
+	return end{address: net.JoinHostPort("localhost", strconv.Itoa(int(port))), dial: dial}
+}
+
+// at is a port of the pod.
+func (p *Pod) at(port int32) end {
+	return end{
+		address: net.JoinHostPort(p.Address, strconv.Itoa(int(port))),
+		dial: func(ctx context.Context, _, address string) (net.Conn, error) {
+			_, to, err := net.SplitHostPort(address) // a redirect may lead to another port
+			if err != nil {
+				return nil, err
+			}
+			n, err := strconv.ParseUint(to, 10, 16)
+			if err != nil {
+				return nil, err
+			}
+			conn, err := p.Dial(ctx, int(n))
+			if err != nil {
+				return nil, refused(err)
+			}
+			return lateConn{conn}, nil
+		},
+		knock: func(ctx context.Context) error { return refused(p.Knock(ctx, int(port))) },
+	}
+}
+
+// refused makes of a refusal that nobody listens.
+func refused(err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return absentError{err}
+	}
+	return err
+}
+
+// lateConn is one whose first Read tells that it was refused.
+type lateConn struct{ net.Conn }
+
+func (c lateConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	return n, refused(err)
+}
 
 // failed is the outcome of what ended with err.
 func failed(ctx context.Context, err error) Outcome {
@@ -82,9 +131,15 @@ func words(text string) string {
 }
 
 // tcp succeeds when a connection opens.
-func tcp(port int32) (what string, check func(context.Context) Outcome) {
-	return "TCP connection to " + local(port), func(ctx context.Context) Outcome {
-		conn, err := dial(ctx, "tcp", local(port))
+func tcp(to end) (what string, check func(context.Context) Outcome) {
+	return "TCP connection to " + to.address, func(ctx context.Context) Outcome {
+		if to.knock != nil {
+			if err := to.knock(ctx); err != nil {
+				return failed(ctx, err)
+			}
+			return Outcome{Result: Success, Why: "connected"}
+		}
+		conn, err := to.dial(ctx, "tcp", to.address)
 		if err != nil {
 			return failed(ctx, err)
 		}
@@ -95,12 +150,12 @@ func tcp(port int32) (what string, check func(context.Context) Outcome) {
 
 // httpGet succeeds with a status of 200 to 399. Redirects are followed to the same host only, and are a success when they lead
 // elsewhere. A body that breaks off gives no result.
-func httpGet(a *corev1.HTTPGetAction, port int32) (what string, check func(context.Context) Outcome) {
+func httpGet(a *corev1.HTTPGetAction, to end) (what string, check func(context.Context) Outcome) {
 	u, err := url.Parse(a.Path)
 	if err != nil {
 		u = &url.URL{Path: a.Path}
 	}
-	u.Scheme, u.Host = strings.ToLower(cmp.Or(string(a.Scheme), "http")), local(port)
+	u.Scheme, u.Host = strings.ToLower(cmp.Or(string(a.Scheme), "http")), to.address
 	address := u.String()
 	header := http.Header{}
 	for _, h := range a.HTTPHeaders {
@@ -117,9 +172,9 @@ func httpGet(a *corev1.HTTPGetAction, port int32) (what string, check func(conte
 	}
 	client := &http.Client{
 		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, network, to string) (net.Conn, error) {
-				conn, err := dial(ctx, network, to)
-				if absent := (absentError{}); to != u.Host && errors.As(err, &absent) {
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := to.dial(ctx, network, address)
+				if absent := (absentError{}); address != u.Host && errors.As(err, &absent) {
 					err = absent.error // where a redirect leads
 				}
 				return conn, err
@@ -184,6 +239,25 @@ func execute(ctx context.Context, command []string) Outcome {
 		return Outcome{Result: Failure, Why: words(why)}
 	}
 	return Outcome{Why: words(err.Error())}
+}
+
+// execute is the same in the container.
+func (p *Pod) execute(ctx context.Context, command []string) Outcome {
+	var out output
+	code, err := p.Exec(ctx, command, &out)
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return Outcome{Result: Failure, Why: "no end in time"}
+	case err != nil:
+		return Outcome{Why: words(err.Error())}
+	}
+	why, result := fmt.Sprintf("exit status %d", code), Success
+	if code != 0 {
+		if result = Failure; out.Len() > 0 {
+			why += ": " + out.String()
+		}
+	}
+	return Outcome{Result: result, Why: words(why)}
 }
 
 // output keeps the first maxBody bytes.

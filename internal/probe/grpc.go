@@ -22,8 +22,8 @@ var grpcStatus = map[string]string{
 
 // grpc asks the gRPC health protocol, without TLS. This one call is written here, on net/http's HTTP/2: the gRPC library would be
 // bridge's for nothing else.
-func grpc(port int32, service string) (what string, check func(context.Context) Outcome) {
-	what = "gRPC health of " + local(port)
+func grpc(to end, service string) (what string, check func(context.Context) Outcome) {
+	what = "gRPC health of " + to.address
 	var request []byte
 	if service != "" {
 		what += "/" + service
@@ -33,9 +33,9 @@ func grpc(port int32, service string) (what string, check func(context.Context) 
 	plain := new(http.Protocols)
 	plain.SetUnencryptedHTTP2(true)
 	return what, func(ctx context.Context) Outcome {
-		transport := &http.Transport{Protocols: plain, DialContext: dial, DisableCompression: true}
+		transport := &http.Transport{Protocols: plain, DialContext: to.dial, DisableCompression: true}
 		defer transport.CloseIdleConnections()
-		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+local(port)+"/grpc.health.v1.Health/Check", bytes.NewReader(request))
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+to.address+"/grpc.health.v1.Health/Check", bytes.NewReader(request))
 		if err != nil {
 			return Outcome{Why: words(err.Error())}
 		}

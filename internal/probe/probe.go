@@ -1,5 +1,6 @@
 // Package probe runs the startup, readiness and liveness probes of a container against a process on the laptop, with the
 // kubelet's semantics (Kubernetes 1.35). pkg/swap starts it. It restarts nothing: it tells what the kubelet would have done.
+// internal/diagnose runs single probes where the container is (Pod).
 //
 // A process on the laptop is not started by what probes it, so one thing is added. While nobody listens at a probe's port it
 // is as if the container did not run: it is not ready at once, and with the next answer a new container has begun, whose
@@ -13,6 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -93,6 +96,18 @@ type Options struct {
 	Port int32
 	// Exec has the commands of exec probes run on the laptop. They are the cluster's.
 	Exec bool
+	// Pod, if there is one, is where they go instead: then none of the others is asked.
+	Pod *Pod
+}
+
+// Pod is how probes reach a container where it runs.
+type Pod struct {
+	Address string // its IP, for words and the Host of requests
+	// Dial connects to a port; that nobody listens may be the first Read's error, and wraps ECONNREFUSED as Knock's does.
+	Dial  func(ctx context.Context, port int) (net.Conn, error)
+	Knock func(ctx context.Context, port int) error
+	// Exec runs a command in the container, with what it prints to out, and returns its exit code.
+	Exec func(ctx context.Context, command []string, out io.Writer) (code int, err error)
 }
 
 // Of are the probes of a container that can be run on the laptop. The notes say, a sentence each, what is done otherwise than in
@@ -139,6 +154,11 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 	switch {
 	case h.Exec != nil && len(h.Exec.Command) > 0:
 		command := expand(h.Exec.Command, c.Env)
+		if o.Pod != nil {
+			p.What, p.prints = "exec "+strings.Join(h.Exec.Command, " "), true
+			p.Check = func(ctx context.Context) Outcome { return o.Pod.execute(ctx, command) }
+			return "", nil
+		}
 		if o.Exec {
 			// What others may read has the names of variables, not their values.
 			p.What, p.prints = "exec "+strings.Join(h.Exec.Command, " "), true
@@ -148,22 +168,22 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 		if o.Port == 0 {
 			return "", fmt.Errorf("its command %q is the cluster's, and runs on this machine with --allow-exec-probes only", command)
 		}
-		p.What, p.Check = tcp(o.Port)
+		p.What, p.Check = tcp(local(o.Port))
 		return fmt.Sprintf("is a command of the cluster's, %q: it is not run on this machine without --allow-exec-probes, and a TCP connection to localhost:%d takes its place", command, o.Port), nil
 	case h.HTTPGet != nil:
-		port, err := o.at(h.HTTPGet.Host, h.HTTPGet.Port, c)
+		to, err := o.at(h.HTTPGet.Host, h.HTTPGet.Port, c)
 		if err != nil {
 			return "", err
 		}
-		p.What, p.Check = httpGet(h.HTTPGet, port)
+		p.What, p.Check = httpGet(h.HTTPGet, to)
 	case h.TCPSocket != nil:
-		port, err := o.at(h.TCPSocket.Host, h.TCPSocket.Port, c)
+		to, err := o.at(h.TCPSocket.Host, h.TCPSocket.Port, c)
 		if err != nil {
 			return "", err
 		}
-		p.What, p.Check = tcp(port)
+		p.What, p.Check = tcp(to)
 	case h.GRPC != nil:
-		port, err := o.at("", intstr.FromInt32(h.GRPC.Port), c)
+		to, err := o.at("", intstr.FromInt32(h.GRPC.Port), c)
 		if err != nil {
 			return "", err
 		}
@@ -171,26 +191,30 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 		if h.GRPC.Service != nil {
 			service = *h.GRPC.Service
 		}
-		p.What, p.Check = grpc(port, service)
+		p.What, p.Check = grpc(to, service)
 	default:
 		return "", errors.New("it has no handler that is known")
 	}
 	return "", nil
 }
 
-// at is the local port for a probe's.
-func (o Options) at(host string, port intstr.IntOrString, c *corev1.Container) (int32, error) {
+// at is where a probe's port is.
+func (o Options) at(host string, port intstr.IntOrString, c *corev1.Container) (end, error) {
 	if host != "" {
-		return 0, fmt.Errorf("it asks another host than the pod, %q", host)
+		return end{}, fmt.Errorf("it asks another host than the pod, %q", host)
 	}
 	n := port.IntVal
 	if port.Type == intstr.String {
 		var err error
 		if n, err = named(port.StrVal, c); err != nil {
-			return 0, err
+			return end{}, err
 		}
 	}
-	return o.Local(n)
+	if o.Pod != nil {
+		return o.Pod.at(n), nil
+	}
+	n, err := o.Local(n)
+	return local(n), err
 }
 
 // named is the container's port of that name, or a number written as one.

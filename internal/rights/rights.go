@@ -21,12 +21,14 @@ const (
 	Connect Command = "connect"
 	// Diagnose has no Check: what may not be read it leaves out, and says so.
 	Diagnose Command = "diagnose"
+	// Probes has none either: what fails says why.
+	Probes Command = "probes"
 )
 
-// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status, forward and diagnose, which
-// do the same for all kinds.
+// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status, forward, diagnose and probes,
+// which do the same for all kinds.
 func (c Command) For(kind kube.Kind) Command {
-	if kind == kube.Deployment || c == Status || c == Forward || c == Diagnose {
+	if kind == kube.Deployment || c == Status || c == Forward || c == Diagnose || c == Probes {
 		return c
 	}
 	return c + " " + Command(kind)
@@ -42,7 +44,9 @@ func (c Command) target() (command Command, resource string) {
 }
 
 // Commands are all of them, in the order they are shown in.
-func Commands() []Command { return []Command{Swap, Forward, Connect, Restore, Status, Diagnose} }
+func Commands() []Command {
+	return []Command{Swap, Forward, Connect, Restore, Status, Diagnose, Probes}
+}
 
 // KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
 // deploy/keeper.yaml, for those who may not create a Role.
@@ -252,6 +256,15 @@ func (c Command) rules() []rule {
 			{"The names of ConfigMaps, of which those are told that a pod refers to and that are not there.", optional, "", list("configmaps"), list("list")},
 			{"The same for Secrets, and what kind of pull secret an image was refused with. Only names are asked for, and of pull secrets the\nregistries, but who may do this may read them all:",
 				unusual, "", list("secrets"), list("get", "list")},
+		}
+	case Probes:
+		return []rule{
+			{"The pods of what is named.", required, "", list("pods"), list("get", "list")},
+			{"", required, "", list("services"), list("get")},
+			{"", required, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("get")},
+			{"Run the probes that ask a port.", required, "", list("pods/portforward"), list("get", "create")},
+			{"What the kubelet has said of them; optional.", optional, "", list("events"), list("list")},
+			{"Run the probes that are commands, in their containers. Who may do this runs any command there:", unusual, "", list("pods/exec"), list("get", "create")},
 		}
 	case Forward:
 		return []rule{

@@ -1,0 +1,281 @@
+package diagnose
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"bridge/internal/kube"
+	"bridge/internal/probe"
+)
+
+const (
+	// probedPods is of how many pods of a target the probes are run; those that are not ready come first.
+	probedPods = 10
+	// wayTime is what a run may take beside the probe's own time: the way to the pod, which the kubelet does not have.
+	wayTime = 3 * time.Second
+)
+
+// LiveReport is what the probes of a target's pods give.
+type LiveReport struct {
+	Namespace string    `json:"namespace"`
+	Time      time.Time `json:"time"`
+	// Probes are by pod and container; those of one stand together.
+	Probes []LiveProbe `json:"probes"`
+	// Left is how many pods more there are.
+	Left int `json:"left,omitempty"`
+	// Without are containers that have no probe, "orders-0/app".
+	Without []string `json:"without,omitempty"`
+}
+
+// LiveProbe is one probe, run just now.
+type LiveProbe struct {
+	Pod       string `json:"pod"`
+	Container string `json:"container"`
+	// State is the container's: "running for 5m, ready, 0 restarts".
+	State string `json:"state"`
+	Kind  string `json:"kind"`
+	What  string `json:"what"`
+	Set   Timing `json:"set"`
+	// Means is what that comes to, in seconds.
+	Means string `json:"means"`
+	// Result is of this run, Answer what it met, and Seconds how long that took; 0 where it is not known.
+	Result  probe.Result `json:"result"`
+	Answer  string       `json:"answer"`
+	Seconds float64      `json:"seconds,omitempty"`
+	// Kubelet is the last failure that the kubelet has told of, none: "".
+	Kubelet string `json:"kubelet,omitempty"`
+	// Next is what would happen if it went on like this.
+	Next string `json:"next"`
+}
+
+// Timing is how a probe is set, with the API's defaults.
+type Timing struct {
+	InitialDelaySeconds int32 `json:"initialDelaySeconds"`
+	PeriodSeconds       int32 `json:"periodSeconds"`
+	TimeoutSeconds      int32 `json:"timeoutSeconds"`
+	SuccessThreshold    int32 `json:"successThreshold"`
+	FailureThreshold    int32 `json:"failureThreshold"`
+}
+
+// String has the fields by their names.
+func (t Timing) String() string {
+	return fmt.Sprintf("initialDelaySeconds %d, periodSeconds %d, timeoutSeconds %d, successThreshold %d, failureThreshold %d",
+		t.InitialDelaySeconds, t.PeriodSeconds, t.TimeoutSeconds, t.SuccessThreshold, t.FailureThreshold)
+}
+
+func timingOf(p *corev1.Probe) Timing {
+	return Timing{p.InitialDelaySeconds, cmp.Or(p.PeriodSeconds, 10), cmp.Or(p.TimeoutSeconds, 1), cmp.Or(p.SuccessThreshold, 1), cmp.Or(p.FailureThreshold, 3)}
+}
+
+// failing is how long it takes until a program that stops answering has failed: refused at once and just before the next run, or
+// silent and just after one.
+func (t Timing) failing() string {
+	first, last := (t.FailureThreshold-1)*t.PeriodSeconds, t.FailureThreshold*t.PeriodSeconds+t.TimeoutSeconds
+	return seconds(first) + " to " + seconds(last)
+}
+
+// means is what the timing comes to.
+func (t Timing) means(kind, killed string) string {
+	begin := t.InitialDelaySeconds + (t.SuccessThreshold-1)*t.PeriodSeconds
+	switch kind {
+	case "startup":
+		return fmt.Sprintf("the other probes wait for it; %s if it has not answered %s to %s after its start",
+			killed, seconds(t.InitialDelaySeconds+(t.FailureThreshold-1)*t.PeriodSeconds), seconds(t.InitialDelaySeconds+t.FailureThreshold*t.PeriodSeconds+t.TimeoutSeconds))
+	case "readiness":
+		return fmt.Sprintf("ready after at least %s; not ready %s after it stops answering", seconds(begin), t.failing())
+	}
+	return fmt.Sprintf("first asked after %s; %s %s after it stops answering", seconds(t.InitialDelaySeconds), killed, t.failing())
+}
+
+// next is what the kubelet would do if the probe went on giving that result.
+func (t Timing) next(kind, killed string, c container, result probe.Result, now time.Time) string {
+	running, started := c.status.State.Running, c.status.Started != nil && *c.status.Started
+	switch {
+	case running == nil:
+		return "nothing before the container runs"
+	case result == probe.Unknown:
+		return "nothing: the run itself went wrong, and that changes nothing"
+	case kind == "startup" && started:
+		return "nothing before the next start: it has succeeded"
+	case kind == "startup" && result == probe.Success:
+		return "the container counts as started, and the other probes begin"
+	case kind == "startup":
+		left := running.StartedAt.Add(time.Duration(t.InitialDelaySeconds+(t.FailureThreshold-1)*t.PeriodSeconds) * time.Second).Sub(now)
+		return fmt.Sprintf("%s in about %v", killed, max(left, 0).Round(time.Second))
+	case !started:
+		return "nothing before the startup probe has succeeded"
+	case kind == "liveness" && result == probe.Success:
+		return "it goes on"
+	case kind == "liveness":
+		return fmt.Sprintf("%s after %d failures in a row: %s after the first", killed, t.FailureThreshold, t.between())
+	case c.status.Ready && result == probe.Success:
+		return "stays ready"
+	case c.status.Ready:
+		return fmt.Sprintf("not ready after %d failures in a row: %s after the first; then no Service sends to it", t.FailureThreshold, t.between())
+	case result == probe.Success:
+		return fmt.Sprintf("ready after %d successes in a row: within %s", t.SuccessThreshold, seconds(t.SuccessThreshold*t.PeriodSeconds))
+	}
+	return "stays not ready"
+}
+
+// between is from the first failure to the last.
+func (t Timing) between() string { return seconds((t.FailureThreshold - 1) * t.PeriodSeconds) }
+
+// Live runs the probes of a target's pods once: by port-forward, and commands where they are to run.
+func Live(ctx context.Context, k *kube.Client, t kube.Target) (*LiveReport, error) {
+	list, err := podsOf(ctx, k, t)
+	if err != nil {
+		return nil, err
+	}
+	s := &Snapshot{Namespace: k.Namespace, Now: time.Now(), Pods: list}
+	// Without the events it is known all the same how it is now.
+	if l, err := k.Clientset.CoreV1().Events(k.Namespace).List(ctx, metav1.ListOptions{FieldSelector: fields.Set{"involvedObject.kind": "Pod", "reason": "Unhealthy"}.String()}); err == nil {
+		s.Events = l.Items
+	}
+	s.index()
+	r := &LiveReport{Namespace: k.Namespace, Time: s.Now}
+	if len(s.Pods) > probedPods {
+		r.Left = len(s.Pods) - probedPods
+	}
+	var runs []liveRun
+	for i := range s.Pods[:min(len(s.Pods), probedPods)] {
+		p := &s.Pods[i]
+		for _, c := range containersOf(p) {
+			if c.init && !c.sidecar() {
+				continue
+			}
+			if len(c.probes()) == 0 {
+				r.Without = append(r.Without, p.Name+"/"+c.Name)
+			}
+			for _, probe := range c.probes() {
+				runs = append(runs, liveRun{p, c, probe})
+			}
+		}
+	}
+	r.Probes = make([]LiveProbe, len(runs))
+	atOnce(len(runs), func(i int) { r.Probes[i] = s.live(ctx, k, runs[i]) })
+	return r, ctx.Err()
+}
+
+// podsOf are a target's pods that have not ended, those first that are not ready.
+func podsOf(ctx context.Context, k *kube.Client, t kube.Target) ([]corev1.Pod, error) {
+	api := k.Clientset.CoreV1().Pods(k.Namespace)
+	if t.Kind == kube.Pod {
+		p, err := api.Get(ctx, t.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, kube.Explain(err, "read "+t.String())
+		}
+		return []corev1.Pod{*p}, nil
+	}
+	selector, err := k.PodSelector(ctx, k.Namespace, t)
+	if err != nil {
+		return nil, kube.Explain(err, "find the pods of "+t.String())
+	}
+	l, err := api.List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	if err != nil {
+		return nil, kube.Explain(err, "list the pods of "+t.String())
+	}
+	list := slices.DeleteFunc(l.Items, func(p corev1.Pod) bool { return over(&p) || p.DeletionTimestamp != nil })
+	slices.SortStableFunc(list, func(a, b corev1.Pod) int { return rank(&a) - rank(&b) })
+	return list, nil
+}
+
+type liveRun struct {
+	pod   *pod
+	c     container
+	probe asking
+}
+
+// live runs one probe.
+func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun) LiveProbe {
+	set, killed := timingOf(r.probe.Probe), "killed and restarted"
+	if r.pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
+		killed = "killed"
+	}
+	out := LiveProbe{
+		Pod: r.pod.Name, Container: r.c.Name, State: s.stateOf(r.c), Kind: r.probe.kind, What: asked(r.probe.Probe),
+		Set: set, Means: set.means(r.probe.kind, killed),
+	}
+	if e := s.lastFailure(r); e != nil {
+		out.Kubelet = fmt.Sprintf("%s (%s ago, %d times)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), max(e.Count, 1))
+	}
+	if r.c.status.State.Running == nil {
+		out.Answer = "not run"
+	} else {
+		out.Result, out.Answer, out.Seconds = r.run(ctx, k)
+	}
+	out.Next = set.next(r.probe.kind, killed, r.c, out.Result, s.Now)
+	return out
+}
+
+// run is one run: its result, in words, and the seconds that the container took.
+func (r liveRun) run(ctx context.Context, k *kube.Client) (probe.Result, string, float64) {
+	one := *r.c.Container
+	one.StartupProbe, one.ReadinessProbe, one.LivenessProbe = nil, r.probe.Probe, nil
+	began, timeout := time.Now(), time.Duration(timingOf(r.probe.Probe).TimeoutSeconds)*time.Second
+	to := &probe.Pod{
+		Address: cmp.Or(r.pod.Status.PodIP, "localhost"),
+		Dial: func(ctx context.Context, port int) (net.Conn, error) {
+			conn, err := k.DialPod(ctx, r.pod.Namespace, r.pod.Name, port)
+			if began = time.Now(); err == nil {
+				_ = conn.SetDeadline(began.Add(timeout))
+			}
+			return conn, err
+		},
+		Knock: func(ctx context.Context, port int) error { return k.Knock(ctx, r.pod.Namespace, r.pod.Name, port) },
+		Exec: func(ctx context.Context, command []string, out io.Writer) (int, error) {
+			return k.Exec(ctx, r.pod.Namespace, r.pod.Name, r.c.Name, command, out)
+		},
+	}
+	probes, notes := probe.Of(one, probe.Options{Pod: to})
+	if len(probes) == 0 {
+		return probe.Unknown, list(notes), 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout+wayTime)
+	defer cancel()
+	o := probes[0].Check(ctx)
+	if r.probe.TCPSocket != nil {
+		return o.Result, o.Why, 0 // that it is open is told a second later
+	}
+	return o.Result, o.Why, time.Since(began).Seconds()
+}
+
+// stateOf is the state of a container in words.
+func (s *Snapshot) stateOf(c container) string {
+	reason, _ := c.waiting()
+	state := "waiting: " + cmp.Or(reason, "not known")
+	switch {
+	case c.status.State.Running != nil:
+		state = "running for " + duration.HumanDuration(s.Now.Sub(c.status.State.Running.StartedAt.Time))
+		if !c.status.Ready {
+			state += ", not"
+		} else {
+			state += ","
+		}
+		state += " ready"
+	case c.status.State.Terminated != nil:
+		state = "ended"
+	}
+	return fmt.Sprintf("%s, %s", state, counted(int(c.status.RestartCount), "restart"))
+}
+
+// lastFailure is the kubelet's last event of a probe's failure, nil for none.
+func (s *Snapshot) lastFailure(r liveRun) *corev1.Event {
+	for _, e := range s.eventsOf("pod", r.pod, "Unhealthy") {
+		if strings.HasPrefix(strings.ToLower(e.Message), r.probe.kind) && about(e, r.c) {
+			return e
+		}
+	}
+	return nil
+}
