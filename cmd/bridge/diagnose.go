@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -26,7 +27,8 @@ type verdict hint.Code
 func (v verdict) Error() string { return fmt.Sprintf("exit code %d", int(v)) }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	var all, noDial bool
+	var all, noDial, watch bool
+	var timeout time.Duration
 	var output string
 	cmd := &cobra.Command{
 		Use:   "diagnose [TYPE/NAME...]",
@@ -36,9 +38,12 @@ it, the direction of the fault, the events, and the next command or the smallest
 explains stands behind it. With names it is about these, and what they stand on. It changes nothing; that it connects to
 the pods' ports, by port-forward, can be left out.
 
+With --watch it looks until there is no problem, and every workload and pod is as it is to be: for use after an apply.
+
 Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your account may not read is said.`,
 		Example: `  bridge diagnose                      # the namespace
   bridge diagnose deployment/orders    # and its pods, services, claims, nodes
+  bridge diagnose --watch --timeout 5m # after kubectl apply: until all is well
   bridge diagnose -A -o json           # all namespaces, for a program`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A format that does not exist is no reason to read a cluster.
@@ -47,6 +52,9 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			}
 			if all && len(args) > 0 {
 				return hint.Newf(hint.Usage, "leave out -A, and name the namespace with -n", "names are of one namespace")
+			}
+			if timeout != 0 && !watch {
+				return hint.Newf(hint.Usage, "add --watch", "--timeout is how long --watch may take")
 			}
 			o := diagnose.Options{AllNamespaces: all, NoDial: noDial}
 			namespace, err := kube.Namespace(a.flags)
@@ -64,23 +72,38 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if err != nil {
 				return err
 			}
-			return a.diagnose(cmd.Context(), k, o, output)
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, timeout)
+				defer cancel()
+			}
+			return a.diagnose(ctx, k, o, watch, output)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
 	cmd.Flags().BoolVar(&noDial, "no-dial", false, "do not connect to the pods' ports")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look every 2 seconds until there is no problem and nothing is on its way")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end --watch after that time with what is wrong then (default never)")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide, which shortens nothing")
 	return cmd
 }
 
-func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, output string) error {
+func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, watch bool, output string) error {
 	namespace := k.Namespace
 	if o.AllNamespaces {
 		namespace = ""
 	}
 	knownSwaps(ctx, k, namespace, &o)
-	r, err := diagnose.Run(ctx, k, o)
-	if err != nil {
+	look := diagnose.Run
+	if watch {
+		look = func(ctx context.Context, k *kube.Client, o diagnose.Options) (*diagnose.Report, error) {
+			return diagnose.Watch(ctx, k, o, a.progress())
+		}
+	}
+	r, err := look(ctx, k, o)
+	late := watch && r != nil && errors.Is(err, context.DeadlineExceeded)
+	if err != nil && !late {
 		return err
 	}
 	err = printOr(a.stdout, r, output, "diagnose", func(wide bool) error {
@@ -96,10 +119,10 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	if err != nil {
 		return err
 	}
-	switch r.Worst() {
-	case diagnose.Problem:
+	switch worst := r.Worst(); {
+	case worst == diagnose.Problem || late:
 		return verdict(hint.Problems)
-	case diagnose.Warning:
+	case worst == diagnose.Warning:
 		return verdict(hint.Warnings)
 	}
 	return nil

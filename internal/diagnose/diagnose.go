@@ -50,6 +50,8 @@ type Report struct {
 	Findings  []Finding `json:"findings"`
 	// Unread is what was not looked at, and why.
 	Unread []Unread `json:"unread,omitempty"`
+	// Waiting are workloads and pods that are on their way, or held up by a finding.
+	Waiting []Ref `json:"waiting,omitempty"`
 	// Dialled is how many ports were; nil for none.
 	Dialled *Dialled `json:"dialled,omitempty"`
 }
@@ -121,10 +123,11 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 // report runs the checks and keeps what concerns the targets.
 func (s *Snapshot) report(targets []Ref) *Report {
 	found := runChecks(s, checks())
-	if near := s.around(targets); near != nil {
+	near := s.around(targets)
+	if near != nil {
 		found = slices.DeleteFunc(found, func(f Finding) bool { return !f.concerns(near) })
 	}
-	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks()), Dialled: s.Dialled}
+	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks()), Waiting: s.waiting(near), Dialled: s.Dialled}
 	if r.Findings == nil {
 		r.Findings = []Finding{}
 	}

@@ -154,11 +154,21 @@ func TestParseTarget(t *testing.T) {
 	}
 }
 
-// apiServer answers lists: with nothing, or with a refusal for what denied names. It keeps what it was asked.
+// apiServer answers lists with the objects, of which those behind a | are for the next time, or with a refusal for what denied names. It
+// keeps what it was asked.
 func apiServer(t *testing.T, objects map[string]string, denied ...string) (*kube.Client, *[]string) {
 	t.Helper()
 	asked := new([]string)
 	lock := make(chan struct{}, 1)
+	answer := func(key string) string {
+		lock <- struct{}{}
+		defer func() { <-lock }()
+		first, then, more := strings.Cut(objects[key], "|")
+		if more {
+			objects[key] = then
+		}
+		return first
+	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimSuffix(r.URL.Path, "/")
 		name := path[strings.LastIndex(path, "/")+1:]
@@ -177,13 +187,10 @@ func apiServer(t *testing.T, objects map[string]string, denied ...string) (*kube
 			return
 		}
 		if name == "log" {
-			first, then, twice := strings.Cut(objects[r.URL.RawQuery], "|")
-			if fmt.Fprint(w, first); twice {
-				objects[r.URL.RawQuery] = then
-			}
+			fmt.Fprint(w, answer(r.URL.RawQuery))
 			return
 		}
-		fmt.Fprintf(w, `{"items":[%s]}`, objects[name])
+		fmt.Fprintf(w, `{"items":[%s]}`, answer(name))
 	}))
 	t.Cleanup(server.Close)
 	k, err := kube.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, "shop")

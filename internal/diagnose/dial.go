@@ -37,11 +37,11 @@ type Dialled struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// String is a line: "5 ports of 2 pods were dialled in 0.2s, and 3 more were not".
+// String is a line: "dialled 5 ports of 2 pods in 0.2s, and 3 more not".
 func (d *Dialled) String() string {
-	text := fmt.Sprintf("%s of %s were dialled in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
+	text := fmt.Sprintf("dialled %s of %s in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
 	if d.Left > 0 {
-		text += fmt.Sprintf(", and %d more were not", d.Left)
+		text += fmt.Sprintf(", and %d more not", d.Left)
 	}
 	return text
 }

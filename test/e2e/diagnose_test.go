@@ -231,7 +231,7 @@ func TestDiagnose(t *testing.T) {
 	p := run(healthy)
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + healthy.ns)
-	p.says("note: 2 ports of 2 pods were dialled in ")
+	p.says("note: dialled 2 ports of 2 pods in ")
 	run(healthy, "deployment/web", "svc/web").exits(0)
 	run(find("service-port-undeclared"), "--no-dial").exits(int(hint.Warnings))
 	run(healthy, "deployment/orders").exits(int(hint.NotFound))
@@ -247,6 +247,28 @@ func TestDiagnose(t *testing.T) {
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + w.as("diagnose", deployed(t, "diagnose"))}, "diagnose", "-n", w.ns)
 	p.exits(0)
 	p.says("not read: nodes, secrets (your account may not)")
+}
+
+// A watch goes on while something is wrong or on its way, and ends when all is well, or when its time is over.
+func TestDiagnoseWatch(t *testing.T) {
+	t.Parallel()
+	b := readBroken(t, "testdata/broken/two-configuration-service.yaml")
+	if err := b.put(t); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"KUBECONFIG=" + s.kubeconfig}
+	p := start(t, s.bridge, env, "diagnose", "-n", b.ns, "--watch")
+	p.says("deployment/it: configmap-absent; waiting for deployment/it")
+	late := start(t, s.bridge, env, "diagnose", "-n", b.ns, "deployment/it", "--watch", "--timeout", "1s")
+	late.exits(int(hint.Problems))
+	late.prints("problem configmap-absent: ")
+	settings := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}}
+	if _, err := s.client.CoreV1().ConfigMaps(b.ns).Create(t.Context(), settings, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.exits(0)
+	p.says("nothing wrong found in namespace " + b.ns)
+	p.says("note: dialled 1 port of 1 pod in ")
 }
 
 // breakNode adds a node whose kubelet is not there.

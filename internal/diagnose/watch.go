@@ -1,0 +1,108 @@
+package diagnose
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+
+	"bridge/internal/kube"
+)
+
+// watchEvery is how often a watch looks: a dozen list calls each time.
+const watchEvery = 2 * time.Second
+
+// Watch looks again and again until there is no problem and nothing to wait for, and returns the last report; nil before the first. say
+// gets a line each time that changes. An error that may pass is said too. Ports are dialled when all else is well. It ends with ctx and
+// its error.
+func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)) (last *Report, err error) {
+	quick, said := o, ""
+	quick.NoDial = true
+	for {
+		r, err := Run(ctx, k, quick)
+		if err == nil && r.settled() && !o.NoDial {
+			r, err = Run(ctx, k, o)
+		}
+		line := ""
+		switch {
+		case ctx.Err() != nil:
+			return last, context.Cause(ctx)
+		case kube.Transient(err):
+			line = err.Error()
+		case err != nil:
+			return last, err
+		case r.settled():
+			return r, nil
+		default:
+			last, line = r, r.progress()
+		}
+		if line != said {
+			say(line)
+			said = line
+		}
+		select {
+		case <-ctx.Done():
+			return last, context.Cause(ctx)
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+// settled tells whether nothing is to change for the better.
+func (r *Report) settled() bool { return r.Worst() != Problem && len(r.Waiting) == 0 }
+
+// progress is a line: what is wrong, and what is waited for.
+func (r *Report) progress() string {
+	line := r.Summary()
+	for i, f := range r.Findings {
+		if i == 0 || f.Severity == Problem {
+			line += fmt.Sprintf("; %s: %s", f.target(), f.ID)
+		}
+	}
+	var names []string
+	for _, w := range r.Waiting {
+		names = append(names, w.String())
+	}
+	if len(names) > 0 {
+		line += "; waiting for " + few(names)
+	}
+	return line
+}
+
+// waiting are the workloads and pods that are not yet as they are to be.
+func (s *Snapshot) waiting(near map[Ref]bool) (out []Ref) {
+	add := func(r Ref, yes bool) {
+		if yes && (near == nil || near[r]) {
+			out = append(out, r)
+		}
+	}
+	for i := range s.Deployments {
+		d := &s.Deployments[i]
+		want := replicas(d.Spec.Replicas)
+		add(refOf("deployment", d), !d.Spec.Paused && (d.Status.ObservedGeneration < d.Generation || d.Status.UpdatedReplicas < want || d.Status.AvailableReplicas < want))
+	}
+	for i := range s.StatefulSets {
+		d := &s.StatefulSets[i]
+		want := replicas(d.Spec.Replicas)
+		partial := d.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType || d.Spec.UpdateStrategy.RollingUpdate != nil && d.Spec.UpdateStrategy.RollingUpdate.Partition != nil && *d.Spec.UpdateStrategy.RollingUpdate.Partition > 0
+		add(refOf("statefulset", d), d.Status.ObservedGeneration < d.Generation || d.Status.AvailableReplicas < want || !partial && d.Status.UpdatedReplicas < want)
+	}
+	for i := range s.DaemonSets {
+		d := &s.DaemonSets[i]
+		add(refOf("daemonset", d), d.Status.ObservedGeneration < d.Generation || d.Status.NumberAvailable < d.Status.DesiredNumberScheduled)
+	}
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		add(refOf("pod", p), unready(*p) && !over(p) && s.owner(p) == Ref{})
+	}
+	return out
+}
+
+// replicas is how many there are to be.
+func replicas(n *int32) int32 {
+	if n == nil {
+		return 1
+	}
+	return *n
+}

@@ -1,0 +1,51 @@
+package diagnose
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// What is on its way is waited for: a workload whose controller has not done all, and a pod of nobody's that is not ready.
+func TestWhatIsWaitedFor(t *testing.T) {
+	workload := func(kind, spec, status string) string {
+		return "\n---\nkind: " + kind + "\nmetadata: {name: orders, generation: 2}\nspec: {" + spec + "selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {" + status + "}\n"
+	}
+	for _, tt := range []struct{ name, documents, want string }{
+		{"done", workload("Deployment", "", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 1"), ""},
+		{"not seen yet", workload("Deployment", "", "observedGeneration: 1, updatedReplicas: 1, availableReplicas: 1"), "deployment/orders"},
+		{"old pods", workload("Deployment", "replicas: 2, ", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 2"), "deployment/orders"},
+		{"paused", workload("Deployment", "replicas: 2, paused: true, ", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 2"), ""},
+		{"scaled to 0", workload("Deployment", "replicas: 0, ", "observedGeneration: 2"), ""},
+		{"a StatefulSet", workload("StatefulSet", "replicas: 2, ", "replicas: 2, observedGeneration: 2, availableReplicas: 2, updatedReplicas: 1"), "statefulset/orders"},
+		{"a StatefulSet that is updated by hand", workload("StatefulSet", "replicas: 2, updateStrategy: {type: OnDelete}, ", "replicas: 2, observedGeneration: 2, availableReplicas: 2, updatedReplicas: 1"), ""},
+		{"a DaemonSet", workload("DaemonSet", "", "observedGeneration: 2, desiredNumberScheduled: 2, numberAvailable: 1, currentNumberScheduled: 2, numberMisscheduled: 0, numberReady: 1"), "daemonset/orders"},
+		{"a pod", withPod("", "", notReady), "pod/it"},
+		{"a pod that is ready", withPod("", "", running), ""},
+		{"a workload's pod", owned(withPod("", "", notReady)), ""},
+	} {
+		r := load(t, tt.documents).report(nil)
+		var got []string
+		for _, w := range r.Waiting {
+			got = append(got, w.String())
+		}
+		if text := strings.Join(got, " "); text != tt.want || r.settled() != (tt.want == "" && r.Worst() != Problem) {
+			t.Errorf("%s: waits for %q, want %q", tt.name, text, tt.want)
+		}
+	}
+}
+
+// A watch ends with the first report in which all is well, and at once with what does not pass.
+func TestWatch(t *testing.T) {
+	const pending = `{"metadata":{"name":"it","namespace":"shop"},"status":{"phase":"Pending"}}`
+	k, _ := apiServer(t, map[string]string{"pods": pending + "|" + pending + "|"})
+	var said []string
+	r, err := Watch(t.Context(), k, Options{NoDial: true}, func(line string) { said = append(said, line) })
+	if err != nil || !r.settled() || len(said) != 1 || !strings.Contains(said[0], "waiting for pod/it") {
+		t.Errorf("it said %q, and ended with %+v, %v", said, r, err)
+	}
+	k, _ = apiServer(t, nil, "pods")
+	if r, err := Watch(t.Context(), k, Options{}, func(line string) { t.Error(line) }); err == nil || r != nil {
+		t.Errorf("without the right to list pods: %v, %v", r, fmt.Sprint(err))
+	}
+}
