@@ -102,7 +102,10 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 		}
 	}
 	r, err := look(ctx, k, o)
-	late := watch && r != nil && errors.Is(err, context.DeadlineExceeded)
+	late := watch && err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded)
+	if late && r == nil {
+		return hint.New(hint.Unreachable, fmt.Errorf("not one look was done in time: %w", err), "give it more time with --timeout")
+	}
 	if err != nil && !late {
 		return err
 	}

@@ -259,7 +259,7 @@ func TestDiagnoseWatch(t *testing.T) {
 	env := []string{"KUBECONFIG=" + s.kubeconfig}
 	p := start(t, s.bridge, env, "diagnose", "-n", b.ns, "--watch")
 	p.says("deployment/it: configmap-absent; waiting for deployment/it")
-	late := start(t, s.bridge, env, "diagnose", "-n", b.ns, "deployment/it", "--watch", "--timeout", "1s")
+	late := start(t, s.bridge, env, "diagnose", "-n", b.ns, "deployment/it", "--watch", "--timeout", "15s")
 	late.exits(int(hint.Problems))
 	late.prints("problem configmap-absent: ")
 	settings := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}}
