@@ -24,7 +24,7 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 		if err == nil && r.settled() && !o.NoDial {
 			r, err = Run(ctx, k, o)
 		}
-		line := ""
+		var line string
 		switch {
 		case ctx.Err() != nil:
 			return last, context.Cause(ctx)
@@ -80,7 +80,8 @@ func (s *Snapshot) waiting(near map[Ref]bool) (out []Ref) {
 	for i := range s.Deployments {
 		d := &s.Deployments[i]
 		want := replicas(d.Spec.Replicas)
-		add(refOf("deployment", d), !d.Spec.Paused && (d.Status.ObservedGeneration < d.Generation || d.Status.UpdatedReplicas < want || d.Status.AvailableReplicas < want))
+		add(refOf("deployment", d), !d.Spec.Paused && (d.Status.ObservedGeneration < d.Generation ||
+			d.Status.UpdatedReplicas < want || d.Status.AvailableReplicas < want || d.Status.Replicas > d.Status.UpdatedReplicas))
 	}
 	for i := range s.StatefulSets {
 		d := &s.StatefulSets[i]

@@ -15,6 +15,7 @@ func TestWhatIsWaitedFor(t *testing.T) {
 		{"done", workload("Deployment", "", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 1"), ""},
 		{"not seen yet", workload("Deployment", "", "observedGeneration: 1, updatedReplicas: 1, availableReplicas: 1"), "deployment/orders"},
 		{"old pods", workload("Deployment", "replicas: 2, ", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 2"), "deployment/orders"},
+		{"old pods still there", workload("Deployment", "", "observedGeneration: 2, replicas: 2, updatedReplicas: 1, availableReplicas: 1"), "deployment/orders"},
 		{"paused", workload("Deployment", "replicas: 2, paused: true, ", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 2"), ""},
 		{"scaled to 0", workload("Deployment", "replicas: 0, ", "observedGeneration: 2"), ""},
 		{"a StatefulSet", workload("StatefulSet", "replicas: 2, ", "replicas: 2, observedGeneration: 2, availableReplicas: 2, updatedReplicas: 1"), "statefulset/orders"},
