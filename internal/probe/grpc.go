@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -33,7 +35,14 @@ func grpc(to end, service string) (what string, check func(context.Context) Outc
 	plain := new(http.Protocols)
 	plain.SetUnencryptedHTTP2(true)
 	return what, func(ctx context.Context) Outcome {
-		transport := &http.Transport{Protocols: plain, DialContext: to.dial, DisableCompression: true}
+		var dialled atomic.Pointer[error] // net/http does not always pass it on
+		transport := &http.Transport{Protocols: plain, DisableCompression: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := to.dial(ctx, network, address)
+			if err != nil {
+				dialled.Store(&err)
+			}
+			return c, err
+		}}
 		defer transport.CloseIdleConnections()
 		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+to.address+"/grpc.health.v1.Health/Check", bytes.NewReader(request))
 		if err != nil {
@@ -42,6 +51,9 @@ func grpc(to end, service string) (what string, check func(context.Context) Outc
 		r.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "User-Agent": {userAgent}}
 		resp, err := transport.RoundTrip(r)
 		if err != nil {
+			if cause := dialled.Load(); cause != nil {
+				err = *cause
+			}
 			return failed(ctx, err)
 		}
 		defer resp.Body.Close()

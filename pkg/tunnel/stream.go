@@ -453,7 +453,11 @@ func (st *Stream) way() (*resumable, *gate) {
 // perhapsMove moves our direction to the bulk lane when it has sent enough, and the other end knows the stream, whose first frame the lane may
 // overtake: what was written before comes by yamux and ends with its FIN, behind the message that says so. writeMu is held.
 func (st *Stream) perhapsMove() {
-	if st.hasLeft.Load() || !st.met.Load() || st.sent < maxFrame || st.sent < bulkAfter && !(st.queued && st.s.gate.crowded()) {
+	enough := uint64(bulkAfter)
+	if st.queued && st.s.gate.crowded() {
+		enough = maxFrame
+	}
+	if st.hasLeft.Load() || !st.met.Load() || st.sent < enough {
 		return
 	}
 	if !st.s.bulk.open() {
