@@ -200,7 +200,7 @@ func Transient(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return false
 	}
-	if apierrors.IsInternalError(err) || strings.Contains(err.Error(), limiterGaveUp) {
+	if apierrors.IsInternalError(err) || GaveUp(err) {
 		return true
 	}
 	code, _, _ := explain(err)
@@ -210,6 +210,9 @@ func Transient(err error) bool {
 // limiterGaveUp is in what client-go's rate limiter says, in no type of its own, of a request whose turn comes after its deadline
 // (golang.org/x/time/rate).
 const limiterGaveUp = "would exceed context deadline"
+
+// GaveUp tells whether a request was not made, since its turn would have come after its deadline.
+func GaveUp(err error) bool { return err != nil && strings.Contains(err.Error(), limiterGaveUp) }
 
 // IgnoreTransient is err, or nil where trying again may help: for polls.
 func IgnoreTransient(err error) error {

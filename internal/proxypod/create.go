@@ -151,10 +151,11 @@ func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
 	defer cancel()
 	var left []corev1.Pod
 	var answer error
+	asked := false
 	err = wait.PollUntilContextCancel(bounded, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.Pods(ctx)
-		if ctx.Err() == nil {
-			left, answer = pods, err
+		if ctx.Err() == nil && (!asked || !kube.GaveUp(err)) { // what was not asked any more changes nothing of the last answer
+			left, answer, asked = pods, err, true
 		}
 		return len(pods) == 0 && err == nil, kube.IgnoreTransient(err)
 	})

@@ -1,0 +1,51 @@
+package proxypod
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
+	clienttesting "k8s.io/client-go/testing"
+
+	"bridge/internal/kube"
+)
+
+// A pod that does not end is left to the cluster when its time is over, also where the last request of that time is not made any more: the client
+// spreads its requests, and gives up one whose turn would come too late.
+func TestLingeringPodIsLeft(t *testing.T) {
+	gaveUp := errors.New("client rate limiter Wait returned an error: rate: Wait(n=1) would exceed context deadline")
+	for name, answered := range map[string]time.Duration{"answered until the last": goneTimeout - time.Second, "never": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
+				if err != nil {
+					t.Fatal(err)
+				}
+				begin := time.Now()
+				set := fake.NewClientset()
+				set.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+					if time.Since(begin) >= answered {
+						return true, nil, gaveUp
+					}
+					now := metav1.Now()
+					return true, &corev1.PodList{Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "lost", DeletionTimestamp: &now, Labels: map[string]string{ProxyLabel: LabelValue("l")}}}}}, nil
+				})
+				k.Clientset = set
+				lingering, err := (&Proxy{Kube: k, Namespace: "shop", Lease: "l"}).WaitGone(t.Context())
+				switch {
+				case answered > 0 && (err != nil || !slices.Equal(lingering, []string{"lost"})):
+					t.Errorf("lingering %q, %v", lingering, err)
+				case answered == 0 && !kube.Transient(err):
+					t.Errorf("without an answer: %q, %v", lingering, err)
+				}
+			})
+		})
+	}
+}
