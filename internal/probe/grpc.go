@@ -35,13 +35,14 @@ func grpc(to end, service string) (what string, check func(context.Context) Outc
 	plain := new(http.Protocols)
 	plain.SetUnencryptedHTTP2(true)
 	return what, func(ctx context.Context) Outcome {
-		var dialled atomic.Pointer[error] // net/http does not always pass it on
+		var cause atomic.Pointer[error] // of there being no connection, which net/http does not always pass on
 		transport := &http.Transport{Protocols: plain, DisableCompression: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := to.dial(ctx, network, address)
 			if err != nil {
-				dialled.Store(&err)
+				cause.Store(&err)
+				return nil, err
 			}
-			return c, err
+			return causeConn{c, &cause}, nil
 		}}
 		defer transport.CloseIdleConnections()
 		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+to.address+"/grpc.health.v1.Health/Check", bytes.NewReader(request))
@@ -51,8 +52,8 @@ func grpc(to end, service string) (what string, check func(context.Context) Outc
 		r.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "User-Agent": {userAgent}}
 		resp, err := transport.RoundTrip(r)
 		if err != nil {
-			if cause := dialled.Load(); cause != nil {
-				err = *cause
+			if why := cause.Load(); why != nil {
+				err = *why
 			}
 			return failed(ctx, err)
 		}
@@ -84,6 +85,20 @@ func grpc(to end, service string) (what string, check func(context.Context) Outc
 		}
 		return Outcome{Result: Success, Why: "serving"}
 	}
+}
+
+// causeConn keeps why a Read says that nobody listens.
+type causeConn struct {
+	net.Conn
+	cause *atomic.Pointer[error]
+}
+
+func (c causeConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.As(err, new(absentError)) {
+		c.cause.Store(&err)
+	}
+	return n, err
 }
 
 var errNotHealth = errors.New("the answer is none of the gRPC health protocol")
