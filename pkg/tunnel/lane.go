@@ -154,7 +154,11 @@ func (b *lane) watch() {
 			}
 			miss()
 		case <-end.C:
-			b.giveUp(fmt.Errorf("no bulk carrier for %v: %w", b.s.window, l.cause))
+			cause := errors.New("there was none")
+			if l != nil {
+				cause = l.cause
+			}
+			b.giveUp(fmt.Errorf("no bulk carrier for %v: %w", b.s.window, cause))
 			return
 		case <-tick.C:
 			if gone == nil {

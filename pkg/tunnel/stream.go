@@ -264,6 +264,9 @@ func (st *Stream) readOnce(p []byte) (int, error) {
 		if !st.s.read.wait(st.peerDoneAt) || st.got != st.came.Load() {
 			return 0, st.fail("read", syscall.ECONNRESET) // the session ended first
 		}
+		if err := st.readError(); err != nil { // what came about a stream that is over here was not kept
+			return 0, err
+		}
 		if st.moved.here.Load() {
 			st.moved.turn = true
 			return 0, errAgain

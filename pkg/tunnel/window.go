@@ -13,7 +13,7 @@ const (
 	// It is no queue before a slow link: what is in flight is bounded for the whole session.
 	maxWindow = 16 << 20
 	// leastWindow is what that of a stream which is read shrinks to when memory is scarce.
-	leastWindow = 2 * maxFrame
+	leastWindow = 4 * maxFrame
 	// maxBudget is what all windows of a session may have grown by, in memory: streams that are read slowly may fill them, and
 	// must stay below what a hold has for them, with room for others.
 	maxBudget = 64 << 20
