@@ -19,6 +19,8 @@ const (
 	holdFree = 8
 	// holdPause is how long at least lies between two looks at all streams, which take milliseconds when there are thousands.
 	holdPause = 10 * time.Millisecond
+	// spareEvery is how long at least lies between two looks for empty buffers, while there is room still.
+	spareEvery = time.Second
 	// holdTold is how often the log says it, at most.
 	holdTold = 10 * time.Second
 )
@@ -60,7 +62,7 @@ type hold struct {
 	memory *Memory // nil until init: the session is alone
 	limit  int64   // in bytes, of all that share memory
 	used   atomic.Int64
-	full   chan struct{} // capacity 1: more than limit is used
+	full   chan struct{} // capacity 1: memory is scarce
 }
 
 func (h *hold) init(laptop bool) {
@@ -80,7 +82,7 @@ func (h *hold) leave() {
 }
 
 func (h *hold) add(n int64) {
-	if h.used.Add(n); n <= 0 || h.memory.used() <= h.limit {
+	if h.used.Add(n); n <= 0 || !h.scarce() {
 		return
 	}
 	for _, o := range h.memory.all() { // whoever has most may be one to whom nothing comes any more
@@ -106,8 +108,8 @@ func (h *hold) excess() int64 {
 
 // keepHeld keeps what s holds within its limit, until the session is over.
 func (s *session) keepHeld() {
-	var told time.Time
-	reset := 0 // since then
+	var told, spared time.Time
+	reset := 0 // since told
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -115,8 +117,11 @@ func (s *session) keepHeld() {
 		case <-s.held.full:
 		}
 		all := s.all()
-		for _, st := range all {
-			st.spare()
+		if s.held.excess() > 0 || time.Since(spared) > spareEvery {
+			for _, st := range all {
+				st.spare()
+			}
+			spared = time.Now()
 		}
 		if excess := s.held.excess(); excess > 0 {
 			for _, v := range overdue(s.stalled(all), excess) {

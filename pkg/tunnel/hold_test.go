@@ -373,6 +373,54 @@ func TestSessionsShareTheirMemory(t *testing.T) {
 	}
 }
 
+// Where all is read memory is not scarce for long, and a window that has shrunk has room for a datagram.
+func TestScarcityPasses(t *testing.T) {
+	e := newEnds(t, pipeNetwork(t)).start().waitReady()
+	const n, streams = 128 << 10, 12
+	var s *session
+	var pods, laptops []*Stream
+	for range streams {
+		pod, laptop := e.streams()
+		pods, laptops, s = append(pods, pod), append(laptops, laptop), laptop.s
+		s.held.limit = streams * muxGrowth * n
+		if err := pod.WaitStatus(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pod.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		for laptop.receive.waiting() < n {
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := io.ReadFull(laptop, make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(30 * time.Second); s.held.scarce(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d bytes are held, and all is read", s.held.used.Load(), s.held.limit)
+		}
+		// Something moves.
+		if _, err := pods[0].Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(laptops[0], make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, pod := range pods {
+		for range 5 {
+			if err := pod.writeWhole(make([]byte, maxDatagram+2), time.Now().Add(10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(laptops[i], make([]byte, maxDatagram+2)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = errors.Join(pod.Close(), laptops[i].Close())
+	}
+}
+
 func TestOverdue(t *testing.T) {
 	begin := time.Now()
 	few, many := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

@@ -206,7 +206,7 @@ func (b *lane) giveUp(err error) {
 	b.over.Store(true)
 	b.conn.fail(err)
 	for _, st := range b.s.all() {
-		if st.onLane() {
+		if st.onLane() && st.attached() { // else acceptStreams does it
 			st.Reset()
 		}
 	}

@@ -200,6 +200,96 @@ func TestTheLaneDoesNotOvertakeAStreamsBeginning(t *testing.T) {
 	_ = errors.Join(pod.Close(), laptop.Close())
 }
 
+// TestAReaderThatWakesLateSeesTheReset: this end resets a stream, and the other's end comes before its reader wakes: that is no good end.
+func TestAReaderThatWakesLateSeesTheReset(t *testing.T) {
+	e := newEnds(t, pipeNetwork(t)).start().waitReady()
+	pod, laptop := e.streams()
+	got := make(chan error)
+	go func() {
+		_, err := laptop.Read(make([]byte, 10))
+		got <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // it waits
+	laptop.mu.Lock()                   // resetFor, but for the reader's wake
+	laptop.reset = true
+	laptop.mu.Unlock()
+	laptop.s.forget(laptop)
+	pod.Reset()
+	wantErr(t, "the read", <-got, syscall.ECONNRESET)
+	_ = errors.Join(pod.Close(), laptop.Close())
+}
+
+// heldBack is a carrier of which nothing is read after the first answer once the other end uses it.
+type heldBack struct {
+	net.Conn
+	used   func() bool
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *heldBack) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (c *heldBack) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	time.Sleep(300 * time.Millisecond)
+	if c.used() {
+		<-c.closed
+	}
+	return n, err
+}
+
+// TestALaneThatNeverComes: the pod has a first bulk carrier and moves a stream, and the answer that says so never reaches the laptop. The
+// stream is reset, at both ends, when the session's window is over.
+func TestALaneThatNeverComes(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	e.client.ResumeWindow = time.Second
+	var dials atomic.Int32
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		c, err := e.network.dial(ctx)
+		if err == nil && dials.Add(1) > 1 {
+			s, err := e.server.current()
+			if err != nil {
+				return c, "pod-1", nil // the session is over
+			}
+			c = &heldBack{Conn: c, closed: make(chan struct{}), used: s.bulk.conn.linked}
+		}
+		return c, "pod-1", err
+	}
+	e.start().waitReady()
+	pod, laptop := e.streams()
+	var reading sync.WaitGroup
+	reading.Go(func() { _, _ = io.Copy(io.Discard, onlyRead{laptop}) })
+	buf := make([]byte, maxFrame)
+	var err error
+	for end := time.Now().Add(30 * time.Second); err == nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		_, err = pod.Write(buf)
+	}
+	wantErr(t, "a write to a stream whose lane does not come", err, syscall.ECONNRESET)
+	_ = errors.Join(pod.Close(), laptop.Close())
+	reading.Wait()
+}
+
+// TestALaneGivenUpBeforeAStreamIsAccepted: the stream has moved, and is not taken from yamux yet.
+func TestALaneGivenUpBeforeAStreamIsAccepted(t *testing.T) {
+	e := newEnds(t, pipeNetwork(t)).start().waitReady()
+	s := podSession(e)
+	if err := s.seeFrame(frame{stream: 1001, flags: flagSYN}); err != nil {
+		t.Fatal(err)
+	}
+	s.stream(1001).moved.here.Store(true)
+	s.bulk.giveUp(errors.New("lost"))
+	c, err := e.client.DialContext(t.Context(), "tcp", "orders:80") // goes on
+	if err == nil {
+		_ = c.Close()
+	}
+	if s.ctx.Err() != nil {
+		t.Errorf("the session has ended: %v", s.err)
+	}
+}
+
 // TestMovedStreamEnds: what Close, Reset and a deadline mean does not depend on the lane.
 func TestMovedStreamEnds(t *testing.T) {
 	for name, c := range map[string]struct {

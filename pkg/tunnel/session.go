@@ -460,7 +460,7 @@ func (s *session) readControl() {
 		case messageMoved:
 			if st := s.stream(m.stream); st != nil {
 				st.moved.here.Store(true)
-				if s.bulk.over.Load() {
+				if s.bulk.over.Load() && st.attached() {
 					st.Reset()
 				}
 			}
@@ -522,6 +522,10 @@ func (s *session) acceptStreams() {
 		st.attach(y)
 		if tooMany {
 			s.log.Warn("too many streams: new one reset", "limit", maxStreams)
+			st.Reset()
+			continue
+		}
+		if st.moved.here.Load() && s.bulk.over.Load() {
 			st.Reset()
 			continue
 		}

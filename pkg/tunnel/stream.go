@@ -379,7 +379,7 @@ func (st *Stream) Write(p []byte) (int, error) {
 // errNoRoom says that there was no room for a whole write in time.
 var errNoRoom = errors.New("no room")
 
-// writeWhole writes all of p, which is no longer than firstWindow / 2, or, when there is no room for it by then, nothing: errNoRoom.
+// writeWhole writes all of p, which is no longer than leastWindow / 2, or, when there is no room for it by then, nothing: errNoRoom.
 // What it has begun no deadline ends.
 func (st *Stream) writeWhole(p []byte, until time.Time) error {
 	st.writeMu.Lock()

@@ -12,7 +12,8 @@ const (
 	// maxWindow is what one stream may grow to: a window's worth travels per round trip, and 16 MiB fill 1 Gbit/s at 130 ms.
 	// It is no queue before a slow link: what is in flight is bounded for the whole session.
 	maxWindow = 16 << 20
-	// leastWindow is what that of a stream which is read shrinks to when memory is scarce.
+	// leastWindow is what that of a stream which is read shrinks to when memory is scarce. Half of it is the least room of one of which all is
+	// read, which has to be enough for a datagram.
 	leastWindow = 4 * maxFrame
 	// maxBudget is what all windows of a session may have grown by, in memory: streams that are read slowly may fill them, and
 	// must stay below what a hold has for them, with room for others.
@@ -83,6 +84,8 @@ func (w *window) read(n int, b *budget) (limit uint64, changed bool) {
 		w.size = max(w.size/2, leastWindow)
 		b.give(w.grown / 2)
 		w.grown -= w.grown / 2
+	case w.size < firstWindow:
+		w.size += more
 	case w.got == w.byMux && b.take(more*muxGrowth):
 		w.size += more
 		w.grown += more * muxGrowth
