@@ -5,14 +5,11 @@ package swap
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,7 +18,6 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/member"
 	"bridge/internal/proxypod"
-	"bridge/pkg/tunnel"
 )
 
 // onTarget has the target of u with the record's copy.
@@ -124,65 +120,5 @@ func TestNobodyIsDisplacedWithoutNeed(t *testing.T) {
 	bob := someone(t, k, lease, u, "bob@pc", "b", "bob")
 	if err := s.addTo(&l, *bob.claim.share); err != nil || len(l.Members) != 2 {
 		t.Errorf("%v: %s", err, l.Owners())
-	}
-}
-
-// The proxies' pods are patched for as long as a proxy may take to learn of a share, and not for as long as CMD takes to answer.
-func TestNudgingEnds(t *testing.T) { synctest.Test(t, nudgingEnds) }
-
-func nudgingEnds(t *testing.T) {
-	k, lease, u, _ := sharedShop(t)
-	for _, name := range []string{"proxy-a", "proxy-b"} {
-		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop", Labels: map[string]string{proxypod.ProxyLabel: proxypod.LabelValue(lease.Name)}},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
-		}
-		if _, err := k.Clientset.CoreV1().Pods("shop").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bob := someone(t, k, lease, u, "bob@pc", "b", "bob")
-	key := newKey(t)
-	bob.claim.share.Client = key.Fingerprint()
-	c, err := bob.join(t.Context(), bob.claim.share)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bob.claim, bob.ReadyTimeout = c, time.Minute
-	bob.stands, bob.answers = make(chan struct{}), make(chan struct{})
-	bob.Program = &Program{} // slow to answer
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer stop()
-	bob.lines = &lines{changed: make(chan struct{})}
-	keys := []tunnel.Key{newKey(t), newKey(t)}
-	for i := range 2 {
-		l := &piped{conns: make(chan net.Conn), ended: make(chan struct{})}
-		srv := &tunnel.Server{Key: keys[i], Client: key.Fingerprint()}
-		if i == 1 {
-			srv = nil
-		}
-		door := &tunnel.Door{Key: keys[i], Server: func(tunnel.Fingerprint) *tunnel.Server { return srv }}
-		running.Go(func() { _ = door.Serve(ctx, l) })
-		client := bob.newTunnel()
-		client.Key, client.Carrier, client.OnState = key, l.dial, func(tunnel.State) { bob.lines.tell() }
-		bob.lines.clients = append(bob.lines.clients, client)
-	}
-	running.Go(func() { bob.lines.run(ctx, func(err error) { t.Errorf("the share ends: %v", err) }) })
-	running.Go(func() { _ = bob.takeUp(ctx) })
-	count := func() (n int) {
-		for _, a := range k.Clientset.(*shop).Actions() {
-			if a.GetVerb() == "patch" && a.GetResource().Resource == "pods" {
-				n++
-			}
-		}
-		return n
-	}
-	time.Sleep(10 * time.Minute)
-	before := count()
-	time.Sleep(5 * time.Minute)
-	if after := count(); before == 0 || after > before {
-		t.Errorf("%d patches of pods in 10 minutes, %d more in 5", before, after-before)
 	}
 }
