@@ -151,7 +151,7 @@ func Domain(pod tunnel.Info) string { return strings.TrimSuffix(dns.Zone(pod.Sea
 func dialSoon(t *tunnel.Client, patience time.Duration) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		s := t.State()
-		if s.Phase != tunnel.Ready && time.Since(s.Since) >= patience {
+		if !s.Phase.Carries() && time.Since(s.Since) >= patience {
 			if s.Err != nil {
 				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
 			}

@@ -188,8 +188,7 @@ func (p *Proxy) WaitAllReady(ctx context.Context, n int) error {
 // WaitTunnel returns when a tunnel in that state has a session with a pod of the proxy, Ready or not. It gives up as WaitReady does.
 func (p *Proxy) WaitTunnel(ctx context.Context, state func() tunnel.State) error {
 	return p.wait(ctx, func([]corev1.Pod) bool {
-		phase := state().Phase
-		return phase == tunnel.Ready || phase == tunnel.Degraded
+		return state().Phase.Carries()
 	})
 }
 

@@ -83,7 +83,7 @@ func (s *Swap) narrate(ctx context.Context) {
 			pending = pending[1:]
 		}
 		state, changed := s.lines.watch()
-		switch up := state.Phase == tunnel.Ready || state.Phase == tunnel.Degraded; {
+		switch up := state.Phase.Carries(); {
 		case cut && up:
 			cut = false
 			pending = append(pending, event{corev1.EventTypeNormal, reasonRestored, "the tunnel to " + s.Plan.owner + " is back", time.Now()})

@@ -69,14 +69,12 @@ func (l *lines) run(ctx context.Context, lost func(error)) {
 // main is the tunnel for what only one is needed: the first that carries now, or the first.
 func (l *lines) main() *tunnel.Client {
 	for _, c := range l.clients {
-		if carries(c.State()) {
+		if c.State().Phase.Carries() {
 			return c
 		}
 	}
 	return l.clients[0]
 }
-
-func carries(s tunnel.State) bool { return s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded }
 
 func (l *lines) setReady(ready bool) {
 	for _, c := range l.clients {
@@ -90,7 +88,7 @@ func (l *lines) waitAny(ctx context.Context) error {
 		l.mu.Lock()
 		changed := l.changed
 		l.mu.Unlock()
-		if carries(l.main().State()) {
+		if l.main().State().Phase.Carries() {
 			return nil
 		}
 		select {
@@ -127,7 +125,7 @@ func (l *lines) watch() (tunnel.State, <-chan struct{}) {
 func together(states []tunnel.State) tunnel.State {
 	worst, up := states[0], 0
 	for _, s := range states {
-		if carries(s) {
+		if s.Phase.Carries() {
 			up++
 		}
 		if rank(s.Phase) > rank(worst.Phase) {

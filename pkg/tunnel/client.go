@@ -64,6 +64,9 @@ func (p Phase) String() string {
 	return fmt.Sprintf("phase %d", int(p))
 }
 
+// Carries says whether there is a session on a carrier that answers.
+func (p Phase) Carries() bool { return p == Ready || p == Degraded }
+
 // State is a Client's phase, since when, and why.
 type State struct {
 	Phase Phase
@@ -474,7 +477,7 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 		if ended != nil {
 			return nil, ended
 		}
-		if s != nil && s.alive() && (phase == Ready || phase == Degraded || !ready) {
+		if s != nil && s.alive() && (phase.Carries() || !ready) {
 			return s, nil
 		}
 		select {

@@ -246,3 +246,12 @@ func TestServerStopsWithOpenStreams(t *testing.T) {
 	wantReset(pod)
 	_ = pod.Close()
 }
+
+// What is degraded carries: nobody may take it for lost.
+func TestWhatCarries(t *testing.T) {
+	for phase, want := range map[Phase]bool{Connecting: false, Ready: true, Degraded: true, Reconnecting: false, Lost: false} {
+		if got := phase.Carries(); got != want {
+			t.Errorf("%s: %v, want %v", phase, got, want)
+		}
+	}
+}
