@@ -15,13 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Main is for the start of main: in a namespace's first process, and in its guard, it does not return.
+// Main is for the start of main: in a namespace's first process, its guard and its maker it does not return.
 func Main() {
 	switch os.Args[0] {
 	case firstName:
 		first(os.Args[1], os.Args[2:])
 	case guardName:
 		watch(os.Args[1])
+	case makerName:
+		makeSockets()
 	}
 }
 
@@ -29,14 +31,7 @@ func Main() {
 // of the talk does.
 func first(path string, args []string) {
 	runtime.LockOSThread() // capabilities are a thread's
-	unix.CloseOnExec(inherited)
-	file := os.NewFile(inherited, "talk")
-	conn, err := net.FileConn(file)
-	if err != nil {
-		os.Exit(1)
-	}
-	_ = file.Close()
-	talk := conn.(*net.UnixConn)
+	talk := inheritedTalk()
 	b := make([]byte, maxReport)
 	n, err := talk.Read(b)
 	if err != nil {
@@ -50,7 +45,19 @@ func first(path string, args []string) {
 	files, udp, err := setUp(o)
 	r.UDP = udp
 	if err == nil {
+		r.Left, err = place(o.Files, path)
+	}
+	if err == nil {
 		r.Namespace, err = os.Readlink("/proc/self/ns/net")
+	}
+	if err == nil {
+		err = giveUp()
+	}
+	if err == nil && o.Dialled {
+		var f *os.File
+		if f, r.Maker, err = startMaker(); err == nil {
+			files = append(files, f)
+		}
 	}
 	if err != nil {
 		r.Error = err.Error()
@@ -66,9 +73,21 @@ func first(path string, args []string) {
 		os.Exit(1)
 	}
 	closeAll(files)
-	err = become(path, args)
+	err = &os.PathError{Op: "exec", Path: path, Err: syscall.Exec(path, args, os.Environ())}
 	_ = say(talk, report{Error: err.Error()}, nil)
 	os.Exit(1)
+}
+
+// inheritedTalk is this process's end of the talk with bridge.
+func inheritedTalk() *net.UnixConn {
+	unix.CloseOnExec(inherited)
+	file := os.NewFile(inherited, "talk")
+	conn, err := net.FileConn(file)
+	if err != nil {
+		os.Exit(1)
+	}
+	_ = file.Close()
+	return conn.(*net.UnixConn)
 }
 
 func say(talk *net.UnixConn, r report, fds []int) error {
@@ -80,20 +99,20 @@ func say(talk *net.UnixConn, r report, fds []int) error {
 	return err
 }
 
-// become makes this process the program, without the capabilities of the set-up. It returns an error only.
-func become(path string, args []string) error {
-	if !privileged() {
-		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-			return fmt.Errorf("give up capabilities: %w", err)
-		}
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			return fmt.Errorf("give up capabilities: %w", err)
-		}
+// giveUp lets go of the capabilities of the set-up, for this thread and what it starts or becomes.
+func giveUp() error {
+	if privileged() {
+		return nil
 	}
-	err := syscall.Exec(path, args, os.Environ())
-	return &os.PathError{Op: "exec", Path: path, Err: err}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	return nil
 }
 
 // setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them.

@@ -9,9 +9,11 @@
 //   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
 //   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
 //   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
-//   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone.
+//   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
+//   - Files are at their paths.
 //
-// A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed.
+// A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
+// (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
 package netns
 
 import (
@@ -35,6 +37,18 @@ type Options struct {
 
 	// LocalPorts are TCP ports of 127.0.0.1 that are redirected too.
 	LocalPorts []uint16
+
+	// Dialled has Control work.
+	Dialled bool
+
+	Files Files
+}
+
+// Files are files and folders that are put in the place of what this machine has at their paths, for the programs in the namespace alone.
+// A folder follows what is made and changed in it; a file that is replaced by another stays as it was.
+type Files struct {
+	Root  string   // the folder that has them
+	Paths []string // below Root, and for the programs; none is below another
 }
 
 // Sockets are open in the namespace. Whoever gets them closes them.

@@ -25,12 +25,13 @@ const self = "/proc/self/exe"
 const (
 	firstName = "bridge-namespace-first"
 	guardName = "bridge-namespace-guard"
+	makerName = "bridge-namespace-maker"
 )
 
 // setUpTime bounds the set-up, which takes some 50 ms: of a machine that is very slow.
 const setUpTime = 30 * time.Second
 
-// inherited is the descriptor on which the first process finds its end of the talk, and the guard its pipe.
+// inherited is the descriptor on which the first process and the maker find their ends of the talk, and the guard its pipe.
 const inherited = 3
 
 // Namespace is one. Use its methods in this order: Enter, Open, Run, Close.
@@ -39,6 +40,8 @@ type Namespace struct {
 	talk  *net.UnixConn // with the first process
 	other *os.File      // the first process's end
 	guard *guard
+	maker maker
+	left  []string
 }
 
 // New makes what is needed on this side.
@@ -150,18 +153,25 @@ func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 	_ = n.other.Close() // now the first process's end tells when it has ended
 	defer n.bound(ctx)()
 	ask, err := json.Marshal(n.o)
+	if err == nil && len(ask) > maxReport {
+		err = errors.New("too many files")
+	}
 	if err != nil {
-		return nil, err
+		return nil, &Unavailable{err, ""}
 	}
 	if _, err := n.talk.Write(ask); err != nil {
 		return nil, &Unavailable{fmt.Errorf("its first process has ended: %w", err), setting()}
 	}
-	got, files, err := receive(n.talk)
+	got, files, err := receive(n.talk, maxReport)
 	if err == nil && got.Error != "" {
 		err = errors.New(got.Error)
 	}
 	if err == nil {
+		n.left = got.Left
 		n.guard, err = startGuard(got.Namespace)
+	}
+	if err == nil && n.o.Dialled {
+		files, err = n.maker.take(files, got.Maker)
 	}
 	if err != nil {
 		closeAll(files)
@@ -170,13 +180,16 @@ func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 	return sockets(files, len(n.o.IPv6) > 0, got.UDP)
 }
 
+// Left are the Files that are not at their paths, and why, a line each. Call it after Open.
+func (n *Namespace) Left() []string { return n.left }
+
 // Run has the first process become the program. The error says why that cannot be.
 func (n *Namespace) Run(ctx context.Context) error {
 	defer n.bound(ctx)()
 	if _, err := n.talk.Write([]byte("{}")); err != nil {
 		return err
 	}
-	got, _, err := receive(n.talk)
+	got, _, err := receive(n.talk, maxReport)
 	if errors.Is(err, io.EOF) {
 		return nil // its end was closed when the program took its place
 	}
@@ -198,7 +211,9 @@ func (n *Namespace) bound(ctx context.Context) func() {
 func (n *Namespace) Close() {
 	_ = n.other.Close()
 	_ = n.talk.Close()
+	n.maker.close()
 	n.guard.end()
+	n.maker.wait()
 }
 
 // report is what the first process says: once when all is set up, with the sockets, and once more if the program cannot be run.
@@ -206,6 +221,8 @@ type report struct {
 	Error     string `json:",omitempty"`
 	Namespace string // its name, as /proc has it
 	UDP       bool   // there are the sockets of Datagrams
+	Maker     int    // the process, whose socket comes last; 0 for none
+	Left      []string
 }
 
 // maxReport is longer than any; maxFiles more than are handed over.
@@ -214,8 +231,8 @@ const (
 	maxFiles  = 8
 )
 
-func receive(c *net.UnixConn) (*report, []*os.File, error) {
-	b, oob := make([]byte, maxReport), make([]byte, unix.CmsgSpace(maxFiles*4))
+func receive(c *net.UnixConn, limit int) (*report, []*os.File, error) {
+	b, oob := make([]byte, limit), make([]byte, unix.CmsgSpace(maxFiles*4))
 	size, oobn, _, _, err := c.ReadMsgUnix(b, oob)
 	if err != nil {
 		return nil, nil, err

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"syscall"
 )
 
 // Namespace is not to be had on this system.
@@ -29,6 +30,14 @@ func (n *Namespace) Explain(err error) error { return err }
 
 // Open is for Linux.
 func (n *Namespace) Open(context.Context) (*Sockets, error) { return nil, errors.ErrUnsupported }
+
+// Left is for Linux.
+func (n *Namespace) Left() []string { return nil }
+
+// Control is for Linux.
+func (n *Namespace) Control(context.Context, string, string, syscall.RawConn) error {
+	return errors.ErrUnsupported
+}
 
 // Run is for Linux.
 func (n *Namespace) Run(context.Context) error { return errors.ErrUnsupported }

@@ -3,6 +3,7 @@
 package netns
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -67,6 +68,18 @@ func program(do []string) {
 		b := make([]byte, 1000)
 		n, err := c.Read(b)
 		fmt.Printf("%s %v\n", b[:n], err)
+	case "answer": // says hello to whoever comes to one of the addresses
+		for _, address := range do[1:] {
+			network := "tcp"
+			if udp, ok := strings.CutPrefix(address, "udp:"); ok {
+				network, address = "udp", udp
+			}
+			if err := hello(network, address); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
+		time.Sleep(time.Minute)
 	case "user":
 		caps, _ := os.ReadFile("/proc/self/status")
 		_, after, _ := strings.Cut(string(caps), "CapEff:\t")
@@ -79,6 +92,38 @@ func program(do []string) {
 		_ = os.WriteFile("outlived", nil, 0o600)
 	}
 	os.Exit(0)
+}
+
+// hello answers at an address, for as long as the process is there.
+func hello(network, address string) error {
+	if network == "udp" {
+		c, err := net.ListenPacket(network, address)
+		if err != nil {
+			return err
+		}
+		go func() {
+			b := make([]byte, 100)
+			for {
+				if _, from, err := c.ReadFrom(b); err == nil {
+					_, _ = c.WriteTo([]byte("hello "+network), from)
+				}
+			}
+		}()
+		return nil
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			if c, err := l.Accept(); err == nil {
+				_, _ = c.Write([]byte("hello " + network))
+				_ = c.Close()
+			}
+		}
+	}()
+	return nil
 }
 
 // begin starts args up to where the sockets are open.
@@ -300,7 +345,7 @@ func asNobody(t *testing.T, name string) {
 }
 
 func TestUnprivileged(t *testing.T) {
-	asNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestFiles|TestOneself|TestKilled)")
+	asNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestFiles$|TestOneself|TestKilled|TestBridgeReaches|TestFilesAre)")
 }
 
 // The program is the user that it would be outside, with the capabilities of one, and so are its files.
@@ -403,4 +448,166 @@ func TestTheProgramCannotBeRun(t *testing.T) {
 	}
 	_ = cmd.Wait()
 	n.Close()
+}
+
+// Bridge reaches what listens in the namespace, on ports that this machine has taken too, and below 1024.
+func TestBridgeReachesTheProgramsPorts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	low := []string{"127.0.0.1:81"}
+	if os.Getuid() != 0 {
+		low = nil // it has no capabilities
+	}
+	s := start(t, Options{Dialled: true}, strings.Join(append([]string{"answer", "[::1]:7002", "udp:127.0.0.1:7003", "127.0.0.1:" + port}, low...), " "))
+	d := net.Dialer{Timeout: 5 * time.Second, ControlContext: s.Control}
+	ask := func(network, address string) (string, error) {
+		c, err := d.DialContext(t.Context(), network, address)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = c.Close() }()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Write([]byte("x")); err != nil {
+			return "", err
+		}
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		return string(b[:n]), err
+	}
+	// The last to listen answers: all do.
+	last := append([]string{"127.0.0.1:" + port}, low...)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := ask("tcp", last[len(last)-1]); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	for _, address := range append(last, "localhost:"+port, "[::1]:7002") {
+		if said, err := ask("tcp", address); err != nil || said != "hello tcp" {
+			t.Errorf("%s: %q, %v", address, said, err)
+		}
+	}
+	if said, err := ask("udp", "127.0.0.1:7003"); err != nil || said != "hello udp" {
+		t.Errorf("%q, %v", said, err)
+	}
+	if _, err := ask("tcp", "127.0.0.1:7001"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("where nobody listens: %v", err)
+	}
+	_ = s.cmd.Process.Kill()
+	_, _ = s.end()
+	if _, err := ask("tcp", "localhost:"+port); err == nil {
+		t.Error("it is over, and somebody answers")
+	}
+}
+
+// Files are where they belong, whether this machine has something there or not, and they follow what changes; nothing else is another.
+func TestFilesAreAtTheirPaths(t *testing.T) {
+	root, home, work := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Setenv("HOME", home)
+	t.Chdir(work)
+	var paths []string
+	put := func(path, text string) {
+		t.Helper()
+		at := root + path
+		if err := errors.Join(os.MkdirAll(at[:strings.LastIndex(at, "/")], 0o700), os.WriteFile(at+".new", []byte(text+"\n"), 0o600), os.Rename(at+".new", at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := t.TempDir()
+	if err := errors.Join(os.Mkdir(there+"/conf", 0o700), os.WriteFile(there+"/conf/hidden", nil, 0o600), os.WriteFile(there+"/beside", nil, 0o600), os.Mkdir(work+"/given", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/etc/bridge-test/deep/a", "/etc/bridge-test-2/b", "/bridge-test/c", there + "/conf/d", "/var/run/bridge-test/e", work + "/given/f"} {
+		put(path, path)
+		paths = append(paths, path[:strings.LastIndex(path, "/")])
+	}
+	put("/bridge-test-file", "single")
+	put("/etc/hostname", "of the pod")
+	paths = append(paths, "/bridge-test-file", "/etc/hostname")
+	left := []string{work + "/new", home + "/.config/new", "/etc", home, work, "/dev/bridge-test", "/proc/bridge-test", "/etc/resolv.conf/x", "/etc/passwd"}
+	for _, path := range left {
+		if err := os.MkdirAll(root+path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, _ := os.ReadDir("/")
+	script := `cat /etc/bridge-test/deep/a /etc/bridge-test-2/b /bridge-test/c ` + there + `/conf/d /var/run/bridge-test/e given/f /bridge-test-file /etc/hostname
+ls -A ` + there + `/conf; ls ` + there + `; ls -A /; ls /etc/passwd; grep -c 127.0.0.1 /etc/resolv.conf; pwd; : > written; echo x > /etc/bridge-test/deep/a || echo not written
+echo; read x; cat /etc/bridge-test/deep/a /etc/bridge-test/deep/more`
+	n, err := New(Options{Files: Files{Root: root, Paths: append(paths, left...)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Enter(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(n.Explain(err))
+	}
+	s, err := n.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i, line := range n.Left() {
+		if i >= len(left) || !strings.HasPrefix(line, left[i]+": ") {
+			t.Errorf("left: %q", line)
+		}
+		t.Log(line)
+	}
+	if len(n.Left()) != len(left) {
+		t.Errorf("left: %q", n.Left())
+	}
+	if err := n.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, out := "", bufio.NewReader(pipe)
+	for line := ""; line != "\n"; got += line {
+		if line, err = out.ReadString('\n'); err != nil {
+			t.Fatalf("%v after %q", err, got)
+		}
+	}
+	put("/etc/bridge-test/deep/a", "changed")
+	put("/etc/bridge-test/deep/more", "more")
+	_, _ = in.Write([]byte("\n"))
+	rest, err := io.ReadAll(out)
+	if err != nil {
+		t.Error(err)
+	}
+	got += string(rest)
+	_ = cmd.Wait()
+	n.Close()
+	for _, e := range before {
+		if !strings.Contains(got, e.Name()+"\n") {
+			t.Errorf("%s is not in / any more", e.Name())
+		}
+	}
+	for _, want := range []string{
+		"/etc/bridge-test-2/b\n/bridge-test/c\n" + there + "/conf/d\n/var/run/bridge-test/e\n" + work + "/given/f\nsingle\nof the pod\nd\nbeside\nconf\n",
+		"/etc/passwd\n1\n" + work + "\n", "\nchanged\nmore\n", "not written\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	if _, err := os.Stat(work + "/written"); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{"/etc/bridge-test", "/bridge-test", "/bridge-test-file", "/run/bridge-test", "/" + oldRoot} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s on this machine: %v", path, err)
+		}
+	}
 }
