@@ -81,6 +81,7 @@ type config struct {
 	mirror      bool   // the originals answer at the other ports, and the laptop gets a copy
 	membersAt   string // the file that says which requests of the other ports are whose; "" when there is one laptop alone
 	serveDials  bool
+	toPod       []int // TCP ports of the pod's loopback that are dialled for the laptop; no others of it are
 	view        view
 	drainDelay  time.Duration // new connections are still taken after SIGTERM
 	drain       time.Duration // open ones may take this long after that
@@ -124,6 +125,11 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
 	f.Func("token", "`path:audience` of a token of the target's, which the laptop does not get (repeatable)", c.view.addToken)
 	f.BoolVar(&c.serveDials, "serve-dials", true, "dial from the pod for the laptop")
+	f.Func("to-pod", "`port` of the pod's other containers that is dialled for the laptop on the pod's loopback (repeatable)", func(s string) error {
+		port, err := parsePort(s)
+		c.toPod = append(c.toPod, port)
+		return err
+	})
 	f.DurationVar(&c.drainDelay, "drain-delay", 3*time.Second, "how long new connections are taken after SIGTERM")
 	f.DurationVar(&c.drain, "drain", 10*time.Second, "how long open connections may take after that")
 	if err := f.Parse(args); err != nil {

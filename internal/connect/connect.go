@@ -32,6 +32,9 @@ const (
 // next session. A reconnect that works takes less; after that such names fail at once.
 const dnsPatience = 2 * time.Second
 
+// Dial makes a connection, as a net.Dialer does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 // Options say where to listen. The zero value works.
 type Options struct {
 	// Listen and DNSListen are "HOST:PORT" on loopback; port 0 is any free one. Empty means
@@ -115,23 +118,23 @@ func (e *Entrance) Close() {
 	}
 }
 
-// Run serves through t, once it has a session, until ctx is done, which is no error, or a port fails.
-// It returns when every connection has ended. Call it once.
-func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
+// Run serves through ts, each time the first of them that is up, once the first has a session, until ctx is done, which is no error, or
+// a port fails. It returns when every connection has ended. Call it once.
+func (e *Entrance) Run(ctx context.Context, ts ...*tunnel.Client) error {
 	defer e.Close()
-	if err := t.WaitReady(ctx); err != nil {
+	if err := ts[0].WaitReady(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	pod, ok := t.Info()
+	pod, ok := ts[0].Info()
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
 	}
-	proxy := &socks5.Server{Dial: t.DialContext, Log: e.o.Log}
+	proxy := &socks5.Server{Dial: dialFirst(ts), Log: e.o.Log}
 	names := &dns.Server{
-		Dial:        dialSoon(t, dnsPatience),
+		Dial:        dialSoon(ts, dnsPatience),
 		Nameservers: pod.Nameservers,
 		Search:      pod.Search,
 		Ndots:       pod.Ndots,
@@ -147,11 +150,31 @@ func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
 // Domain is the cluster's domain ("cluster.local") as pod tells.
 func Domain(pod tunnel.Info) string { return strings.TrimSuffix(dns.Zone(pod.Search), ".") }
 
-// dialSoon dials through t, and fails at once when t has been without a session for longer than patience.
-func dialSoon(t *tunnel.Client, patience time.Duration) func(ctx context.Context, network, address string) (net.Conn, error) {
+// first is the first of ts that is up, or else the first of all.
+func first(ts []*tunnel.Client) *tunnel.Client {
+	for _, t := range ts {
+		if up(t.State()) {
+			return t
+		}
+	}
+	return ts[0]
+}
+
+func up(s tunnel.State) bool { return s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded }
+
+// dialFirst dials through the first of ts.
+func dialFirst(ts []*tunnel.Client) Dial {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		return first(ts).DialContext(ctx, network, address)
+	}
+}
+
+// dialSoon is dialFirst that fails at once when there has been no session for longer than patience.
+func dialSoon(ts []*tunnel.Client, patience time.Duration) Dial {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		t := first(ts)
 		s := t.State()
-		if s.Phase != tunnel.Ready && time.Since(s.Since) >= patience {
+		if !up(s) && time.Since(s.Since) >= patience {
 			if s.Err != nil {
 				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
 			}

@@ -247,7 +247,7 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 	if err := p.client.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ask := dialSoon(p.client, 0)
+	ask := dialSoon([]*tunnel.Client{p.client}, 0)
 	c, err := ask(t.Context(), "tcp", "10.96.0.10:53")
 	if err != nil {
 		t.Fatal(err)

@@ -52,8 +52,14 @@ type Program struct {
 
 	// Ranges are the cluster's, as far as they are known. What its resolver answers with is the cluster's as well.
 	Ranges []netip.Prefix
-	// LocalPorts of 127.0.0.1 are this machine's in the namespace too.
-	LocalPorts []uint16
+	// LocalPorts of 127.0.0.1 are this machine's in the namespace too, and PodPorts of it are the pod's.
+	LocalPorts, PodPorts []uint16
+	// Files are put at their paths in the namespace.
+	Files netns.Files
+	// Outside has no namespace made.
+	Outside bool
+	// Started is told, when the program runs, how its own ports are reached, and whether it is in a namespace. It may be nil.
+	Started func(reach Dial, inside bool)
 	// Direct are the hosts beside this machine that need no proxy, where there is one.
 	Direct []string
 
@@ -68,10 +74,13 @@ func (p *Program) Check() error {
 	return hint.New(hint.Usage, (&child.Command{Args: p.Args}).Find(), "")
 }
 
-// Run runs the program through t, which has had a session, until it has ended, to which ctx brings it. It returns a *child.ExitError,
-// or why the program was not run.
-func (p *Program) Run(ctx context.Context, t *tunnel.Client) error {
-	err := p.inNamespace(ctx, t)
+// Run runs the program through ts, each time the first of them that is up, until it has ended, to which ctx brings it. The first has had
+// a session. It returns a *child.ExitError, or why the program was not run.
+func (p *Program) Run(ctx context.Context, ts ...*tunnel.Client) error {
+	if p.Outside {
+		return p.withProxy(ctx, ts)
+	}
+	err := p.inNamespace(ctx, ts)
 	var no *netns.Unavailable
 	if !errors.As(err, &no) || ctx.Err() != nil {
 		return err
@@ -81,7 +90,10 @@ func (p *Program) Run(ctx context.Context, t *tunnel.Client) error {
 		line += "; what would allow it: " + no.Setting
 	}
 	p.Say(line)
-	return p.withProxy(ctx, t)
+	for _, port := range p.PodPorts {
+		p.Say(fmt.Sprintf("so localhost:%d is this machine's, and not the pod's", port))
+	}
+	return p.withProxy(ctx, ts)
 }
 
 // command is the program as internal/child takes it.
@@ -90,22 +102,29 @@ func (p *Program) command() *child.Command {
 }
 
 // withProxy runs it beside an Entrance.
-func (p *Program) withProxy(ctx context.Context, t *tunnel.Client) error {
+func (p *Program) withProxy(ctx context.Context, ts []*tunnel.Client) error {
 	e, err := Open(p.Entrance)
 	if err != nil {
 		return err
 	}
 	c := p.command()
 	c.Env = append(slices.Clone(c.Env), ProxyVariables(e.Proxy(), p.Direct)...)
-	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, t) }, func(ctx context.Context) error {
+	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, ts...) }, func(ctx context.Context) error {
 		process, err := c.Start()
 		if err != nil {
 			return hint.New(hint.Usage, err, "")
 		}
 		p.OnSignal(process.Signal)
 		defer p.OnSignal(nil)
+		p.started(new(net.Dialer).DialContext, false)
 		return process.Wait(ctx)
 	})
+}
+
+func (p *Program) started(reach Dial, inside bool) {
+	if p.Started != nil {
+		p.Started(reach, inside)
+	}
 }
 
 // beside runs the program while serve does; the end of the one is that of the other.
@@ -147,8 +166,10 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 }
 
 // inNamespace runs it in one. The error wraps a *netns.Unavailable, and nothing has been run, where that is not to be had.
-func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
-	n, err := netns.New(netns.Options{IPv6: p.ipv6(), LocalPorts: p.LocalPorts})
+func (p *Program) inNamespace(ctx context.Context, ts []*tunnel.Client) error {
+	n, err := netns.New(netns.Options{
+		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: p.Started != nil, Files: p.Files,
+	})
 	if err != nil {
 		return err
 	}
@@ -173,17 +194,23 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 		return err
 	}
 	defer sockets.Close()
-	pod, ok := t.Info()
+	pod, ok := ts[0].Info()
 	if !ok {
 		_ = process.Wait(ended)
 		return errors.New("the pod told nothing of its resolver")
 	}
-	g := &gate{dial: t.DialContext, ranges: p.Ranges, localPorts: p.LocalPorts, log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns)}
+	for _, line := range n.Left() {
+		p.Say("not at its path: " + line)
+	}
+	g := &gate{
+		dial: dialFirst(ts), ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,
+		log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns),
+	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	names := &dns.Server{
-		Dial: dialSoon(t, dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
+		Dial: dialSoon(ts, dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
 		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add, Log: p.Entrance.Log,
 	}
 	for _, s := range pod.Nameservers {
@@ -208,6 +235,7 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 			_ = process.Wait(ended)
 			return hint.New(hint.Usage, err, "")
 		}
+		p.started((&net.Dialer{ControlContext: n.Control}).DialContext, true)
 		exit := process.Wait(ctx)
 		n.Close() // while what it has left can still say goodbye
 		return exit
@@ -230,10 +258,11 @@ func (p *Program) ipv6() (list []netip.Prefix) {
 
 // gate decides where a program's connections go.
 type gate struct {
-	dial       func(ctx context.Context, network, address string) (net.Conn, error) // in the cluster
+	dial       Dial // in the cluster
 	ranges     []netip.Prefix
 	known      known
 	localPorts []uint16
+	podPorts   []uint16
 	log        *slog.Logger
 	slots      chan struct{}
 }
@@ -300,7 +329,8 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 	return tunnel.Splice(c, target)
 }
 
-// reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, all others from this machine.
+// reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, the pod's ports on its own, all
+// others from this machine.
 func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, programDialTime)
 	defer cancel()
@@ -309,6 +339,8 @@ func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (ne
 	switch {
 	case addr == netns.Host:
 		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+	case addr.IsLoopback() && slices.Contains(g.podPorts, to.Port()):
+		return g.dial(ctx, network, to.String())
 	case addr.IsLoopback():
 		if !slices.Contains(g.localPorts, to.Port()) {
 			return nil, errors.New("the namespace's own, which was not redirected")

@@ -123,6 +123,50 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 	}
 }
 
+// The pod's own ports are asked of the pod, by its loopback; whoever has them on this machine is not met.
+func TestPortsOfThePod(t *testing.T) {
+	info, clusterDial := cluster(t)
+	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == "127.0.0.1:9090" {
+			address = "orders.shop:80"
+		}
+		return clusterDial(ctx, network, address)
+	})
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, out, _ := program("http://127.0.0.1:9090/ http://127.0.0.1:9091/")
+	p.PodPorts = []uint16{9090}
+	inside := false
+	p.Started = func(_ Dial, in bool) { inside = in }
+	err := p.Run(t.Context(), pod.client)
+	lines := strings.Split(out.String(), "\n")
+	if exitCode(err) != 7 || !inside || lines[0] != "127.0.0.1:9090 <nil>" || !strings.Contains(lines[1], "connection refused") {
+		t.Errorf("%v, %v, %q", err, inside, lines)
+	}
+}
+
+// Of two tunnels the one that is up carries what the program sends, the other's end having gone.
+func TestAProgramHasTheTunnelThatIsUp(t *testing.T) {
+	info, dial := withAddresses(t)
+	one, other := startPod(t, info, dial), startPod(t, info, dial)
+	for _, p := range []struct{ client *tunnel.Client }{{one.client}, {other.client}} {
+		if err := p.client.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one.cut()
+	for st := range one.states {
+		if st.Phase == tunnel.Reconnecting {
+			break
+		}
+	}
+	p, out, _ := program("http://orders/")
+	if err := p.Run(t.Context(), one.client, other.client); exitCode(err) != 7 || out.String() != "orders <nil>\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+}
+
 func TestSignalsAndTheEndOfBridge(t *testing.T) {
 	info, dial := withAddresses(t)
 	pod := startPod(t, info, dial)

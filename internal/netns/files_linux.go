@@ -23,8 +23,9 @@ const (
 // machines are the folders without which this machine's programs do not run, or which have the user's own things. They are not hidden.
 var machines = strings.Fields("/ /bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr /var")
 
-// kernels are those in which nothing can be put in place.
-var kernels = []string{"/dev", "/proc", "/sys"}
+// needed are where the kernel, the programs and their libraries are: nothing is put there.
+var needed = append(strings.Fields(`/bin /boot /dev /lib /lib32 /lib64 /libx32 /proc /sbin /sys /usr/bin /usr/lib /usr/lib32 /usr/lib64 /usr/libexec
+	/usr/local/bin /usr/local/lib /usr/local/sbin /usr/sbin /etc/ld.so.cache /etc/ld.so.preload`), nsswitchConf, resolvConf)
 
 // placer puts Files in place.
 type placer struct {
@@ -55,6 +56,7 @@ func place(f Files, program string) (left []string, err error) {
 		}
 	}
 	for _, path := range f.Paths {
+		path = filepath.Clean("/" + path)
 		if err := p.put(filepath.Join(f.Root, path), path); err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
@@ -102,8 +104,8 @@ func (p *placer) put(source, path string) error {
 		return leave(err.Error())
 	}
 	target := filepath.Join(at, missing)
-	if slices.ContainsFunc(kernels, func(k string) bool { return below(target, k) }) || target == real(resolvConf) || target == nsswitchConf {
-		return leave("there the programs need this machine's own")
+	if slices.ContainsFunc(needed, func(n string) bool { return below(target, real(n)) }) {
+		return leave("there CMD needs this machine's own")
 	}
 	if missing == "" {
 		now, err := os.Stat(at)

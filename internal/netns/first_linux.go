@@ -120,6 +120,7 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	if err := links(o); err != nil {
 		return nil, false, fmt.Errorf("set up the loopback device: %w", err)
 	}
+	_ = lowPorts() // where it cannot be, they are as outside
 	open := func(what interface{ File() (*os.File, error) }, err error) error {
 		if err != nil {
 			return err

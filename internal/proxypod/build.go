@@ -37,6 +37,8 @@ type Spec struct {
 	Client tunnel.Fingerprint
 	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
 	Listen, ListenUDP []int32
+	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
+	ToPod []int32
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for

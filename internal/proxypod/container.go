@@ -93,6 +93,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ListenUDP {
 		args = append(args, "--listen", strconv.Itoa(int(p))+"/udp")
 	}
+	for _, p := range s.ToPod {
+		args = append(args, "--to-pod", strconv.Itoa(int(p)))
+	}
 	if s.Standby != nil {
 		args = append(args, "--originals", originalsUnknown)
 		for _, p := range s.Standby.Pass {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/pkg/tunnel"
 )
@@ -19,12 +22,29 @@ const localDialTimeout = 5 * time.Second
 
 // dialLocal reaches the local process, which may listen on 127.0.0.1 or on ::1 alone, with UDP on 127.0.0.1 only: there
 // is no answer to a dial by which to choose.
-func dialLocal(ctx context.Context, p Port) (net.Conn, error) {
-	d := net.Dialer{Timeout: localDialTimeout}
+func (s *Swap) dialLocal(ctx context.Context, p Port) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, localDialTimeout)
+	defer cancel()
 	if p.UDP {
-		return d.DialContext(ctx, "udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Local))))
+		return s.Plan.reach(ctx, "udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Local))))
 	}
-	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))))
+	return s.Plan.reach(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))))
+}
+
+// reach dials where the local process is: on this machine, or where Program runs.
+func (p *Plan) reach(ctx context.Context, network, address string) (net.Conn, error) {
+	if dial := p.place.Load(); dial != nil {
+		return (*dial)(ctx, network, address)
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+// leave has nobody reached, whoever has the ports on this machine: while Program does not run.
+func (p *Plan) leave() {
+	nobody := connect.Dial(func(_ context.Context, network, _ string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	})
+	p.place.Store(&nobody)
 }
 
 // AwaitLocal waits until every local port answers a TCP dial and the target's probes make the process ready, at most timeout;
@@ -35,7 +55,7 @@ func (s *Swap) AwaitLocal(ctx context.Context, timeout time.Duration) error {
 	defer cancel()
 	for _, p := range s.Plan.Ports {
 		for said := false; !p.UDP; said = true {
-			conn, err := dialLocal(bounded, p)
+			conn, err := s.dialLocal(bounded, p)
 			if err == nil {
 				_ = conn.Close()
 				break
@@ -69,7 +89,7 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 		_ = st.Refuse(fmt.Errorf("port %q is not mapped", h.Address))
 		return
 	}
-	local, err := dialLocal(ctx, s.Plan.Ports[i])
+	local, err := s.dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
 		if h.Peer.IsValid() { // else nobody called: the proxy tries whether it is back
 			s.probes.Hurry()

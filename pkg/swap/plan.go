@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/member"
@@ -60,6 +62,8 @@ type Options struct {
 	TakeOver bool
 	// Version is this bridge's, for people with another one.
 	Version string
+	// ToPod are TCP ports of the pod's other containers that Program finds at its own 127.0.0.1. They take ModeReplace.
+	ToPod []int32
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -95,6 +99,8 @@ type Plan struct {
 	beside    []string              // Services before it that stay as they are, by name
 	joined    []string              // those of them that have the proxy beside the original, and where that can be waited for
 	have      []Port                // what --port chose from
+	toPod     []int32
+	place     atomic.Pointer[connect.Dial] // how the local process is reached; nil: it is on this machine
 	source    proxypod.Source
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
@@ -149,6 +155,9 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
 		}
 	}
+	if err := p.checkToPod(o.ToPod, template.Spec); err != nil {
+		return nil, err
+	}
 	if standby {
 		if err := p.standBy(f, o, services); err != nil {
 			return nil, err
@@ -166,7 +175,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
-	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o)
+	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o, p.reach)
 	p.Notes = append(p.Notes, notes...)
 
 	lease := leaseName(d.Target())
@@ -178,7 +187,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			tcp = append(tcp, q.Remote)
 		}
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp, p.Standby.passed()), o.PodProxy && f.MayPodProxy)
+	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp, o.ToPod, p.Standby.passed()), o.PodProxy && f.MayPodProxy)
 	switch {
 	case p.Own.PodProxy != 0:
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
@@ -189,7 +198,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -238,6 +247,22 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 	p.Lease = newLease(&p.Undo, record, o.Owner, o.Client.String(), o.Now)
 	return p, p.firstMember(o)
+}
+
+// checkToPod says what keeps a program on the laptop from a port of the pod's other containers.
+func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
+	p.toPod = ports
+	others := slices.ContainsFunc(pod.Containers, func(c corev1.Container) bool { return c.Name != p.container }) ||
+		slices.ContainsFunc(pod.InitContainers, func(c corev1.Container) bool { return c.RestartPolicy != nil }) // a sidecar
+	for _, port := range ports {
+		switch {
+		case !others:
+			return hint.Newf(hint.Usage, "leave it out", "--to-pod %d: the pod has no other container", port)
+		case slices.ContainsFunc(p.Ports, func(q Port) bool { return q.at() == at{port, false} }):
+			return hint.Newf(hint.Usage, "leave it out, or name with --port what is to come here", "--to-pod %d: that port of the pod comes to this machine", port)
+		}
+	}
+	return nil
 }
 
 // selecting are the Services that select pods with these labels.

@@ -21,6 +21,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -223,6 +224,34 @@ func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
 		if q.Remote == 9090 {
 			t.Errorf("port 9090 comes to the laptop: %v", p.Ports)
 		}
+	}
+}
+
+// The proxy dials the named ports of its pod's loopback and no others, and only where there can be somebody.
+func TestPortsOfOtherContainersForTheProgram(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9090}}
+	p, err := NewPlan(f, Options{ToPod: []int32{9090, 27100}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Join(p.Proxy.Spec.Template.Spec.Containers[0].Args, " ")
+	if !strings.Contains(args, "--to-pod 9090 --to-pod 27100") || p.Own.Tunnel == 27100 || p.Own.Health == 27100 {
+		t.Errorf("%s, %+v", args, p.Own)
+	}
+	for _, mode := range []Options{{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}}} {
+		if err := mode.Check(); hint.CodeOf(err) != hint.Usage {
+			t.Errorf("%+v: %v", mode, err)
+		}
+	}
+	if _, err := NewPlan(f, Options{ToPod: []int32{8080}}); hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "comes to this machine") {
+		t.Error(err)
+	}
+	pod := &f.Workload.Template.Spec
+	pod.Containers, pod.InitContainers = pod.Containers[:1], nil
+	if _, err := NewPlan(f, Options{ToPod: []int32{9091}}); hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "no other container") {
+		t.Error(err)
 	}
 }
 

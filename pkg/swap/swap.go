@@ -77,6 +77,9 @@ type Swap struct {
 
 func (s *Swap) init() {
 	if s.probes == nil {
+		if s.Program != nil {
+			s.Plan.leave()
+		}
 		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
 		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
