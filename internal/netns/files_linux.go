@@ -49,8 +49,8 @@ func place(f Files, program string) (left []string, err error) {
 	if !filepath.IsAbs(program) {
 		program = filepath.Join(wd, program)
 	}
-	p := &placer{own: []string{real(program), real(f.Root)}}
-	for _, home := range []string{real(wd), real(os.Getenv("HOME"))} {
+	p := &placer{own: []string{resolved(program), resolved(f.Root)}}
+	for _, home := range []string{resolved(wd), resolved(os.Getenv("HOME"))} {
 		if home != "/" && filepath.IsAbs(home) {
 			p.homes = append(p.homes, home)
 		}
@@ -68,8 +68,8 @@ func place(f Files, program string) (left []string, err error) {
 	return p.left, os.Chdir(wd) // by its path, which may lead elsewhere now
 }
 
-// real is a path without links, or as it is where that cannot be said.
-func real(path string) string {
+// resolved is a path without links, or as it is where that cannot be said.
+func resolved(path string) string {
 	if to, err := filepath.EvalSymlinks(path); err == nil {
 		return to
 	}
@@ -104,7 +104,7 @@ func (p *placer) put(source, path string) error {
 		return leave(err.Error())
 	}
 	target := filepath.Join(at, missing)
-	if slices.ContainsFunc(needed, func(n string) bool { return below(target, real(n)) }) {
+	if slices.ContainsFunc(needed, func(n string) bool { return below(target, resolved(n)) }) {
 		return leave("there CMD needs this machine's own")
 	}
 	if missing == "" {
@@ -175,7 +175,7 @@ func (p *placer) open(folder string) (why string, err error) {
 	}
 	before, done, err := cover(folder, options)
 	if err != nil {
-		return "", err
+		return err.Error(), nil
 	}
 	if info, err = os.Stat(folder); err != nil {
 		return "", err
@@ -194,7 +194,7 @@ func (p *placer) open(folder string) (why string, err error) {
 
 func deviceOf(info fs.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Dev }
 
-// cover mounts a new file system over a folder. before is a path to what it had, until done is called.
+// cover mounts a new file system over a folder. before is a path to what it had, until done is called. After an error all is as it was.
 func cover(folder, options string) (before string, done func() error, err error) {
 	at := folder
 	if folder == "/" {
@@ -215,17 +215,18 @@ func cover(folder, options string) (before string, done func() error, err error)
 	before = "/" + oldRoot
 	err = os.Mkdir(at+before, 0o700)
 	if err == nil {
-		err = os.NewSyscallError("pivot_root", unix.PivotRoot(at, at+before))
+		err = os.NewSyscallError("pivot_root", unix.PivotRoot(at, at+before)) // not where the root is the first of all, as of a live CD
 	}
-	if err == nil {
-		err = os.Chdir("/")
+	if err != nil {
+		_ = unix.Unmount(at, unix.MNT_DETACH)
+		return "", nil, err
 	}
 	return before, func() error {
 		if err := unix.Unmount(before, unix.MNT_DETACH); err != nil {
 			return &os.PathError{Op: "unmount", Path: before, Err: err}
 		}
 		return os.Remove(before)
-	}, err
+	}, nil
 }
 
 // show makes what is at from be at a path where nothing is.
