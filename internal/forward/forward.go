@@ -1,5 +1,5 @@
 // Package forward listens on this machine and joins each accepted connection with one that a dial
-// function makes. The commands forward and connect use it; what is dialled is no concern of it.
+// function makes. cmd/bridge and pkg/swap use it; what is dialled is no concern of it.
 package forward
 
 import (

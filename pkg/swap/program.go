@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"bridge/internal/child"
 	"bridge/internal/connect"
+	"bridge/internal/forward"
 	"bridge/internal/kube"
 	"bridge/internal/netns"
 	"bridge/internal/podview"
@@ -89,6 +92,7 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 	c.Started = func(reach connect.Dial, inside bool) {
 		if inside {
 			s.Say(own)
+			s.publish(following, &running, reach)
 		}
 		s.Plan.place.Store(&reach)
 		running.Go(func() {
@@ -115,6 +119,26 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 		return fmt.Errorf("%w, before it answered on %s", exit, localList(s.Plan.Ports))
 	}
 	return err
+}
+
+// publish has the program's ports be this machine's too, as far as they are free, until ctx ends: for a browser, or who else is here.
+func (s *Swap) publish(ctx context.Context, running *sync.WaitGroup, reach connect.Dial) {
+	for _, p := range s.Plan.Ports {
+		if p.UDP {
+			continue
+		}
+		listeners, err := forward.Listen([]string{"localhost"}, int(p.Local))
+		if err != nil {
+			s.Say(fmt.Sprintf("note: from this machine CMD's port %d is not reached: %v", p.Local, err))
+			continue
+		}
+		f := &forward.Forwarder{Listeners: listeners, Address: net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))), Dial: reach, Log: s.Log}
+		running.Go(func() {
+			if err := f.Run(ctx); err != nil {
+				s.Say(fmt.Sprintf("note: from this machine CMD's port %d is not reached any more: %v", p.Local, err))
+			}
+		})
+	}
 }
 
 var errEnded = errors.New("the program has ended")

@@ -232,6 +232,7 @@ func TestProgramLikeInThePod(t *testing.T) {
 	b.says("as on this machine, not as in the container: ")
 	_, root, _ := strings.Cut(b.says("files of the container below "), "files of the container below ")
 	b.says("it has a network of its own")
+	b.says("from this machine CMD's port " + port + " is not reached: local address 127.0.0.1:" + port + " is in use")
 	b.says(swapped)
 	w.answeredBy("laptop")
 	got := w.through()
@@ -499,6 +500,11 @@ wait`, s.sample, local, w.ns)
 	network := namespaceOf(pid)
 	if network == "" || network == namespaceOf("self") {
 		t.Fatalf("it is in %q", network)
+	}
+	if r, err := http.Get("http://127.0.0.1:80/"); err != nil {
+		t.Errorf("from this machine: %v", err)
+	} else if text, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(text), "laptop") {
+		t.Errorf("from this machine: %q", text)
 	}
 	b.kill()
 	w.await("the program's end", func() bool { return inNamespace(network) == 0 })
