@@ -110,7 +110,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		if program != nil {
 			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
-			return program.Run(ctx, t)
+			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		info, _ := t.Info()
 		printConnect(a.stdout, connectLines{
@@ -118,7 +118,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 			example: exampleURL(ctx, k), domain: connect.Domain(info),
 		})
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
-		return e.Run(ctx, t)
+		return e.Run(ctx, func() *tunnel.Client { return t })
 	})
 }
 

@@ -35,6 +35,9 @@ const dnsPatience = 2 * time.Second
 // Dial makes a connection, as a net.Dialer does.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+// Tunnel is the one that is to be used now: of several, one that carries.
+type Tunnel func() *tunnel.Client
+
 // Options say where to listen. The zero value works.
 type Options struct {
 	// Listen and DNSListen are "HOST:PORT" on loopback; port 0 is any free one. Empty means
@@ -118,23 +121,23 @@ func (e *Entrance) Close() {
 	}
 }
 
-// Run serves through ts, each time the first of them that is up, once the first has a session, until ctx is done, which is no error, or
-// a port fails. It returns when every connection has ended. Call it once.
-func (e *Entrance) Run(ctx context.Context, ts ...*tunnel.Client) error {
+// Run serves through t, once it has a session, until ctx is done, which is no error, or a port fails.
+// It returns when every connection has ended. Call it once.
+func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 	defer e.Close()
-	if err := ts[0].WaitReady(ctx); err != nil {
+	if err := t().WaitReady(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	pod, ok := ts[0].Info()
+	pod, ok := t().Info()
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
 	}
-	proxy := &socks5.Server{Dial: dialFirst(ts), Log: e.o.Log}
+	proxy := &socks5.Server{Dial: t.dial, Log: e.o.Log}
 	names := &dns.Server{
-		Dial:        dialSoon(ts, dnsPatience),
+		Dial:        t.dialSoon(dnsPatience),
 		Nameservers: pod.Nameservers,
 		Search:      pod.Search,
 		Ndots:       pod.Ndots,
@@ -150,36 +153,20 @@ func (e *Entrance) Run(ctx context.Context, ts ...*tunnel.Client) error {
 // Domain is the cluster's domain ("cluster.local") as pod tells.
 func Domain(pod tunnel.Info) string { return strings.TrimSuffix(dns.Zone(pod.Search), ".") }
 
-// first is the first of ts that is up, or else the first of all.
-func first(ts []*tunnel.Client) *tunnel.Client {
-	for _, t := range ts {
-		if up(t.State()) {
-			return t
-		}
-	}
-	return ts[0]
+func (t Tunnel) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return t().DialContext(ctx, network, address)
 }
 
-func up(s tunnel.State) bool { return s.Phase == tunnel.Ready || s.Phase == tunnel.Degraded }
-
-// dialFirst dials through the first of ts.
-func dialFirst(ts []*tunnel.Client) Dial {
+// dialSoon is a dial that fails at once when there has been no session for longer than patience.
+func (t Tunnel) dialSoon(patience time.Duration) Dial {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		return first(ts).DialContext(ctx, network, address)
-	}
-}
-
-// dialSoon is dialFirst that fails at once when there has been no session for longer than patience.
-func dialSoon(ts []*tunnel.Client, patience time.Duration) Dial {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		t := first(ts)
-		s := t.State()
-		if !up(s) && time.Since(s.Since) >= patience {
+		s := t().State()
+		if s.Phase != tunnel.Ready && s.Phase != tunnel.Degraded && time.Since(s.Since) >= patience {
 			if s.Err != nil {
 				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
 			}
 			return nil, tunnel.ErrNoSession
 		}
-		return t.DialContext(ctx, network, address)
+		return t.dial(ctx, network, address)
 	}
 }

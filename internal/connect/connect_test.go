@@ -77,6 +77,8 @@ type pod struct {
 	cut    func()            // ends the pod's end: no session any more
 }
 
+func (p *pod) tunnel() *tunnel.Client { return p.client }
+
 func startPod(t *testing.T, info tunnel.Info, dial func(ctx context.Context, network, address string) (net.Conn, error)) *pod {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -137,7 +139,7 @@ func run(t *testing.T, c *tunnel.Client) *Entrance {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx, c) }()
+	go func() { done <- e.Run(ctx, func() *tunnel.Client { return c }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -247,7 +249,7 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 	if err := p.client.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ask := dialSoon([]*tunnel.Client{p.client}, 0)
+	ask := Tunnel(p.tunnel).dialSoon(0)
 	c, err := ask(t.Context(), "tcp", "10.96.0.10:53")
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +274,7 @@ func TestRunEndsBeforeThereIsATunnel(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := e.Run(ctx, &tunnel.Client{}); err != nil {
+	if err := e.Run(ctx, func() *tunnel.Client { return &tunnel.Client{} }); err != nil {
 		t.Error(err)
 	}
 }

@@ -74,13 +74,13 @@ func (p *Program) Check() error {
 	return hint.New(hint.Usage, (&child.Command{Args: p.Args}).Find(), "")
 }
 
-// Run runs the program through ts, each time the first of them that is up, until it has ended, to which ctx brings it. The first has had
-// a session. It returns a *child.ExitError, or why the program was not run.
-func (p *Program) Run(ctx context.Context, ts ...*tunnel.Client) error {
+// Run runs the program through t, which has had a session, until it has ended, to which ctx brings it. It returns a *child.ExitError,
+// or why the program was not run.
+func (p *Program) Run(ctx context.Context, t Tunnel) error {
 	if p.Outside {
-		return p.withProxy(ctx, ts)
+		return p.withProxy(ctx, t)
 	}
-	err := p.inNamespace(ctx, ts)
+	err := p.inNamespace(ctx, t)
 	var no *netns.Unavailable
 	if !errors.As(err, &no) || ctx.Err() != nil {
 		return err
@@ -93,7 +93,7 @@ func (p *Program) Run(ctx context.Context, ts ...*tunnel.Client) error {
 	for _, port := range p.PodPorts {
 		p.Say(fmt.Sprintf("so localhost:%d is this machine's, and not the pod's", port))
 	}
-	return p.withProxy(ctx, ts)
+	return p.withProxy(ctx, t)
 }
 
 // command is the program as internal/child takes it.
@@ -102,14 +102,14 @@ func (p *Program) command() *child.Command {
 }
 
 // withProxy runs it beside an Entrance.
-func (p *Program) withProxy(ctx context.Context, ts []*tunnel.Client) error {
+func (p *Program) withProxy(ctx context.Context, t Tunnel) error {
 	e, err := Open(p.Entrance)
 	if err != nil {
 		return err
 	}
 	c := p.command()
 	c.Env = append(slices.Clone(c.Env), ProxyVariables(e.Proxy(), p.Direct)...)
-	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, ts...) }, func(ctx context.Context) error {
+	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, t) }, func(ctx context.Context) error {
 		process, err := c.Start()
 		if err != nil {
 			return hint.New(hint.Usage, err, "")
@@ -166,7 +166,7 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 }
 
 // inNamespace runs it in one. The error wraps a *netns.Unavailable, and nothing has been run, where that is not to be had.
-func (p *Program) inNamespace(ctx context.Context, ts []*tunnel.Client) error {
+func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	n, err := netns.New(netns.Options{
 		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: p.Started != nil, Files: p.Files,
 	})
@@ -194,7 +194,7 @@ func (p *Program) inNamespace(ctx context.Context, ts []*tunnel.Client) error {
 		return err
 	}
 	defer sockets.Close()
-	pod, ok := ts[0].Info()
+	pod, ok := t().Info()
 	if !ok {
 		_ = process.Wait(ended)
 		return errors.New("the pod told nothing of its resolver")
@@ -203,14 +203,14 @@ func (p *Program) inNamespace(ctx context.Context, ts []*tunnel.Client) error {
 		p.Say("not at its path: " + line)
 	}
 	g := &gate{
-		dial: dialFirst(ts), ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,
+		dial: t.dial, ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,
 		log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	names := &dns.Server{
-		Dial: dialSoon(ts, dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
+		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
 		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add, Log: p.Entrance.Log,
 	}
 	for _, s := range pod.Nameservers {

@@ -80,7 +80,7 @@ func TestDatagramsOfAProgram(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(near)
 	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
-	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
+	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
 		t.Errorf("%v, %q", err, out)
 	}
 }
@@ -107,7 +107,7 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 		HostName, port, port))
 	p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	p.LocalPorts = []uint16{uint16(port)}
-	err := p.Run(t.Context(), pod.client)
+	err := p.Run(t.Context(), pod.tunnel)
 	if exitCode(err) != 7 || len(*said) > 0 {
 		t.Errorf("%v, %q", err, *said)
 	}
@@ -139,31 +139,10 @@ func TestPortsOfThePod(t *testing.T) {
 	p.PodPorts = []uint16{9090}
 	inside := false
 	p.Started = func(_ Dial, in bool) { inside = in }
-	err := p.Run(t.Context(), pod.client)
+	err := p.Run(t.Context(), pod.tunnel)
 	lines := strings.Split(out.String(), "\n")
 	if exitCode(err) != 7 || !inside || lines[0] != "127.0.0.1:9090 <nil>" || !strings.Contains(lines[1], "connection refused") {
 		t.Errorf("%v, %v, %q", err, inside, lines)
-	}
-}
-
-// Of two tunnels the one that is up carries what the program sends, the other's end having gone.
-func TestAProgramHasTheTunnelThatIsUp(t *testing.T) {
-	info, dial := withAddresses(t)
-	one, other := startPod(t, info, dial), startPod(t, info, dial)
-	for _, p := range []struct{ client *tunnel.Client }{{one.client}, {other.client}} {
-		if err := p.client.WaitReady(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	one.cut()
-	for st := range one.states {
-		if st.Phase == tunnel.Reconnecting {
-			break
-		}
-	}
-	p, out, _ := program("http://orders/")
-	if err := p.Run(t.Context(), one.client, other.client); exitCode(err) != 7 || out.String() != "orders <nil>\n" {
-		t.Errorf("%v, %q", err, out)
 	}
 }
 
@@ -195,7 +174,7 @@ func TestSignalsAndTheEndOfBridge(t *testing.T) {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
-		go func() { done <- p.Run(ctx, pod.client) }()
+		go func() { done <- p.Run(ctx, pod.tunnel) }()
 		b := make([]byte, 5)
 		if _, err := io.ReadFull(r, b); err != nil {
 			t.Fatal(err)
@@ -227,7 +206,7 @@ func TestAProgramWithoutNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, out, said := program("http://orders.shop/")
-	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
+	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
 		t.Errorf("%v, %q", err, out)
 	}
 	if len(*said) != 1 || !strings.HasSuffix((*said)[0], "what would allow it: sysctl -w user.max_user_namespaces=1000") {

@@ -105,7 +105,7 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 			ready()
 		})
 	}
-	err = c.Run(starting, s.lines.clients...)
+	err = c.Run(starting, s.lines.main)
 	s.Plan.leave()
 	giveUp(errEnded)
 	stop()
