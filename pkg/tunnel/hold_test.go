@@ -377,22 +377,22 @@ func TestSessionsShareTheirMemory(t *testing.T) {
 func TestScarcityPasses(t *testing.T) {
 	e := newEnds(t, pipeNetwork(t)).start().waitReady()
 	const n, streams = 128 << 10, 12
-	var s *session
+	s := podSession(e)
+	s.held.limit = streams * muxGrowth * n
 	var pods, laptops []*Stream
 	for range streams {
 		pod, laptop := e.streams()
-		pods, laptops, s = append(pods, pod), append(laptops, laptop), laptop.s
-		s.held.limit = streams * muxGrowth * n
+		pods, laptops = append(pods, pod), append(laptops, laptop)
 		if err := pod.WaitStatus(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := pod.Write(make([]byte, n)); err != nil {
+		if _, err := laptop.Write(make([]byte, n)); err != nil {
 			t.Fatal(err)
 		}
-		for laptop.receive.waiting() < n {
+		for pod.receive.waiting() < n {
 			time.Sleep(time.Millisecond)
 		}
-		if _, err := io.ReadFull(laptop, make([]byte, n)); err != nil {
+		if _, err := io.ReadFull(pod, make([]byte, n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -401,23 +401,23 @@ func TestScarcityPasses(t *testing.T) {
 			t.Fatalf("%d of %d bytes are held, and all is read", s.held.used.Load(), s.held.limit)
 		}
 		// Something moves.
-		if _, err := pods[0].Write([]byte{1}); err != nil {
+		if _, err := laptops[0].Write([]byte{1}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.ReadFull(laptops[0], make([]byte, 1)); err != nil {
+		if _, err := io.ReadFull(pods[0], make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i, pod := range pods {
+	for i, laptop := range laptops {
 		for range 5 {
-			if err := pod.writeWhole(make([]byte, maxDatagram+2), time.Now().Add(10*time.Second)); err != nil {
+			if err := laptop.writeWhole(make([]byte, maxDatagram+2), time.Now().Add(10*time.Second)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := io.ReadFull(laptops[i], make([]byte, maxDatagram+2)); err != nil {
+			if _, err := io.ReadFull(pods[i], make([]byte, maxDatagram+2)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_ = errors.Join(pod.Close(), laptops[i].Close())
+		_ = errors.Join(laptop.Close(), pods[i].Close())
 	}
 }
 
