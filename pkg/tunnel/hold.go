@@ -98,12 +98,12 @@ func (h *hold) scarce() bool { return h.memory.used() > h.limit/2 }
 
 // excess is how much the session is to make free: of what is too much, and an eighth of the limit, not more than it has above its share.
 func (h *hold) excess() int64 {
-	over := h.memory.used() - h.limit
-	if over <= 0 {
+	share := h.limit / int64(max(1, len(h.memory.all())))
+	over, above := h.memory.used()-h.limit, h.used.Load()-share
+	if over <= 0 || above <= 0 {
 		return 0
 	}
-	share := h.limit / int64(max(1, len(h.memory.all())))
-	return min(over+h.limit/holdFree, h.used.Load()-(share-share/holdFree))
+	return min(over+h.limit/holdFree, above+share/holdFree)
 }
 
 // keepHeld keeps what s holds within its limit, until the session is over.
@@ -116,18 +116,18 @@ func (s *session) keepHeld() {
 			return
 		case <-s.held.full:
 		}
-		all := s.all()
-		if s.held.excess() > 0 || time.Since(spared) > spareEvery {
+		if s.held.memory.used() > s.held.limit || time.Since(spared) > spareEvery {
+			all := s.all()
 			for _, st := range all {
 				st.spare()
 			}
 			spared = time.Now()
-		}
-		if excess := s.held.excess(); excess > 0 {
-			for _, v := range overdue(s.stalled(all), excess) {
-				v.stream.resetFor(errUnread)
-				v.stream.spare()
-				reset++
+			if excess := s.held.excess(); excess > 0 {
+				for _, v := range overdue(s.stalled(all), excess) {
+					v.stream.resetFor(errUnread)
+					v.stream.spare()
+					reset++
+				}
 			}
 		}
 		if reset > 0 && time.Since(told) > holdTold {
