@@ -128,7 +128,11 @@ func (b *lane) watch() {
 		case used:
 			missed = true
 			b.ask()
-			end.Reset(b.s.window)
+			if l == nil {
+				end.Reset(max(b.s.window, carrierTimeout)) // the first may be just about to come
+			} else {
+				end.Reset(b.s.window)
+			}
 		default:
 			missed = false
 			end.Stop()
