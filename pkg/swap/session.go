@@ -174,17 +174,16 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 	}
 	lease, err := k.Clientset.CoordinationV1().Leases(k.Namespace).Get(ctx, saved.Lease, metav1.GetOptions{})
 	ours, with, readErr := s.has(lease)
+	another := err == nil && saved.LeaseUID != "" && lease.UID != saved.LeaseUID // a later swap's
 	var version *member.VersionError
 	switch {
-	case err == nil && errors.As(readErr, &version) && (saved.LeaseUID == "" || lease.UID == saved.LeaseUID):
+	case err == nil && !another && errors.As(readErr, &version):
 		return nil, hint.Newf(hint.Conflict, "take it up with bridge "+with.Bridge+", or give back: "+Command(k, saved.Target),
 			"an earlier bridge of yours has a share of the swap of %s in %s: %w", saved.Target, k.Namespace, version)
-	case err == nil && readErr != nil && !errors.Is(readErr, errUnshared) && (saved.LeaseUID == "" || lease.UID == saved.LeaseUID):
+	case err == nil && !another && readErr != nil && !errors.Is(readErr, errUnshared):
 		return nil, hint.Newf(hint.Conflict, "give back: "+Command(k, saved.Target),
 			"an earlier bridge of yours has a share of the swap of %s in %s: %w", saved.Target, k.Namespace, readErr)
-	case apierrors.IsNotFound(err),
-		err == nil && !ours,
-		err == nil && saved.LeaseUID != "" && lease.UID != saved.LeaseUID:
+	case apierrors.IsNotFound(err), err == nil && !ours, another:
 		switch {
 		case saved.Held && err == nil && lease.UID == saved.LeaseUID:
 			say("the share that an earlier bridge of yours had of the swap was taken over meanwhile; it is shared by " + with.Owners())
