@@ -84,14 +84,27 @@ type frame struct {
 	data   uint32 // bytes of payload that follow
 }
 
+func parseFrame(header [frameHeader]byte) frame {
+	f := frame{
+		stream: binary.BigEndian.Uint32(header[4:]),
+		flags:  binary.BigEndian.Uint16(header[2:]),
+	}
+	if header[1] == frameData {
+		f.data = binary.BigEndian.Uint32(header[8:])
+	}
+	return f
+}
+
 // frameTap reads along with yamux, and gives it whole frames only. It tells see of every frame header before yamux gets
 // to it: yamux itself reports neither a new stream before it is accepted nor, once the session is over, whether a
 // stream's end had arrived before. And yamux locks a stream while a frame's data are still arriving: a reader would hang
-// there, deadline or not, for as long as the next carrier takes.
+// there, deadline or not, for as long as the next carrier takes. What yamux writes it tells say of, as the answer to a new
+// stream's first frame may come before yamux has returned the stream.
 type frameTap struct {
 	io.ReadWriteCloser
 	see    func(frame) error // an error ends the session
-	failed func(error)       // reading failed
+	say    func(frame)
+	failed func(error) // reading failed
 
 	buf        [2 * (frameHeader + maxFrame)]byte
 	begin, end int // of what buf holds
@@ -99,6 +112,20 @@ type frameTap struct {
 	skip       int // bytes that it still lacks behind its header
 	header     [frameHeader]byte
 	have       int // bytes of its header
+
+	body bool // what is written next is a frame's body
+}
+
+// Write is given a header, or a whole body.
+func (t *frameTap) Write(p []byte) (int, error) {
+	if t.body {
+		t.body = false
+	} else {
+		f := parseFrame([frameHeader]byte(p))
+		t.body = f.data > 0
+		t.say(f)
+	}
+	return t.ReadWriteCloser.Write(p)
 }
 
 func (t *frameTap) Read(p []byte) (int, error) {
@@ -137,13 +164,7 @@ func (t *frameTap) scan(p []byte) error {
 				return nil
 			}
 			t.have = 0
-			f := frame{
-				stream: binary.BigEndian.Uint32(t.header[4:]),
-				flags:  binary.BigEndian.Uint16(t.header[2:]),
-			}
-			if t.header[1] == frameData {
-				f.data = binary.BigEndian.Uint32(t.header[8:])
-			}
+			f := parseFrame(t.header)
 			if f.data > maxFrame {
 				return fmt.Errorf("frame: %d bytes, at most %d", f.data, maxFrame)
 			}

@@ -147,6 +147,14 @@ func (r *resumable) detach(cause error) (received uint64, turn int) {
 	return received, turn
 }
 
+// knows says whether the other end has acknowledged more than theirs bytes. It asked for the session before that, if so, and this
+// comes late: it has a better link.
+func (r *resumable) knows(theirs uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return theirs < r.buf.start
+}
+
 // attach goes on with l, on which the other end said that it has the first theirs bytes. It closes l on error: errReplaced when another
 // detach came between. Any other is the end, as the other end cannot have that.
 func (r *resumable) attach(l *link, turn int, theirs uint64) error {
@@ -163,8 +171,11 @@ func (r *resumable) attachLocked(l *link, turn int, theirs uint64) error {
 	if turn != r.turn || r.err != nil || r.closing {
 		return errReplaced
 	}
-	if theirs < r.buf.start || theirs > r.sent {
-		return fmt.Errorf("resume: the other end has %d bytes, %d to %d were possible", theirs, r.buf.start, r.sent)
+	if theirs < r.buf.start { // acknowledged on the link before, since knows
+		return errReplaced
+	}
+	if theirs > r.sent {
+		return fmt.Errorf("resume: the other end has %d bytes, at most %d were possible", theirs, r.sent)
 	}
 	r.buf.discard(theirs)
 	r.next = theirs

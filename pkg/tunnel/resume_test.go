@@ -513,10 +513,28 @@ func TestFalseResumes(t *testing.T) {
 			}
 		}
 		a.received--
-		if l, _, err = again(a); err != nil {
+		if _, met, err := again(a); err == nil {
+			t.Fatalf("taken: %+v", met)
+		}
+		e.waitRefused(1)
+		// The link there is goes on.
+		if _, err := l.Write(appendSegment(nil, segment{typ: segmentAck, received: a.received + 1})); err != nil {
 			t.Fatal(err)
 		}
-		over(t, e, l)
+		s.conn.ping()
+		for {
+			got, err := readSegment(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.typ == segmentAsk {
+				break
+			}
+			if _, err := io.CopyN(io.Discard, l, int64(got.length)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = l.Close()
 	})
 	for name, b := range map[string][]byte{
 		"an acknowledgement of what was never sent": appendSegment(nil, segment{typ: segmentAck, received: 1 << 40}),

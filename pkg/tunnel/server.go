@@ -131,6 +131,9 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 			if a.kind == attachLane {
 				conn, resume = current.bulk.conn, current.bulk.resume
 			}
+			if conn.knows(a.received) {
+				return errDelayed
+			}
 			received, turn := conn.detach(errReplaced)
 			if err := answer(ctx, l, attached{received: received}); err != nil {
 				return err
@@ -144,6 +147,9 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 	_ = l.Close()
 	return errors.New("asked for sessions that are over, and for no new one")
 }
+
+// errDelayed is why a carrier is not taken whose laptop has another by now.
+var errDelayed = errors.New("asked for its session before what it has acknowledged on a later carrier")
 
 // maxAttaches is how often a laptop may ask on one link: for the session it had, and then for a new one.
 const maxAttaches = 2

@@ -88,7 +88,7 @@ func newSession(ctx context.Context, l *link, s *session) (*session, error) {
 	s.over = make(chan struct{})
 	s.read.moved = sync.NewCond(&s.read.mu)
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	tap := &frameTap{ReadWriteCloser: s.conn, see: s.seeFrame, failed: s.linkFailed}
+	tap := &frameTap{ReadWriteCloser: s.conn, see: s.seeFrame, say: s.sayFrame, failed: s.linkFailed}
 
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
@@ -394,6 +394,17 @@ func (s *session) seeFrame(f frame) error {
 	return nil
 }
 
+// sayFrame is called by frameTap for each frame that yamux writes. A stream of ours is known from its first one on, so before
+// anything can come back about it.
+func (s *session) sayFrame(f frame) {
+	if f.flags&flagSYN == 0 || f.stream == controlStream {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams[f.stream] = newStream(s, f.stream, true)
+}
+
 // progress is how far the control stream has been read and acted on.
 type progress struct {
 	mu    sync.Mutex
@@ -600,13 +611,14 @@ func (s *session) openNow(h Header, header []byte) (*Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoSession, err)
 	}
-	// Known before the header is sent, so before anything can come back about it.
-	st := newStream(s, y.StreamID(), true)
-	st.header = h
-	st.attach(y)
 	s.mu.Lock()
-	s.streams[st.id] = st
+	st := s.streams[y.StreamID()]
+	st.header = h
 	s.mu.Unlock()
+	st.attach(y)
+	if st.moved.here.Load() && s.bulk.over.Load() { // as in acceptStreams
+		st.Reset()
+	}
 	st.writeMu.Lock()
 	defer st.writeMu.Unlock()
 	if _, err := st.write(header); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -14,7 +15,14 @@ const (
 	spliceBuffer = maxFrame
 	// smallRead is what an idle stream is read with first: most requests and answers fit.
 	smallRead = 512
+	// manyHeld is how many frames may be read from TCP connections and not be passed on, as no carrier takes them; beyond it, with
+	// more than a thousand connections that send, crowdedRead is read of each.
+	manyHeld    = 1024
+	crowdedRead = 2 << 10
 )
+
+// framesHeld are those that are lent from the pool, which is the process's, too.
+var framesHeld atomic.Int64
 
 var buffers = sync.Pool{New: func() any { return new([spliceBuffer]byte) }}
 
@@ -25,6 +33,7 @@ type source struct {
 	raw  syscall.RawConn // of a TCP connection, where the system lets us read it so; else nil
 	seen func(p []byte, err error)
 	big  *[spliceBuffer]byte
+	part []byte // in its place, where many hold one
 
 	stream *Stream // conn, if it is one; else nil
 	small  []byte  // for it
@@ -73,22 +82,32 @@ func (s *source) next() ([]byte, error) {
 
 // nextRaw tries to read as net does, with a buffer only for the try.
 func (s *source) nextRaw() (p []byte, err error) {
-	n, err := tryRead(s.raw, func() []byte {
-		s.big = buffers.Get().(*[spliceBuffer]byte)
-		return s.big[:]
-	}, s.release)
+	n, err := tryRead(s.raw, s.buffer, s.release) // nothing else may hold the buffer while it waits
 	switch {
 	case err != nil:
 		err = readError(s.conn, "tcp", err)
 	case n == 0:
 		err = io.EOF
-	default:
-		p = s.big[:n]
 	}
+	if p = s.part; s.big != nil {
+		p = s.big[:]
+	}
+	p = p[:n]
 	if s.seen != nil {
 		s.seen(p, err)
 	}
 	return p, err
+}
+
+// buffer is what to read to until release.
+func (s *source) buffer() []byte {
+	if framesHeld.Add(1) > manyHeld {
+		framesHeld.Add(-1)
+		s.part = make([]byte, crowdedRead)
+		return s.part
+	}
+	s.big = buffers.Get().(*[spliceBuffer]byte)
+	return s.big[:]
 }
 
 // tryRead waits until there is something to read, and reads it to what lend gives; after a try in vain back takes that
@@ -128,8 +147,12 @@ func (s *source) release() {
 		s.stream.took(s.lent)
 		s.lent = 0
 	}
+	s.part = nil
 	if s.big != nil {
 		buffers.Put(s.big)
 		s.big = nil
+		if s.raw != nil {
+			framesHeld.Add(-1)
+		}
 	}
 }

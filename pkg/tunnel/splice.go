@@ -14,7 +14,7 @@ import (
 
 // Splice copies both ways between a and b until both directions are done, and closes both. The end of
 // one direction becomes a half-close of the other side (CloseWrite; a conn without it is closed), a
-// reset, or any other failure, becomes a reset (Reset, or SetLinger(0) and Close) after what came before it; when nobody takes that
+// reset, or any other failure, becomes a reset (Abort) after what came before it; when nobody takes that
 // within resetLinger of a Stream's reset, or the end of its session, without it. When someone
 // else closes a or b, the other is closed too, without a reset. It returns the first error; the end of a direction and a local close are none.
 func Splice(a, b net.Conn) error { return new(Flow).Splice(a, b) }
@@ -36,6 +36,9 @@ const (
 // its last bytes went to the caller some time ago and none are under way. The zero value is ready
 // to use, once.
 type Flow struct {
+	// OnMove, if set, is told the bytes that were written, by both directions at once. Set it before Splice.
+	OnMove func(way Direction, n int)
+
 	last   atomic.Int64 // nanoseconds after flowEpoch, shifted left by 2, and the Direction; 0: nothing yet
 	moving atomic.Int32 // directions that hold bytes which are read and not yet written
 	ended  atomic.Int32 // directions that are over
@@ -74,7 +77,7 @@ func (f *Flow) Splice(a, b net.Conn) error {
 				select {
 				case <-done:
 				case <-time.After(linger):
-					f.fail(a, b)
+					f.Fail(a, b)
 				}
 			})()
 		}
@@ -116,7 +119,7 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 		_, _ = io.Copy(io.Discard, onlyRead{src})
 	case writeErr != nil || readErr != nil:
 		first.set(cmp.Or(readErr, writeErr))
-		f.fail(dst, src)
+		f.Fail(dst, src)
 	default:
 		if !f.reset.Load() {
 			if half, ok := dst.(interface{ CloseWrite() error }); ok {
@@ -131,8 +134,8 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 	}
 }
 
-// fail resets both conns. The other direction learns first that it is no close.
-func (f *Flow) fail(a, b net.Conn) {
+// Fail resets a and b, which Splice has, in the middle of what they carry: neither side takes that for all there was.
+func (f *Flow) Fail(a, b net.Conn) {
 	f.reset.Store(true)
 	f.close(a, b)
 }
@@ -141,7 +144,7 @@ func (f *Flow) fail(a, b net.Conn) {
 func (f *Flow) close(a, b net.Conn) {
 	for _, c := range []net.Conn{a, b} {
 		if f.reset.Load() {
-			abort(c)
+			Abort(c)
 		} else {
 			_ = c.Close()
 		}
@@ -159,8 +162,12 @@ func (f *Flow) move(dst, src net.Conn, way Direction) (readErr, writeErr error) 
 		if len(p) > 0 {
 			f.moving.Add(1)
 			f.moved(way)
-			_, writeErr = dst.Write(p)
+			var n int
+			n, writeErr = dst.Write(p)
 			f.moved(way)
+			if f.OnMove != nil {
+				f.OnMove(way, n)
+			}
 			f.moving.Add(-1)
 		}
 		from.release()
@@ -176,11 +183,14 @@ func (f *Flow) move(dst, src net.Conn, way Direction) (readErr, writeErr error) 
 	}
 }
 
-// abort closes c so that its other end sees a reset, where c can do that.
-func abort(c net.Conn) {
+// Abort closes c so that its other end sees a reset, where c can do that.
+func Abort(c net.Conn) {
 	switch c := c.(type) {
 	case interface{ Reset() }:
 		c.Reset()
+		return
+	case interface{ Reset() error }: // a port-forward's
+		_ = c.Reset()
 		return
 	case interface{ SetLinger(int) error }:
 		_ = c.SetLinger(0)

@@ -557,6 +557,32 @@ func TestStreamsThatTheOtherEndDoesNotEndAreBounded(t *testing.T) {
 	}
 }
 
+// TestAnswerBeforeTheStreamIsReturned: what comes about a stream as soon as its first frame is sent is not lost.
+func TestAnswerBeforeTheStreamIsReturned(t *testing.T) {
+	s := &session{laptop: true, streams: make(map[uint32]*Stream), ctx: context.Background()}
+	s.live.Store(&liveness{start: time.Now()})
+	tap := &frameTap{ReadWriteCloser: readOnly{}, see: s.seeFrame, say: s.sayFrame}
+	const id = 3
+	_, _ = tap.Write([]byte{0, 1, 0, flagSYN, 0, 0, 0, id, 0, 0, 0, 0})
+	st := s.stream(id)
+	if st == nil || !st.opener {
+		t.Fatalf("%+v", st)
+	}
+	st.resetByPeer(resetBoth)
+	if err := s.seeFrame(frame{stream: id, flags: flagFIN}); err != nil {
+		t.Fatal(err)
+	}
+	if !st.wasReset() || !st.ended || st.ctx.Err() == nil {
+		t.Error("the reset was not kept")
+	}
+	// A body is no header, whatever it looks like.
+	_, _ = tap.Write([]byte{0, 0, 0, 0, 0, 0, 0, id, 0, 0, 0, frameHeader})
+	_, _ = tap.Write([]byte{0, 1, 0, flagSYN, 0, 0, 0, id + 2, 0, 0, 0, 0})
+	if s.stream(id+2) != nil {
+		t.Error("a body taken for a header")
+	}
+}
+
 // TestStreamsThatWaitAreBounded, and as many as the other end may think fit do.
 func TestStreamsThatWaitAreBounded(t *testing.T) {
 	s := &session{laptop: true, streams: make(map[uint32]*Stream), unaccepted: acceptBacklog + acceptors - 1, ctx: context.Background()}
