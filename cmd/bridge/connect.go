@@ -33,8 +33,7 @@ type connectOptions struct {
 	proxyTimeout      time.Duration
 	resumeWindow      time.Duration
 	program           []string // CMD
-	cidrs             []string
-	localPorts        []int
+	network           network
 }
 
 func newConnectCommand(a *app) *cobra.Command {
@@ -66,6 +65,14 @@ proxy. Signals and the exit code are CMD's.`,
 			if cmd.ArgsLenAtDash() >= 0 && len(args) == 0 {
 				return hint.Newf(hint.Usage, "see: bridge connect --help", "there is nothing behind --")
 			}
+			for _, name := range []string{"cidr", "local-port", "publish"} {
+				if len(args) == 0 && cmd.Flags().Changed(name) {
+					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for a CMD", name)
+				}
+			}
+			if err := o.network.check(nil); err != nil {
+				return err
+			}
 			o.program = args
 			return a.connect(cmd.Context(), o)
 		},
@@ -75,8 +82,7 @@ proxy. Signals and the exit code are CMD's.`,
 	f.StringVar(&o.dnsListen, "dns-listen", "", "loopback address of the DNS server (default "+connect.DefaultDNSListen+", or a free port)")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
-	f.StringSliceVar(&o.cidrs, "cidr", nil, "addresses of the cluster, as 10.96.0.0/12, beside those that its names have and the ranges that your account may read; for CMD (repeatable)")
-	f.IntSliceVar(&o.localPorts, "local-port", nil, "a TCP port of 127.0.0.1 on this machine that CMD finds at its own 127.0.0.1 (repeatable)")
+	networkFlags(cmd, &o.network)
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -95,7 +101,9 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	var program *connect.Program
 	var e *connect.Entrance
 	if len(o.program) > 0 {
-		program, err = a.connectProgram(k, o, entrance)
+		if program, err = a.connectProgram(k, o.program, o.network, entrance); err == nil {
+			err = program.Check(ctx)
+		}
 	} else if e, err = connect.Open(entrance); err == nil {
 		defer e.Close()
 	}
@@ -112,7 +120,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		if program != nil {
 			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
-			return program.Run(ctx, t)
+			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		info, _ := t.Info()
 		printConnect(a.stdout, connectLines{
@@ -120,37 +128,8 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 			example: exampleURL(ctx, k), domain: connect.Domain(info),
 		})
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
-		return e.Run(ctx, t)
+		return e.Run(ctx, func() *tunnel.Client { return t })
 	})
-}
-
-// connectProgram is CMD, before the cluster is asked for its ranges.
-func (a *app) connectProgram(k *kube.Client, o connectOptions, entrance connect.Options) (*connect.Program, error) {
-	p := &connect.Program{
-		Args: o.program, Env: os.Environ(), Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr,
-		Direct: []string{hostOf(k.Config.Host)}, OnSignal: a.onSignal, Say: a.say, Entrance: entrance,
-	}
-	for _, text := range o.cidrs {
-		r, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, hint.Newf(hint.Usage, "write it as 10.96.0.0/12", "--cidr: %w", err)
-		}
-		p.Ranges = append(p.Ranges, r)
-	}
-	for _, port := range o.localPorts {
-		if port < 1 || port > 65535 {
-			return nil, hint.Newf(hint.Usage, "a port is a number from 1 to 65535", "--local-port %d", port)
-		}
-		p.LocalPorts = append(p.LocalPorts, uint16(port))
-	}
-	// So that kubectl works as before when the API server is a port of this machine's loopback.
-	switch at := onLoopback(k.Config.Host); {
-	case at.Addr().Is4():
-		p.LocalPorts = append(p.LocalPorts, at.Port())
-	case at.IsValid():
-		a.say(fmt.Sprintf("note: the API server is at %s, which is CMD's own: there kubectl does not reach it", at))
-	}
-	return p, p.Check()
 }
 
 // onLoopback is the address of a kubeconfig's server when that is on this machine's loopback, else not valid.

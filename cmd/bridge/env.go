@@ -55,7 +55,7 @@ func newEnvCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "env KIND NAME",
 		Short: "Print the environment of a workload's container",
-		Long: `env prints the environment that a container of a deployment, statefulset or replicaset has, as the cluster resolves it: ConfigMaps,
+		Long: `env prints the environment that a container of a deployment, statefulset, replicaset, Argo rollout or bare pod has, as the cluster resolves it: ConfigMaps,
 Secrets, fields, service links. For that it starts a pod like the workload's, which no Service and no controller takes for one of them, and
 removes it. No right to read Secrets is needed. Variables that are this machine's own affair (PATH, HOME, ...) are left out.`,
 		Example: `  bridge env deployment orders > .env

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -33,6 +34,7 @@ func TestExitCodeIsTheSignalsUnlessCleaningUpFailed(t *testing.T) {
 		{nil, nil, 0, ""},
 		{errors.New("no"), nil, 1, "bridge: no\n"},
 		{hint.Newf(hint.Conflict, "ask jane", "held"), nil, 6, "bridge: held\n  hint: ask jane\n"},
+		{errors.Join(&fs.PathError{Op: "open", Path: "/etc/\x1b[2Ja", Err: fs.ErrPermission}, errors.New("no")), nil, 1, "bridge: open /etc/[2Ja: permission denied\nno\n"},
 		{nil, interrupted, 130, ""},
 		{fmt.Errorf("wait: %w", context.Canceled), interrupted, 130, ""},
 		{interrupted, interrupted, 130, ""},

@@ -19,7 +19,7 @@ func newFilesCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "files KIND NAME DIR",
 		Short: "Write the files that a workload's container has from ConfigMaps and Secrets",
-		Long: `files writes into DIR, which has to be new or empty, the files that a container of a deployment, statefulset or replicaset has from
+		Long: `files writes into DIR, which has to be new or empty, the files that a container of a deployment, statefulset, replicaset, Argo rollout or bare pod has from
 ConfigMaps, Secrets, projected volumes and the downward API, each below its path in the container. For that it starts a pod like the workload's, which no
 Service and no controller takes for one of them, and removes it. No right to read Secrets is needed. The files are yours, and stay.`,
 		Example: `  bridge files deployment orders ./pod

@@ -2,40 +2,59 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
+	"io"
+	"os"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/proxypod"
+	"bridge/internal/reach"
 	"bridge/internal/rights"
-
-	"github.com/spf13/cobra"
+	"bridge/pkg/tunnel"
 )
 
 type forwardOptions struct {
-	target  kube.Target
-	ports   []forward.Port
-	address []string
-	wait    time.Duration
+	targets     []reach.Target
+	file        string // -f
+	services    bool   // --all
+	selector    string // -l
+	address     []string
+	udp         bool
+	via         reach.Way
+	once        bool
+	wait        time.Duration
+	dialTimeout time.Duration
+
+	image, arch  string
+	podProxy     bool
+	proxyTimeout time.Duration
+	resumeWindow time.Duration
 }
 
 func newForwardCommand(a *app) *cobra.Command {
-	var o forwardOptions
+	o := forwardOptions{via: reach.Auto}
 	cmd := &cobra.Command{
-		Use:   "forward TYPE/NAME [LOCAL:]REMOTE...",
-		Short: "Forward local ports to a Service, a workload or a pod",
-		Long: `Forward local ports to a Service, a workload or a pod.
+		Use:   "forward TYPE/NAME [LOCAL:]REMOTE... | [LOCAL:]HOST:PORT... | -f FILE | --all",
+		Short: "Forward local ports to a Service, a workload, a pod or a host",
+		Long: `Forward local ports to a Service, a workload, a pod, or a host that the cluster reaches.
 
-TYPE is svc, deployment, statefulset, replicaset, daemonset or pod; a bare name is a pod.
+TYPE is svc, deployment, statefulset, replicaset, daemonset, rollout or pod; a bare name is a pod.
 Each connection goes to a ready pod of the target, in turn, and rollouts are followed: the
 local port stays until bridge ends. REMOTE is the Service's port, otherwise the pod's; a
-number or a name. LOCAL is REMOTE's number unless given; empty or 0 means any free port.`,
+number or a name, with /udp behind it for UDP. LOCAL is REMOTE's number unless given; empty or
+0 means any free port, and unix:PATH a socket of that name. HOST is resolved in the cluster.
+
+UDP, hosts, and Services that have no pods go through a proxy pod in the namespace, which is removed at
+the end; --via proxy has everything go through it.`,
 		Example: `  # Port 8080 here reaches the Service's port 80
   bridge forward svc/orders 8080:80
 
@@ -43,137 +62,192 @@ number or a name. LOCAL is REMOTE's number unless given; empty or 0 means any fr
   bridge forward svc/orders :http
 
   # Several ports of one workload
-  bridge forward deployment/orders 8080 9090:metrics`,
-		Args: func(_ *cobra.Command, args []string) (err error) {
-			if len(args) < 2 {
-				return errors.New("a target and at least one port are needed")
-			}
-			if o.target, err = kube.ParseTarget(args[0]); err != nil {
-				return err
-			}
-			for _, s := range args[1:] {
-				p, err := forward.ParsePort(s)
-				if err != nil {
-					return err
-				}
-				o.ports = append(o.ports, p)
-			}
-			return nil
-		},
+  bridge forward deployment/orders 8080 9090:metrics
+
+  # A database that the cluster reaches, and one pod of a StatefulSet
+  bridge forward 15432:db.example.com:5432
+  bridge forward orders-0.orders:8080
+
+  # Every Service of the namespace, each at an address of its own
+  bridge forward --all -n shop`,
+		Args: func(_ *cobra.Command, args []string) error { return o.parse(args) },
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.forward(cmd.Context(), o) },
 	}
-	cmd.Flags().StringSliceVar(&o.address, "address", []string{"localhost"}, "IP addresses to listen on, or localhost (127.0.0.1 and ::1)")
-	cmd.Flags().DurationVar(&o.wait, "pod-running-timeout", time.Minute, "how long a connection, and the start, waits for a ready pod")
+	f := cmd.Flags()
+	f.StringVarP(&o.file, "filename", "f", "", "a list of targets, - is stdin: in each line what is written behind bridge forward; # begins a comment")
+	f.BoolVar(&o.services, "all", false, "all Services of the namespace, each at a loopback address of its own with its real ports")
+	f.StringVarP(&o.selector, "selector", "l", "", "those Services of --all that have these labels, as app=orders; --all need not be said then")
+	f.StringSliceVar(&o.address, "address", []string{"localhost"}, "IP addresses to listen on, or localhost (127.0.0.1 and ::1)")
+	f.BoolVar(&o.udp, "udp", false, "all ports are UDP, unless they have /tcp behind them")
+	f.Var(newChoice("auto", func(word string) { o.via = reach.Way(word) }, "auto", "pods", "proxy"), "via",
+		"how connections get there: pods, a port-forward for each; proxy, a proxy pod; auto is pods, and proxy for what needs it")
+	f.Var(newChoice("always", func(word string) { o.once = word == "never" }, "always", "never"), "reconnect",
+		"never: stay with the first pod, and end when it does, as kubectl")
+	f.DurationVar(&o.wait, "pod-running-timeout", time.Minute, "how long a connection, and the start, waits for a ready pod")
+	f.DurationVar(&o.dialTimeout, "dial-timeout", 30*time.Second, "how long a connection through the proxy pod waits for the tunnel and its target; then it is reset")
+	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
+	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
+	carrierFlag(cmd, &o.podProxy)
+	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
+	resumeWindowFlag(cmd, &o.resumeWindow)
 	return cmd
 }
 
-func (a *app) forward(ctx context.Context, o forwardOptions) error {
-	if o.wait <= 0 {
+// parse reads the arguments, and looks whether they and the flags go together.
+func (o *forwardOptions) parse(args []string) error {
+	o.services = o.services || o.selector != ""
+	many := o.services || o.file != ""
+	switch {
+	case o.services && o.file != "":
+		return errors.New("--all and -l choose Services, -f is a list: give one of them")
+	case many && len(args) > 0:
+		return fmt.Errorf("with -f, -l or --all no target is given: %s", args[0])
+	case many && o.once:
+		return errors.New("--reconnect=never is for one target")
+	case o.services && o.udp:
+		return errors.New("--all and -l take each port as its Service has it: leave out --udp")
+	case o.services && !slices.Equal(o.address, []string{"localhost"}):
+		return errors.New("--all and -l choose the addresses: leave out --address")
+	case o.wait <= 0:
 		return hint.Newf(hint.Usage, "give for example 30s or 1m", "--pod-running-timeout is %s", o.wait)
+	case o.dialTimeout <= 0:
+		return hint.Newf(hint.Usage, "give for example 10s or 1m", "--dial-timeout is %s", o.dialTimeout)
+	case many:
+		return nil
+	}
+	parsed, err := forward.ParseArgs(args)
+	if err != nil {
+		return err
+	}
+	t, err := reach.ParseTarget(parsed, "")
+	o.targets = []reach.Target{t}
+	return err
+}
+
+func (a *app) forward(ctx context.Context, o forwardOptions) error {
+	if o.file != "" {
+		var err error
+		if o.targets, err = a.forwardList(ctx, o.file); err != nil {
+			return err
+		}
 	}
 	k, err := a.kube()
 	if err != nil {
 		return err
 	}
-	if err := rights.CheckForward(ctx, k, o.target); err != nil {
-		return err
+	check := func(ctx context.Context, t kube.Target) error { return rights.CheckForward(ctx, k, t) }
+	if o.services {
+		if o.targets, err = reach.Services(ctx, k, o.selector); err != nil {
+			return err
+		}
+		first := o.targets[0].Object
+		check = func(context.Context, kube.Target) error { return nil } // one for all: who lists Services reads each
+		if err := rights.CheckForward(ctx, k, kube.Target{Kind: kube.Service, Name: first.Name}); err != nil {
+			return err
+		}
+		if !reach.OwnAddresses() {
+			a.say("note: this system's loopback is 127.0.0.1 alone: Services have free ports there, where their own are taken")
+		}
 	}
-	eps := &kube.Endpoints{Client: k, Namespace: k.Namespace, Target: o.target, Wait: o.wait, Log: a.log}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	wg.Go(func() { _ = eps.Run(ctx) })
-
-	forwarders, lines, err := a.listen(ctx, eps, o)
-	if err != nil {
-		return err
+	var mu sync.Mutex // lines of several targets may come at once
+	locked := func(print func(string)) func(string) {
+		return func(line string) {
+			mu.Lock()
+			defer mu.Unlock()
+			print(line)
+		}
 	}
-	for _, line := range lines {
-		fmt.Fprintln(a.stdout, line)
+	set := &reach.Set{
+		Kube: k, Targets: o.targets, Many: o.services || o.file != "", Address: o.address, UDP: o.udp, Via: o.via, Once: o.once,
+		Wait: o.wait, DialTimeout: o.dialTimeout, Check: check,
+		CheckProxy: func(ctx context.Context) error {
+			return rights.Connect.Check(ctx, k, "a proxy pod for forward", o.image == "")
+		},
+		Print: locked(func(line string) { fmt.Fprintln(a.stdout, line) }), Say: locked(a.say), Log: a.log,
 	}
-	errs := make(chan error, len(forwarders))
-	for _, f := range forwarders {
-		wg.Go(func() { errs <- f.Run(ctx) })
+	if o.services {
+		set.Follow = func(ctx context.Context, changed func([]reach.Target)) {
+			reach.FollowServices(ctx, k, o.selector, changed, a.log)
+		}
 	}
-	err = <-errs
-	cancel()
-	wg.Wait()
-	return err
+	set.Proxy = func(ctx context.Context, use func(context.Context, reach.Dial) error) error {
+		return a.forwardProxy(ctx, k, o, set, use)
+	}
+	return set.Run(ctx)
 }
 
-// listen waits for a ready pod, which says what the ports are, and opens all listeners or none.
-func (a *app) listen(ctx context.Context, eps *kube.Endpoints, o forwardOptions) (fs []*forward.Forwarder, lines []string, err error) {
-	defer func() {
-		for _, f := range fs {
-			for _, ln := range f.Listeners {
-				if err != nil {
-					_ = ln.Close()
-				}
-			}
-		}
+// forwardList reads -f. When ctx is done it leaves a read behind, which a terminal or a pipe may keep for ever.
+func (a *app) forwardList(ctx context.Context, name string) ([]reach.Target, error) {
+	type result struct {
+		targets []reach.Target
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		targets, err := a.readList(name)
+		done <- result{targets, err}
 	}()
-	if err := eps.WaitSynced(ctx); err != nil {
-		return nil, nil, err
+	select {
+	case r := <-done:
+		return r.targets, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	for _, p := range o.ports {
-		ep, err := eps.Pick(ctx, p.Remote)
-		if err != nil {
-			return fs, nil, err
-		}
-		local := p.Local
-		if p.Same && local == 0 { // a name
-			if local, err = eps.PortNumber(p.Remote); err != nil {
-				return fs, nil, err
-			}
-		}
-		lns, err := forward.Listen(o.address, local)
-		if err != nil {
-			return fs, nil, err
-		}
-		f := &forward.Forwarder{
-			Listeners: lns, Address: p.Remote, Log: a.log,
-			Dial: func(ctx context.Context, _, port string) (net.Conn, error) { return eps.Dial(ctx, port) },
-			OnConn: func(c net.Conn) {
-				a.log.Debug("handling connection", "port", localPort(c), "from", c.RemoteAddr().String())
-			},
-			OnError: func(c net.Conn, err error) { a.connectionFailed(c, err) },
-		}
-		fs = append(fs, f)
-		for _, ln := range lns {
-			at := ln.Addr().(*net.TCPAddr).AddrPort()
-			lines = append(lines, fmt.Sprintf("Forwarding from %s -> %d", netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), ep.Port))
-			if !at.Addr().IsLoopback() {
-				a.say(fmt.Sprintf("warning: everybody who reaches %s reaches %s through it, with your rights", at, o.target))
-			}
-		}
-	}
-	return fs, lines, nil
 }
 
-func localPort(c net.Conn) string {
-	_, port, _ := net.SplitHostPort(c.LocalAddr().String())
-	return port
+func (a *app) readList(name string) (targets []reach.Target, err error) {
+	in := a.stdin
+	if name == "-" {
+		name = "stdin"
+	} else {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, hint.New(hint.Usage, fmt.Errorf("-f: %w", err), "give a file, or - for stdin")
+		}
+		defer f.Close()
+		in = io.Reader(f)
+	}
+	list, err := forward.ParseList(in, name)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range list {
+		t, err := reach.ParseTarget(l.Args, l.Where)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, t)
+	}
+	return targets, nil
 }
 
-// connectionFailed says on stderr why the caller of one connection sees a reset. That a caller reset
-// its connection, or is gone, is not worth a line.
-func (a *app) connectionFailed(c net.Conn, err error) {
-	a.log.Debug("connection failed", "port", localPort(c), "error", err)
-	var op *net.OpError
-	far := errors.As(err, &op) && op.Addr != nil && op.Addr.String() != c.RemoteAddr().String()
-	line := fmt.Sprintf("connection to port %s: ", localPort(c))
-	switch {
-	case errors.Is(err, net.ErrClosed), op != nil && !far:
-		return
-	case far && errors.Is(err, syscall.ECONNREFUSED):
-		a.say(line + "nothing listens on " + op.Addr.String())
-	case far && errors.Is(err, syscall.ECONNRESET):
-		a.say(line + op.Addr.String() + ": " + op.Err.Error())
-	default:
-		a.say(line + err.Error())
+// forwardProxy runs the proxy pod of what needs one. Its Lease tells what set counts.
+func (a *app) forwardProxy(ctx context.Context, k *kube.Client, o forwardOptions, set *reach.Set, use func(context.Context, reach.Dial) error) error {
+	defer a.onSecondSignal(nil)
+	own := &proxypod.Own{
+		OnCreate: a.ownCreated(k, proxypod.KindForward),
+		Kube:     k, Kind: proxypod.KindForward, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
+		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: a.progress(), Log: a.log,
+		More: proxypod.More{Annotations: func() map[string]string { return forwardsAnnotation(set.Stats()) }},
 	}
-	if next := hint.Of(err); next != "" {
-		a.say("  hint: " + next)
+	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error { return use(ctx, t.DialContext) })
+}
+
+// maxTold bounds what a Lease tells of local ends, in bytes: all annotations of an object have 256 KiB.
+const maxTold = 64 << 10
+
+// forwardsAnnotation tells of as many as there is room for, from the first on.
+func forwardsAnnotation(stats []forward.Stat) map[string]string {
+	text := []byte("[")
+	for _, st := range stats {
+		one, err := json.Marshal(st)
+		if err != nil || len(text)+len(one) > maxTold-len(",]") {
+			break
+		}
+		if len(text) > 1 {
+			text = append(text, ',')
+		}
+		text = append(text, one...)
 	}
+	return map[string]string{proxypod.ForwardsAnnotation: string(append(text, ']'))}
 }

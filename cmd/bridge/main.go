@@ -97,9 +97,9 @@ func (a *app) exitCode(err, cause error) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(a.stderr, "bridge: %s\n", err)
+	fmt.Fprintf(a.stderr, "bridge: %s\n", printable(err.Error()))
 	if next := hint.Of(err); next != "" {
-		fmt.Fprintf(a.stderr, "  hint: %s\n", strings.ReplaceAll(next, "\n", "\n        "))
+		fmt.Fprintf(a.stderr, "  hint: %s\n", strings.ReplaceAll(printable(next), "\n", "\n        "))
 	}
 	code := hint.CodeOf(err)
 	if exit := new(child.ExitError); code == hint.Other && errors.As(err, &exit) && exit.Code != 0 {
@@ -109,4 +109,13 @@ func (a *app) exitCode(err, cause error) int {
 		return sig.code()
 	}
 	return int(code)
+}
+
+// printable is hint.Printable of each line: an error may name what the cluster has chosen the name of.
+func printable(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = hint.Printable(line)
+	}
+	return strings.Join(lines, "\n")
 }

@@ -46,13 +46,13 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 }
 
 // say prints a line for the person at the terminal.
-func (a *app) say(line string) { fmt.Fprintln(a.stderr, line) }
+func (a *app) say(line string) { fmt.Fprintln(a.stderr, printable(line)) }
 
 // progress returns a function that prints a step with the seconds since progress was called, for
 // commands whose steps take time.
 func (a *app) progress() func(line string) {
 	start := time.Now()
-	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), line) }
+	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), printable(line)) }
 }
 
 // kube is the cluster that the flags and the kubeconfig name. Whoever goes there first removes what a killed bridge has left on this machine.
@@ -103,6 +103,9 @@ It reads the kubeconfig that kubectl reads.`,
 		newStatusCommand(a),
 		newDiagnoseCommand(a),
 		newProbesCommand(a),
+		newLogsCommand(a),
+		newExecCommand(a),
+		newDebugCommand(a),
 		newEnvCommand(a),
 		newFilesCommand(a),
 		newForwardCommand(a),

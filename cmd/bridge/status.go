@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -19,11 +20,12 @@ func newStatusCommand(a *app) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "List who has swapped what, and the connects",
-		Long: `status lists the swaps and connects of the namespace, with who made them, their last heartbeat, and the
+		Short: "List who has swapped what, the connects and the forwards",
+		Long: `status lists the swaps, connects and forwards of the namespace, with who made them, their last heartbeat, and the
 state of the tunnel that it told: connecting, ready, degraded, reconnecting or lost. Without a heartbeat for 25
 seconds that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
--o wide says why a state is what it is, and has the command that gives it back.`,
+Below each forward through a proxy pod is what it forwards, as the last heartbeat told. One straight to pods has nothing in the
+cluster and is not listed. -o wide says why a state is what it is, and has the command that gives it back.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := a.kube()
@@ -39,7 +41,7 @@ seconds that is unknown; after 60 (--restore-after of the swap) it was left behi
 				return err
 			}
 			if len(entries) == 0 && (output == "" || output == "wide") {
-				a.say("no swap and no connect in " + where(namespace))
+				a.say("no swap, connect or forward in " + where(namespace))
 				return nil
 			}
 			return printStatus(a.stdout, entries, output)
@@ -59,8 +61,35 @@ func where(namespace string) string {
 
 func printStatus(w io.Writer, entries []swap.Entry, output string) error {
 	return printOr(w, entries, output, "status", func(wide bool) error {
-		return printers.NewTablePrinter(printers.PrintOptions{Wide: wide}).PrintObj(statusTable(entries), w)
+		if err := printers.NewTablePrinter(printers.PrintOptions{Wide: wide}).PrintObj(statusTable(entries), w); err != nil {
+			return err
+		}
+		table := forwardTable(entries)
+		if len(table.Rows) == 0 {
+			return nil
+		}
+		fmt.Fprintln(w)
+		return printers.NewTablePrinter(printers.PrintOptions{}).PrintObj(table, w)
 	})
+}
+
+// forwardTable is what each forward has counted.
+func forwardTable(entries []swap.Entry) *metav1.Table {
+	t := &metav1.Table{}
+	for _, name := range []string{"Namespace", "Forward", "Local", "Target", "Connections", "Total", "Sent", "Received", "Last Error"} {
+		t.ColumnDefinitions = append(t.ColumnDefinitions, metav1.TableColumnDefinition{Name: name, Type: "string"})
+	}
+	for _, e := range entries {
+		_, name, _ := strings.Cut(e.Target, "/")
+		for _, f := range e.Forwards {
+			last := f.LastError
+			if last != "" {
+				last += " (" + age(f.LastErrorAt) + ")"
+			}
+			t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{e.Namespace, name, strings.Join(f.Local, ","), f.Target, f.Open, f.Total, f.Sent, f.Received, last}})
+		}
+	}
+	return t
 }
 
 // statusTable is the entries as kubectl would print them; columns of priority 1 are for wide.

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bridge/internal/carry"
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -22,8 +23,8 @@ func newSwapCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "swap KIND NAME [-- CMD...]",
 		Short: "Let a process on this machine answer for a workload",
-		Long: `swap puts a proxy in the place of a deployment, statefulset or replicaset; of a pod, or a replicaset, that belongs to
-one of these, in the owner's. The cluster's traffic for it arrives at a process on
+		Long: `swap puts a proxy in the place of a deployment, statefulset, replicaset or Argo rollout; of a pod, or a replicaset, that belongs to
+one of these, in the owner's; before a pod that belongs to nobody, which goes on. The cluster's traffic for it arrives at a process on
 this machine until you press Ctrl-C; then everything is given back. If bridge is killed or this machine is
 gone, a keeper in the cluster gives back, if your account may make one a Role or an admin has prepared one; until
 then the same command takes the swap up again. Where there can be no keeper the original goes on (--mode standby),
@@ -31,14 +32,18 @@ and answers what this machine cannot take.
 
 The process has to listen on the container's ports, or on those that --port maps. With CMD bridge starts it, with
 the environment and the files of the container (below the folder BRIDGE_ROOT), moves callers when it answers, and gives
-back when it ends; signals and the exit code are CMD's.`,
+back when it ends; signals and the exit code are CMD's. On Linux CMD has a network of its own, without root, as with
+bridge connect -- CMD, and the files are at their paths.`,
 		Example: `  bridge swap deployment orders                  # port 8080 of the pod comes to localhost:8080
   bridge swap deployment orders --port 3000:8080  # ... to localhost:3000
   bridge swap deployment orders -- go run .      # answered by a process with the pod's environment
+  bridge swap deployment orders --to-pod 9090 -- go run .  # ... for which localhost:9090 is the sidecar's
+  bridge swap deployment orders --publish 2345 -- dlv debug --headless --listen :2345  # ... with a debugger that an IDE reaches
   bridge swap deployment orders --header x-user=ada  # only requests with that header, the deployment answers the others
   bridge swap deployment orders --dry-run         # every object and change, nothing done
   bridge swap deployment orders --dry-run=server  # ... and what the cluster would refuse of it
-  bridge swap statefulset db                     # all of its pods`,
+  bridge swap statefulset db                     # all of its pods
+  bridge swap pod web                            # one that belongs to nobody goes on, and answers when this machine cannot`,
 		Args: targetArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
@@ -47,8 +52,10 @@ back when it ends; signals and the exit code are CMD's.`,
 					return hint.Newf(hint.Usage, "see: bridge swap --help", "there is nothing behind --")
 				}
 			}
-			if o.token && len(o.program) == 0 {
-				return hint.Newf(hint.Usage, "write: bridge swap KIND NAME --token -- CMD", "--token is for a CMD")
+			for _, name := range []string{"token", "cidr", "local-port", "publish", "network", "to-pod"} {
+				if len(o.program) == 0 && cmd.Flags().Changed(name) {
+					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge swap KIND NAME --%s ... -- CMD", name), "--%s is for a CMD", name)
+				}
 			}
 			o.localTimeoutSet = cmd.Flags().Changed("local-timeout")
 			t, err := parseWorkload(args)
@@ -89,6 +96,10 @@ back when it ends; signals and the exit code are CMD's.`,
 	f.Var(newChoice("on", func(word string) { o.noProbes = word == "off" }, "on", "off"), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
+	networkFlags(cmd, &o.network)
+	f.Var(newChoice("auto", func(word string) { o.network.outside = word == "host" }, "auto", "host"), "network",
+		"auto: CMD has a network of its own where this machine allows that (Linux), else variables that name a proxy; host: this machine's, and no such variables")
+	f.IntSliceVar(&o.toPod, "to-pod", nil, "a TCP port of the pod's other containers that CMD finds at its own 127.0.0.1 (repeatable; takes mode replace)")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(newChoice(string(swap.ModeAuto), func(word string) { o.mode = swap.Mode(word) }, string(swap.ModeAuto), string(swap.ModeReplace), string(swap.ModeStandby)), "mode",
 		"replace: the original is stopped. standby: it goes on, callers come by way of proxies, and those whom this machine cannot take go to it. auto: replace if somebody can start it again when this machine is gone, else standby")
@@ -124,6 +135,8 @@ type swapOptions struct {
 	output                     string // yaml or json, of a dry run; empty is yaml
 	token                      bool
 	program                    []string // CMD
+	network                    network
+	toPod                      []int
 	noProbes, execProbes       bool
 }
 
@@ -143,12 +156,26 @@ func (o *swapOptions) check() error {
 	if o.takeOver && (choice.All() || choice.Mirror) {
 		return hint.Newf(hint.Usage, "to have all of a swap that somebody left behind give it back: bridge restore KIND NAME", "--take-over is for --header and --path")
 	}
-	return swap.Options{Mode: o.mode, Choice: choice}.Check()
+	if err := o.network.check(o.toPod); err != nil {
+		return err
+	}
+	if _, err := portNumbers("--to-pod", o.toPod); err != nil {
+		return err
+	}
+	return swap.Options{Mode: o.mode, Choice: choice, ToPod: toPod(o.toPod)}.Check()
+}
+
+func toPod(numbers []int) (ports []int32) {
+	for _, n := range numbers {
+		ports = append(ports, int32(n))
+	}
+	return ports
 }
 
 func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
-		Mode: o.mode, Choice: o.choice, TakeOver: o.takeOver, Version: versionString(), SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter}
+		Mode: o.mode, Choice: o.choice, TakeOver: o.takeOver, Version: versionString(), SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter,
+		ToPod: toPod(o.toPod)}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, t, options, source, o)
@@ -177,6 +204,11 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 	if plan == nil {
 		options.Client = session.Fingerprint()
 		if plan, parts, err = planSwap(ctx, k, t, options, source); err != nil {
+			return err
+		}
+	}
+	if program != nil {
+		if err := a.apart(o.network, program, plan.Ports); err != nil {
 			return err
 		}
 	}
@@ -223,7 +255,17 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, t kube.Target, o sw
 	if len(o.program) == 0 {
 		return nil, nil
 	}
-	p := &swap.Program{Args: o.program, Token: o.token, Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr, OnSignal: a.onSignal}
+	c, err := a.connectProgram(k, o.program, o.network, connect.Options{Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	if c.PodPorts, err = portNumbers("--to-pod", o.toPod); err != nil {
+		return nil, err
+	}
+	for _, port := range c.PodPorts {
+		a.own(c, port)
+	}
+	p := &swap.Program{Program: *c, Token: o.token}
 	if o.localTimeoutSet {
 		p.LocalTimeout = o.localTimeout
 	}

@@ -53,19 +53,12 @@ func refuseKind(t kube.Target) error {
 func (a *app) workload(ctx context.Context, k *kube.Client, t kube.Target) (kube.Target, error) {
 	owner, err := k.Owner(ctx, k.Namespace, t)
 	if err != nil {
-		if hint.CodeOf(err) == hint.NotFound {
-			err = hint.New(hint.NotFound, err, "name the workload itself, as it is swapped: bridge status lists what is")
-		}
 		return t, err
 	}
 	if err := refuseKind(owner); err != nil {
 		return t, err
 	}
-	switch {
-	case owner.Kind == kube.Pod:
-		return t, hint.Newf(hint.Usage, "give it a deployment with this template, which may be swapped; bridge connect reaches what it calls",
-			"%s belongs to no workload: once it is stopped nothing starts it again", t)
-	case owner != t:
+	if owner != t {
 		a.say(fmt.Sprintf("%s belongs to %s: that one it is", t, owner))
 	}
 	return owner, nil

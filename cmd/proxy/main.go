@@ -1,7 +1,7 @@
 // Command proxy is bridge's end in a pod: it stands where the target's program stood and passes its
 // callers to the laptop (--listen), and dials from inside the cluster for it. `proxy keep`, in a pod of its own, gives
 // the swap back when the laptop is gone. Both are started by bridge, never by hand; internal/proxypod writes their
-// arguments. It links no Kubernetes client and stays small.
+// arguments. `proxy tool NAME` is one of the tools that bridge debug brings. It links no Kubernetes client and stays small.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"bridge/internal/tools"
 	"bridge/pkg/tunnel"
 )
 
@@ -33,6 +34,9 @@ func main() {
 	debug.SetMemoryLimit(memoryLimit)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == "tool" {
+		os.Exit(tools.Run(ctx, os.Args[2:], tools.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -81,6 +85,7 @@ type config struct {
 	mirror      bool   // the originals answer at the other ports, and the laptop gets a copy
 	membersAt   string // the file that says which requests of the other ports are whose; "" when there is one laptop alone
 	serveDials  bool
+	toPod       []int // TCP ports of the pod's loopback that are dialled for the laptop; no others of it are
 	view        view
 	drainDelay  time.Duration // new connections are still taken after SIGTERM
 	drain       time.Duration // open ones may take this long after that
@@ -124,6 +129,11 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 	f.Func("absent", "`path:why` of what the laptop does not get (repeatable)", c.view.addAbsent)
 	f.Func("token", "`path:audience` of a token of the target's, which the laptop does not get (repeatable)", c.view.addToken)
 	f.BoolVar(&c.serveDials, "serve-dials", true, "dial from the pod for the laptop")
+	f.Func("to-pod", "`port` of the pod's other containers that is dialled for the laptop on the pod's loopback (repeatable)", func(s string) error {
+		port, err := parsePort(s)
+		c.toPod = append(c.toPod, port)
+		return err
+	})
 	f.DurationVar(&c.drainDelay, "drain-delay", 3*time.Second, "how long new connections are taken after SIGTERM")
 	f.DurationVar(&c.drain, "drain", 10*time.Second, "how long open connections may take after that")
 	if err := f.Parse(args); err != nil {

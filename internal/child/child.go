@@ -1,5 +1,5 @@
 // Package child runs a program of the user's on this machine, with the terminal, the signals and the exit code that it would have had
-// without bridge. pkg/swap and internal/connect call it.
+// without bridge. internal/connect calls it.
 package child
 
 import (

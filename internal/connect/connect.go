@@ -32,6 +32,12 @@ const (
 // next session. A reconnect that works takes less; after that such names fail at once.
 const dnsPatience = 2 * time.Second
 
+// Dial makes a connection, as a net.Dialer does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Tunnel is the one that is to be used now: of several, one that carries.
+type Tunnel func() *tunnel.Client
+
 // Options say where to listen. The zero value works.
 type Options struct {
 	// Listen and DNSListen are "HOST:PORT" on loopback; port 0 is any free one. Empty means
@@ -117,21 +123,21 @@ func (e *Entrance) Close() {
 
 // Run serves through t, once it has a session, until ctx is done, which is no error, or a port fails.
 // It returns when every connection has ended. Call it once.
-func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
+func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 	defer e.Close()
-	if err := t.WaitReady(ctx); err != nil {
+	if err := t().WaitReady(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	pod, ok := t.Info()
+	pod, ok := t().Info()
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
 	}
-	proxy := &socks5.Server{Dial: t.DialContext, Log: e.o.Log}
+	proxy := &socks5.Server{Dial: t.dial, Log: e.o.Log}
 	names := &dns.Server{
-		Dial:        dialSoon(t, dnsPatience),
+		Dial:        t.dialSoon(dnsPatience),
 		Nameservers: pod.Nameservers,
 		Search:      pod.Search,
 		Ndots:       pod.Ndots,
@@ -147,16 +153,20 @@ func (e *Entrance) Run(ctx context.Context, t *tunnel.Client) error {
 // Domain is the cluster's domain ("cluster.local") as pod tells.
 func Domain(pod tunnel.Info) string { return strings.TrimSuffix(dns.Zone(pod.Search), ".") }
 
-// dialSoon dials through t, and fails at once when t has been without a session for longer than patience.
-func dialSoon(t *tunnel.Client, patience time.Duration) func(ctx context.Context, network, address string) (net.Conn, error) {
+func (t Tunnel) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return t().DialContext(ctx, network, address)
+}
+
+// dialSoon is a dial that fails at once when there has been no session for longer than patience.
+func (t Tunnel) dialSoon(patience time.Duration) Dial {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		s := t.State()
+		s := t().State()
 		if !s.Phase.Carries() && time.Since(s.Since) >= patience {
 			if s.Err != nil {
 				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
 			}
 			return nil, tunnel.ErrNoSession
 		}
-		return t.DialContext(ctx, network, address)
+		return t.dial(ctx, network, address)
 	}
 }

@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 				fmt.Println(sayByUDP(address))
 				continue
 			}
+			if address, ok := strings.CutPrefix(url, "listen://"); ok {
+				fmt.Println(first(address))
+				continue
+			}
 			resp, err := http.Get(url)
 			if err != nil {
 				fmt.Println("error:", err)
@@ -48,6 +52,20 @@ func TestMain(m *testing.M) {
 		os.Exit(7)
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// first is what the first who comes to an address says, as a debugger has one client alone.
+func first(address string) string {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err.Error()
+	}
+	c, err := l.Accept()
+	if err != nil {
+		return err.Error()
+	}
+	b, err := io.ReadAll(c)
+	return fmt.Sprintf("%s %v", b, err)
 }
 
 // sayByUDP is what address answers to "hello", which is said until it does.
@@ -76,6 +94,8 @@ type pod struct {
 	states chan tunnel.State // of client, the first few
 	cut    func()            // ends the pod's end: no session any more
 }
+
+func (p *pod) tunnel() *tunnel.Client { return p.client }
 
 func startPod(t *testing.T, info tunnel.Info, dial func(ctx context.Context, network, address string) (net.Conn, error)) *pod {
 	t.Helper()
@@ -137,7 +157,7 @@ func run(t *testing.T, c *tunnel.Client) *Entrance {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx, c) }()
+	go func() { done <- e.Run(ctx, func() *tunnel.Client { return c }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -247,7 +267,7 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 	if err := p.client.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ask := dialSoon(p.client, 0)
+	ask := Tunnel(p.tunnel).dialSoon(0)
 	c, err := ask(t.Context(), "tcp", "10.96.0.10:53")
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +292,7 @@ func TestRunEndsBeforeThereIsATunnel(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := e.Run(ctx, &tunnel.Client{}); err != nil {
+	if err := e.Run(ctx, func() *tunnel.Client { return &tunnel.Client{} }); err != nil {
 		t.Error(err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"bridge/internal/child"
 	"bridge/internal/dns"
+	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
 	"bridge/pkg/tunnel"
@@ -40,10 +41,13 @@ const (
 
 	// acceptPause is for a process that has no descriptors left.
 	acceptPause = 50 * time.Millisecond
+
+	// publishPoll is how often is looked whether the program listens.
+	publishPoll = 200 * time.Millisecond
 )
 
 // Program is a program that is run with the cluster's names and addresses as its own: in a network namespace where this machine allows
-// that, else with the variables that name a proxy.
+// that, else with the variables that name a proxy. Call Check before Run.
 type Program struct {
 	Args           []string
 	Env            []string
@@ -52,8 +56,23 @@ type Program struct {
 
 	// Ranges are the cluster's, as far as they are known. What its resolver answers with is the cluster's as well.
 	Ranges []netip.Prefix
-	// LocalPorts of 127.0.0.1 are this machine's in the namespace too.
-	LocalPorts []uint16
+	// LocalPorts of 127.0.0.1 are this machine's in the namespace too, and PodPorts of it are the pod's.
+	LocalPorts, PodPorts []uint16
+	// Publish are TCP ports of the namespace that are this machine's as well, at its localhost: each once the program listens there, so that
+	// what it starts outside of it finds the port free.
+	Publish []uint16
+	// Free are ports of the namespace, TCP's or UDP's, on which the program may listen, as on those of Publish: they are not bridge's.
+	Free []uint16
+	// Files are put at their paths in the namespace.
+	Files netns.Files
+	// Outside runs it as any program of this machine: without a namespace, and without a proxy.
+	Outside bool
+	// Started is told, when the program runs, how its own ports are reached, whether it is in a namespace, and whether there are Files and all
+	// at their paths. It may be nil.
+	Started func(reach Dial, inside, placed bool)
+	// Published is told of each port of Publish when this machine's localhost has it, or is about to, because of bridge, and with false
+	// when it cannot be had. It may be nil.
+	Published func(port uint16, has bool)
 	// Direct are the hosts beside this machine that need no proxy, where there is one.
 	Direct []string
 
@@ -61,26 +80,71 @@ type Program struct {
 	OnSignal func(pass func(os.Signal))
 	Say      func(string)
 	Entrance Options // of the proxy
+
+	proxied bool // there is no namespace, which has been said
 }
 
-// Check says whether there is such a program.
-func (p *Program) Check() error {
-	return hint.New(hint.Usage, (&child.Command{Args: p.Args}).Find(), "")
-}
-
-// Run runs the program through t, which has had a session, until it has ended, to which ctx brings it. It returns a *child.ExitError,
-// or why the program was not run.
-func (p *Program) Run(ctx context.Context, t *tunnel.Client) error {
-	err := p.inNamespace(ctx, t)
-	var no *netns.Unavailable
-	if !errors.As(err, &no) || ctx.Err() != nil {
-		return err
+// Check says what keeps the program from being run: that there is none, or no namespace for what takes one. It makes a namespace and ends
+// it, and says when there is none.
+func (p *Program) Check(ctx context.Context) error {
+	if err := (&child.Command{Args: p.Args}).Find(); err != nil {
+		return hint.New(hint.Usage, err, "")
 	}
+	if p.Outside {
+		return nil
+	}
+	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return p.without(err)
+}
+
+// without goes on without a namespace when err says that there is none, if that is possible, and else returns err.
+func (p *Program) without(err error) error {
+	var no *netns.Unavailable
+	switch {
+	case !errors.As(err, &no):
+		return err
+	case len(p.PodPorts) > 0:
+		next := "leave out --to-pod"
+		if no.Setting != "" {
+			next = "allow it, " + no.Setting + ", or " + next
+		}
+		return hint.Newf(hint.Other, next, "--to-pod %d takes a network of CMD's own: %w", p.PodPorts[0], no.Err)
+	}
+	p.proxied = true
 	line := "not in a network of its own, but with proxy variables, which not every program heeds: " + no.Err.Error()
 	if no.Setting != "" {
 		line += "; what would allow it: " + no.Setting
 	}
-	p.Say(line)
+	p.Say(hint.Printable(line))
+	return nil
+}
+
+// Inside tells, after Check, whether the program is to run in a namespace.
+func (p *Program) Inside() bool { return !p.Outside && !p.proxied }
+
+// Run runs the program through t, which has had a session, until it has ended, to which ctx brings it. It returns a *child.ExitError,
+// or why the program was not run.
+func (p *Program) Run(ctx context.Context, t Tunnel) error {
+	if p.Outside {
+		return p.start(ctx, p.command())
+	}
+	if !p.proxied {
+		err := p.inNamespace(ctx, t)
+		if no := new(netns.FilesError); errors.As(err, &no) && ctx.Err() == nil {
+			p.Say(hint.Printable("none of the files is at its path: " + no.Err.Error()))
+			p.Files = netns.Files{}
+			err = p.inNamespace(ctx, t)
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if err := p.without(err); err != nil || !p.proxied {
+			return err
+		}
+	}
 	return p.withProxy(ctx, t)
 }
 
@@ -90,22 +154,38 @@ func (p *Program) command() *child.Command {
 }
 
 // withProxy runs it beside an Entrance.
-func (p *Program) withProxy(ctx context.Context, t *tunnel.Client) error {
+func (p *Program) withProxy(ctx context.Context, t Tunnel) error {
 	e, err := Open(p.Entrance)
 	if err != nil {
 		return err
 	}
 	c := p.command()
 	c.Env = append(slices.Clone(c.Env), ProxyVariables(e.Proxy(), p.Direct)...)
-	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, t) }, func(ctx context.Context) error {
-		process, err := c.Start()
-		if err != nil {
-			return hint.New(hint.Usage, err, "")
-		}
-		p.OnSignal(process.Signal)
-		defer p.OnSignal(nil)
-		return process.Wait(ctx)
-	})
+	return p.beside(ctx, func(ctx context.Context) error { return e.Run(ctx, t) }, func(ctx context.Context) error { return p.start(ctx, c) })
+}
+
+// start runs it in this machine's network.
+func (p *Program) start(ctx context.Context, c *child.Command) error {
+	process, err := c.Start()
+	if err != nil {
+		return hint.New(hint.Usage, err, "")
+	}
+	p.OnSignal(process.Signal)
+	defer p.OnSignal(nil)
+	p.started(new(net.Dialer).DialContext, false, false)
+	return process.Wait(ctx)
+}
+
+func (p *Program) started(reach Dial, inside, placed bool) {
+	if p.Started != nil {
+		p.Started(reach, inside, placed)
+	}
+}
+
+func (p *Program) published(port uint16, has bool) {
+	if p.Published != nil {
+		p.Published(port, has)
+	}
 }
 
 // beside runs the program while serve does; the end of the one is that of the other.
@@ -147,8 +227,10 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 }
 
 // inNamespace runs it in one. The error wraps a *netns.Unavailable, and nothing has been run, where that is not to be had.
-func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
-	n, err := netns.New(netns.Options{IPv6: p.ipv6(), LocalPorts: p.LocalPorts})
+func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
+	n, err := netns.New(netns.Options{
+		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Free: slices.Concat(p.Free, p.Publish), Dialled: p.dialled(), Files: p.Files,
+	})
 	if err != nil {
 		return err
 	}
@@ -173,17 +255,26 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 		return err
 	}
 	defer sockets.Close()
-	pod, ok := t.Info()
+	pod, ok := t().Info()
 	if !ok {
 		_ = process.Wait(ended)
 		return errors.New("the pod told nothing of its resolver")
 	}
-	g := &gate{dial: t.DialContext, ranges: p.Ranges, localPorts: p.LocalPorts, log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns)}
+	for _, line := range n.Left() {
+		p.Say(hint.Printable("not at its path: " + line))
+	}
+	for _, path := range n.Hidden() {
+		p.Say(hint.Printable("the container's, and not this machine's: " + path))
+	}
+	g := &gate{
+		dial: t.dial, ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,
+		log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns),
+	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	names := &dns.Server{
-		Dial: dialSoon(t, dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
+		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
 		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add, Log: p.Entrance.Log,
 	}
 	for _, s := range pod.Nameservers {
@@ -198,20 +289,57 @@ func (p *Program) inNamespace(ctx context.Context, t *tunnel.Client) error {
 			s.Go(func() error { return g.serve(ctx, l) })
 		}
 		if sockets.UDP != nil {
-			f := &flows{g: g, d: sockets.UDP, open: map[pair]chan []byte{}}
+			f := &flows{g: g, d: sockets.UDP}
 			s.Go(func() error { return f.serve(ctx) })
+		}
+		if p.dialled() {
+			s.Go(func() error { return n.Await(ctx) })
 		}
 		return s.Wait()
 	}
+	reach := (&net.Dialer{ControlContext: n.Control}).DialContext
 	return p.beside(ctx, serve, func(ctx context.Context) error {
 		if err := n.Run(ctx); err != nil {
 			_ = process.Wait(ended)
 			return hint.New(hint.Usage, err, "")
 		}
+		var published sync.WaitGroup
+		defer published.Wait()
+		publishing, cancel := context.WithCancel(ctx)
+		defer cancel()
+		for _, port := range p.Publish {
+			published.Go(func() { p.publish(publishing, n, port, reach) })
+		}
+		p.started(reach, true, len(p.Files.Paths) > 0 && len(n.Left()) == 0)
 		exit := process.Wait(ctx)
 		n.Close() // while what it has left can still say goodbye
 		return exit
 	})
+}
+
+// dialled tells whether somebody comes to the program.
+func (p *Program) dialled() bool { return p.Started != nil || len(p.Publish) > 0 }
+
+// publish has a port of the program's be this machine's too, if it is free, until ctx ends: for a browser, a debugger, or who else is here.
+func (p *Program) publish(ctx context.Context, n *netns.Namespace, port uint16, reach Dial) {
+	for !n.Listens(port) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(publishPoll):
+		}
+	}
+	p.published(port, true) // before anybody can find it there
+	listeners, err := forward.Listen([]string{"localhost"}, int(port))
+	if err != nil {
+		p.published(port, false)
+		p.Say(fmt.Sprintf("note: from this machine CMD's port %d is not reached: %v", port, err))
+		return
+	}
+	f := &forward.Forwarder{Listeners: listeners, Address: net.JoinHostPort("localhost", strconv.Itoa(int(port))), Dial: reach, Log: p.Entrance.Log}
+	if err := f.Run(ctx); err != nil {
+		p.Say(fmt.Sprintf("note: from this machine CMD's port %d is not reached any more: %v", port, err))
+	}
 }
 
 // ipv6 are the ranges of IPv6 that can be reached: all where this machine has a way to it.
@@ -230,10 +358,11 @@ func (p *Program) ipv6() (list []netip.Prefix) {
 
 // gate decides where a program's connections go.
 type gate struct {
-	dial       func(ctx context.Context, network, address string) (net.Conn, error) // in the cluster
+	dial       Dial // in the cluster
 	ranges     []netip.Prefix
 	known      known
 	localPorts []uint16
+	podPorts   []uint16
 	log        *slog.Logger
 	slots      chan struct{}
 }
@@ -300,7 +429,8 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 	return tunnel.Splice(c, target)
 }
 
-// reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, all others from this machine.
+// reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, the pod's ports on its own, all
+// others from this machine.
 func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, programDialTime)
 	defer cancel()
@@ -309,6 +439,8 @@ func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (ne
 	switch {
 	case addr == netns.Host:
 		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+	case addr.IsLoopback() && slices.Contains(g.podPorts, to.Port()):
+		return g.dial(ctx, network, to.String())
 	case addr.IsLoopback():
 		if !slices.Contains(g.localPorts, to.Port()) {
 			return nil, errors.New("the namespace's own, which was not redirected")

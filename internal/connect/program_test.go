@@ -14,11 +14,17 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"bridge/internal/child"
+	"bridge/internal/hint"
+	"bridge/internal/netns"
 	"bridge/pkg/tunnel"
 )
 
@@ -80,7 +86,7 @@ func TestDatagramsOfAProgram(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(near)
 	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
-	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
+	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
 		t.Errorf("%v, %q", err, out)
 	}
 }
@@ -107,7 +113,7 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 		HostName, port, port))
 	p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	p.LocalPorts = []uint16{uint16(port)}
-	err := p.Run(t.Context(), pod.client)
+	err := p.Run(t.Context(), pod.tunnel)
 	if exitCode(err) != 7 || len(*said) > 0 {
 		t.Errorf("%v, %q", err, *said)
 	}
@@ -120,6 +126,133 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 	}
 	if !strings.Contains(lines[len(want)], "connection reset by peer") && !strings.Contains(lines[len(want)], "EOF") {
 		t.Errorf("what refuses: %q", lines[len(want)])
+	}
+}
+
+// The pod's own ports are asked of the pod, by its loopback; whoever has them on this machine is not met.
+func TestPortsOfThePod(t *testing.T) {
+	info, clusterDial := cluster(t)
+	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == "127.0.0.1:9090" {
+			address = "orders.shop:80"
+		}
+		return clusterDial(ctx, network, address)
+	})
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, out, _ := program("http://127.0.0.1:9090/ http://127.0.0.1:9091/")
+	p.PodPorts = []uint16{9090}
+	inside := false
+	p.Started = func(_ Dial, in, _ bool) { inside = in }
+	err := p.Run(t.Context(), pod.tunnel)
+	lines := strings.Split(out.String(), "\n")
+	if exitCode(err) != 7 || !inside || lines[0] != "127.0.0.1:9090 <nil>" || !strings.Contains(lines[1], "connection refused") {
+		t.Errorf("%v, %v, %q", err, inside, lines)
+	}
+}
+
+// A port that is published is this machine's once the program listens there, and not before; nobody but who wants to comes to it.
+func TestPublishedPorts(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	dialled := make(chan error, 1)
+	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			l.Close()
+		}
+		fmt.Fprint(w, "free ", err)
+		go func() { // until it listens
+			for {
+				c, err := net.Dial("tcp", address)
+				if errors.Is(err, syscall.ECONNREFUSED) {
+					time.Sleep(10 * time.Millisecond)
+					continue
+				}
+				if err == nil {
+					_, err = io.WriteString(c, "hello")
+					err = errors.Join(err, c.Close())
+				}
+				dialled <- err
+				return
+			}
+		}()
+	}))
+	defer laptop.Close()
+	p, out, said := program(fmt.Sprintf("http://%s:%d/ listen://%s", HostName, laptop.Listener.Addr().(*net.TCPAddr).Port, address))
+	p.Publish = []uint16{netip.MustParseAddrPort(address).Port(), netip.MustParseAddrPort(taken.Addr().String()).Port()}
+	p.Env[len(p.Env)-1] += " listen://" + taken.Addr().String()
+	var has sync.Map
+	p.Published = func(port uint16, yes bool) { has.Store(port, yes) }
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p.Say = func(line string) { // that what this machine has stays this machine's, which is the end of it
+		*said = append(*said, line)
+		cancel()
+	}
+	if err := p.Run(ctx, pod.tunnel); exitCode(err) != 128+int(syscall.SIGTERM) || out.String() != "free <nil> <nil>\nhello <nil>\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+	if len(*said) != 1 || !strings.Contains((*said)[0], taken.Addr().String()+" is in use") {
+		t.Errorf("it said %q", *said)
+	}
+	for i, want := range []bool{true, false} {
+		if got, told := has.Load(p.Publish[i]); !told || got != want {
+			t.Errorf("it is told of port %d: %v, %v", p.Publish[i], got, told)
+		}
+	}
+	if err := <-dialled; err != nil {
+		t.Error(err)
+	}
+}
+
+// That files are at their paths is said of all of them, or of none; of which it is not so is said.
+func TestFilesOfAProgram(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	there, root := t.TempDir(), t.TempDir()
+	for _, path := range []string{there, "/proc/bridge-\x1btest"} {
+		if err := os.MkdirAll(filepath.Join(root, path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, there, "file"), []byte("of the pod"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		paths []string
+		all   bool
+		said  int
+	}{{nil, false, 0}, {[]string{there}, true, 0}, {[]string{there, "/proc/bridge-\x1btest"}, false, 1}} {
+		p, out, said := program("")
+		p.Args = []string{"sh", "-c", "cat " + there + "/file; exit 7"}
+		p.Files = netns.Files{Root: root, Paths: tt.paths}
+		all := false
+		p.Started = func(_ Dial, _, placed bool) { all = placed }
+		if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || all != tt.all || len(*said) != tt.said || (out.String() == "of the pod") != (tt.paths != nil) {
+			t.Errorf("%q: %v, %v, %q, %q", tt.paths, err, all, *said, out)
+		}
+		if tt.said > 0 && !strings.HasPrefix((*said)[0], "not at its path: /proc/bridge-test: ") {
+			t.Errorf("it said %q", *said)
+		}
 	}
 }
 
@@ -151,7 +284,7 @@ func TestSignalsAndTheEndOfBridge(t *testing.T) {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
-		go func() { done <- p.Run(ctx, pod.client) }()
+		go func() { done <- p.Run(ctx, pod.tunnel) }()
 		b := make([]byte, 5)
 		if _, err := io.ReadFull(r, b); err != nil {
 			t.Fatal(err)
@@ -182,12 +315,94 @@ func TestAProgramWithoutNamespaces(t *testing.T) {
 	if err := pod.client.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// It is known before, and said once; a machine that forbids it in between is as good.
+	for _, checked := range []bool{true, false} {
+		p, out, said := program("http://orders.shop/")
+		if checked {
+			if err := p.Check(t.Context()); err != nil || len(*said) != 1 || p.Inside() {
+				t.Errorf("%v, it said %q", err, *said)
+			}
+		}
+		if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
+			t.Errorf("%v, %q", err, out)
+		}
+		if len(*said) != 1 || !strings.HasSuffix((*said)[0], "what would allow it: sysctl -w user.max_user_namespaces=1000") {
+			t.Errorf("it said %q", *said)
+		}
+	}
+	// The pod's ports are nowhere then.
+	p, out, _ := program("http://orders.shop/")
+	p.PodPorts = []uint16{9090}
+	for _, err := range []error{p.Check(t.Context()), p.Run(t.Context(), pod.tunnel)} {
+		var of *hint.Error
+		if !errors.As(err, &of) || !strings.Contains(err.Error(), "--to-pod 9090") || !strings.Contains(of.Hint, "sysctl -w user.max_user_namespaces=1000") || out.Len() > 0 {
+			t.Errorf("%v, %q", err, out)
+		}
+	}
+}
+
+// What keeps files from their paths does not keep the program from its network.
+func TestAProgramWhoseFilesCannotBeInPlace(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	root, gone := t.TempDir(), t.TempDir()+"/gone"
+	if err := errors.Join(os.MkdirAll(root+"/etc/bridge-test", 0o700), os.Mkdir(gone, 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	p, out, said := program("http://orders.shop/")
-	if err := p.Run(t.Context(), pod.client); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
+	p.Files = netns.Files{Root: root, Paths: []string{"/etc/bridge-test"}}
+	t.Chdir(gone)
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "orders.shop <nil>\n" {
 		t.Errorf("%v, %q", err, out)
 	}
-	if len(*said) != 1 || !strings.HasSuffix((*said)[0], "what would allow it: sysctl -w user.max_user_namespaces=1000") {
+	if len(*said) != 1 || !strings.HasPrefix((*said)[0], "none of the files is at its path: ") {
 		t.Errorf("it said %q", *said)
+	}
+}
+
+// Outside it is a program as any other: of this machine's network, and nobody tells it of a proxy.
+func TestAProgramOutside(t *testing.T) {
+	p, out, said := program("")
+	p.Args, p.Env, p.Outside = []string{"sh", "-c", "readlink /proc/$$/ns/net; env; exit 7"}, []string{"PATH=" + os.Getenv("PATH")}, true
+	inside := true
+	p.Started = func(_ Dial, in, _ bool) { inside = in }
+	if err := p.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := p.Run(t.Context(), func() *tunnel.Client { panic("it needs no tunnel") })
+	here, _ := os.Readlink("/proc/self/ns/net")
+	if exitCode(err) != 7 || inside || len(*said) > 0 || !strings.HasPrefix(out.String(), here+"\n") || strings.Contains(strings.ToLower(out.String()), "proxy") {
+		t.Errorf("%v, %v, %q, %q", err, inside, out, *said)
+	}
+}
+
+// A program that nobody can come to any more is ended, and that is an error.
+func TestTheMakerOfSocketsIsLost(t *testing.T) {
+	info, dial := withAddresses(t)
+	pod := startPod(t, info, dial)
+	if err := pod.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, _, _ := program("")
+	p.Args = []string{"sleep", "1000"}
+	p.Started = func(Dial, bool, bool) {
+		all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range all {
+			text, _ := os.ReadFile(path)
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if parent, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "status")); string(text) == "bridge-namespace-maker\x00" && bytes.Contains(parent, fmt.Appendf(nil, "\nPPid:\t%d\n", os.Getpid())) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+	if err := p.Run(t.Context(), pod.tunnel); err == nil || !strings.Contains(err.Error(), "sockets in the program's network") {
+		t.Errorf("%v", err)
 	}
 }
 

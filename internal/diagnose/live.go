@@ -170,23 +170,11 @@ func Live(ctx context.Context, k *kube.Client, t kube.Target) (*LiveReport, erro
 
 // podsOf are a target's pods that have not ended, those first that are not ready.
 func podsOf(ctx context.Context, k *kube.Client, t kube.Target) ([]corev1.Pod, error) {
-	api := k.Clientset.CoreV1().Pods(k.Namespace)
-	if t.Kind == kube.Pod {
-		p, err := api.Get(ctx, t.Name, metav1.GetOptions{})
-		if err != nil {
-			return nil, kube.Explain(err, "read "+t.String())
-		}
-		return []corev1.Pod{*p}, nil
+	all, err := k.Pods(ctx, k.Namespace, t)
+	if err != nil || t.Kind == kube.Pod {
+		return all, err
 	}
-	selector, err := k.PodSelector(ctx, k.Namespace, t)
-	if err != nil {
-		return nil, kube.Explain(err, "find the pods of "+t.String())
-	}
-	l, err := api.List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
-	if err != nil {
-		return nil, kube.Explain(err, "list the pods of "+t.String())
-	}
-	list := slices.DeleteFunc(l.Items, func(p corev1.Pod) bool { return over(&p) || p.DeletionTimestamp != nil })
+	list := slices.DeleteFunc(all, func(p corev1.Pod) bool { return over(&p) || p.DeletionTimestamp != nil })
 	slices.SortStableFunc(list, func(a, b corev1.Pod) int { return rank(&a) - rank(&b) })
 	return list, nil
 }

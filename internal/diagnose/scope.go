@@ -35,6 +35,9 @@ func ParseTarget(arg, namespace string) (Ref, error) {
 		return Ref{Kind: k, Namespace: namespace, Name: name}, nil
 	}
 	t, err := kube.ParseTarget(arg)
+	if err == nil && t.Kind == kube.Rollout {
+		return Ref{}, hint.Newf(hint.Usage, "name one of its replicasets or pods, or nothing", "%s: rollouts are not diagnosed", t)
+	}
 	return Ref{Kind: string(t.Kind), Namespace: namespace, Name: t.Name}, err
 }
 

@@ -52,6 +52,17 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Worded is cause in words of its own; what is asked of cause holds for it.
+func Worded(words string, cause error) error { return &worded{words, cause} }
+
+type worded struct {
+	words string
+	cause error
+}
+
+func (w *worded) Error() string { return w.words }
+func (w *worded) Unwrap() error { return w.cause }
+
 // CodeOf returns the outermost code in err's chain, Other if there is none, and 0 for nil.
 func CodeOf(err error) Code {
 	if err == nil {

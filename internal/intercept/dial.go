@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,6 +21,8 @@ type Dialer struct {
 	// Resolvers are the nameservers of the pod, and may be asked (port 53) wherever they are: a node's
 	// DNS cache is at a link-local address.
 	Resolvers []netip.Addr
+	// Loopback are TCP ports of the pod's own loopback that may be dialled.
+	Loopback []int
 }
 
 // DialContext connects to address, "host:port". What is refused is the address after resolution; the
@@ -37,6 +40,9 @@ func (d *Dialer) control(_ context.Context, network, address string, _ syscall.R
 	}
 	ip := a.Addr().Unmap().WithZone("")
 	if a.Port() == 53 && slices.Contains(d.Resolvers, ip) {
+		return nil
+	}
+	if ip.IsLoopback() && strings.HasPrefix(network, "tcp") && slices.Contains(d.Loopback, int(a.Port())) {
 		return nil
 	}
 	if why := forbidden(ip); why != "" {

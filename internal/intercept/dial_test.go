@@ -42,6 +42,22 @@ func TestDialerRefusesTheAddressAfterResolution(t *testing.T) {
 	}
 }
 
+// Of the pod's loopback only the ports that are named may be dialled, by TCP.
+func TestDialerDialsNamedPortsOfTheLoopback(t *testing.T) {
+	named, other := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
+	d := &Dialer{Loopback: []int{named.Addr().(*net.TCPAddr).Port}}
+	c, err := d.DialContext(t.Context(), "tcp", named.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	for network, address := range map[string]string{"tcp": other.Addr().String(), "udp": named.Addr().String()} {
+		if c, err := d.DialContext(t.Context(), network, address); !errors.Is(err, syscall.EACCES) {
+			t.Errorf("%s %s: %v, %v; want a refusal", network, address, c, err)
+		}
+	}
+}
+
 func TestDialerAsksTheResolverWhereverItIs(t *testing.T) {
 	d := &Dialer{Resolvers: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	c, err := d.DialContext(t.Context(), "udp", "127.0.0.1:53") // nothing is sent

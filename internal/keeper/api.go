@@ -107,9 +107,17 @@ type object struct {
 		Seconds        int    `json:"leaseDurationSeconds"`
 	} `json:"spec"`
 	Status struct {
-		ObservedGeneration int64 `json:"observedGeneration"`
-		ReadyReplicas      int64 `json:"readyReplicas"`
+		// ObservedGeneration is a number, which a Rollout has as text.
+		ObservedGeneration json.RawMessage `json:"observedGeneration"`
+		ReadyReplicas      int64           `json:"readyReplicas"`
+		AvailableReplicas  int64           `json:"availableReplicas"`
 	} `json:"status"`
+}
+
+// observed is the generation that its controller has seen; 0 when it has said none.
+func (o object) observed() (n int64) {
+	_ = json.Unmarshal(bytes.Trim(o.Status.ObservedGeneration, `"`), &n)
+	return n
 }
 
 // Where objects are, for path.
@@ -118,7 +126,6 @@ const (
 	apps        = "apis/apps/v1/%s/"
 	deployments = apps + "deployments"
 	replicaSets = apps + "replicasets"
-	services    = "api/v1/%s/services"
 	events      = "api/v1/%s/events"
 )
 
@@ -131,12 +138,7 @@ func (c *client) path(resource string, name ...string) string {
 }
 
 // pathOf is a record's object's.
-func (c *client) pathOf(o undo.Object) string {
-	if o.Kind == "Service" {
-		return c.path(services, o.Name)
-	}
-	return c.path(apps+o.Resource(), o.Name)
-}
+func (c *client) pathOf(o undo.Object) string { return c.URL + o.Path() }
 
 func (c *client) get(ctx context.Context, path string) (o object, err error) {
 	err = c.do(ctx, http.MethodGet, path, nil, &o)

@@ -220,7 +220,11 @@ func (g giving) awaitReady(ctx context.Context) error {
 		if err == nil {
 			want := int64(1)
 			_ = json.Unmarshal(target.Spec.Replicas, &want)
-			if target.Status.ObservedGeneration >= target.Metadata.Generation && target.Status.ReadyReplicas >= want {
+			have := target.Status.ReadyReplicas
+			if g.record.Target.Kind == "Rollout" {
+				have = target.Status.AvailableReplicas // before that its controller sends its own Services' callers nowhere
+			}
+			if target.observed() >= target.Metadata.Generation && have >= want {
 				return nil
 			}
 		}

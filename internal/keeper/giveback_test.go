@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"bridge/internal/undo"
 )
@@ -27,7 +29,10 @@ type apiServer struct {
 	// refuses is the status that a request gets; 0 takes it.
 	refuses func(method, path string) int
 	// proxy is whether the proxy's Deployment is there.
-	proxy  bool
+	proxy bool
+	// availableAt is when the Rollout's pods, which are Ready, are available.
+	availableAt time.Time
+
 	mu     sync.Mutex
 	writes []string // that it took, "METHOD PATH"
 }
@@ -46,6 +51,11 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 		"deployments/orders":       `{"metadata":{"uid":"d","managedFields":[]},"spec":{"replicas":3},"status":{"readyReplicas":3}}`,
 		"deployments/orders/scale": `{"metadata":{"uid":"d"},"spec":{}}`,
 	}
+	available := 0
+	if !time.Now().Before(a.availableAt) {
+		available = 3
+	}
+	objects["rollouts/orders"] = fmt.Sprintf(`{"metadata":{"uid":"d","generation":2},"spec":{"replicas":3},"status":{"observedGeneration":"2","readyReplicas":3,"availableReplicas":%d}}`, available)
 	if a.proxy {
 		objects["deployments/l"] = `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`
 	}
@@ -126,6 +136,33 @@ func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 		}
 		if beats < 6 {
 			t.Errorf("%d heartbeats in a minute: %q", beats, a.writes)
+		}
+	})
+}
+
+// A Rollout says as text which generation its controller has seen.
+func TestObservedGenerationOfEachKind(t *testing.T) {
+	for text, want := range map[string]int64{`{"observedGeneration":4}`: 4, `{"observedGeneration":"4"}`: 4, `{"observedGeneration":"6b5f7c"}`: 0, `{}`: 0} {
+		var o object
+		if err := json.Unmarshal([]byte(`{"status":`+text+`}`), &o); err != nil || o.observed() != want {
+			t.Errorf("%s: %d, %v", text, o.observed(), err)
+		}
+	}
+}
+
+// A Rollout's own Services reach its pods when these are available, and not when they are Ready.
+func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		record, err := undo.Parse(strings.ReplaceAll(orders, `"apiVersion":"apps/v1","kind":"Deployment"`, `"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout"`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &apiServer{refuses: func(string, string) int { return 0 }, availableAt: time.Now().Add(readyTimeout / 2)}
+		k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", Log: slog.New(slog.DiscardHandler)}
+		c := newClient(k.API)
+		c.http.Transport = a
+		if err := (giving{k, c, claim{"1", "ada@laptop", record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
+			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -32,12 +33,16 @@ const (
 	maxAttempts    = 3
 )
 
-// Endpoint is a port of a pod.
+// Endpoint is a port of a pod, or for Reach of something else.
 type Endpoint struct {
-	Namespace, Pod string
+	Namespace, Pod string // empty: no pod
 	UID            types.UID
+	Host           string // an address, or a name; of a pod it may be empty while it has none
 	Port           int
 }
+
+// Address is what reaches it from within the cluster.
+func (e Endpoint) Address() string { return net.JoinHostPort(e.Host, strconv.Itoa(e.Port)) }
 
 // Endpoints keeps the ready pods of a target current. Fill the fields, start Run, then Pick or Dial.
 type Endpoints struct {
@@ -58,6 +63,7 @@ type Endpoints struct {
 	seen       bool // the pod was there once: it is waited for when it goes
 	next       uint64
 	distrusted map[types.UID]time.Time // until when
+	only       types.UID               // of the one pod that is taken; empty: any
 }
 
 // part is one list that is followed.
@@ -157,6 +163,7 @@ func (e *Endpoints) followBackends(ctx context.Context) {
 		e.mu.Unlock()
 		if svc != nil {
 			if len(svc.Spec.Selector) == 0 {
+				e.update(func() { e.parts["pods"].synced = true }) // it has none
 				return
 			}
 			selector = svc.Spec.Selector
@@ -220,6 +227,15 @@ func (c *Client) PodSelector(ctx context.Context, namespace string, t Target) (l
 			return nil, err
 		}
 		ls = o.Spec.Selector
+	case Rollout:
+		o, err := c.Workload(ctx, namespace, t)
+		if err == nil {
+			err = c.Complete(ctx, o)
+		}
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Selector
 	case DaemonSet:
 		o, err := apps.DaemonSets(namespace).Get(ctx, t.Name, opt)
 		if err != nil {
@@ -305,9 +321,24 @@ func (e *Endpoints) notFound(resource string) error {
 	return Explain(err, fmt.Sprintf("look up %s in %s", e.Target, e.Namespace))
 }
 
-// Pick returns the next ready endpoint for port: for a Service its number or name, otherwise a number
+// Pick returns the next ready endpoint for port of network, "tcp" or "udp": for a Service its number or name, otherwise a number
 // or the name of a container's port. When there is none it waits for Wait; its error then says why.
-func (e *Endpoints) Pick(ctx context.Context, port string) (Endpoint, error) {
+func (e *Endpoints) Pick(ctx context.Context, network, port string) (Endpoint, error) {
+	return e.pick(ctx, wanted{network: network, port: port})
+}
+
+// Reach is Pick for what is dialled from within the cluster, at Address: it may be no pod.
+func (e *Endpoints) Reach(ctx context.Context, network, port string) (Endpoint, error) {
+	return e.pick(ctx, wanted{network: network, port: port, foreign: true})
+}
+
+// wanted is what is asked of a target.
+type wanted struct {
+	network, port string
+	foreign       bool // what is no pod too, and only what has an address
+}
+
+func (e *Endpoints) pick(ctx context.Context, w wanted) (Endpoint, error) {
 	wait := e.Wait
 	if wait == 0 {
 		wait = time.Minute
@@ -321,14 +352,14 @@ func (e *Endpoints) Pick(ctx context.Context, port string) (Endpoint, error) {
 		changed := e.changed
 		var ready []Endpoint
 		if synced && err == nil {
-			ready, err = e.resolve(port)
+			ready, err = e.resolve(w)
 		}
 		ep, retry := e.choose(ready)
 		e.mu.Unlock()
 		if err != nil {
 			return Endpoint{}, err
 		}
-		if ep.Pod != "" {
+		if ep != (Endpoint{}) {
 			return ep, nil
 		}
 		var again <-chan time.Time
@@ -366,11 +397,41 @@ func (e *Endpoints) choose(ready []Endpoint) (ep Endpoint, retry time.Duration) 
 	return Endpoint{}, retry
 }
 
-// Dial connects to a ready endpoint for port. A pod that cannot be reached any more is passed over.
+// Only has Pick and Dial take no other pod than ep's from now on.
+func (e *Endpoints) Only(ep Endpoint) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.only = ep.UID
+}
+
+// WaitGone waits until the pod, which is e's target, has ended, is not there any more, or is another one than uid's. Its error is
+// ctx's cause, or why it cannot be known.
+func (e *Endpoints) WaitGone(ctx context.Context, uid types.UID) error {
+	for {
+		e.mu.Lock()
+		e.init()
+		synced, err := e.state()
+		changed := e.changed
+		gone := synced && !slices.ContainsFunc(e.pods, func(p corev1.Pod) bool {
+			return p.UID == uid && !Ended(&p)
+		})
+		e.mu.Unlock()
+		if err != nil || gone {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Dial connects to a ready endpoint for port, TCP, by a port-forward. A pod that cannot be reached any more is passed over.
 func (e *Endpoints) Dial(ctx context.Context, port string) (net.Conn, error) {
 	var last error
 	for range maxAttempts {
-		ep, err := e.Pick(ctx, port)
+		ep, err := e.Pick(ctx, "tcp", port)
 		if err != nil {
 			if last != nil && ctx.Err() == nil {
 				return nil, last
@@ -396,33 +457,102 @@ func (e *Endpoints) Dial(ctx context.Context, port string) (net.Conn, error) {
 	return nil, last
 }
 
-// resolve needs mu. It returns the ready endpoints for port, sorted by name, or an error that waiting
+// Network is what port is, "tcp" or "udp", when asked is what the user wants, or "": a Service's port of both is TCP then, and a
+// number of a pod's too. Call it when WaitSynced has succeeded; the error is that there is no such port.
+func (e *Endpoints) Network(asked, port string) (string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.Target.Kind == Service {
+		sp, err := e.servicePort(asked, port)
+		if err != nil {
+			return "", err
+		}
+		return networkOf(sp.Protocol), nil
+	}
+	if asked == "" {
+		for i := range e.pods {
+			if cp := namedPort(&e.pods[i], "", port); cp != nil {
+				if cp.Protocol == corev1.ProtocolSCTP {
+					return "", e.isSCTP(port)
+				}
+				return networkOf(cp.Protocol), nil
+			}
+		}
+	}
+	return cmp.Or(asked, "tcp"), nil
+}
+
+func (e *Endpoints) isSCTP(port string) error {
+	return hint.Newf(hint.Usage, "forward carries TCP and UDP", "port %s of %s in %s is SCTP", port, e.Target, e.Namespace)
+}
+
+func networkOf(p corev1.Protocol) string {
+	if p == "" {
+		return "tcp"
+	}
+	return strings.ToLower(string(p))
+}
+
+// Beyond says why no port-forward to a pod reaches a port of network; empty when one does. Call it when WaitSynced has succeeded.
+func (e *Endpoints) Beyond(network string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case network == "udp":
+		return "a port-forward carries no UDP"
+	case e.Target.Kind != Service || e.service == nil:
+		return ""
+	case e.service.Spec.Type == corev1.ServiceTypeExternalName:
+		return fmt.Sprintf("%s is the name %s", e.Target, e.service.Spec.ExternalName)
+	case len(e.service.Spec.Selector) == 0 && !e.toPods():
+		return fmt.Sprintf("the endpoints of %s are no pods", e.Target)
+	}
+	return ""
+}
+
+// toPods needs mu. It is whether an endpoint is a pod.
+func (e *Endpoints) toPods() bool {
+	for _, s := range e.slices {
+		for _, x := range s.Endpoints {
+			if x.TargetRef != nil && x.TargetRef.Kind == "Pod" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// resolve needs mu. It returns the ready endpoints, sorted by name, or an error that waiting
 // does not mend.
-func (e *Endpoints) resolve(port string) ([]Endpoint, error) {
+func (e *Endpoints) resolve(w wanted) ([]Endpoint, error) {
 	var eps []Endpoint
 	var err error
 	switch {
 	case e.Target.Kind != Service:
-		eps, err = e.resolvePods(port)
+		eps, err = e.resolvePods(w.network, w.port)
 	default:
-		sp := e.servicePort(port)
-		if sp == nil {
-			return nil, hint.Newf(hint.Usage, "it has: "+portList(e.service), "%s in %s has no port %s", e.Target, e.Namespace, port)
-		}
-		if sp.Protocol == corev1.ProtocolUDP {
-			return nil, hint.Newf(hint.Usage, "forward has TCP only; bridge swap carries UDP, from the cluster to this machine", "port %s of %s is UDP", port, e.Target)
+		var sp *corev1.ServicePort
+		if sp, err = e.servicePort(w.network, w.port); err != nil {
+			return nil, err
 		}
 		if e.service.Spec.Type == corev1.ServiceTypeExternalName {
-			return nil, hint.Newf(hint.Usage, "bridge connect reaches what is not a pod", "%s in %s is the name %s outside the cluster", e.Target, e.Namespace, e.service.Spec.ExternalName)
+			if w.foreign {
+				return []Endpoint{{Host: e.service.Spec.ExternalName, Port: int(sp.Port)}}, nil
+			}
+			return nil, hint.Newf(hint.Usage, "leave out --via pods", "%s in %s is the name %s outside the cluster", e.Target, e.Namespace, e.service.Spec.ExternalName)
 		}
 		if e.byPods {
-			eps, err = e.resolveServicePods(sp)
+			eps, err = e.resolveServicePods(sp, w.foreign)
 		} else {
-			eps, err = e.resolveSlices(sp)
+			eps, err = e.resolveSlices(sp, w.foreign)
 		}
 	}
-	slices.SortFunc(eps, func(a, b Endpoint) int { return strings.Compare(a.Pod, b.Pod) })
-	eps = slices.CompactFunc(eps, func(a, b Endpoint) bool { return a == b })
+	// A pod with two addresses is there twice: IPv4 first.
+	slices.SortFunc(eps, func(a, b Endpoint) int {
+		return cmp.Or(strings.Compare(a.Pod, b.Pod), cmp.Compare(strings.Count(a.Host, ":"), strings.Count(b.Host, ":")), strings.Compare(a.Host, b.Host))
+	})
+	eps = slices.CompactFunc(eps, func(a, b Endpoint) bool { return a == b || a.Pod != "" && a.UID == b.UID && a.Port == b.Port })
+	eps = slices.DeleteFunc(eps, func(x Endpoint) bool { return w.foreign && x.Host == "" || e.only != "" && x.UID != e.only })
 	return eps, err
 }
 
@@ -430,6 +560,9 @@ func portList(svc *corev1.Service) string {
 	var ports []string
 	for _, p := range svc.Spec.Ports {
 		s := strconv.Itoa(int(p.Port))
+		if network := networkOf(p.Protocol); network != "tcp" {
+			s += "/" + network
+		}
 		if p.Name != "" {
 			s += " (" + p.Name + ")"
 		}
@@ -441,41 +574,57 @@ func portList(svc *corev1.Service) string {
 	return strings.Join(ports, ", ")
 }
 
-// servicePort needs mu.
-func (e *Endpoints) servicePort(port string) *corev1.ServicePort {
-	var udp *corev1.ServicePort
+// servicePort needs mu. With no network it prefers TCP.
+func (e *Endpoints) servicePort(network, port string) (*corev1.ServicePort, error) {
+	if e.service == nil {
+		return nil, e.notFound("services")
+	}
+	var found *corev1.ServicePort
 	for i := range e.service.Spec.Ports {
 		p := &e.service.Spec.Ports[i]
-		if p.Name != port && strconv.Itoa(int(p.Port)) != port {
+		if p.Name != port && strconv.Itoa(int(p.Port)) != port || network != "" && networkOf(p.Protocol) != network {
 			continue
 		}
-		if p.Protocol != corev1.ProtocolUDP {
-			return p
+		if found == nil || networkOf(p.Protocol) == "tcp" {
+			found = p
 		}
-		udp = p
 	}
-	return udp
+	switch {
+	case found == nil && network == "udp":
+		return nil, hint.Newf(hint.Usage, "it has: "+portList(e.service), "%s in %s has no UDP port %s", e.Target, e.Namespace, port)
+	case found == nil:
+		return nil, hint.Newf(hint.Usage, "it has: "+portList(e.service), "%s in %s has no port %s", e.Target, e.Namespace, port)
+	case found.Protocol == corev1.ProtocolSCTP:
+		return nil, e.isSCTP(port)
+	}
+	return found, nil
 }
 
 // resolveSlices takes the ready ones; if there are none, those that still serve while they terminate,
 // as kube-proxy does.
-func (e *Endpoints) resolveSlices(sp *corev1.ServicePort) (ready []Endpoint, err error) {
+func (e *Endpoints) resolveSlices(sp *corev1.ServicePort, all bool) (ready []Endpoint, err error) {
 	var leaving []Endpoint
 	foreign := 0
 	for _, s := range e.slices {
 		for _, p := range s.Ports {
-			if p.Port == nil || p.Name == nil && sp.Name != "" || p.Name != nil && *p.Name != sp.Name ||
-				p.Protocol != nil && *p.Protocol == corev1.ProtocolUDP {
+			protocol := corev1.ProtocolTCP
+			if p.Protocol != nil {
+				protocol = *p.Protocol
+			}
+			if p.Port == nil || p.Name == nil && sp.Name != "" || p.Name != nil && *p.Name != sp.Name || networkOf(protocol) != networkOf(sp.Protocol) {
 				continue
 			}
 			for _, x := range s.Endpoints {
-				if x.TargetRef == nil || x.TargetRef.Kind != "Pod" {
+				ep := Endpoint{Port: int(*p.Port)}
+				if len(x.Addresses) > 0 {
+					ep.Host = x.Addresses[0]
+				}
+				switch pod := x.TargetRef; {
+				case pod != nil && pod.Kind == "Pod":
+					ep.Namespace, ep.Pod, ep.UID = cmp.Or(pod.Namespace, e.Namespace), pod.Name, pod.UID
+				case !all:
 					foreign++
 					continue
-				}
-				ep := Endpoint{e.Namespace, x.TargetRef.Name, x.TargetRef.UID, int(*p.Port)}
-				if x.TargetRef.Namespace != "" {
-					ep.Namespace = x.TargetRef.Namespace
 				}
 				switch c := x.Conditions; {
 				case c.Ready == nil || *c.Ready:
@@ -487,7 +636,7 @@ func (e *Endpoints) resolveSlices(sp *corev1.ServicePort) (ready []Endpoint, err
 		}
 	}
 	if len(ready) == 0 && len(leaving) == 0 && foreign > 0 {
-		return nil, hint.Newf(hint.Other, "bridge connect reaches what is not a pod", "the endpoints of %s in %s are addresses, not pods", e.Target, e.Namespace)
+		return nil, hint.Newf(hint.Other, "leave out --via pods", "the endpoints of %s in %s are addresses, not pods", e.Target, e.Namespace)
 	}
 	if len(ready) == 0 {
 		return leaving, nil
@@ -495,15 +644,18 @@ func (e *Endpoints) resolveSlices(sp *corev1.ServicePort) (ready []Endpoint, err
 	return ready, nil
 }
 
-func (e *Endpoints) resolveServicePods(sp *corev1.ServicePort) (ready []Endpoint, err error) {
+func (e *Endpoints) resolveServicePods(sp *corev1.ServicePort, all bool) (ready []Endpoint, err error) {
 	target := sp.TargetPort
 	if target == (intstr.IntOrString{}) {
 		target = intstr.FromInt32(sp.Port)
 	}
+	if len(e.service.Spec.Selector) == 0 && all && e.service.Spec.ClusterIP != corev1.ClusterIPNone {
+		return []Endpoint{{Host: e.service.Spec.ClusterIP, Port: int(sp.Port)}}, nil
+	}
 	for i := range e.pods {
 		p := &e.pods[i]
-		if port, ok := containerPort(p, target.String()); ok && isReady(p) {
-			ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, port})
+		if port, ok := containerPort(p, networkOf(sp.Protocol), target.String()); ok && isReady(p) {
+			ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, p.Status.PodIP, port})
 		}
 	}
 	return ready, nil
@@ -511,22 +663,26 @@ func (e *Endpoints) resolveServicePods(sp *corev1.ServicePort) (ready []Endpoint
 
 // resolvePods takes ready pods. A pod that was asked for by name need only run: one may well want to
 // look into a pod because it is not ready.
-func (e *Endpoints) resolvePods(port string) (ready []Endpoint, err error) {
+func (e *Endpoints) resolvePods(network, port string) (ready []Endpoint, err error) {
 	unnamed := 0
 	for i := range e.pods {
 		p := &e.pods[i]
 		if !isReady(p) && (e.Target.Kind != Pod || p.Status.Phase != corev1.PodRunning) {
 			continue
 		}
-		number, ok := containerPort(p, port)
+		number, ok := containerPort(p, network, port)
 		if !ok {
 			unnamed++
 			continue
 		}
-		ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, number})
+		ready = append(ready, Endpoint{p.Namespace, p.Name, p.UID, p.Status.PodIP, number})
 	}
 	if len(ready) == 0 && unnamed > 0 {
-		return nil, hint.Newf(hint.Usage, "use the number", "no container of %s in %s has a TCP port named %q", e.Target, e.Namespace, port)
+		next := "use the number"
+		if network == "tcp" {
+			next += ", or " + port + "/udp when it is UDP"
+		}
+		return nil, hint.Newf(hint.Usage, next, "no container of %s in %s has a %s port named %q", e.Target, e.Namespace, strings.ToUpper(network), port)
 	}
 	if e.Target.Kind == Pod && !e.seen {
 		return nil, e.notFound("pods")
@@ -534,18 +690,29 @@ func (e *Endpoints) resolvePods(port string) (ready []Endpoint, err error) {
 	return ready, nil
 }
 
-func containerPort(p *corev1.Pod, port string) (int, bool) {
+func containerPort(p *corev1.Pod, network, port string) (int, bool) {
 	if n, err := strconv.Atoi(port); err == nil {
 		return n, true
 	}
+	if cp := namedPort(p, network, port); cp != nil {
+		return int(cp.ContainerPort), true
+	}
+	return 0, false
+}
+
+// namedPort is the container port of that name; with no network of any, TCP first.
+func namedPort(p *corev1.Pod, network, name string) (found *corev1.ContainerPort) {
 	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
-		for _, cp := range c.Ports {
-			if cp.Name == port && cp.Protocol != corev1.ProtocolUDP {
-				return int(cp.ContainerPort), true
+		for i, cp := range c.Ports {
+			if cp.Name != name || network != "" && networkOf(cp.Protocol) != network {
+				continue
+			}
+			if found == nil || networkOf(cp.Protocol) == "tcp" {
+				found = &c.Ports[i]
 			}
 		}
 	}
-	return 0, false
+	return found
 }
 
 func isReady(p *corev1.Pod) bool {
@@ -571,7 +738,12 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 		}
 	}
 	fromSlices := e.Target.Kind == Service && !e.byPods
+	handMade := e.service != nil && len(e.service.Spec.Selector) == 0
 	e.mu.Unlock()
+	if handMade {
+		return hint.Newf(hint.Other, fmt.Sprintf("kubectl get endpointslices -n %s -l %s=%s", e.Namespace, discoveryv1.LabelServiceName, e.Target.Name),
+			"%s in %s, which has no selector, has no ready endpoint after %s", e.Target, e.Namespace, waited)
+	}
 	base := fmt.Sprintf("%s in %s has no ready pod after %s", e.Target, e.Namespace, waited)
 	if fromSlices {
 		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -589,7 +761,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 	}
 	show := fmt.Sprintf("kubectl get pods -n %s", e.Namespace)
 	if lastErr != nil {
-		return hint.New(0, &worded{base + ": " + lastErr.Error(), Explain(lastErr, "look up pods")}, "")
+		return hint.New(0, hint.Worded(base+": "+lastErr.Error(), Explain(lastErr, "look up pods")), "")
 	}
 	if len(pods) == 0 && e.Target.Kind == Pod {
 		return e.notFound("pods")
@@ -634,19 +806,19 @@ func podReason(p *corev1.Pod) string {
 
 // PortNumber is the number of a port as the target knows it: a Service's own port for its name, for
 // pods the container's. Call it when Pick has succeeded.
-func (e *Endpoints) PortNumber(port string) (int, error) {
+func (e *Endpoints) PortNumber(network, port string) (int, error) {
 	if n, err := strconv.Atoi(port); err == nil {
 		return n, nil
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.Target.Kind == Service && e.service != nil {
-		if sp := e.servicePort(port); sp != nil {
+		if sp, err := e.servicePort(network, port); err == nil {
 			return int(sp.Port), nil
 		}
 	}
 	for i := range e.pods {
-		if n, ok := containerPort(&e.pods[i], port); ok {
+		if n, ok := containerPort(&e.pods[i], network, port); ok {
 			return n, nil
 		}
 	}

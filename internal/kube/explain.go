@@ -30,22 +30,13 @@ func Explain(err error, doing string) error {
 	if msg == "" {
 		err = fmt.Errorf("%s: %w", doing, err)
 	} else {
-		err = &worded{doing + ": " + msg, err}
+		err = hint.Worded(doing+": "+msg, err)
 	}
 	if next == "" && code == 0 {
 		return err
 	}
 	return hint.New(code, err, next)
 }
-
-// worded says in other words what its cause says, so that an error reads well and errors.Is still works.
-type worded struct {
-	msg   string
-	cause error
-}
-
-func (w *worded) Error() string { return w.msg }
-func (w *worded) Unwrap() error { return w.cause }
 
 // explain returns the code, the words that replace err's own text ("" keeps them), and the next step.
 func explain(err error) (code hint.Code, msg, next string) {
@@ -156,7 +147,7 @@ func explainPodProxy(err error, doing string) error {
 		apierrors.IsForbidden(err) && rbac.MatchString(err.Error()):
 		return Explain(err, doing)
 	case errors.Is(err, context.DeadlineExceeded):
-		return hint.New(hint.Unreachable, &worded{doing + ": no answer in time", err}, unreached)
+		return hint.New(hint.Unreachable, hint.Worded(doing+": no answer in time", err), unreached)
 	case errors.As(err, &status) && status.Status().Code >= 500:
 		return hint.New(hint.Unreachable, fmt.Errorf("%s: %w", doing, portError(err.Error())), unreached)
 	case errors.As(err, &status):

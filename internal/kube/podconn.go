@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"bridge/internal/cork"
+	"bridge/internal/hint"
 )
 
 // A port-forward is SPDY/3.1 over a WebSocket or over the upgraded connection itself. One connection
@@ -533,7 +534,7 @@ func (p *podConn) endError() error {
 }
 
 func (p *podConn) resetError() error {
-	return p.opError("port-forward", &worded{"the cluster gave up the connection", syscall.ECONNRESET})
+	return p.opError("port-forward", hint.Worded("the cluster gave up the connection", syscall.ECONNRESET))
 }
 
 // portError gives the kubelet's text its errno, and leaves out the ids nobody knows. The text is like
@@ -559,7 +560,7 @@ func portError(text string) error {
 		{"timed out", syscall.ETIMEDOUT},
 	} {
 		if strings.Contains(text, e.text) {
-			return &worded{short, e.errno}
+			return hint.Worded(short, e.errno)
 		}
 	}
 	return errors.New(short)

@@ -17,10 +17,31 @@ const (
 	StatefulSet Kind = "statefulset"
 	ReplicaSet  Kind = "replicaset"
 	DaemonSet   Kind = "daemonset"
+	Rollout     Kind = "rollout" // Argo's, where the cluster has it
 )
 
 // WorkloadKinds are the kinds that a Workload may have.
-func WorkloadKinds() []Kind { return []Kind{Deployment, StatefulSet, ReplicaSet} }
+func WorkloadKinds() []Kind { return []Kind{Deployment, StatefulSet, ReplicaSet, Pod, Rollout} }
+
+// APIVersion is that of the kind's objects: "apps/v1".
+func (k Kind) APIVersion() string {
+	switch k {
+	case Pod, Service:
+		return "v1"
+	case Rollout:
+		return "argoproj.io/v1alpha1"
+	}
+	return "apps/v1"
+}
+
+// Group is the kind's API group; "" is the core group.
+func (k Kind) Group() string {
+	group, _, grouped := strings.Cut(k.APIVersion(), "/")
+	if !grouped {
+		return ""
+	}
+	return group
+}
 
 // Resource is the kind in the API's paths and in Roles: "deployments".
 func (k Kind) Resource() string { return string(k) + "s" }
@@ -89,6 +110,8 @@ func parseKind(s string) (Kind, bool) {
 		return ReplicaSet, true
 	case "daemonset", "daemonsets", "ds":
 		return DaemonSet, true
+	case "rollout", "rollouts", "ro":
+		return Rollout, true
 	}
 	return "", false
 }

@@ -5,34 +5,49 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// datagramSockets opens the two of Datagrams.
-func datagramSockets() (files []*os.File, port uint16, err error) {
-	in, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, 0, os.NewSyscallError("socket", err)
+// datagramSockets opens the two of Datagrams, on none of the taken ports.
+func datagramSockets(taken []uint16) (files []*os.File, port uint16, err error) {
+	in, port, err := transparent()
+	for err == nil && slices.Contains(taken, port) {
+		defer func(f *os.File) { _ = f.Close() }(in) // then, so that it is not found again
+		in, port, err = transparent()
 	}
-	files = append(files, os.NewFile(uintptr(in), "datagrams"))
-	err = errors.Join(
-		unix.SetsockoptInt(in, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
-		unix.SetsockoptInt(in, unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1),
-		unix.Bind(in, &unix.SockaddrInet4{}),
-	)
 	if err != nil {
-		return files, 0, err
+		return nil, 0, err
 	}
-	bound, err := unix.Getsockname(in)
-	if err != nil {
-		return files, 0, os.NewSyscallError("getsockname", err)
-	}
+	files = append(files, in)
 	out, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
 		return files, 0, os.NewSyscallError("socket", err)
 	}
-	return append(files, os.NewFile(uintptr(out), "raw")), uint16(bound.(*unix.SockaddrInet4).Port), nil
+	return append(files, os.NewFile(uintptr(out), "raw")), port, nil
+}
+
+// transparent is a socket on any port that is free, which tells what a datagram was sent to.
+func transparent() (*os.File, uint16, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, os.NewSyscallError("socket", err)
+	}
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
+		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{}),
+	)
+	var bound unix.Sockaddr
+	if err == nil {
+		bound, err = unix.Getsockname(fd)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, 0, err
+	}
+	return os.NewFile(uintptr(fd), "datagrams"), uint16(bound.(*unix.SockaddrInet4).Port), nil
 }
 
 // Read waits for a datagram, from a program to what it has sent it to. What is longer than p is cut.

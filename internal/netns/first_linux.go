@@ -9,19 +9,23 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Main is for the start of main: in a namespace's first process, and in its guard, it does not return.
+// Main is for the start of main: in a namespace's first process, its guard and its maker it does not return.
 func Main() {
 	switch os.Args[0] {
 	case firstName:
 		first(os.Args[1], os.Args[2:])
 	case guardName:
 		watch(os.Args[1])
+	case makerName:
+		makeSockets()
 	}
 }
 
@@ -29,14 +33,7 @@ func Main() {
 // of the talk does.
 func first(path string, args []string) {
 	runtime.LockOSThread() // capabilities are a thread's
-	unix.CloseOnExec(inherited)
-	file := os.NewFile(inherited, "talk")
-	conn, err := net.FileConn(file)
-	if err != nil {
-		os.Exit(1)
-	}
-	_ = file.Close()
-	talk := conn.(*net.UnixConn)
+	talk := inheritedTalk()
 	b := make([]byte, maxReport)
 	n, err := talk.Read(b)
 	if err != nil {
@@ -50,7 +47,20 @@ func first(path string, args []string) {
 	files, udp, err := setUp(o)
 	r.UDP = udp
 	if err == nil {
+		r.Left, r.Hidden, err = place(o.Files, path)
+		r.InFiles = err != nil
+	}
+	if err == nil {
 		r.Namespace, err = os.Readlink("/proc/self/ns/net")
+	}
+	if err == nil {
+		err = giveUp()
+	}
+	if err == nil && o.Dialled {
+		var f *os.File
+		if f, r.Maker, err = startMaker(); err == nil {
+			files = append(files, f)
+		}
 	}
 	if err != nil {
 		r.Error = err.Error()
@@ -66,9 +76,21 @@ func first(path string, args []string) {
 		os.Exit(1)
 	}
 	closeAll(files)
-	err = become(path, args)
+	err = &os.PathError{Op: "exec", Path: path, Err: syscall.Exec(path, args, os.Environ())}
 	_ = say(talk, report{Error: err.Error()}, nil)
 	os.Exit(1)
+}
+
+// inheritedTalk is this process's end of the talk with bridge.
+func inheritedTalk() *net.UnixConn {
+	unix.CloseOnExec(inherited)
+	file := os.NewFile(inherited, "talk")
+	conn, err := net.FileConn(file)
+	if err != nil {
+		os.Exit(1)
+	}
+	_ = file.Close()
+	return conn.(*net.UnixConn)
 }
 
 func say(talk *net.UnixConn, r report, fds []int) error {
@@ -80,20 +102,20 @@ func say(talk *net.UnixConn, r report, fds []int) error {
 	return err
 }
 
-// become makes this process the program, without the capabilities of the set-up. It returns an error only.
-func become(path string, args []string) error {
-	if !privileged() {
-		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-			return fmt.Errorf("give up capabilities: %w", err)
-		}
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			return fmt.Errorf("give up capabilities: %w", err)
-		}
+// giveUp lets go of the capabilities of the set-up, for this thread and what it starts or becomes.
+func giveUp() error {
+	if privileged() {
+		return nil
 	}
-	err := syscall.Exec(path, args, os.Environ())
-	return &os.PathError{Op: "exec", Path: path, Err: err}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	return nil
 }
 
 // setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them.
@@ -101,6 +123,7 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	if err := links(o); err != nil {
 		return nil, false, fmt.Errorf("set up the loopback device: %w", err)
 	}
+	_ = lowPorts() // where it cannot be, they are as outside
 	open := func(what interface{ File() (*os.File, error) }, err error) error {
 		if err != nil {
 			return err
@@ -112,13 +135,14 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 		files = append(files, f)
 		return nil
 	}
-	listen := func(network, address string) (uint16, error) {
-		l, err := net.Listen(network, address)
+	taken := slices.Concat(o.Free, o.LocalPorts)
+	listen := func(network, address string, taken ...uint16) (uint16, error) {
+		l, err := listenApart(network, address, taken)
 		if err != nil {
 			return 0, err
 		}
 		defer func() { _ = l.Close() }()
-		return l.Addr().(*net.TCPAddr).AddrPort().Port(), open(l.(*net.TCPListener), nil)
+		return portOf(l), open(l, nil)
 	}
 	// To any address: what is sent to another resolver by UDP arrives here too, and is answered from where it was sent to.
 	if _, err := listen("tcp4", "0.0.0.0:53"); err != nil {
@@ -130,21 +154,21 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	}
 	defer func() { _ = udp.Close() }()
 	var port4, port6 uint16
-	if port4, err = listen("tcp4", "127.0.0.1:0"); err != nil {
+	if port4, err = listen("tcp4", "127.0.0.1:0", taken...); err != nil {
 		return nil, false, err
 	}
 	if len(o.IPv6) > 0 {
-		if port6, err = listen("tcp6", "[::1]:0"); err != nil {
+		if port6, err = listen("tcp6", "[::1]:0", taken...); err != nil {
 			return nil, false, err
 		}
 	}
 	if err := redirect(port4, port6, o.LocalPorts); err != nil {
 		return nil, false, fmt.Errorf("nftables: %w", err)
 	}
-	if err := resolver(); err != nil {
+	if err := ownFiles(); err != nil {
 		return nil, false, fmt.Errorf("put a resolver file in place: %w", err)
 	}
-	more, port, err := datagramSockets()
+	more, port, err := datagramSockets(taken)
 	if err == nil {
 		err = catchDatagrams(port)
 	}
@@ -155,6 +179,23 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	return append(files, more...), true, nil
 }
 
+// listenApart listens at an address, on none of the taken ports.
+func listenApart(network, address string, taken []uint16) (*net.TCPListener, error) {
+	for {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return nil, err
+		}
+		found := l.(*net.TCPListener)
+		if !slices.Contains(taken, portOf(found)) {
+			return found, nil
+		}
+		defer func() { _ = l.Close() }() // then, so that it is not found again
+	}
+}
+
+func portOf(l *net.TCPListener) uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Port() }
+
 // The files that say how names are looked up. The server knows the pod's search list itself. Without a resolver file programs ask
 // 127.0.0.1, too.
 const (
@@ -164,12 +205,16 @@ const (
 	nsswitchText = "hosts: files dns"
 )
 
+// strict are files of root's that ssh reads only if they are root's or the user's own. Below a user namespace that has no root they are
+// nobody's, so the user has copies of them there.
+var strict = []string{"/etc/ssh/ssh_config.d/*", "/etc/crypto-policies/back-ends/openssh.config"}
+
 // caches are where a daemon of this machine answers the C library's questions for names.
 var caches = []string{"/run/nscd", "/var/run/nscd"}
 
-// resolver puts our files in the place of this machine's, for this namespace. They are in a file system of their own, which needs a
+// ownFiles puts our files in the place of this machine's, for this namespace. They are in a file system of their own, which needs a
 // folder for a moment.
-func resolver() error {
+func ownFiles() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return err
 	}
@@ -182,20 +227,12 @@ func resolver() error {
 		resolvConf:   func(string) string { return resolverText },
 		nsswitchConf: nsswitch,
 	} {
-		there, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		if err := replace(path, filepath.Join(at, filepath.Base(path)), text); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		ours := filepath.Join(at, filepath.Base(path))
-		if err := os.WriteFile(ours, []byte(text(string(there))), 0o644); err != nil { //nolint:gosec // as everybody may read the one it hides
-			return err
-		}
-		if err := unix.Mount(ours, path, "", unix.MS_BIND, ""); err != nil {
-			return &os.PathError{Op: "mount", Path: path, Err: err}
-		}
+	}
+	for i, path := range strictFiles() {
+		_ = replace(path, filepath.Join(at, strconv.Itoa(i)), func(text string) string { return text }) // ssh says what it then does not read
 	}
 	for _, path := range caches {
 		if there, err := filepath.EvalSymlinks(path); err != nil || !isFolder(there) {
@@ -206,6 +243,37 @@ func resolver() error {
 		}
 	}
 	return nil
+}
+
+// replace puts a file in the place of the one at path: ours, with text of what is in that.
+func replace(path, ours string, text func(string) string) error {
+	there, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(ours, []byte(text(string(there))), 0o644); err != nil { //nolint:gosec // as everybody may read the one it hides
+		return err
+	}
+	if err := unix.Mount(ours, path, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "mount", Path: path, Err: err}
+	}
+	return nil
+}
+
+// strictFiles are those of strict that are here.
+func strictFiles() (paths []string) {
+	if os.Getuid() == 0 {
+		return nil
+	}
+	for _, pattern := range strict {
+		list, _ := filepath.Glob(pattern) // it is well formed
+		for _, path := range list {
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
 }
 
 func isFolder(path string) bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/google/nftables"
@@ -11,6 +12,11 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// lowPorts lets programs listen on ports below 1024 without being root, as in most pods.
+func lowPorts() error {
+	return os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+}
 
 // links takes the loopback device up and makes every address its own.
 func links(o Options) error {

@@ -9,9 +9,11 @@
 //   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
 //   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
 //   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
-//   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone.
+//   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
+//   - Files are at their paths.
 //
-// A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed.
+// A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
+// (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
 package netns
 
 import (
@@ -35,6 +37,21 @@ type Options struct {
 
 	// LocalPorts are TCP ports of 127.0.0.1 that are redirected too.
 	LocalPorts []uint16
+
+	// Free are ports of its loopback that are left to the programs: no socket of bridge's has one of them.
+	Free []uint16
+
+	// Dialled has Control and Listens work.
+	Dialled bool
+
+	Files Files
+}
+
+// Files are files and folders that are put in the place of what this machine has at their paths, for the programs in the namespace alone.
+// A folder follows what is made and changed in it; a file that is replaced by another stays as it was.
+type Files struct {
+	Root  string   // the folder that has them
+	Paths []string // below Root, and for the programs; none is below another
 }
 
 // Sockets are open in the namespace. Whoever gets them closes them.
@@ -57,6 +74,14 @@ func (s *Sockets) Close() {
 	}
 	s.UDP.Close()
 }
+
+// FilesError is why a namespace is not to be had with its Files: it may be without.
+type FilesError struct{ Err error }
+
+func (e *FilesError) Error() string { return "put files at their paths: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *FilesError) Unwrap() error { return e.Err }
 
 // Unavailable is why this machine does not let one have such a namespace.
 type Unavailable struct {

@@ -18,6 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Supported tells whether this system knows such namespaces at all.
+const Supported = true
+
 // self is this program's file, also when it was replaced on the disk.
 const self = "/proc/self/exe"
 
@@ -25,20 +28,23 @@ const self = "/proc/self/exe"
 const (
 	firstName = "bridge-namespace-first"
 	guardName = "bridge-namespace-guard"
+	makerName = "bridge-namespace-maker"
 )
 
 // setUpTime bounds the set-up, which takes some 50 ms: of a machine that is very slow.
 const setUpTime = 30 * time.Second
 
-// inherited is the descriptor on which the first process finds its end of the talk, and the guard its pipe.
+// inherited is the descriptor on which the first process and the maker find their ends of the talk, and the guard its pipe.
 const inherited = 3
 
 // Namespace is one. Use its methods in this order: Enter, Open, Run, Close.
 type Namespace struct {
-	o     Options
-	talk  *net.UnixConn // with the first process
-	other *os.File      // the first process's end
-	guard *guard
+	o            Options
+	talk         *net.UnixConn // with the first process
+	other        *os.File      // the first process's end
+	guard        *guard
+	maker        maker
+	left, hidden []string
 }
 
 // New makes what is needed on this side.
@@ -145,22 +151,34 @@ func filtered() bool {
 }
 
 // Open waits until the namespace is set up, and returns its sockets. The error wraps an *Unavailable when this machine does not allow
-// it. After an error the first process ends.
+// it, and a *FilesError when it is for the Files. After an error the first process ends.
 func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 	_ = n.other.Close() // now the first process's end tells when it has ended
 	defer n.bound(ctx)()
 	ask, err := json.Marshal(n.o)
+	if err == nil && len(ask) > maxReport {
+		n.left = []string{fmt.Sprintf("all of the files: %d paths are too many", len(n.o.Files.Paths))}
+		n.o.Files = Files{}
+		ask, err = json.Marshal(n.o)
+	}
 	if err != nil {
-		return nil, err
+		return nil, &Unavailable{err, ""}
 	}
 	if _, err := n.talk.Write(ask); err != nil {
 		return nil, &Unavailable{fmt.Errorf("its first process has ended: %w", err), setting()}
 	}
-	got, files, err := receive(n.talk)
+	got, files, err := receive(n.talk, maxReport)
 	if err == nil && got.Error != "" {
 		err = errors.New(got.Error)
+		if got.InFiles {
+			err = &FilesError{err}
+		}
+	}
+	if err == nil && n.o.Dialled {
+		files, err = n.maker.take(files, got.Maker) // first: it is there, and has to be ended
 	}
 	if err == nil {
+		n.left, n.hidden = append(n.left, got.Left...), got.Hidden
 		n.guard, err = startGuard(got.Namespace)
 	}
 	if err != nil {
@@ -170,13 +188,19 @@ func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 	return sockets(files, len(n.o.IPv6) > 0, got.UDP)
 }
 
+// Left are the Files that are not at their paths, and why, a line each. Call it after Open.
+func (n *Namespace) Left() []string { return n.left }
+
+// Hidden are the paths at which this machine has something that the Files hide. Call it after Open.
+func (n *Namespace) Hidden() []string { return n.hidden }
+
 // Run has the first process become the program. The error says why that cannot be.
 func (n *Namespace) Run(ctx context.Context) error {
 	defer n.bound(ctx)()
 	if _, err := n.talk.Write([]byte("{}")); err != nil {
 		return err
 	}
-	got, _, err := receive(n.talk)
+	got, _, err := receive(n.talk, maxReport)
 	if errors.Is(err, io.EOF) {
 		return nil // its end was closed when the program took its place
 	}
@@ -198,14 +222,40 @@ func (n *Namespace) bound(ctx context.Context) func() {
 func (n *Namespace) Close() {
 	_ = n.other.Close()
 	_ = n.talk.Close()
+	n.maker.close()
 	n.guard.end()
+}
+
+// Try makes a namespace with these options, and ends it: an error says that it is not to be had, and wraps an *Unavailable.
+func Try(ctx context.Context, o Options) error {
+	n, err := New(o)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	cmd := &exec.Cmd{Path: self, Args: []string{self}, SysProcAttr: &syscall.SysProcAttr{Setsid: true}} // what the terminal sends is not for it
+	n.Enter(cmd)
+	if err := cmd.Start(); err != nil {
+		return n.Explain(err)
+	}
+	sockets, err := n.Open(ctx)
+	if err == nil {
+		sockets.Close()
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	return err
 }
 
 // report is what the first process says: once when all is set up, with the sockets, and once more if the program cannot be run.
 type report struct {
 	Error     string `json:",omitempty"`
+	InFiles   bool   `json:",omitempty"` // the error is about Files
 	Namespace string // its name, as /proc has it
 	UDP       bool   // there are the sockets of Datagrams
+	Maker     int    // the process, whose socket comes last; 0 for none
+	Left      []string
+	Hidden    []string
 }
 
 // maxReport is longer than any; maxFiles more than are handed over.
@@ -214,8 +264,8 @@ const (
 	maxFiles  = 8
 )
 
-func receive(c *net.UnixConn) (*report, []*os.File, error) {
-	b, oob := make([]byte, maxReport), make([]byte, unix.CmsgSpace(maxFiles*4))
+func receive(c *net.UnixConn, limit int) (*report, []*os.File, error) {
+	b, oob := make([]byte, limit), make([]byte, unix.CmsgSpace(maxFiles*4))
 	size, oobn, _, _, err := c.ReadMsgUnix(b, oob)
 	if err != nil {
 		return nil, nil, err

@@ -3,6 +3,7 @@
 package netns
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -12,8 +13,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -67,6 +71,18 @@ func program(do []string) {
 		b := make([]byte, 1000)
 		n, err := c.Read(b)
 		fmt.Printf("%s %v\n", b[:n], err)
+	case "answer": // says hello to whoever comes to one of the addresses
+		for _, address := range do[1:] {
+			network := "tcp"
+			if udp, ok := strings.CutPrefix(address, "udp:"); ok {
+				network, address = "udp", udp
+			}
+			if err := hello(network, address); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
+		time.Sleep(time.Minute)
 	case "user":
 		caps, _ := os.ReadFile("/proc/self/status")
 		_, after, _ := strings.Cut(string(caps), "CapEff:\t")
@@ -79,6 +95,38 @@ func program(do []string) {
 		_ = os.WriteFile("outlived", nil, 0o600)
 	}
 	os.Exit(0)
+}
+
+// hello answers at an address, for as long as the process is there.
+func hello(network, address string) error {
+	if network == "udp" {
+		c, err := net.ListenPacket(network, address)
+		if err != nil {
+			return err
+		}
+		go func() {
+			b := make([]byte, 100)
+			for {
+				if _, from, err := c.ReadFrom(b); err == nil {
+					_, _ = c.WriteTo([]byte("hello "+network), from)
+				}
+			}
+		}()
+		return nil
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			if c, err := l.Accept(); err == nil {
+				_, _ = c.Write([]byte("hello " + network))
+				_ = c.Close()
+			}
+		}
+	}()
+	return nil
 }
 
 // begin starts args up to where the sockets are open.
@@ -165,6 +213,29 @@ func TestTCPArrivesWithWhatItWasSentTo(t *testing.T) {
 		answer(t, s.TCP[tt.which])
 		if said, code := s.end(); code != 0 || !strings.HasPrefix(said, "you want "+tt.to+" <nil>;") {
 			t.Errorf("%s: %q, exit code %d", tt.to, said, code)
+		}
+	}
+}
+
+// The kernel gives bridge any port that is free in there, and the program has not opened its own yet.
+func TestFreePortsAreTheProgramsOwn(t *testing.T) {
+	o := Options{IPv6: []netip.Prefix{netip.MustParsePrefix("::/0")}}
+	for port := uint16(32768); port < 32768+9000; port++ { // a third of what it gives from
+		o.Free = append(o.Free, port)
+	}
+	for range 8 {
+		s := start(t, o, "", "true")
+		addrs := []net.Addr{s.TCP[0].Addr(), s.TCP[1].Addr()}
+		if s.UDP != nil {
+			addrs = append(addrs, s.UDP.in.LocalAddr())
+		}
+		for _, addr := range addrs {
+			if slices.Contains(o.Free, netip.MustParseAddrPort(addr.String()).Port()) {
+				t.Errorf("bridge has %v", addr)
+			}
+		}
+		if _, code := s.end(); code != 0 {
+			t.Errorf("exit code %d", code)
 		}
 	}
 }
@@ -271,12 +342,9 @@ func TestNsswitch(t *testing.T) {
 	}
 }
 
-// asNobody runs this test again as a user without any right, and skips where that is the state already.
-func asNobody(t *testing.T, name string) {
+// forNobody is a command that runs tests as a user without any right.
+func forNobody(t *testing.T, tests string) []string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root can become somebody else, and what follows has been tested as this user")
-	}
 	b, err := os.ReadFile(os.Args[0])
 	if err != nil {
 		t.Fatal(err)
@@ -290,17 +358,21 @@ func asNobody(t *testing.T, name string) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(path, b, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "-test.run", name, "-test.v", "-test.timeout", "2m")
+	// daemon, and not nobody, who seems to be the owner of files whose own has no number in a user namespace.
+	return []string{"setpriv", "--reuid", "1", "--regid", "1", "--clear-groups", path, "-test.run", tests, "-test.v", "-test.timeout", "5m"}
+}
+
+func TestUnprivileged(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become somebody else, and what follows has been tested as this user")
+	}
+	args := forNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestFiles$|TestOneself|TestKilled|TestBridgeReaches|TestFilesAre|TestTry|TestTheMaker|TestFree)")
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Contains(string(out), "--- SKIP") && !strings.Contains(string(out), "--- PASS") {
 		t.Errorf("%v\n%s", err, out)
 	}
-}
-
-func TestUnprivileged(t *testing.T) {
-	asNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestFiles|TestOneself|TestKilled)")
 }
 
 // The program is the user that it would be outside, with the capabilities of one, and so are its files.
@@ -384,6 +456,162 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+func TestTry(t *testing.T) {
+	o := Options{IPv6: []netip.Prefix{netip.MustParsePrefix("::/0")}, Dialled: true}
+	if err := Try(t.Context(), o); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Try(ctx, o); err == nil {
+		t.Error("nobody wanted it any more, and it was made")
+	}
+	for _, p := range ours(t) {
+		t.Errorf("left: %s", p)
+	}
+}
+
+// ours are this process's children, what they are called.
+func ours(t *testing.T) (list []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil || len(all) == 0 {
+		t.Fatal("the test is worth nothing: this kernel does not tell of children")
+	}
+	for _, path := range all {
+		b, _ := os.ReadFile(path)
+		for _, pid := range strings.Fields(string(b)) {
+			name, _ := os.ReadFile("/proc/" + pid + "/status")
+			list = append(list, string(name))
+		}
+	}
+	return list
+}
+
+// What the program's environment says, it says to the program alone.
+func TestTheMakerHasNoEnvironment(t *testing.T) {
+	t.Setenv("BRIDGE_TEST_SECRET", "secret")
+	s := start(t, Options{Dialled: true}, "", "sleep", "60")
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.maker.process.Pid)); err != nil || len(b) > 0 {
+		t.Errorf("%q, %v", b, err)
+	}
+	_ = s.cmd.Process.Kill()
+	_, _ = s.end()
+}
+
+// Without the maker nobody comes to the program: that is an error, and not one that waits.
+func TestTheMakerIsLost(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		s := start(t, Options{Dialled: true}, "answer 127.0.0.1:81")
+		lost := make(chan error, 1)
+		go func() { lost <- s.Await(t.Context()) }()
+		if err := s.maker.process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		d := net.Dialer{ControlContext: s.Control}
+		if c, err := d.DialContext(t.Context(), "tcp", "127.0.0.1:81"); err == nil {
+			t.Errorf("%v: it was dialled: %v", sig, c)
+		}
+		if err := <-lost; err == nil {
+			t.Errorf("%v: no error", sig)
+		}
+		_ = s.cmd.Process.Kill()
+		_, _ = s.end()
+		for _, p := range ours(t) {
+			t.Errorf("%v: left: %s", sig, p)
+		}
+	}
+}
+
+// One that takes long costs those their dial who do not wait for it, and nobody the program.
+func TestTheMakerIsSlow(t *testing.T) {
+	s := start(t, Options{Dialled: true}, "answer 127.0.0.1:81")
+	lost := make(chan error, 1)
+	awaiting, stop := context.WithCancel(t.Context())
+	go func() { lost <- s.Await(awaiting) }()
+	if err := s.maker.process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	d := net.Dialer{ControlContext: s.Control}
+	var waiting sync.WaitGroup
+	for range maxAsked + 10 {
+		waiting.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			if _, err := d.DialContext(ctx, "tcp", "127.0.0.1:81"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	waiting.Wait()
+	if err := s.maker.process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := d.DialContext(t.Context(), "tcp", "127.0.0.1:81")
+		if err == nil {
+			_ = c.Close()
+			break
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(deadline) { // it does not listen yet
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-lost; err != nil {
+		t.Error(err)
+	}
+	_ = s.cmd.Process.Kill()
+	_, _ = s.end()
+	if _, err := d.DialContext(t.Context(), "tcp", "127.0.0.1:81"); err == nil {
+		t.Error("it is over, and somebody was dialled")
+	}
+}
+
+// The user's ssh reads root's configuration, which has an owner in there that ssh trusts.
+func TestSSH(t *testing.T) {
+	const inside = "BRIDGE_TEST_SSH"
+	if os.Getenv(inside) == "" {
+		if os.Getuid() != 0 {
+			t.Skip("only root can give ssh a configuration for this test")
+		}
+		folder := filepath.Dir(strict[0])
+		if _, err := os.Stat(folder); err != nil {
+			t.Fatal("the test is worth nothing: ", err)
+		}
+		// It is there for this one process and what that starts.
+		script := `mount -t tmpfs -o mode=755 tmpfs ` + folder + ` && printf 'Host bridge-test\nPort 2222\n' > ` + folder + `/bridge-test.conf && exec "$@"`
+		cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, "sh"}, forNobody(t, "^TestSSH$")...)...)
+		cmd.Dir, cmd.Env = "/", append(os.Environ(), inside+"=1", "HOME=/")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	s := start(t, Options{}, "", "ssh", "-G", "bridge-test")
+	if said, code := s.end(); code != 0 || !strings.Contains(said, "\nport 2222\n") {
+		t.Errorf("exit code %d, %s", code, said)
+	}
+}
+
+// What is not at its path has as many lines as somebody may read, and never keeps the program from being run.
+func TestManyFilesThatAreLeft(t *testing.T) {
+	for paths, last := range map[int]string{maxLines + 50: "50 more", 20000: "all of the files: 20000 paths are too many"} {
+		f := Files{Root: t.TempDir()}
+		for i := range paths {
+			f.Paths = append(f.Paths, fmt.Sprintf("/proc/%d", i))
+		}
+		s := start(t, Options{Files: f}, "", "echo", "run")
+		left := s.Left()
+		if said, code := s.end(); said != "run" || code != 0 {
+			t.Errorf("%q, exit code %d", said, code)
+		}
+		if len(left) > maxLines+1 || left[len(left)-1] != last {
+			t.Errorf("%d lines, the last is %q", len(left), left[len(left)-1])
+		}
+	}
+}
+
 func TestTheProgramCannotBeRun(t *testing.T) {
 	path := t.TempDir() + "/text"
 	if err := os.WriteFile(path, []byte("not a program"), 0o700); err != nil {
@@ -403,4 +631,188 @@ func TestTheProgramCannotBeRun(t *testing.T) {
 	}
 	_ = cmd.Wait()
 	n.Close()
+}
+
+// Bridge reaches what listens in the namespace, on ports that this machine has taken too, and below 1024.
+func TestBridgeReachesTheProgramsPorts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	s := start(t, Options{Dialled: true}, "answer [::1]:7002 udp:127.0.0.1:7003 192.0.2.1:7004 127.0.0.2:7005 127.0.0.1:"+port+" 127.0.0.1:81")
+	d := net.Dialer{Timeout: 5 * time.Second, ControlContext: s.Control}
+	ask := func(network, address string) (string, error) {
+		c, err := d.DialContext(t.Context(), network, address)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = c.Close() }()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Write([]byte("x")); err != nil {
+			return "", err
+		}
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		return string(b[:n]), err
+	}
+	// The last to listen answers: all do.
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := ask("tcp", "127.0.0.1:81"); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	for port, want := range map[uint16]bool{81: true, 7002: true, 7003: false, 7004: false, 7005: false, 82: false, 53: true} {
+		if got := s.Listens(port); got != want {
+			t.Errorf("somebody listens at %d: %v", port, got)
+		}
+	}
+	for _, address := range []string{"127.0.0.1:" + port, "localhost:" + port, "[::1]:7002"} {
+		if said, err := ask("tcp", address); err != nil || said != "hello tcp" {
+			t.Errorf("%s: %q, %v", address, said, err)
+		}
+	}
+	if said, err := ask("udp", "127.0.0.1:7003"); err != nil || said != "hello udp" {
+		t.Errorf("%q, %v", said, err)
+	}
+	if _, err := ask("tcp", "127.0.0.1:7001"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("where nobody listens: %v", err)
+	}
+	_ = s.cmd.Process.Kill()
+	_, _ = s.end()
+	if _, err := ask("tcp", "localhost:"+port); err == nil {
+		t.Error("it is over, and somebody answers")
+	}
+}
+
+// Files are where they belong, whether this machine has something there or not, and they follow what changes; nothing else is another.
+func TestFilesAreAtTheirPaths(t *testing.T) {
+	root, home, work := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Setenv("HOME", home)
+	t.Chdir(work)
+	var paths []string
+	put := func(path, text string) {
+		t.Helper()
+		at := root + path
+		if err := errors.Join(os.MkdirAll(at[:strings.LastIndex(at, "/")], 0o700), os.WriteFile(at+".new", []byte(text+"\n"), 0o600), os.Rename(at+".new", at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := t.TempDir()
+	if err := errors.Join(os.Mkdir(there+"/conf", 0o700), os.WriteFile(there+"/conf/hidden", nil, 0o600), os.WriteFile(there+"/beside", nil, 0o600), os.Mkdir(work+"/given", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, path := range []string{"/etc/bridge-test/deep/a", "/etc/bridge-test-2/b", "/bridge-test/c", "/var/run/bridge-test/e"} {
+		put(path, path)
+		paths = append(paths, path[:strings.LastIndex(path, "/")])
+	}
+	put("/bridge-test-file", "single")
+	paths = append(paths, "/bridge-test-file")
+	if os.Getuid() == 0 { // who may write in all of them
+		left, paths = paths, nil
+	}
+	for _, path := range []string{there + "/conf/d", work + "/given/f"} {
+		put(path, path)
+		paths = append(paths, path[:strings.LastIndex(path, "/")])
+	}
+	put("/etc/hostname", "of the pod")
+	paths = append(paths, "/etc/hostname")
+	if err := errors.Join(os.Mkdir(home+"/.ssh", 0o700), os.WriteFile(home+"/.gitconfig", []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	put(home+"/.gitconfig", "of the pod")
+	yours := append(left, there+"/new", work+"/new")
+	left = append(yours, home+"/.config/new", home+"/.ssh", home+"/.gitconfig", "/etc", home, work, "/dev/bridge-test", "/proc/bridge-test", "/etc/resolv.conf/x", "/etc/passwd")
+	for _, path := range left {
+		if err := os.MkdirAll(root+path, 0o700); err != nil && !errors.Is(err, syscall.ENOTDIR) { // a file is there
+			t.Fatal(err)
+		}
+	}
+	before, _ := os.ReadDir("/")
+	script := `cat ` + there + `/conf/d given/f /etc/hostname
+ls -A ` + there + `/conf; ls ` + there + `; ls -A /; ls /etc/passwd; grep -c 127.0.0.1 /etc/resolv.conf; pwd; : > written; echo x > given/f || echo not written
+[ $(id -u) = 0 ] || cat /etc/bridge-test/deep/a /etc/bridge-test-2/b /bridge-test/c /var/run/bridge-test/e /bridge-test-file
+[ $(id -u) = 0 ] || mkdir /new /etc/new /run/new || echo none made
+echo; read x; cat given/f given/more`
+	n, err := New(Options{Files: Files{Root: root, Paths: append(paths, left...)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Enter(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(n.Explain(err))
+	}
+	s, err := n.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i, line := range n.Left() {
+		if i >= len(left) || !strings.HasPrefix(line, left[i]+": ") || strings.Contains(line, "make it first, empty: ") != (i < len(yours)) {
+			t.Errorf("left: %q", line)
+		}
+		t.Log(line)
+	}
+	if len(n.Left()) != len(left) {
+		t.Errorf("left: %q", n.Left())
+	}
+	if want := []string{there + "/conf", "/etc/hostname"}; !slices.Equal(n.Hidden(), want) {
+		t.Errorf("hidden: %q, want %q", n.Hidden(), want)
+	}
+	if err := n.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, out := "", bufio.NewReader(pipe)
+	for line := ""; line != "\n"; got += line {
+		if line, err = out.ReadString('\n'); err != nil {
+			t.Fatalf("%v after %q", err, got)
+		}
+	}
+	put(work+"/given/f", "changed")
+	put(work+"/given/more", "more")
+	_, _ = in.Write([]byte("\n"))
+	rest, err := io.ReadAll(out)
+	if err != nil {
+		t.Error(err)
+	}
+	got += string(rest)
+	_ = cmd.Wait()
+	n.Close()
+	for _, e := range before {
+		if !strings.Contains(got, e.Name()+"\n") {
+			t.Errorf("%s is not in / any more", e.Name())
+		}
+	}
+	all := []string{
+		there + "/conf/d\n" + work + "/given/f\nof the pod\nd\nbeside\nconf\n", "/etc/passwd\n1\n" + work + "\n", "\nchanged\nmore\n", "not written\n",
+	}
+	if os.Getuid() != 0 {
+		all = append(all, "/etc/bridge-test/deep/a\n/etc/bridge-test-2/b\n/bridge-test/c\n/var/run/bridge-test/e\nsingle\n", "none made\n")
+	}
+	for _, want := range all {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	if _, err := os.Stat(work + "/written"); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{"/etc/bridge-test", "/bridge-test", "/bridge-test-file", "/run/bridge-test", "/" + oldRoot} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s on this machine: %v", path, err)
+		}
+	}
 }

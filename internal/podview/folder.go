@@ -89,6 +89,16 @@ func OpenFolder(dir string) (*Folder, error) {
 // Root is the folder below which the container's paths are.
 func (f *Folder) Root() string { return f.path }
 
+// Tops are the container's paths at and below which all of its files are: those of folders, and of files that are in none of these.
+func (f *Folder) Tops() (paths []string) {
+	for _, name := range slices.Sorted(maps.Keys(f.have)) {
+		if !slices.ContainsFunc(paths, func(top string) bool { return strings.HasPrefix(name, top+"/") }) {
+			paths = append(paths, name)
+		}
+	}
+	return paths
+}
+
 // Write makes the folder have the files and folders among the entries, and no others: each file at once, entirely or not at all. changed are
 // the paths of files that are new, other or gone.
 func (f *Folder) Write(entries []tunnel.Entry) (changed []string, err error) {

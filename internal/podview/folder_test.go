@@ -50,6 +50,22 @@ func file(name, text string) tunnel.Entry {
 
 func folder(name string) tunnel.Entry { return tunnel.Entry{Type: tunnel.Folder, Name: name} }
 
+func TestTops(t *testing.T) {
+	f, err := OpenFolder(filepath.Join(t.TempDir(), "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write([]tunnel.Entry{
+		folder("/etc/a"), file("/etc/a/b", ""), folder("/etc/a/c"), file("/etc/a/c/d", ""), folder("/etc/a-b"), file("/etc/ab", ""), file("/opt/single", ""),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.Tops(); !slices.Equal(got, []string{"/etc/a", "/etc/a-b", "/etc/ab", "/opt/single"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 // tree is what is in a folder: modes, and the text of files.
 func tree(t *testing.T, root string) (list []string) {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"bridge/internal/hint"
 	"bridge/pkg/tunnel"
 )
 
@@ -37,7 +38,7 @@ func (m *Mirror) First(ctx context.Context) (v *tunnel.View, err error) {
 	}
 	for _, e := range m.view.Entries {
 		if e.Type == tunnel.Absent {
-			m.Say(fmt.Sprintf("not here: %s (%s)", e.Name, e.Data))
+			m.Say(hint.Printable(fmt.Sprintf("not here: %s (%s)", e.Name, e.Data)))
 		}
 	}
 	_, err = m.write(ctx)
@@ -58,12 +59,21 @@ func (m *Mirror) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil && !failed:
-			m.Say(fmt.Sprintf("the container's files are not refreshed: %v", err))
+			m.Say(hint.Printable(fmt.Sprintf("the container's files are not refreshed: %v", err)))
 		case len(changed) > 0:
-			m.Say("changed in the cluster: " + strings.Join(changed, ", "))
+			m.Say(hint.Printable("changed in the cluster: " + some(changed)))
 		}
 		failed = err != nil
 	}
+}
+
+// some names the first of many.
+func some(paths []string) string {
+	const first = 20
+	if more := len(paths) - first; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(paths[:first], ", "), more)
+	}
+	return strings.Join(paths, ", ")
 }
 
 func (m *Mirror) refresh(ctx context.Context) (changed []string, err error) {

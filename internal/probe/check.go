@@ -39,25 +39,31 @@ type absentError struct{ error }
 
 func (e absentError) Unwrap() error { return e.error }
 
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	var timeout net.Error
-	if err != nil && ctx.Err() == nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
-		return nil, absentError{err}
+// absent is a dial of that port with d; nil is a net.Dialer.
+func absent(d Dial) Dial {
+	if d == nil {
+		d = new(net.Dialer).DialContext
 	}
-	return conn, err
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := d(ctx, network, address)
+		var timeout net.Error
+		if err != nil && ctx.Err() == nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
+			return nil, absentError{err}
+		}
+		return conn, err
+	}
 }
 
 // end is where a probe goes.
 type end struct {
 	address string
-	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	dial    Dial
 	knock   func(ctx context.Context) error // whether a connection opens; nil: dial tells
 }
 
 // local is a port of localhost.
-func local(port int32) end {
-	return end{address: net.JoinHostPort("localhost", strconv.Itoa(int(port))), dial: dial}
+func (o Options) local(port int32) end {
+	return end{address: net.JoinHostPort("localhost", strconv.Itoa(int(port))), dial: absent(o.Dial)}
 }
 
 // at is a port of the pod.

@@ -69,6 +69,9 @@ type Outcome struct {
 	Absent bool
 }
 
+// Dial makes a connection, as a net.Dialer does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 // Probe is one probe of a container.
 type Probe struct {
 	Kind Kind
@@ -96,6 +99,8 @@ type Options struct {
 	Port int32
 	// Exec has the commands of exec probes run on the laptop. They are the cluster's.
 	Exec bool
+	// Dial reaches the process on the laptop. Nil is a net.Dialer's.
+	Dial Dial
 	// Pod, if there is one, is where they go instead: then none of the others is asked.
 	Pod *Pod
 }
@@ -168,7 +173,7 @@ func (p *Probe) handle(h corev1.ProbeHandler, c *corev1.Container, o Options) (n
 		if o.Port == 0 {
 			return "", fmt.Errorf("its command %q is the cluster's, and runs on this machine with --allow-exec-probes only", command)
 		}
-		p.What, p.Check = tcp(local(o.Port))
+		p.What, p.Check = tcp(o.local(o.Port))
 		return fmt.Sprintf("is a command of the cluster's, %q: it is not run on this machine without --allow-exec-probes, and a TCP connection to localhost:%d takes its place", command, o.Port), nil
 	case h.HTTPGet != nil:
 		to, err := o.at(h.HTTPGet.Host, h.HTTPGet.Port, c)
@@ -214,7 +219,7 @@ func (o Options) at(host string, port intstr.IntOrString, c *corev1.Container) (
 		return o.Pod.at(n), nil
 	}
 	n, err := o.Local(n)
-	return local(n), err
+	return o.local(n), err
 }
 
 // named is the container's port of that name, or a number written as one.

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/carry"
+	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
 )
 
@@ -37,8 +38,12 @@ type Spec struct {
 	Client tunnel.Fingerprint
 	// Listen and ListenUDP are the pod's ports whose traffic goes to the laptop; none for connect.
 	Listen, ListenUDP []int32
+	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
+	ToPod []int32
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
+	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
+	Labels map[string]string
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -52,6 +57,7 @@ func (s Spec) shared() bool { return s.Standby != nil && s.Standby.Members }
 var controllerLabels = []string{
 	appsv1.DefaultDeploymentUniqueLabelKey, // pod-template-hash
 	appsv1.ControllerRevisionHashLabelKey,
+	kube.RolloutHashLabel,
 	"pod-template-generation",
 	"batch.kubernetes.io/controller-uid",
 	"batch.kubernetes.io/job-name",
@@ -139,7 +145,9 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	for _, k := range controllerLabels {
 		delete(labels, k)
 	}
+	maps.Copy(labels, s.Labels)
 	maps.Copy(labels, label)
+	delete(template.Annotations, UndoAnnotation) // a bare pod's own
 	replicas := int32(1)
 	if s.Standby != nil {
 		replicas = StandbyReplicas

@@ -93,6 +93,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ListenUDP {
 		args = append(args, "--listen", strconv.Itoa(int(p))+"/udp")
 	}
+	for _, p := range s.ToPod {
+		args = append(args, "--to-pod", strconv.Itoa(int(p)))
+	}
 	if s.Standby != nil {
 		args = append(args, "--originals", originalsUnknown)
 		for _, p := range s.Standby.Pass {
@@ -131,10 +134,23 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 		out.Image, out.ImagePullPolicy = s.Source.Image, corev1.PullIfNotPresent
 		return out
 	}
-	out.Command = carry.Command()
-	out.VolumeMounts = append(slices.Clone(out.VolumeMounts),
-		corev1.VolumeMount{Name: volumeName, MountPath: carry.MountPath, ReadOnly: true})
+	carried(&out)
 	return out
+}
+
+// carried has a container start the proxy from the volume of its parts.
+func carried(c *corev1.Container) {
+	c.Command = carry.Command()
+	c.VolumeMounts = append(slices.Clone(c.VolumeMounts),
+		corev1.VolumeMount{Name: volumeName, MountPath: carry.MountPath, ReadOnly: true})
+}
+
+// Carry has a container of a pod start the proxy with args in its program's place, from ConfigMaps of these names, for a node of that architecture.
+func Carry(pod *corev1.PodSpec, c *corev1.Container, configMaps []string, arch string, args ...string) {
+	carried(c)
+	c.Args = args
+	pod.Volumes = append(pod.Volumes, carriedVolume(configMaps))
+	keepToArch(pod, arch)
 }
 
 // readiness asks our own program.

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -27,16 +28,24 @@ type Like struct {
 	Template  corev1.PodTemplateSpec
 	Container corev1.Container // of the template
 	Selector  *metav1.LabelSelector
+	Pod       string // of a bare Pod its name: its labels may be others' too, or none
 }
 
 // FindLike reads the workload in k's namespace; container is as AppContainer's name.
 func FindLike(ctx context.Context, k *kube.Client, t kube.Target, container string) (*Like, error) {
 	w, err := k.Workload(ctx, k.Namespace, t)
+	if err == nil {
+		err = k.Complete(ctx, w)
+	}
 	if err != nil {
 		return nil, kube.Explain(err, fmt.Sprintf("get %s in %s", t, k.Namespace))
 	}
 	c, err := AppContainer(w.Template, container)
-	return &Like{w.Template, c, w.Selector}, hint.New(hint.Usage, err, "")
+	l := &Like{Template: w.Template, Container: c, Selector: w.Selector}
+	if t.Kind == kube.Pod {
+		l.Pod = t.Name
+	}
+	return l, hint.New(hint.Usage, err, "")
 }
 
 // pods are those of the workload.
@@ -45,7 +54,11 @@ func (l *Like) pods(ctx context.Context, k *kube.Client) ([]corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := k.Clientset.CoreV1().Pods(k.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	options := metav1.ListOptions{LabelSelector: selector.String()}
+	if l.Pod != "" {
+		options = metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, l.Pod).String()}
+	}
+	list, err := k.Clientset.CoreV1().Pods(k.Namespace).List(ctx, options)
 	if err != nil {
 		return nil, kube.Explain(err, "list pods in "+k.Namespace)
 	}

@@ -1,13 +1,20 @@
 package proxypod
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path"
 	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
+
+	"bridge/internal/kube"
 )
 
 func templateOf(t *testing.T, text string) corev1.PodTemplateSpec {
@@ -147,6 +154,44 @@ func TestAPodToLookBy(t *testing.T) {
 					t.Errorf("%s: %q, want %q", item.Path, got, want)
 				}
 			}
+		}
+	}
+}
+
+// A bare pod's own node has its image; its labels, if it has any, may be others' too.
+func TestPodsLikeABarePodAreThatOne(t *testing.T) {
+	for _, c := range []struct {
+		kind kube.Kind
+		want string
+	}{
+		{kube.Pod, "metadata.name=lone "},
+		{kube.Deployment, " app=orders"},
+	} {
+		var asked string
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			switch path.Base(r.URL.Path) {
+			case "lone":
+				_, _ = io.WriteString(w, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"lone"},"spec":{"containers":[{"name":"app"}]}}`)
+			case "orders":
+				_, _ = io.WriteString(w, `{"apiVersion":"apps/v1","kind":"Deployment","spec":{"selector":{"matchLabels":{"app":"orders"}},"template":{"spec":{"containers":[{"name":"app"}]}}}}`)
+			default:
+				asked = r.URL.Query().Get("fieldSelector") + " " + r.URL.Query().Get("labelSelector")
+				_, _ = io.WriteString(w, `{"apiVersion":"v1","kind":"PodList"}`)
+			}
+		}))
+		t.Cleanup(server.Close)
+		k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := map[kube.Kind]string{kube.Pod: "lone", kube.Deployment: "orders"}[c.kind]
+		l, err := FindLike(t.Context(), k, kube.Target{Kind: c.kind, Name: name}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.pods(t.Context(), k); err != nil || asked != c.want {
+			t.Errorf("%s: asked for pods by %q, want %q: %v", c.kind, asked, c.want, err)
 		}
 	}
 }

@@ -25,7 +25,7 @@ const (
 	KeeperLabel = Prefix + "keeper"
 	// KeeperAnnotation on a Lease names its keeper's Deployment; a swap without a keeper has none.
 	KeeperAnnotation = Prefix + "keeper"
-	// TargetAnnotation on a Lease names what it is for: "deployment/orders", "connect" or "env".
+	// TargetAnnotation on a Lease names what it is for: "deployment/orders", "connect", "forward" or "env".
 	TargetAnnotation = Prefix + "target"
 	// ClientAnnotation on a Lease is the fingerprint of the laptop's key, which no two sessions share.
 	ClientAnnotation = Prefix + "client"
@@ -39,10 +39,13 @@ const (
 	NudgeAnnotation = Prefix + "nudge"
 	// NotesAnnotation on a swap's Lease is what its proxies say, by the last heartbeat.
 	NotesAnnotation = Prefix + "notes"
-	// KindLabel on a Lease is "swap", "connect", or "env": of a pod to look by.
+	// ForwardsAnnotation on a forward's Lease is what it forwards and has counted, by the last heartbeat.
+	ForwardsAnnotation = Prefix + "forwards"
+	// KindLabel on a Lease is "swap", "connect", "forward", or "env": of a pod to look by.
 	KindLabel   = Prefix + "kind"
 	KindSwap    = "swap"
 	KindConnect = "connect"
+	KindForward = "forward"
 	KindEnv     = "env"
 
 	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).

@@ -25,12 +25,12 @@ import (
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = 2 * goneTimeout
 
-// Own is a proxy pod that stands in for nothing: the cluster's end of connect, or one to look by.
+// Own is a proxy pod that stands in for nothing: the cluster's end of connect or forward, or one to look by.
 type Own struct {
 	Kube *kube.Client
-	// Kind is KindConnect or KindEnv.
+	// Kind is KindConnect, KindForward or KindEnv.
 	Kind string
-	// Like is the workload whose container the pod is to be like; nil for connect.
+	// Like is the workload whose container the pod is to be like; nil for connect and forward.
 	Like *Like
 	// Image is the proxy's; empty carries it on the image of a pod that runs in the namespace.
 	Image string
@@ -45,8 +45,10 @@ type Own struct {
 	PodProxy bool
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
 	OnCreate func(lease string)
-	Say      func(string)
-	Log      *slog.Logger
+	// More is what else the heartbeat writes.
+	More More
+	Say  func(string)
+	Log  *slog.Logger
 }
 
 // Run starts the pod, opens the tunnel to it, calls use, and removes everything when use returns or
@@ -143,7 +145,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	running.Go(func() {
-		if err := Heartbeat(ctx, o.Kube, lease, t.Watch, More{}, o.Say); err != nil {
+		if err := Heartbeat(ctx, o.Kube, lease, t.Watch, o.More, o.Say); err != nil {
 			cancel(fmt.Errorf("%s ends: %w", o.Kind, err))
 		}
 	})
@@ -172,7 +174,7 @@ func RemoveCommand(k *kube.Client, kind, namespace, name string) string {
 	return fmt.Sprintf("bridge restore %s %s -n %s%s", kind, name, namespace, k.Flags)
 }
 
-// OwnLease is a new claim of kind connect or env.
+// OwnLease is a new claim of kind connect, forward or env.
 func OwnLease(kind, namespace, owner string) *coordinationv1.Lease {
 	seconds := int32(LeaseSeconds)
 	now := metav1.NowMicro()
@@ -186,7 +188,7 @@ func OwnLease(kind, namespace, owner string) *coordinationv1.Lease {
 	}
 }
 
-// Remove removes a proxy of kind connect or env, and its Lease last, unless check, which may be nil, refuses that Lease. The error has the code
+// Remove removes a proxy of kind connect, forward or env, and its Lease last, unless check, which may be nil, refuses that Lease. The error has the code
 // NotFound when no such Lease is there, or it is of another kind.
 func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, check func(*coordinationv1.Lease) error, say func(string)) error {
 	leases := k.Clientset.CoordinationV1().Leases(namespace)

@@ -63,6 +63,33 @@ func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
 	return Forward.refuse(k.Namespace, "forward "+t.String(), lacking)
 }
 
+// CheckDebug is Check for bridge debug, by what it is to do.
+func CheckDebug(ctx context.Context, k *kube.Client, t kube.Target, image, copies bool) error {
+	ask := []Right{{Resource: "pods", Verb: "get"}}
+	if t.Kind != kube.Pod {
+		group := "apps"
+		if t.Kind == kube.Service {
+			group = ""
+		}
+		ask = append(ask, Right{Resource: "pods", Verb: "list"}, Right{Group: group, Resource: t.Kind.Resource(), Verb: "get"})
+	}
+	if copies {
+		ask = append(ask, rightsOf(copying())...)
+	} else {
+		ask = append(ask, rightsOf(ephemeral())...)
+	}
+	if image {
+		ask = append(ask, rightsOf(attaching())...)
+	} else {
+		ask = append(ask, running().rights()...)
+	}
+	lacking, err := Missing(ctx, k, ask)
+	if err != nil {
+		return err
+	}
+	return Debug.refuse(k.Namespace, "debug "+t.String(), lacking)
+}
+
 // CheckTokens is Check for --token.
 func CheckTokens(ctx context.Context, k *kube.Client) error {
 	ask := tokens().rights()
@@ -122,12 +149,22 @@ func (c Command) refuse(namespace, doing string, lacking []Right) error {
 	for i, kind := range lines {
 		lines[i] = strings.Join(verbs[kind], ", ") + " " + kind
 	}
+	first := "the built-in role edit has all of it"
+	if _, kind := c.target(); kind == kube.Rollout {
+		first += " where Argo Rollouts' own cluster roles are installed"
+	}
+	if slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(ephemeral()), r) }) {
+		first = "with --copy-to NAME it debugs a copy of the pod, for which the built-in role edit is enough"
+	}
+	if c == Debug && slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(copying()), r) }) {
+		first += " In the Role here the rules for --copy-to are comments."
+	}
 	return hint.Newf(hint.Forbidden,
-		fmt.Sprintf("the built-in role edit has all of it. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", c, namespace, strings.TrimSpace(c.Role(namespace, false))),
+		fmt.Sprintf("%s. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", first, c, namespace, strings.TrimSpace(c.Role(namespace, false))),
 		"%s in %s: your account may not do this:\n  %s", doing, namespace, strings.Join(lines, "\n  "))
 }
 
-// CheckRemove is Check for removing a connect or an env, kind, which have changed nothing of others.
+// CheckRemove is Check for removing a connect, a forward or an env, kind, which have changed nothing of others.
 func CheckRemove(ctx context.Context, k *kube.Client, kind, name string) error {
 	own := Connect.Required(false)
 	ask := slices.DeleteFunc(Restore.Required(false), func(r Right) bool { return !slices.Contains(own, r) })

@@ -23,29 +23,34 @@ const (
 	Diagnose Command = "diagnose"
 	// Probes has none either: what fails says why.
 	Probes Command = "probes"
+	// Debug has a Check of its own: CheckDebug.
+	Debug Command = "debug"
+	// Exec and Logs have none either.
+	Exec Command = "exec"
+	Logs Command = "logs"
 )
 
-// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for status, forward, diagnose and probes,
-// which do the same for all kinds.
+// For is c for a workload of that kind: "swap statefulset". For a Deployment that is c itself, and so it is for the commands that do the same
+// for all kinds.
 func (c Command) For(kind kube.Kind) Command {
-	if kind == kube.Deployment || c == Status || c == Forward || c == Diagnose || c == Probes {
+	if own := []Command{Swap, Restore, Connect}; kind == kube.Deployment || !slices.Contains(own, c) {
 		return c
 	}
 	return c + " " + Command(kind)
 }
 
-// target is the kind of workload that c is for, as it is in a Role.
-func (c Command) target() (command Command, resource string) {
+// target is the kind of workload that c is for.
+func (c Command) target() (Command, kube.Kind) {
 	name, kind, other := strings.Cut(string(c), " ")
 	if !other {
 		kind = string(kube.Deployment)
 	}
-	return Command(name), kube.Kind(kind).Resource()
+	return Command(name), kube.Kind(kind)
 }
 
 // Commands are all of them, in the order they are shown in.
 func Commands() []Command {
-	return []Command{Swap, Forward, Connect, Restore, Status, Diagnose, Probes}
+	return []Command{Swap, Forward, Connect, Restore, Status, Diagnose, Probes, Logs, Exec, Debug}
 }
 
 // KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
@@ -115,14 +120,25 @@ func tokens() rule {
 }
 
 // keeping is what a keeper with rights of its own takes: to make its Role, and to have what that grants.
-func keeping(target string) []rule {
-	return []rule{
+func keeping(kind kube.Kind) []rule {
+	rules := []rule{
 		{"Make a keeper, which gives back when the laptop is gone, with a Role of its own for each swap, and for nothing else.\nWho creates a Role has to have what it grants; not needed where an admin has prepared one:",
 			unusual, "", list("serviceaccounts"), list("create")},
 		{"", unusual, "rbac.authorization.k8s.io", list("roles", "rolebindings"), list("create")},
 		{"", unusual, "coordination.k8s.io", list("leases"), list("patch")},
-		{"", unusual, "apps", list(target + "/scale"), list("patch")},
 	}
+	if kind == kube.Pod { // which is not scaled
+		return rules
+	}
+	return append(rules, rule{"", unusual, kind.Group(), list(kind.Resource() + "/scale"), list("patch")})
+}
+
+// scaling is how a workload is stopped and started again; a bare pod never is.
+func scaling(kind kube.Kind, why string) []rule {
+	if kind == kube.Pod {
+		return nil
+	}
+	return []rule{{why, required, kind.Group(), list(kind.Resource() + "/scale"), list("get", "update")}}
 }
 
 // moving is how callers are moved before the original is stopped, and back.
@@ -174,15 +190,18 @@ func carry() []rule {
 }
 
 // copies are what the deployment controller makes of the record.
-func copies(target string) []rule {
-	if target != kube.Deployment.Resource() {
+func copies(kind kube.Kind) []rule {
+	if kind != kube.Deployment && kind != kube.Rollout {
 		return nil
 	}
-	return []rule{{"Remove the copies of the record that the deployment controller makes on ReplicaSets.",
+	return []rule{{"Remove the copies of the record that the " + string(kind) + " controller makes on ReplicaSets.",
 		required, "apps", list("replicasets"), list("list", "patch")}}
 }
 
-func owner() []rule {
+func owner(kind kube.Kind) []rule {
+	if kind == kube.Pod {
+		return nil // it may be read already
+	}
 	return []rule{
 		{"Find the workload behind a pod or a ReplicaSet that is named in its place; optional.", optional, "", list("pods"), list("get")},
 		{"", optional, "apps", list("replicasets"), list("get")},
@@ -191,15 +210,15 @@ func owner() []rule {
 
 // rules is the table.
 func (c Command) rules() []rule {
-	command, target := c.target()
+	command, kind := c.target()
+	target, group := kind.Resource(), kind.Group()
 	switch command {
 	case Swap:
 		return slices.Concat([]rule{
 			{"Read the target; write and remove the copy of the undo record on it, and give its field ownership back.",
-				required, "apps", list(target), list("get", "patch")},
+				required, group, list(target), list("get", "patch")},
 			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "create", "delete")},
-			{"Stop the original and start it again.", required, "apps", list(target + "/scale"), list("get", "update")},
-		}, copies(target), owner(), []rule{
+		}, scaling(kind, "Stop the original and start it again."), copies(kind), owner(kind), []rule{
 			{"Find the Services of the target.", required, "", list("services"), list("list")},
 		}, moving("Move their endpoints to the proxy before the original is stopped. Without these two a swap works, and\nmay lose requests that the original had not answered."), standing(), admitting(), []rule{
 			{"Find the proxy's pod and see why it is not Ready.", required, "", list("pods"), list("list")},
@@ -209,7 +228,7 @@ func (c Command) rules() []rule {
 		}, carry(), sharing(), []rule{
 			{"See whether an admin has prepared a keeper (keeper.yaml). Without one, and without the right to make one, nobody gives back\nwhen the laptop is gone.",
 				optional, "", list("serviceaccounts " + KeeperAccount), list("get")},
-		}, keeping(target), []rule{
+		}, keeping(kind), []rule{
 			telling(),
 			{"Look for what else concerns the workload, and say before the swap what will happen; all optional.",
 				optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
@@ -220,16 +239,16 @@ func (c Command) rules() []rule {
 		})
 	case Restore:
 		return slices.Concat([]rule{
-			{"Read the target, remove the copy of the undo record on it, give its field ownership back.", required, "apps", list(target), list("get", "patch")},
+			{"Read the target, remove the copy of the undo record on it, give its field ownership back.", required, group, list(target), list("get", "patch")},
 			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "delete")},
-			{"Start the original again.", required, "apps", list(target + "/scale"), list("get", "update")},
-		}, copies(target), owner(), moving("Move the callers back, where the swap has moved them."), []rule{
+		}, scaling(kind, "Start the original again."), copies(kind), owner(kind), moving("Move the callers back, where the swap has moved them."), []rule{
 			{"See the proxy's pod end.", required, "", list("pods"), list("list")},
 			{"Take the claim with the undo record, and delete it at the end.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 			{"The parts of a carried proxy.", required, "", list("configmaps"), list("list", "delete")},
 			{"Find what was left behind: bridge restore --all.", optional, "coordination.k8s.io", list("leases"), list("list")},
 			{"", optional, "apps", list("deployments", "statefulsets", "replicasets"), list("list")},
+			{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("list")},
 			telling(),
 		})
 	case Status:
@@ -258,21 +277,27 @@ func (c Command) rules() []rule {
 				unusual, "", list("secrets"), list("get", "list")},
 		}
 	case Probes:
-		return []rule{
-			{"The pods of what is named.", required, "", list("pods"), list("get", "list")},
-			{"", required, "", list("services"), list("get")},
-			{"", required, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("get")},
+		return slices.Concat(finding(), []rule{
 			{"Run the probes that ask a port.", required, "", list("pods/portforward"), list("get", "create")},
 			{"What the kubelet has said of them; optional.", optional, "", list("events"), list("list")},
 			{"Run the probes that are commands, in their containers. Who may do this runs any command there:", unusual, "", list("pods/exec"), list("get", "create")},
-		}
+		})
+	case Debug:
+		return slices.Concat(finding(), ephemeral(), []rule{running()}, attaching(), copying())
+	case Logs:
+		return append(finding(), rule{"What their containers have printed.", required, "", list("pods/log"), list("get")})
+	case Exec:
+		return append(finding(), running())
 	case Forward:
 		return []rule{
 			{"Resolve what is forwarded to: a Service's ports, a workload's selector, the pods that are ready.",
 				required, "", list("services"), list("get")},
 			{"", required, "apps", list("deployments", "statefulsets", "replicasets", "daemonsets"), list("get")},
 			{"", required, "", list("pods"), list("get", "list")},
+			{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("get")},
 			{"Follow them without asking every three seconds; optional.", optional, "", list("pods"), list("watch")},
+			{"Find the Services: --all, -l. Without it one that is named is read, every three seconds.",
+				optional, "", list("services"), list("list", "watch")},
 			{"Follow a Service's endpoints. Without it the Service's pods are followed instead.",
 				optional, "discovery.k8s.io", list("endpointslices"), list("list", "watch")},
 			{"Each connection is a port-forward. Kubernetes 1.35 and later ask for create for the WebSocket form too.",
@@ -282,18 +307,54 @@ func (c Command) rules() []rule {
 		return slices.Concat([]rule{
 			{"The proxy's own Deployment; get says why it has no pod (a quota, an admission rule).",
 				required, "apps", list("deployments"), list("get", "create", "delete")},
-			{"Read the workload to look at (env, files).", required, "apps", list(target), list("get")},
+			{"Read the workload to look at (env, files).", required, group, list(target), list("get")},
 			{"Find the proxy's pod, and an image that the nodes already have to carry the proxy on.",
 				required, "", list("pods"), list("list")},
 			tunnel(), podProxy(), tokens(),
 			{"The claim and its heartbeat.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
-		}, carry(), owner(), []rule{
+		}, carry(), owner(kind), []rule{
 			{"Suggest a real Service in the printed example, and meet a quota that wants CPU limits; optional.",
 				optional, "", list("services", "resourcequotas"), list("list")},
 		})
 	}
 	return nil
+}
+
+// ephemeral is how a container is added to a pod.
+func ephemeral() []rule {
+	return []rule{{"Add a container to a pod that runs. The built-in roles edit and admin do not have this one.", required, "", list("pods/ephemeralcontainers"), list("patch")}}
+}
+
+// attaching is for a container of debug's with an image of the user's.
+func attaching() []rule {
+	return []rule{
+		{"With --image: its streams, and what it has printed.", optional, "", list("pods/attach"), list("get", "create")},
+		{"", optional, "", list("pods/log"), list("get")},
+	}
+}
+
+// copying is for debug's copy of a pod.
+func copying() []rule {
+	return []rule{
+		{"With --copy-to, which does without the right to add containers: the copy, and the program that is carried to it.\nWho may make pods may have them do what any ServiceAccount of the namespace may:", unusual, "", list("pods"), list("create", "delete")},
+		{"", unusual, "", list("configmaps"), list("create")},
+	}
+}
+
+// running is a program of the user's in a container.
+func running() rule {
+	return rule{"Run a program in a container. Kubernetes 1.35 and later ask for create for the WebSocket form too.", required, "", list("pods/exec"), list("get", "create")}
+}
+
+// finding is how the pods of what is named are found.
+func finding() []rule {
+	return []rule{
+		{"The pods of what is named.", required, "", list("pods"), list("get", "list")},
+		{"", required, "", list("services"), list("get")},
+		{"", required, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("get")},
+		{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("get")},
+	}
 }
 
 func list(s ...string) []string { return s }
@@ -334,7 +395,7 @@ func rightsOf(rules []rule) (out []Right) {
 func Sharing() []Right { return rightsOf(sharing()[:1]) }
 
 // Keeping are the rights with which a swap of that kind makes a keeper that has a Role of its own.
-func Keeping(kind kube.Kind) []Right { return rightsOf(keeping(kind.Resource())) }
+func Keeping(kind kube.Kind) []Right { return rightsOf(keeping(kind)) }
 
 // Telling is the right to tell in events.
 func Telling() []Right { return telling().rights() }

@@ -31,9 +31,9 @@ const (
 // Field tells which field c is about.
 func (c Change) Field() Field {
 	switch {
-	case c.Object.workload() && c.Path == "spec.replicas":
+	case c.Object.scalable() && c.Path == "spec.replicas":
 		return Replicas
-	case c.Object.Kind == "Service" && c.Path == "spec.selector":
+	case c.Object.APIVersion == "v1" && c.Object.Kind == "Service" && c.Path == "spec.selector":
 		return Selector
 	}
 	return 0

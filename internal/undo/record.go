@@ -67,13 +67,45 @@ func (o Object) String() string { return fmt.Sprintf("%s/%s", strings.ToLower(o.
 // Resource is the object's kind in the API's paths, "deployments".
 func (o Object) Resource() string { return strings.ToLower(o.Kind) + "s" }
 
-// Copied tells whether a controller copies the record from the target o to others: that of deployments does, to ReplicaSets. (That of
+// Group is the object's API group, "" for the core group.
+func (o Object) Group() string {
+	group, _, grouped := strings.Cut(o.APIVersion, "/")
+	if !grouped {
+		return ""
+	}
+	return group
+}
+
+// Path is where the API has the object: "/apis/apps/v1/namespaces/shop/deployments/orders".
+func (o Object) Path() string {
+	root := "/apis/"
+	if o.Group() == "" {
+		root = "/api/"
+	}
+	return root + o.APIVersion + "/namespaces/" + o.Namespace + "/" + o.Resource() + "/" + o.Name
+}
+
+// named tells whether namespace and name are parts of a path, and no more: a record is read from the cluster, where others can write it.
+func (o Object) named() bool {
+	part := func(s string) bool {
+		return s != "" && s != "." && s != ".." && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-.") == "" // RFC 1123
+	}
+	return part(o.Namespace) && part(o.Name)
+}
+
+// rollout tells whether it is Argo's.
+func (o Object) rollout() bool { return o.APIVersion == "argoproj.io/v1alpha1" && o.Kind == "Rollout" }
+
+// Copied tells whether a controller copies the record from the target o to others: those of Deployments and Rollouts do, to ReplicaSets. (That of
 // StatefulSets has it in each new ControllerRevision, which nobody reads it from, and which is not the user's to write.)
-func (o Object) Copied() bool { return o.Kind == "Deployment" }
+func (o Object) Copied() bool { return o.Kind == "Deployment" || o.rollout() }
 
 // workload tells whether the object is of a kind that a swap is about.
-func (o Object) workload() bool {
-	return o.APIVersion == "apps/v1" && (o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet")
+func (o Object) workload() bool { return o.scalable() || o.APIVersion == "v1" && o.Kind == "Pod" }
+
+// scalable tells whether it has replicas, which mode replace changes.
+func (o Object) scalable() bool {
+	return o.APIVersion == "apps/v1" && (o.Kind == "Deployment" || o.Kind == "StatefulSet" || o.Kind == "ReplicaSet") || o.rollout()
 }
 
 // Marshal is the record as it is written into the cluster.
@@ -114,7 +146,13 @@ func Parse(s string) (*Record, error) {
 	case !r.Target.workload():
 		return nil, fmt.Errorf("undo record: %s is of a kind that this bridge does not swap: use the bridge that made the swap, or a newer one", r.Target)
 	}
+	if !r.Target.named() {
+		return nil, fmt.Errorf("undo record: %q in %q is no name", r.Target.Name, r.Target.Namespace)
+	}
 	for _, c := range r.Changes {
+		if !c.Object.named() {
+			return nil, fmt.Errorf("undo record: %q is no name", c.Object.Name)
+		}
 		if c.Object.Namespace != r.Target.Namespace {
 			return nil, fmt.Errorf("undo record: %s is in namespace %q, not the target's", c.Object, c.Object.Namespace)
 		}

@@ -53,6 +53,47 @@ func TestGoldenRecordOfAStatefulSetIsRead(t *testing.T) {
 	}
 }
 
+// A Rollout's is of another API.
+func TestGoldenRecordOfARolloutIsRead(t *testing.T) {
+	text := goldenOf(t, "undo.v1.rollout.json")
+	r, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := r.Summary(); n != 2 || !r.Replaces() || !r.Target.Copied() {
+		t.Errorf("read %+v", r)
+	}
+	if again, err := r.Marshal(); err != nil || again != text {
+		t.Errorf("written again it differs: %v\n%s", err, again)
+	}
+	if _, err := Parse(strings.ReplaceAll(text, "argoproj.io/v1alpha1", "example.com/v1")); err == nil {
+		t.Error("one of another API is read")
+	}
+}
+
+// A bare Pod's has no replicas, which would be no change of bridge's.
+func TestGoldenRecordOfAPodIsRead(t *testing.T) {
+	text := goldenOf(t, "undo.v1.pod.json")
+	r, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Replaces() || r.Target.Copied() || r.Target.Path() != "/api/v1/namespaces/shop/pods/web" {
+		t.Errorf("read %+v, at %s", r, r.Target.Path())
+	}
+	if again, err := r.Marshal(); err != nil || again != text {
+		t.Errorf("written again it differs: %v\n%s", err, again)
+	}
+	r.Changes = append(r.Changes, Change{Object: r.Target, Path: "spec.replicas", Before: json.RawMessage("1"), Set: json.RawMessage("0")})
+	scaled, err := r.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(scaled); err == nil || !strings.Contains(err.Error(), "not a change that bridge makes") {
+		t.Errorf("with replicas: %v", err)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		{"a newer version", `"version":1`, `"version":2`, "version 2"},
@@ -63,6 +104,9 @@ func TestParseRefuses(t *testing.T) {
 		{"a target of another kind", `"target":{"apiVersion":"apps/v1","kind":"Deployment"`, `"target":{"apiVersion":"apps/v1","kind":"../nodes"`, "of a kind that this bridge does not swap"},
 		{"replicas of another kind", `"kind":"Deployment","namespace":"shop","name":"orders","uid":"6c1f0000-0000-0000-0000-000000000001"},"path"`,
 			`"kind":"StatefulSet","namespace":"shop","name":"orders","uid":"6c1f0000-0000-0000-0000-000000000001"},"path"`, "is not the target"},
+		{"a Service of another API", `"apiVersion":"v1","kind":"Service"`, `"apiVersion":"example.com/v1","kind":"Service"`, "not a change that bridge makes"},
+		{"a name that a terminal would act on", `"namespace":"shop","name":"orders","uid":"0b7a`, `"namespace":"shop","name":"x\u001b]0;","uid":"0b7a`, "is no name"},
+		{"a name that is a path", `"namespace":"shop","name":"orders","uid":"0b7a`, `"namespace":"shop","name":"../secrets/orders","uid":"0b7a`, "is no name"},
 		{"no JSON", `{`, `[`, "undo record"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -82,6 +126,8 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(golden(f))
 	f.Add(goldenOf(f, "undo.v1.statefulset.json"))
+	f.Add(goldenOf(f, "undo.v1.pod.json"))
+	f.Add(goldenOf(f, "undo.v1.rollout.json"))
 	f.Add(`{"version":1}`)
 	f.Add(`{"version":1,"target":{"kind":"Deployment","namespace":"a","name":"b","uid":"c"},"changes":[{"path":"spec.replicas"}]}`)
 	f.Fuzz(func(t *testing.T, s string) {
@@ -120,9 +166,9 @@ func FuzzParse(f *testing.F) {
 
 func TestDoAndUndo(t *testing.T) {
 	scale := Change{Object: Object{APIVersion: "apps/v1", Kind: "Deployment", Name: "orders"}, Path: "spec.replicas", Before: json.RawMessage(`3`), Set: json.RawMessage(`0`)}
-	move := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
+	move := Change{Object: Object{APIVersion: "v1", Kind: "Service", Name: "orders"}, Path: "spec.selector",
 		Before: json.RawMessage(`{"app":"orders"}`), Set: json.RawMessage(`{"app":"orders","bridge.internal/proxy":"b"}`)}
-	replace := Change{Object: Object{Kind: "Service", Name: "orders"}, Path: "spec.selector",
+	replace := Change{Object: Object{APIVersion: "v1", Kind: "Service", Name: "orders"}, Path: "spec.selector",
 		Before: json.RawMessage(`{"app":"orders","tier":"web"}`), Set: json.RawMessage(`{"bridge.internal/proxy":"b"}`)}
 	for _, c := range []struct {
 		name               string

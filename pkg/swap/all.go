@@ -181,7 +181,10 @@ func (r *Restorer) orphans(ctx context.Context, namespace string, leased []Entry
 		})
 	}
 	for _, kind := range kube.WorkloadKinds() {
-		workloads, err := r.Kube.Workloads(ctx, namespace, kind)
+		list, err := r.Kube.Annotated(ctx, namespace, kind, proxypod.UndoAnnotation)
+		if kind == kube.Rollout && (apierrors.IsNotFound(err) || hint.CodeOf(err) == hint.NotFound) {
+			continue // not every cluster has them
+		}
 		if apierrors.IsForbidden(err) {
 			r.Say(fmt.Sprintf("note: your account may not list %s %s: a swap of one whose Lease is gone is not found", kind.Resource(), in(namespace)))
 			continue
@@ -189,10 +192,13 @@ func (r *Restorer) orphans(ctx context.Context, namespace string, leased []Entry
 		if err != nil {
 			return nil, kube.Explain(err, "list "+kind.Resource()+" "+in(namespace))
 		}
-		for _, w := range workloads {
-			uid := w.UID
-			if owner := metav1.GetControllerOf(w); kind == kube.ReplicaSet && owner != nil {
+		for _, w := range list {
+			uid, owner := w.UID, metav1.GetControllerOf(&w)
+			switch {
+			case kind == kube.ReplicaSet && owner != nil:
 				uid = owner.UID // the deployment controller copies its deployment's
+			case kind == kube.Pod && owner != nil:
+				continue // its workload is what is swapped
 			}
 			add(w.Annotations[proxypod.UndoAnnotation], w.Namespace, uid)
 		}

@@ -95,11 +95,8 @@ func (x changer) write(ctx context.Context, c Change, decide func(now json.RawMe
 
 // scale writes spec.replicas, through the scale subresource.
 func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, decide func(json.RawMessage) (json.RawMessage, error)) error {
-	client, scale := x.kube.Clientset.AppsV1().RESTClient(), &autoscalingv1.Scale{}
-	at := func(r *rest.Request) *rest.Request {
-		return r.Namespace(c.Object.Namespace).Resource(c.Object.Resource()).Name(c.Object.Name).SubResource("scale")
-	}
-	err := at(client.Get()).Do(ctx).Into(scale)
+	client, scale, path := x.client(), &autoscalingv1.Scale{}, c.Object.Path()+"/scale"
+	err := client.Get().AbsPath(path).Do(ctx).Into(scale)
 	if err := same(err, c.Object, scale.GetUID()); err != nil {
 		return err
 	}
@@ -120,7 +117,7 @@ func (x changer) scale(ctx context.Context, c Change, now *json.RawMessage, deci
 		return err
 	}
 	options := metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
-	return at(client.Put()).VersionedParams(&options, scheme.ParameterCodec).Body(scale).Do(ctx).Error()
+	return client.Put().AbsPath(path).VersionedParams(&options, scheme.ParameterCodec).Body(scale).Do(ctx).Error()
 }
 
 // reselect writes a Service's spec.selector.
@@ -289,13 +286,12 @@ func (x changer) patch(ctx context.Context, o Object, body map[string]any) error
 		return err
 	}
 	options := metav1.PatchOptions{FieldManager: proxypod.FieldManager, DryRun: x.dryRun}
-	client := x.kube.Clientset.AppsV1().RESTClient()
-	if o.Kind == "Service" {
-		client = x.kube.Clientset.CoreV1().RESTClient()
-	}
-	return client.Patch(types.MergePatchType).Namespace(o.Namespace).Resource(o.Resource()).Name(o.Name).
+	return x.client().Patch(types.MergePatchType).AbsPath(o.Path()).
 		VersionedParams(&options, scheme.ParameterCodec).Body(b).Do(ctx).Error()
 }
+
+// client sends requests to whatever path: any group's would do.
+func (x changer) client() rest.Interface { return x.kube.Clientset.AppsV1().RESTClient() }
 
 // explainUnlessOurs leaves the errors of this package as they are.
 func explainUnlessOurs(err error, doing string) error {

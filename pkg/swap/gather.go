@@ -18,16 +18,27 @@ import (
 	"bridge/internal/rights"
 )
 
+// besideGone is the next step for a pod or a ReplicaSet that is not there: that of a workload is gone while that is swapped.
+const besideGone = "check the name and the namespace; while a workload is swapped its pods are gone, so name the workload itself: bridge status lists what is"
+
 // Gather checks the user's rights and reads what a plan is made from. It changes nothing. With askPodProxy it asks
 // for the right to pods/proxy too.
 func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Source, askPodProxy bool) (Facts, error) {
 	ns := k.Namespace
+	if err := k.Serves(ctx, t.Kind); err != nil {
+		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", t, ns))
+	}
 	if err := rights.Swap.For(t.Kind).Check(ctx, k, "swap "+t.String(), src.Image == ""); err != nil {
 		return Facts{}, err
 	}
 	f := Facts{Source: src}
 	var err error
-	f.Workload, err = k.Workload(ctx, ns, t)
+	if f.Workload, err = k.Workload(ctx, ns, t); err == nil {
+		err = k.Complete(ctx, f.Workload)
+	}
+	if apierrors.IsNotFound(err) && (t.Kind == kube.Pod || t.Kind == kube.ReplicaSet) {
+		err = hint.New(hint.NotFound, err, besideGone)
+	}
 	if err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", t, ns))
 	}
@@ -62,7 +73,7 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 		return Facts{}, kube.Explain(err, "list pods in "+ns)
 	}
 	f.Pods = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
-		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		return kube.Ended(&p)
 	})
 	if f.Source.Image == "" && f.Source.Arch == "" {
 		mine, err := metav1.LabelSelectorAsSelector(f.Workload.Selector)
@@ -84,10 +95,13 @@ func sharedWith(s corev1.Service, d *kube.Workload, pods []corev1.Pod) ([]string
 	if err != nil {
 		return nil, hint.Newf(hint.Other, "", "%s: %w", d.Target(), err)
 	}
+	if d.Kind == kube.Pod { // it alone, and none that is like it
+		mine = labels.Nothing()
+	}
 	chosen := labels.SelectorFromSet(s.Spec.Selector)
 	var out []string
 	for _, p := range pods {
-		if l := labels.Set(p.Labels); p.DeletionTimestamp == nil && chosen.Matches(l) && !mine.Matches(l) {
+		if l := labels.Set(p.Labels); p.DeletionTimestamp == nil && p.UID != d.UID && chosen.Matches(l) && !mine.Matches(l) {
 			out = append(out, p.Name)
 		}
 	}

@@ -165,10 +165,10 @@ func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 		rule("coordination.k8s.io", "leases", []string{p.Lease.Name}, "get", "patch", "delete"),
 	}
 	if p.Undo.Replaces() {
-		rules = append(rules, rule("apps", resource+"/scale", target, "get", "patch"))
+		rules = append(rules, rule(p.Undo.Target.Group(), resource+"/scale", target, "get", "patch"))
 	}
 	rules = append(rules,
-		rule("apps", resource, target, "get", "patch"), // the record's copy, the field ownership; is it Ready
+		rule(p.Undo.Target.Group(), resource, target, "get", "patch"), // the record's copy, the field ownership; is it Ready
 		rule("apps", "deployments", []string{p.Proxy.Name}, "get", "delete"))
 	if len(p.Services) > 0 {
 		rules = append(rules, rule("", "services", p.Services, "get", "patch"))

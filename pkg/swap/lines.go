@@ -66,10 +66,15 @@ func (l *lines) run(ctx context.Context, lost func(error)) {
 	running.Wait()
 }
 
-// main is the tunnel for what only one is needed: the first that carries now, or the first.
+// main is the tunnel for what only one is needed: the first that carries now, or that has carried, or the first.
 func (l *lines) main() *tunnel.Client {
 	for _, c := range l.clients {
 		if c.State().Phase.Carries() {
+			return c
+		}
+	}
+	for _, c := range l.clients {
+		if _, had := c.Info(); had {
 			return c
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/forward"
 	"bridge/internal/kube"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
@@ -22,7 +23,7 @@ import (
 // Entry is one Lease of bridge's, as `bridge status` lists it.
 type Entry struct {
 	Namespace string    `json:"namespace"`
-	Kind      string    `json:"kind"` // "swap", "connect" or "env"
+	Kind      string    `json:"kind"` // "swap", "connect", "forward" or "env"
 	Target    string    `json:"target"`
 	Owner     string    `json:"owner"`
 	Since     time.Time `json:"since"`
@@ -43,6 +44,8 @@ type Entry struct {
 	Members []Member `json:"members,omitempty"`
 	// Notes are what a swap's proxies say, as the last heartbeat told; none when that is too old to be believed.
 	Notes []string `json:"notes,omitempty"`
+	// Forwards are what a forward has counted, as the last heartbeat told; none when it was left behind.
+	Forwards []forward.Stat `json:"forwards,omitempty"`
 	// Restore is the command that gives it back.
 	Restore string `json:"restore"`
 	// IfLost is what becomes of a swap without a heartbeat: "given back after 1m0s", or "stays swapped: " and why, in standby
@@ -74,7 +77,7 @@ type Member struct {
 	Bridge     string        `json:"bridge,omitempty"` // its version
 }
 
-// List reads the swaps and connects of a namespace, all of them with "".
+// List reads the swaps, connects and forwards of a namespace, all of them with "".
 func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error) {
 	list, err := k.Clientset.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: proxypod.ManagedByLabel + "=" + proxypod.ManagedBy + "," + proxypod.KindLabel,
@@ -96,6 +99,12 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		if e.Kind != proxypod.KindSwap {
 			e.Target = e.Kind + "/" + l.Name
 			e.Restore = proxypod.RemoveCommand(k, e.Kind, l.Namespace, l.Name)
+		}
+		if json.Unmarshal([]byte(l.Annotations[proxypod.ForwardsAnnotation]), &e.Forwards) != nil {
+			e.Forwards = nil // there are none
+		}
+		if !e.Alive {
+			e.Forwards = nil
 		}
 		if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)

@@ -4,11 +4,33 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/kubernetes/fake"
+
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 )
+
+// Of a forward that is no more nobody can say what is open.
+func TestOnlyALivingForwardHasConnections(t *testing.T) {
+	for silent, want := range map[time.Duration]int{0: 1, time.Hour: 0} {
+		beat := metav1.NewMicroTime(time.Now().Add(-silent))
+		l := &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "shop", Name: "a",
+				Labels:      map[string]string{proxypod.ManagedByLabel: proxypod.ManagedBy, proxypod.KindLabel: proxypod.KindForward},
+				Annotations: map[string]string{proxypod.ForwardsAnnotation: `[{"target":"db:5432","open":5}]`},
+			},
+			Spec: coordinationv1.LeaseSpec{RenewTime: &beat},
+		}
+		entries, err := List(t.Context(), &kube.Client{Clientset: fake.NewClientset(l)}, "shop")
+		if err != nil || len(entries) != 1 || len(entries[0].Forwards) != want {
+			t.Errorf("silent for %v: %+v, %v", silent, entries, err)
+		}
+	}
+}
 
 // A status never says of a path what nobody has said of it lately.
 func TestStateOfAnEntry(t *testing.T) {

@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/pkg/tunnel"
 )
@@ -19,12 +23,56 @@ const localDialTimeout = 5 * time.Second
 
 // dialLocal reaches the local process, which may listen on 127.0.0.1 or on ::1 alone, with UDP on 127.0.0.1 only: there
 // is no answer to a dial by which to choose.
-func dialLocal(ctx context.Context, p Port) (net.Conn, error) {
-	d := net.Dialer{Timeout: localDialTimeout}
+func (s *Swap) dialLocal(ctx context.Context, p Port) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, localDialTimeout)
+	defer cancel()
 	if p.UDP {
-		return d.DialContext(ctx, "udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Local))))
+		return s.Plan.reach(ctx, "udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Local))))
 	}
-	return d.DialContext(ctx, "tcp", net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))))
+	return s.Plan.reach(ctx, "tcp", p.localhost())
+}
+
+// localhost is where a TCP port is on this machine.
+func (p Port) localhost() string { return net.JoinHostPort("localhost", strconv.Itoa(int(p.Local))) }
+
+// place is where the local process is.
+type place struct {
+	dial   connect.Dial
+	inside bool // a network of its own
+
+	published *sync.Map // the ports of it that bridge has at this machine's localhost
+}
+
+// reach dials where the local process is: on this machine, or where Program runs.
+func (p *Plan) reach(ctx context.Context, network, address string) (net.Conn, error) {
+	if at := p.place.Load(); at != nil {
+		return at.dial(ctx, network, address)
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+// elsewhere tells whether Program has a network of its own, and somebody outside of it answers at a local port.
+func (p *Plan) elsewhere(ctx context.Context, port Port) bool {
+	at := p.place.Load()
+	if at == nil || !at.inside {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, localDialTimeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", port.localhost())
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	_, ours := at.published.Load(uint16(port.Local))
+	return !ours
+}
+
+// leave has nobody reached, whoever has the ports on this machine: while Program does not run.
+func (p *Plan) leave() {
+	p.place.Store(&place{dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	}})
 }
 
 // AwaitLocal waits until every local port answers a TCP dial and the target's probes make the process ready, at most timeout;
@@ -33,15 +81,20 @@ func (s *Swap) AwaitLocal(ctx context.Context, timeout time.Duration) error {
 	s.init()
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	start := time.Now()
 	for _, p := range s.Plan.Ports {
-		for said := false; !p.UDP; said = true {
-			conn, err := dialLocal(bounded, p)
+		for said, told := false, false; !p.UDP; said = true {
+			conn, err := s.dialLocal(bounded, p)
 			if err == nil {
 				_ = conn.Close()
 				break
 			}
 			if !said && timeout > 0 {
 				s.Say(fmt.Sprintf("waiting for a process on localhost:%d, for port %d of the pod", p.Local, p.Remote))
+			}
+			if !told && time.Since(start) > elsewherePatience && s.Plan.elsewhere(bounded, p) {
+				told = true
+				s.Say(fmt.Sprintf("something outside of CMD's network has localhost:%d: if it is what you mean, a container of docker run -p for instance, use --network host", p.Local))
 			}
 			if sleep(bounded, localPoll) == nil {
 				continue
@@ -56,8 +109,12 @@ func (s *Swap) AwaitLocal(ctx context.Context, timeout time.Duration) error {
 	return s.awaitProbes(ctx, bounded)
 }
 
-// localPoll is how often AwaitLocal tries.
-const localPoll = 200 * time.Millisecond
+const (
+	// localPoll is how often AwaitLocal tries.
+	localPoll = 200 * time.Millisecond
+	// elsewherePatience is how long Program may take before it is said that somebody else answers, who may have nothing to do with it.
+	elsewherePatience = 3 * time.Second
+)
 
 // handle is one connection from the cluster, or the datagrams of one caller: it dials the local process and joins the two.
 func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
@@ -69,7 +126,7 @@ func (s *Swap) handle(ctx context.Context, st *tunnel.Stream) {
 		_ = st.Refuse(fmt.Errorf("port %q is not mapped", h.Address))
 		return
 	}
-	local, err := dialLocal(ctx, s.Plan.Ports[i])
+	local, err := s.dialLocal(ctx, s.Plan.Ports[i])
 	if err != nil {
 		if h.Peer.IsValid() { // else nobody called: the proxy tries whether it is back
 			s.probes.Hurry()

@@ -26,8 +26,13 @@ func (o Options) Check() error {
 	if o.Mode == ModeReplace && !o.Choice.All() {
 		return hint.Newf(hint.Usage, "use --mode standby, or leave --mode out, which chooses that then", "%s leaves requests to the original, and --mode replace stops it", o.Choice)
 	}
+	if len(o.ToPod) > 0 && (o.Mode == ModeStandby || !o.Choice.All()) {
+		return errToPod
+	}
 	return nil
 }
+
+var errToPod = hint.Newf(hint.Usage, "use --mode replace, or leave --to-pod out", "--to-pod takes mode replace: the proxies of mode standby have none of the pod's other containers")
 
 // MakePlan plans a swap in the mode that o asks for, with a keeper as o asks for one. It reads and tries only.
 func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
@@ -46,16 +51,16 @@ func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 		}
 		return p, err
 	}
-	if err := stoppable(f.Workload); err != nil && mode != ModeReplace {
+	if b := boundOf(f.Workload); b != nil && mode != ModeReplace {
 		o.Mode = ModeStandby
 		p, standErr := standbyPlan(ctx, k, f, o)
 		if code := hint.CodeOf(standErr); code == hint.Usage || code == hint.Forbidden {
-			return nil, hint.Newf(code, "set whenScaled to Retain for as long as it is swapped", "%w; and %w", err, standErr)
+			return nil, hint.Newf(code, b.way, "%w; and %w", stoppable(f.Workload), standErr)
 		}
 		if standErr != nil {
 			return nil, standErr
 		}
-		p.why = "scaling it to 0 would delete its volumes"
+		p.why = b.why
 		return p, nil
 	}
 	o.Mode = ModeReplace
@@ -89,6 +94,9 @@ func keptPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 }
 
 func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
+	if len(o.ToPod) > 0 {
+		return nil, errToPod
+	}
 	if err := GatherStandby(ctx, k, &f); err != nil {
 		return nil, err
 	}

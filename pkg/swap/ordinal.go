@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -14,27 +13,16 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"bridge/internal/hint"
 	"bridge/internal/kube"
 )
 
 // The pods of a StatefulSet are no copies of each other: each has an ordinal, a name of its own in DNS by way of the governing
 // Service, and volumes of its own. One proxy stands in for all of them, and has the first one's names.
 
-// stoppable refuses mode replace for a workload that would not come back as it was.
-func stoppable(w *kube.Workload) error {
-	if len(w.Dropped) == 0 {
-		return nil
-	}
-	return hint.Newf(hint.Usage, "--mode standby does not scale it; or set whenScaled to Retain for as long as it is swapped",
-		"%s cannot be swapped in mode replace: at 0 replicas the cluster deletes its volume claims (%s) and the data in them, as persistentVolumeClaimRetentionPolicy.whenScaled: Delete says",
-		w.Target(), strings.Join(w.Dropped, ", "))
-}
-
-// stoppable asks once more, when o is about to be scaled to 0: the policy may have been changed since the plan was made. version is what is
+// stoppable asks once more, when o is about to be scaled to 0: the policy may have been changed, or an update begun, since the plan was made. version is what is
 // written on, so that a later change of it is a conflict.
 func (x changer) stoppable(ctx context.Context, o Object, version string) error {
-	if targetOf(o).Kind != kube.StatefulSet {
+	if kind := targetOf(o).Kind; kind != kube.StatefulSet && kind != kube.Rollout {
 		return nil
 	}
 	w, err := x.workload(ctx, o)
@@ -42,7 +30,7 @@ func (x changer) stoppable(ctx context.Context, o Object, version string) error 
 		return err
 	}
 	if w.ResourceVersion != version {
-		return apierrors.NewConflict(schema.GroupResource{Group: "apps", Resource: o.Resource()}, o.Name, errors.New("changed between two reads"))
+		return apierrors.NewConflict(schema.GroupResource{Group: o.Group(), Resource: o.Resource()}, o.Name, errors.New("changed between two reads"))
 	}
 	return stoppable(w)
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -60,6 +61,8 @@ type Options struct {
 	TakeOver bool
 	// Version is this bridge's, for people with another one.
 	Version string
+	// ToPod are TCP ports of the pod's other containers that Program finds at its own 127.0.0.1. They take ModeReplace.
+	ToPod []int32
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -95,6 +98,8 @@ type Plan struct {
 	beside    []string              // Services before it that stay as they are, by name
 	joined    []string              // those of them that have the proxy beside the original, and where that can be waited for
 	have      []Port                // what --port chose from
+	toPod     []int32
+	place     atomic.Pointer[place] // of the local process; nil: it is on this machine
 	source    proxypod.Source
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
@@ -131,7 +136,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		template = p.withoutClaims(template, app.Name)
 	}
 	selecting := selecting(f.Services, template.Labels)
-	services := p.apart(selecting, f.Services, standby)
+	services := p.apart(p.aside(selecting, standby), f.Services, standby)
 	if standby {
 		selecting = services
 	} else if f.MayPatchServices {
@@ -148,6 +153,9 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			return nil, hint.Newf(hint.Usage, "to stand in for that container: --container "+c,
 				"port %d of the pod is container %q's, which goes on in the proxy's pod", q.Remote, c)
 		}
+	}
+	if err := p.checkToPod(o.ToPod, template.Spec); err != nil {
+		return nil, err
 	}
 	if standby {
 		if err := p.standBy(f, o, services); err != nil {
@@ -166,7 +174,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
-	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o)
+	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o, p.reach)
 	p.Notes = append(p.Notes, notes...)
 
 	lease := leaseName(d.Target())
@@ -178,7 +186,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			tcp = append(tcp, q.Remote)
 		}
 	}
-	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp, p.Standby.passed()), o.PodProxy && f.MayPodProxy)
+	p.Own = proxypod.FreePorts(&template.Spec, slices.Concat(tcp, udp, o.ToPod, p.Standby.passed()), o.PodProxy && f.MayPodProxy)
 	switch {
 	case p.Own.PodProxy != 0:
 		p.Notes = append(p.Notes, p.Own.PodProxyNote())
@@ -189,7 +197,8 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
+		Labels: ownLabels(d),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -240,6 +249,22 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	return p, p.firstMember(o)
 }
 
+// checkToPod says what keeps a program on the laptop from a port of the pod's other containers, some of which only admission may add.
+func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
+	p.toPod = ports
+	others := slices.ContainsFunc(pod.Containers, func(c corev1.Container) bool { return c.Name != p.container }) ||
+		slices.ContainsFunc(pod.InitContainers, func(c corev1.Container) bool { return c.RestartPolicy != nil }) // a sidecar
+	for _, port := range ports {
+		switch {
+		case slices.ContainsFunc(p.Ports, func(q Port) bool { return q.at() == at{port, false} }):
+			return hint.Newf(hint.Usage, "leave it out, or name with --port what is to come here", "--to-pod %d: that port of the pod comes to this machine", port)
+		case !others:
+			p.Notes = append(p.Notes, fmt.Sprintf("--to-pod %d: the template has no other container; it answers if one is added to the proxy's pod, as by a mesh", port))
+		}
+	}
+	return nil
+}
+
 // selecting are the Services that select pods with these labels.
 func selecting(services []corev1.Service, podLabels map[string]string) []corev1.Service {
 	return slices.DeleteFunc(slices.Clone(services), func(s corev1.Service) bool {
@@ -260,6 +285,9 @@ func newUndo(f Facts, o Options, services []corev1.Service, p *Plan) (Undo, erro
 				// Beside what is there, so that whoever applies a manifest meanwhile takes no caller away. In standby the
 				// proxies have no label of the original's, and one more would select nobody.
 				set = maps.Clone(s.Spec.Selector)
+			}
+			if hash, owned := s.Spec.Selector[kube.RolloutHashLabel]; owned {
+				set[kube.RolloutHashLabel] = hash // its controller would put it there
 			}
 			set[proxypod.ProxyLabel] = proxypod.LabelValue(lease)
 			c, err := newChange(Object{APIVersion: "v1", Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)},

@@ -21,6 +21,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 	"bridge/pkg/tunnel"
 )
 
@@ -44,7 +45,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// facts reads a file of YAML documents: one Deployment or StatefulSet, and Services and Pods.
+// facts reads a file of YAML documents: a workload, which may be a Pod, and Services and Pods.
 func facts(t *testing.T, name string) Facts {
 	t.Helper()
 	file, err := os.ReadFile(filepath.Join("testdata", name))
@@ -65,7 +66,10 @@ func facts(t *testing.T, name string) Facts {
 		case "Service":
 			f.Services = append(f.Services, *decode[corev1.Service](t, doc))
 		case "Pod":
-			f.Pods = append(f.Pods, *decode[corev1.Pod](t, doc))
+			pod := decode[corev1.Pod](t, doc)
+			if f.Pods = append(f.Pods, *pod); f.Workload == nil {
+				f.Workload = workload(t, pod)
+			}
 		}
 	}
 	return f
@@ -223,6 +227,34 @@ func TestPortsOfOtherContainersAreTheirs(t *testing.T) {
 		if q.Remote == 9090 {
 			t.Errorf("port 9090 comes to the laptop: %v", p.Ports)
 		}
+	}
+}
+
+// The proxy dials the named ports of its pod's loopback and no others, and only where there can be somebody.
+func TestPortsOfOtherContainersForTheProgram(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	f.Source = carried
+	f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 9090}}
+	p, err := NewPlan(f, Options{ToPod: []int32{9090, 27100}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Join(p.Proxy.Spec.Template.Spec.Containers[0].Args, " ")
+	if !strings.Contains(args, "--to-pod 9090 --to-pod 27100") || p.Own.Tunnel == 27100 || p.Own.Health == 27100 {
+		t.Errorf("%s, %+v", args, p.Own)
+	}
+	for _, mode := range []Options{{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}}} {
+		if err := mode.Check(); hint.CodeOf(err) != hint.Usage {
+			t.Errorf("%+v: %v", mode, err)
+		}
+	}
+	if _, err := NewPlan(f, Options{ToPod: []int32{8080}}); hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "comes to this machine") {
+		t.Error(err)
+	}
+	pod := &f.Workload.Template.Spec
+	pod.Containers, pod.InitContainers = pod.Containers[:1], nil
+	if p, err := NewPlan(f, Options{ToPod: []int32{9091}}); err != nil || !strings.Contains(strings.Join(p.Notes, "\n"), "--to-pod 9091: the template has no other container") {
+		t.Errorf("%v, %+v", err, p)
 	}
 }
 

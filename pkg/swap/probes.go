@@ -17,11 +17,11 @@ import (
 
 // localProbes are the container's probes, as they are run against the process on the laptop; others are the ports of the
 // pod's other containers.
-func localProbes(c corev1.Container, ports []Port, others map[at]string, o Options) (probes []*probe.Probe, notes []string) {
+func localProbes(c corev1.Container, ports []Port, others map[at]string, o Options, dial probe.Dial) (probes []*probe.Probe, notes []string) {
 	if o.NoProbes {
 		return nil, nil
 	}
-	to := probe.Options{Exec: o.ExecProbes, Local: func(remote int32) (int32, error) {
+	to := probe.Options{Exec: o.ExecProbes, Dial: dial, Local: func(remote int32) (int32, error) {
 		if i := slices.IndexFunc(ports, func(p Port) bool { return p.at() == at{remote, false} }); i >= 0 {
 			return ports[i].Local, nil
 		}

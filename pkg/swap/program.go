@@ -4,38 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"bridge/internal/child"
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/netns"
 	"bridge/internal/podview"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
 )
 
-// Program is a process that is started on the laptop to answer for the workload, with the environment and the files of its container.
+// Program is a process that is started on the laptop to answer for the workload, with the environment and the files of its container,
+// and where this machine allows it in a network of its own.
 type Program struct {
-	Args []string
+	connect.Program
 	// Token hands out tokens of the workload's ServiceAccount.
 	Token bool
 	// LocalTimeout is how long it may take until it answers on the local ports; 0: as long as it likes. The original serves meanwhile.
-	LocalTimeout   time.Duration
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer
-	// OnSignal is told where signals go while the program runs, and nil when it has ended.
-	OnSignal func(pass func(os.Signal))
+	LocalTimeout time.Duration
 }
 
 // Check says what keeps the program from being started, before anything is changed.
 func (p *Program) Check(ctx context.Context, k *kube.Client) error {
-	if err := (&child.Command{Args: p.Args}).Find(); err != nil {
-		return hint.New(hint.Usage, err, "")
+	if err := p.Program.Check(ctx); err != nil {
+		return err
 	}
 	if !p.Token {
 		return nil
@@ -55,7 +53,7 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 	}
 	vars, kept := podview.Variables(view)
 	if len(kept) > 0 {
-		s.Say("as on this machine, not as in the container: " + strings.Join(kept, ", "))
+		s.Say(hint.Printable("as on this machine, not as in the container: " + strings.Join(kept, ", ")))
 	}
 	following, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -69,38 +67,70 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 				s.Say(fmt.Sprintf("the container's files are not removed: %v", err))
 			}
 		}()
-		running.Go(func() { mirror.Run(following) })
 	}
 
+	c := p.Program
+	c.Say, c.Env = s.Say, podview.Environ(p.Env, vars)
+	if c.Inside() {
+		c.Ranges = append(slices.Clone(c.Ranges), s.Kube.Ranges(held)...)
+	}
+	for _, port := range s.Plan.Ports {
+		local := uint16(port.Local)
+		switch {
+		case port.UDP:
+			c.Free = append(slices.Clone(c.Free), local)
+		case !slices.Contains(c.Publish, local):
+			c.Publish = append(slices.Clone(c.Publish), local)
+		}
+	}
 	said := "starting " + strings.Join(p.Args, " ")
-	c := &child.Command{Args: p.Args, Env: podview.Environ(os.Environ(), vars), Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}
 	if mirror != nil {
 		c.Env = append(c.Env, podview.RootEnv+"="+mirror.Folder.Root())
+		c.Files = netns.Files{Root: mirror.Folder.Root(), Paths: mirror.Folder.Tops()}
 		said += ", files of the container below " + mirror.Folder.Root()
+		running.Go(func() { mirror.Run(following) })
 	}
-	s.Say(said)
-	process, err := c.Start()
-	if err != nil {
-		return hint.New(hint.Usage, err, "")
+	s.Say(hint.Printable(said))
+	starting, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	answered := false
+	var published sync.Map
+	c.Published = func(port uint16, has bool) {
+		if has {
+			published.Store(port, nil)
+		} else {
+			published.Delete(port)
+		}
 	}
-	p.OnSignal(process.Signal)
-	defer p.OnSignal(nil)
-
-	answering, giveUp := context.WithCancelCause(ctx)
-	running.Go(func() {
-		<-process.Ended()
-		giveUp(errEnded)
-	})
-	err = p.await(answering, s)
-	if err == nil {
-		ready()
-		return process.Wait(ctx)
+	c.Started = func(reach connect.Dial, inside, placed bool) {
+		own := "it has a network of its own, in which the cluster's names and addresses answer"
+		if placed {
+			own += "; the files are at their paths too"
+		}
+		if inside {
+			s.Say(own)
+		}
+		s.Plan.place.Store(&place{reach, inside, &published})
+		running.Go(func() {
+			if err := p.await(starting, s); err != nil {
+				giveUp(err)
+				return
+			}
+			answered = true
+			ready()
+		})
 	}
-	ended := context.Cause(answering) == errEnded //nolint:errorlint // nobody wraps it
-	stopped, cancel := context.WithCancel(ctx)
-	cancel()
-	exit := process.Wait(stopped)
-	if ended && ctx.Err() == nil {
+	err = c.Run(starting, s.lines.main)
+	s.Plan.leave()
+	giveUp(errEnded)
+	stop()
+	running.Wait()
+	exit, ran := err.(*child.ExitError) //nolint:errorlint // nobody wraps it
+	cause := context.Cause(starting)
+	switch {
+	case !answered && cause != errEnded: //nolint:errorlint // nobody wraps it
+		return cause
+	case !answered && ran:
 		return fmt.Errorf("%w, before it answered on %s", exit, localList(s.Plan.Ports))
 	}
 	return err

@@ -114,6 +114,8 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 			if err != nil {
 				return nil, nil, err
 			}
+			// Who may annotate the target may have written it.
+			r.Say(fmt.Sprintf("its Lease is gone; by the record on %s, of %s, this is to be as before: %s", u.Target, hint.Printable(u.Owner), before(u)))
 			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
@@ -147,6 +149,15 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 	}
 }
 
+// before is what giving back writes where nobody else has written meanwhile.
+func before(u *Undo) string {
+	var out []string
+	for _, c := range u.Changes {
+		out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
+	}
+	return hint.Printable(strings.Join(out, ", "))
+}
+
 // read is the Lease's record, or its copy when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube.Target) (*Undo, error) {
 	u, err := recordOf(lease)
@@ -168,6 +179,9 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, record string, err error) {
 	ns := r.Kube.Namespace
 	d, err := r.Kube.Workload(ctx, ns, t)
+	if apierrors.IsNotFound(err) && (t.Kind == kube.Pod || t.Kind == kube.ReplicaSet) {
+		err = hint.New(hint.NotFound, err, besideGone)
+	}
 	if err != nil {
 		return nil, "", kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
 	}
@@ -189,7 +203,7 @@ func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, re
 	if err != nil {
 		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", t, ns, err)
 	}
-	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns {
+	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns || targetOf(u.Target) != t {
 		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another "+string(t.Kind)+"; remove it",
 			"%s in %s is not swapped", t, ns)
 	}

@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/fault"
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/undo"
 )
@@ -28,6 +30,7 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	lease.Annotations[proxypod.UndoAnnotation] = record
 	annotated := map[string]string{proxypod.UndoAnnotation: record}
 	controls := true
+	other := map[string]string{proxypod.UndoAnnotation: strings.ReplaceAll(plan.Lease.Annotations[proxypod.UndoAnnotation], `"kind":"Deployment","namespace":"shop","name":"orders"`, `"kind":"Deployment","namespace":"shop","name":"victim"`)}
 	for _, c := range []struct {
 		name    string
 		objects map[string]any
@@ -35,6 +38,7 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	}{
 		{"on the Lease", map[string]any{leasePath + lease.Name: lease}, hint.RestoreIncomplete},
 		{"on the target", map[string]any{deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: uid, Annotations: annotated})}, hint.NotFound},
+		{"of another", map[string]any{deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: uid, Annotations: other})}, hint.NotFound},
 		{"on a ReplicaSet", map[string]any{
 			deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: uid}),
 			"/apis/apps/v1/namespaces/shop/replicasets": appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{{ObjectMeta: metav1.ObjectMeta{
@@ -77,5 +81,43 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
 	if err != nil || len(back) != 1 || writes != conflicts+1 {
 		t.Errorf("after %d writes: %v, %v", writes, back, err)
+	}
+}
+
+// A record without a Lease may be anybody's who may annotate the target: what it would have written is said before anything is.
+func TestWhatARecordAloneChangesIsSaidFirst(t *testing.T) {
+	plan := ordersPlan(t)
+	record := strings.Replace(plan.Lease.Annotations[proxypod.UndoAnnotation], "ada@laptop", `eve\u001b[2J`, 1)
+	var said []string
+	k := apiServer(t, map[string]any{
+		deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: plan.target.UID, Annotations: map[string]string{proxypod.UndoAnnotation: record}}),
+	}, func(*http.Request) int {
+		if len(said) != 1 {
+			t.Errorf("before the first write is said %q", said)
+		}
+		return http.StatusForbidden
+	})
+	if _, _, err := (&Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}).takeLease(t.Context(), orders, "root@desk", anySwap); hint.CodeOf(err) != hint.Forbidden {
+		t.Error(err)
+	}
+	if want := "spec.replicas of deployment/orders (3)"; len(said) == 0 || !strings.Contains(said[0], want) || !strings.Contains(said[0], "spec.selector of service/orders (") || strings.Contains(said[0], "\x1b") {
+		t.Errorf("said %q, want %q", said, want)
+	}
+}
+
+// A pod that is gone may be one of a workload that is swapped.
+func TestAPodThatIsGone(t *testing.T) {
+	gone := kube.Target{Kind: kube.Pod, Name: "orders-x7k2m"}
+	k := apiServer(t, map[string]any{}, noWrite(t))
+	err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), gone, "root@desk")
+	if hint.CodeOf(err) != hint.NotFound || !strings.Contains(hint.Of(err), "name the workload itself") {
+		t.Errorf("restore: %v (%s)", err, hint.Of(err))
+	}
+	k = apiServer(t, map[string]any{
+		"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews": authorizationv1.SelfSubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: true}},
+	}, func(*http.Request) int { return http.StatusOK })
+	_, err = Gather(t.Context(), k, gone, proxypod.Source{}, false)
+	if hint.CodeOf(err) != hint.NotFound || !strings.Contains(hint.Of(err), "name the workload itself") {
+		t.Errorf("swap: %v (%s)", err, hint.Of(err))
 	}
 }

@@ -72,6 +72,9 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 			if d.Replicas > 0 && s.claim.check(ctx) != nil {
 				return nil // whoever gives it back, a keeper too, has taken the Lease before
 			}
+			if err := s.updated(ctx, d); err != nil {
+				return err
+			}
 			if scaled, err = s.scaledBy(d, c); err != nil {
 				return err
 			}
@@ -88,6 +91,9 @@ func (s *Swap) lookAtOthers(ctx context.Context) error {
 				return s.reverted(fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object))
 			case s.Plan.standby() && mixed(v, c):
 				return s.reverted(fmt.Sprintf("the selector of %s was added to, and selects nobody now", c.Object))
+			case s.Plan.standby() && lessened(v, c):
+				// What a Rollout's controller does to a Service that the rollout does not name any more.
+				return s.reverted(fmt.Sprintf("a label was taken out of the selector of %s", c.Object))
 			case by.Manager != "":
 				back, of = append(back, fmt.Sprintf("%s has set the selector of %s back", by.Manager, c.Object)), append(of, c.Object)
 			}
@@ -168,8 +174,30 @@ func reselectedBy(v *corev1.Service, c Change) (undo.Owner, error) {
 // mixed tells whether somebody has put something into a selector that bridge has replaced, as kubectl apply does with a
 // manifest: neither the proxies have those labels, nor the original has bridge's.
 func mixed(v *corev1.Service, c Change) bool {
-	var set map[string]string
-	return json.Unmarshal(c.Set, &set) == nil && v.Spec.Selector[proxypod.ProxyLabel] == set[proxypod.ProxyLabel] && !maps.Equal(v.Spec.Selector, set)
+	set, ours := replaced(v, c)
+	return ours && !within(v.Spec.Selector, set)
+}
+
+// lessened tells whether somebody has taken something out of such a selector: the proxies have what is left.
+func lessened(v *corev1.Service, c Change) bool {
+	set, ours := replaced(v, c)
+	return ours && len(v.Spec.Selector) < len(set) && within(v.Spec.Selector, set)
+}
+
+// replaced is the selector that c has set, and whether v's still has bridge's label.
+func replaced(v *corev1.Service, c Change) (set map[string]string, ours bool) {
+	err := json.Unmarshal(c.Set, &set)
+	return set, err == nil && v.Spec.Selector[proxypod.ProxyLabel] == set[proxypod.ProxyLabel]
+}
+
+// within tells whether b has all that a has.
+func within(a, b map[string]string) bool {
+	for key, value := range a {
+		if is, has := b[key]; !has || is != value {
+			return false
+		}
+	}
+	return true
 }
 
 func ownersOf(entries []metav1.ManagedFieldsEntry, path string) ([]undo.Owner, error) {

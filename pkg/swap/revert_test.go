@@ -11,6 +11,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // managed is an entry of managedFields for one field.
@@ -139,5 +140,27 @@ func TestStandbyGoesOnWithTheServicesThatAreLeft(t *testing.T) {
 	}
 	if err := s.lookAtOthers(t.Context()); len(p.Undo.Changes) < 2 || hint.CodeOf(err) != hint.Conflict {
 		t.Errorf("with all of %d set back: %v", len(p.Undo.Changes), err)
+	}
+}
+
+// Something more in a selector that has only bridge's label selects nobody; something less selects the proxies still, and is said in other words.
+func TestASelectorOfAStandbyIsAddedToOrLessened(t *testing.T) {
+	const label, hash = proxypod.ProxyLabel, kube.RolloutHashLabel
+	c := undo.Change{Set: []byte(`{"` + label + `":"l","` + hash + `":"7d4b"}`)}
+	for _, w := range []struct {
+		name            string
+		selector        map[string]string
+		mixed, lessened bool
+	}{
+		{"as it was set", map[string]string{label: "l", hash: "7d4b"}, false, false},
+		{"one more", map[string]string{label: "l", hash: "7d4b", "app": "orders"}, true, false},
+		{"another hash", map[string]string{label: "l", hash: "9c1a"}, true, false},
+		{"without the hash, as for a Service that the rollout does not name any more", map[string]string{label: "l"}, false, true},
+		{"without bridge's label", map[string]string{hash: "7d4b"}, false, false},
+	} {
+		v := &corev1.Service{Spec: corev1.ServiceSpec{Selector: w.selector}}
+		if mixed(v, c) != w.mixed || lessened(v, c) != w.lessened {
+			t.Errorf("%s: mixed %v, lessened %v", w.name, mixed(v, c), lessened(v, c))
+		}
 	}
 }

@@ -75,6 +75,7 @@ type savedSession struct {
 	Have      []Port         `json:"have"`
 	Ports     []Port         `json:"ports"`
 	Own       proxypod.Ports `json:"proxyPorts"`
+	ToPod     []int32        `json:"toPod,omitempty"`
 }
 
 // notKept is what a user is told when nothing can be kept.
@@ -268,6 +269,9 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 			"%s in %s is swapped already, by an earlier bridge of yours, with another %s: %s and not %s", target, target.Namespace, flag, before, now)
 	}
 	d, err := s.kube.Workload(ctx, target.Namespace, targetOf(target))
+	if err == nil {
+		err = s.kube.Complete(ctx, d)
+	}
 	if err != nil {
 		return nil, kube.Explain(err, fmt.Sprintf("swap %s in %s", target, target.Namespace))
 	}
@@ -298,11 +302,13 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return nil, differs("--arch", src.Arch, s.saved.Arch)
 	case !o.Choice.Equal(s.saved.Choice):
 		return nil, differs("choice of requests", o.Choice.String(), s.saved.Choice.String())
+	case !slices.Equal(portSet(o.ToPod), portSet(s.saved.ToPod)):
+		return nil, differs("--to-pod", cmp.Or(joinPorts(o.ToPod), "none"), cmp.Or(joinPorts(s.saved.ToPod), "none"))
 	case o.PodProxy != s.saved.PodProxy:
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
 	p := &Plan{Ports: ports, Choice: o.Choice}
-	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o)
+	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o, p.reach)
 	return p, nil
 }
 
@@ -317,6 +323,13 @@ func carrierName(podProxy bool) string {
 func remotes(ports []Port) string {
 	ports = slices.SortedFunc(slices.Values(ports), func(a, b Port) int { return cmp.Compare(a.Remote, b.Remote) })
 	return portList(ports)
+}
+
+// portSet is the ports in order, each once.
+func portSet(ports []int32) []int32 { return slices.Compact(slices.Sorted(slices.Values(ports))) }
+
+func joinPorts(ports []int32) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
 }
 
 // TakenUp is whether the swap is an earlier bridge's.
@@ -334,7 +347,7 @@ func (s *Session) begin(p *Plan) error {
 		*saved = savedSession{
 			Version: sessionVersion, Process: os.Getpid(), Server: s.kube.Config.Host, Target: p.Undo.Target, Lease: p.Lease.Name,
 			Key: s.key, Epoch: epoch,
-			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Choice: p.Choice, Have: p.have, Ports: p.Ports, Own: p.Own,
+			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Choice: p.Choice, Have: p.have, Ports: p.Ports, Own: p.Own, ToPod: p.toPod,
 		}
 	})
 	return fault.After(fault.SessionKept, err)

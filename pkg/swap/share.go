@@ -6,8 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 
+	"bridge/internal/hint"
 	"bridge/internal/proxypod"
 )
 
@@ -41,7 +41,7 @@ func (p *Plan) goesOn() []string {
 func (l *lines) noted(i int, text string, lost bool, say func(string)) {
 	var now []string
 	for line := range strings.Lines(text) {
-		now = append(now, printable(line))
+		now = append(now, hint.Printable(line))
 	}
 	l.mu.Lock()
 	l.notes[i] = now
@@ -55,16 +55,6 @@ func (l *lines) noted(i int, text string, lost bool, say func(string)) {
 			say(line)
 		}
 	}
-}
-
-// printable is s without what a terminal would act on.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 // noteList is what the proxies say, each line once, with whose it is.

@@ -104,7 +104,10 @@ func (s *Standby) objects() (out []Object) {
 
 // insist is the way out of mode standby.
 func (p *Plan) insist() string {
-	const how = "--mode replace stops the original, and takes its place"
+	how := "--mode replace stops the original, and takes its place"
+	if b := boundOf(p.target); b != nil {
+		how = b.way
+	}
 	if p.Choice.All() {
 		return how
 	}
@@ -118,6 +121,11 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 	refuse := func(next, format string, args ...any) error {
 		return hint.Newf(hint.Usage, next, "%s cannot be swapped in mode standby: %w", d.Target(), fmt.Errorf(format, args...))
 	}
+	own := slices.ContainsFunc(f.Services, func(s corev1.Service) bool { return owns(d, s) })
+	old, err := older(d, f.Pods)
+	if err != nil {
+		return err
+	}
 	switch {
 	case len(f.Standby.Lacking) > 0:
 		return hint.Newf(hint.Forbidden, "the built-in role edit has that; "+p.insist(),
@@ -126,6 +134,15 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 		return refuse(p.insist(), "no Service selects it but %s, whose callers want single pods, and which stays as it is", serviceList(p.beside))
 	case len(services) == 0:
 		return refuse(p.insist(), "no Service selects it, and callers of the pods' own addresses cannot be moved to a proxy")
+	case d.Updating && own:
+		return refuse(boundOf(d).way, "an update is under way, for which its controller needs the Services that are its own (%s)", hint.Printable(serviceList(d.Owned)))
+	case d.Subsets != "":
+		return refuse(p.insist(), "a mesh finds its pods by the subsets of destinationrule %s, which select labels that proxies do not have in this mode", hint.Printable(d.Subsets))
+	case own && len(old) > 0:
+		return refuse("swap it when they have ended (scaleDownDelaySeconds); or "+p.insist(),
+			"pods of an older version are left (%s): the proxies would pass callers on to them too, and nobody would stop them while it is swapped", strings.Join(old, ", "))
+	case d.Ready == 0 && d.Kind == kube.Pod:
+		return refuse(p.insist(), "it is not Ready to answer what this machine cannot take")
 	case d.Ready == 0:
 		return refuse(p.insist(), "none of its pods is Ready to answer what this machine cannot take")
 	}

@@ -77,6 +77,9 @@ type Swap struct {
 
 func (s *Swap) init() {
 	if s.probes == nil {
+		if s.Program != nil {
+			s.Plan.leave()
+		}
 		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
 		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
@@ -435,7 +438,7 @@ func (s *Swap) awaitStopped(ctx context.Context) error {
 			return false, kube.IgnoreTransient(err)
 		}
 		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
-			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Labels[proxypod.ProxyLabel] != ""
+			return kube.Ended(&p) || p.Labels[proxypod.ProxyLabel] != ""
 		})
 		left = names(list.Items)
 		return len(left) == 0, nil
@@ -466,6 +469,11 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 	}
 	if err := fault.After(fault.Reachable, err); err != nil {
 		return err
+	}
+	if s.Plan.standby() {
+		if err := x.unchanged(ctx, s.Plan); err != nil {
+			return err
+		}
 	}
 	for _, c := range s.Plan.Undo.Changes {
 		if c.Object.Kind == "Service" {

@@ -34,7 +34,7 @@ func recordOf(l *coordinationv1.Lease) (*Undo, error) {
 
 // objectOf names a workload in a record.
 func objectOf(w *kube.Workload) Object {
-	return Object{APIVersion: "apps/v1", Kind: w.Kind.Object(), Namespace: w.Namespace, Name: w.Name, UID: string(w.UID)}
+	return Object{APIVersion: w.Kind.APIVersion(), Kind: w.Kind.Object(), Namespace: w.Namespace, Name: w.Name, UID: string(w.UID)}
 }
 
 // targetOf is a record's object as a user names it.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -29,7 +30,8 @@ type programs struct {
 // target is one program to build.
 type target struct {
 	name    string
-	folder  string // of the package, in the source folder
+	folder  string // of the package or the module, in the source folder
+	pkg     string // to build; empty: the one in folder
 	modfile string // in folder; empty: go.mod
 	ldflags string
 	cold    string // how long a build takes with nothing cached, on two cores
@@ -67,12 +69,8 @@ func targets(kubernetes string) []target {
 // build returns the programs of one Kubernetes release, built from the sources in folder source where
 // the cache does not have them. It says on progress what it builds and how long that takes.
 func build(source, kubernetes string, progress io.Writer) (programs, error) {
-	cache, err := os.UserCacheDir()
+	cache, err := cacheFolder()
 	if err != nil {
-		return programs{}, fmt.Errorf("cache folder: %w", err)
-	}
-	cache = filepath.Join(cache, "bridge-cluster")
-	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return programs{}, err
 	}
 	var built [3]string
@@ -82,6 +80,16 @@ func build(source, kubernetes string, progress io.Writer) (programs, error) {
 		}
 	}
 	return programs{Kubernetes: built[0], CoreDNS: built[1], Pause: built[2]}, nil
+}
+
+// cacheFolder is where built programs are.
+func cacheFolder() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("cache folder: %w", err)
+	}
+	cache = filepath.Join(cache, "bridge-cluster")
+	return cache, os.MkdirAll(cache, 0o755)
 }
 
 func (t target) build(source, cache string, progress io.Writer) (string, error) {
@@ -113,7 +121,7 @@ func (t target) build(source, cache string, progress io.Writer) (string, error) 
 	if t.modfile != "" {
 		args = append(args, "-modfile="+t.modfile)
 	}
-	cmd := exec.Command("go", append(args, ".")...)
+	cmd := exec.Command("go", append(args, cmp.Or(t.pkg, "."))...)
 	cmd.Dir = folder
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	var output strings.Builder

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
 
 func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && (verb == "up" || verb == "down" || verb == "status" || verb == "build") {
+	withRollouts := verb == "build" && slices.Equal(args, []string{"rollouts"})
+	if len(args) > 0 && !withRollouts && (verb == "up" || verb == "down" || verb == "status" || verb == "build" || verb == "rollouts") {
 		return usagef("%s takes no argument, not %q", verb, args[0])
 	}
 	switch verb {
@@ -35,9 +37,15 @@ func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) e
 		return restart(o.name, args, stderr)
 	case netemVerb:
 		return netemRun(o.name, args)
+	case "rollouts":
+		return rollouts(o, stderr)
 	case "build":
 		source, err := sourceFolder(o.source)
 		if err != nil {
+			return err
+		}
+		if withRollouts {
+			_, err = buildRollouts(source, stderr)
 			return err
 		}
 		_, err = build(source, o.kubernetes, stderr)

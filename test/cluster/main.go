@@ -34,7 +34,9 @@ Usage:
   cluster netem   [--name NAME] off
   cluster restart [--name NAME] COMPONENT...   kill components, by the names that status prints, and start them
                                                again; returns when they work
+  cluster rollouts [--name NAME]               add Argo Rollouts: its resources, and its controller
   cluster build   [--kubernetes VERSION]       build what up would build, and start nothing
+  cluster build   rollouts                     build what rollouts would build
 
 --name defaults to BRIDGE_CLUSTER_NAME, else "bridge". Results go to stdout, progress to stderr.
 Exit codes: 0 done, 1 error, 2 usage; those of kubectl for kubectl.

@@ -54,12 +54,18 @@ func podProxyRole() rbacv1.Role {
 // start starts bridge in the world's namespace with another kubeconfig.
 func (w *world) bridgeAs(kubeconfig string, env []string, args ...string) *process {
 	w.t.Helper()
+	return w.bridgeWith(nil, kubeconfig, env, args...)
+}
+
+// bridgeWith is bridgeAs with a command that prepare changes.
+func (w *world) bridgeWith(prepare func(*exec.Cmd), kubeconfig string, env []string, args ...string) *process {
+	w.t.Helper()
 	end := len(args)
 	if i := slices.Index(args, "--"); i >= 0 {
 		end = i
 	}
 	args = slices.Insert(slices.Clone(args), end, "-n", w.ns)
-	return start(w.t, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), args...)
+	return startWith(w.t, prepare, s.bridge, append([]string{"KUBECONFIG=" + kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, env...), args...)
 }
 
 // connect starts bridge connect.
@@ -200,7 +206,7 @@ func (w *world) balance(host, idle string, rules ...string) *balancer {
 	})
 	// Its own credentials are a token: a client's certificate ends where TLS does.
 	swap, connect := deployed(w.t, "swap"), deployed(w.t, "connect")
-	direct := w.as("ada"+strings.ReplaceAll(b.address[strings.LastIndex(b.address, ":"):], ":", "-"), named(swap, b), named(connect, b), named(podProxyRole(), b))
+	direct := w.as("ada"+strings.ReplaceAll(b.address[strings.LastIndex(b.address, ":"):], ":", "-"), named(swap, b), named(connect, b), named(podProxyRole(), b), named(deployed(w.t, "exec"), b), named(deployed(w.t, "logs"), b))
 	config, err := clientcmd.LoadFromFile(direct)
 	if err != nil {
 		w.t.Fatal(err)

@@ -130,7 +130,7 @@ func TestKilledConnectLeavesNoProgram(t *testing.T) {
 	}
 }
 
-// forAnybody is a bridge that every user may run, and an environment in which it finds the cluster.
+// forAnybody is a bridge that every user may run, with the sample beside it, and an environment in which it finds the cluster.
 func forAnybody(t *testing.T) (path string, env []string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bridge-anybody")
@@ -139,7 +139,7 @@ func forAnybody(t *testing.T) (path string, env []string) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path = filepath.Join(dir, "bridge")
-	for from, to := range map[string]string{s.bridge: path, s.kubeconfig: filepath.Join(dir, "kubeconfig")} {
+	for from, to := range map[string]string{s.bridge: path, s.sample: filepath.Join(dir, "sample"), s.kubeconfig: filepath.Join(dir, "kubeconfig")} {
 		if out, err := exec.Command("install", "-m", "755", from, to).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

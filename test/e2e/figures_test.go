@@ -124,8 +124,15 @@ func (f *figures) measureTimes(w *world) {
 		return !up.IsZero() && d.Status.ObservedGeneration == d.Generation && d.Status.ReadyReplicas == 2
 	})
 	b.exits(128 + int(syscall.SIGTERM))
-	f.add("giving back, beyond the original's own start", "under 1 s", "s", (time.Since(end) - ready.Sub(up)).Seconds())
+	ended, start := time.Since(end), ready.Sub(up)
 	r := l.end(w.t)
+	for _, turn := range r.Turns {
+		if turn.By == "original" && turn.At.After(end) { // the same machine's clock
+			f.add("giving back, until the original answers, beyond its own start", "under 1 s", "s", (turn.At.Sub(end) - start).Seconds())
+			break
+		}
+	}
+	f.add("giving back, until all is as before, beyond the original's own start", "under 1 s", "s", (ended - start).Seconds())
 	f.add("requests that failed", "0", "", float64(r.Failed))
 	if r.By["laptop"] == 0 || r.By["original"] == 0 {
 		w.t.Errorf("answered by %v", r.By)

@@ -234,13 +234,4 @@ func TestOwnedByADeployment(t *testing.T) {
 	w.answersAt("http://orders", "laptop")
 	b.terminate()
 	w.assertGivenBack(before)
-
-	// One that belongs to nobody would not come back.
-	lone, err := s.client.CoreV1().Pods(w.ns).Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "lone"}, Spec: pod.Spec}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b = w.bridge("swap", "pod", lone.Name)
-	b.exits(int(hint.Usage))
-	b.says("pod/lone belongs to no workload")
 }

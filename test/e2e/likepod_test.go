@@ -7,8 +7,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -184,6 +187,19 @@ func (w *world) local(port string) (v seen) {
 	return v
 }
 
+// through is the same, asked by way of the cluster.
+func (w *world) through() (v seen) {
+	w.t.Helper()
+	var out bytes.Buffer
+	if err := w.exec(w.t.Context(), nil, &out, "get", "--url", "http://orders/look?"+url.Values{"path": lookAt}.Encode()); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := json.Unmarshal(out.Bytes(), &v); err != nil {
+		w.t.Fatalf("%v in %q", err, out.String())
+	}
+	return v
+}
+
 // sameAs compares environments, and files but for those below the paths.
 func sameAs(t *testing.T, got, want map[string]string, without ...string) {
 	t.Helper()
@@ -197,20 +213,33 @@ func sameAs(t *testing.T, got, want map[string]string, without ...string) {
 	}
 }
 
-// A program that bridge starts sees what one in the pod does, answers for it, and when it ends all is given back.
+// A program that bridge starts sees what one in the pod does, answers for it, and when it ends all is given back. Its user has no right to
+// anything on this machine.
 func TestProgramLikeInThePod(t *testing.T) {
 	t.Parallel()
 	w := newLikepod(t)
 	before, want := w.snapshot(), w.original()
-	port := freePort(t)
-	b := w.bridgeAs(s.kubeconfig, []string{"ON_THE_LAPTOP=1", "TMPDIR=" + t.TempDir()},
-		"swap", "deployment", "orders", "--port", port+":http", "--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:"+port)
+	// The port is another's on this machine, and the files are looked for at their paths.
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	_, port, _ := net.SplitHostPort(other.Addr().String())
+	path, env := forAnybody(t)
+	w.state = filepath.Join(filepath.Dir(path), "state")
+	b := start(t, "setpriv", append(env, "ON_THE_LAPTOP=1", "TMPDIR="+filepath.Dir(path)), "--reuid", "1", "--regid", "1", "--clear-groups",
+		path, "swap", "deployment", "orders", "-n", w.ns, "--port", port+":http", "--",
+		"env", "-u", "BRIDGE_ROOT", filepath.Join(filepath.Dir(path), "sample"), "serve", "--name", "laptop", "--http", "127.0.0.1:"+port)
 	b.says("in the cluster the container runs the entrypoint of its image, with 'serve' '--name' 'original'")
 	b.says("not here: /scratch (an emptyDir of the pod's)")
 	b.says("as on this machine, not as in the container: ")
+	_, root, _ := strings.Cut(b.says("files of the container below "), "files of the container below ")
+	b.says("it has a network of its own")
+	b.says("from this machine CMD's port " + port + " is not reached: local address 127.0.0.1:" + port + " is in use")
 	b.says(swapped)
 	w.answeredBy("laptop")
-	got := w.local(port)
+	got := w.through()
 	sameAs(t, got.Env, want.Env, slices.Concat(ofThePod, ofTheLaptop)...)
 	sameAs(t, got.Files, want.Files, "/var/run/secrets/kubernetes.io/serviceaccount", "/etc/all/vault")
 	for name := range got.Files {
@@ -227,7 +256,9 @@ func TestProgramLikeInThePod(t *testing.T) {
 	if got.Env["ON_THE_LAPTOP"] != "1" || got.Env["PATH"] != os.Getenv("PATH") || got.Env["TMPDIR"] == "/cache" {
 		t.Errorf("the laptop's own: %q, %q, %q", got.Env["ON_THE_LAPTOP"], got.Env["PATH"], got.Env["TMPDIR"])
 	}
-	root := got.Env["BRIDGE_ROOT"]
+	if _, err := os.Stat("/etc/orders"); !os.IsNotExist(err) {
+		t.Errorf("/etc/orders on this machine: %v", err)
+	}
 	if files := slices.DeleteFunc(w.kept(), func(p string) bool { return !strings.HasSuffix(p, ".json") }); len(files) != 2 {
 		t.Errorf("kept: %q", files)
 	}
@@ -241,6 +272,10 @@ func TestProgramLikeInThePod(t *testing.T) {
 	}
 	if text, err := os.ReadFile(filepath.Join(root, "etc/orders/new.conf")); err != nil || string(text) != "new" {
 		t.Errorf("%q, %v", text, err)
+	}
+	if now := w.through(); now.Files["/etc/orders/app.conf"] == got.Files["/etc/orders/app.conf"] || now.Files["/etc/orders/new.conf"] == "" ||
+		now.Files["/opt/single.conf"] != got.Files["/opt/single.conf"] {
+		t.Errorf("now %q, before %q", now.Files, got.Files)
 	}
 	for _, p := range w.pods("app=orders") {
 		if p.Labels["bridge.internal/proxy"] == "" {
@@ -313,7 +348,7 @@ func TestKilledWithAProgram(t *testing.T) {
 	w := newLikepod(t)
 	before := w.snapshot()
 	port := freePort(t)
-	args := []string{"swap", "deployment", "orders", "--token", "--port", port + ":http", "--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:" + port}
+	args := []string{"swap", "deployment", "orders", "--token", "--network", "host", "--port", port + ":http", "--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:" + port}
 	b := w.bridge(args...)
 	b.says(swapped)
 	got := w.local(port)
@@ -360,6 +395,12 @@ func TestKilledWithAProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	for _, name := range []string{"HTTP_PROXY", "ALL_PROXY", "NO_PROXY"} {
+		if got.Env[name] != os.Getenv(name) {
+			t.Errorf("%s is %q", name, got.Env[name])
+		}
+	}
+
 	b.kill()
 	if _, err := os.Stat(filepath.Join(root, account, "token")); err != nil {
 		t.Fatalf("the test is worth nothing: %v", err)
@@ -380,6 +421,219 @@ func TestKilledWithAProgram(t *testing.T) {
 	b.exits(0) // the sample's own answer to SIGTERM
 	w.assertSnapshot(before)
 	w.assertNothingKept()
+}
+
+func touch(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withSidecarYAML is a workload with a second container, which answers on the pod's loopback alone.
+const withSidecarYAML = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: orders}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: orders}}
+  template:
+    metadata: {labels: {app: orders}}
+    spec:
+      containers:
+      - name: app
+        image: %[1]s
+        args: [serve, --name, original, --http, ":80"]
+        ports: [{name: http, containerPort: 80}]
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}%[2]s
+      - name: sidecar
+        image: %[1]s
+        args: [serve, --name, sidecar, --http, "127.0.0.1:9090"]%[2]s
+      - name: secret
+        image: %[1]s
+        args: [serve, --name, secret, --http, "127.0.0.1:9091"]%[2]s
+      securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "0"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: orders}
+spec:
+  selector: {app: orders}
+  ports: [{name: http, port: 80, targetPort: http}]
+`
+
+// A program's network is the pod's: the cluster's names and addresses, the ports of the pod's other containers that are asked for, and of
+// this machine's. When bridge is killed it is gone, and the next bridge takes the swap up with a new one.
+func TestProgramHasThePodsNetwork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(withSidecarYAML, s.image, restrictedYAML))
+	w.apply(fmt.Sprintf(clientYAML, s.image))
+	w.awaitReady("app=orders", 1)
+	w.awaitReady("app=client", 1)
+	before := w.snapshot()
+	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "on the laptop\n") }))
+	defer laptop.Close()
+	_, local, _ := strings.Cut(laptop.Listener.Addr().String(), ":")
+	script := fmt.Sprintf(`get() { echo "$(curl -sS --max-time 20 "$@" 2>&1)"; }
+%[1]s serve --name laptop --http 127.0.0.1:80 &
+until curl -s -o /dev/null http://127.0.0.1:80; do sleep 0.1; done
+get http://localhost:9090/
+%[1]s get --url http://127.0.0.1:9090/
+get http://localhost:9091/
+get http://localhost:%[2]s/
+get http://host.bridge.internal:%[2]s/
+until [ -e "$0" ]; do sleep 0.1; done
+get http://orders
+%[1]s get --url http://orders.%[3]s
+echo pid $$
+wait`, s.sample, local, w.ns)
+	goOn := filepath.Join(t.TempDir(), "go-on")
+	swap := []string{"swap", "deployment", "orders", "--local-port", local, "--to-pod"}
+	program := []string{"--", "sh", "-c", script, goOn}
+	b := w.bridge(slices.Concat(swap, []string{"9092", "--to-pod", "9090"}, program)...)
+	b.says(swapped)
+	w.answeredBy("laptop")
+	touch(t, goOn)
+	pid := strings.TrimPrefix(b.prints("pid "), "pid ")
+	got := b.stdout.all()
+	want := []string{"sidecar", "sidecar", "curl: ", "on the laptop", "on the laptop", "laptop", "laptop"}
+	for i, line := range want {
+		if i >= len(got) || !strings.HasPrefix(got[i], line) {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	network := namespaceOf(pid)
+	if network == "" || network == namespaceOf("self") {
+		t.Fatalf("it is in %q", network)
+	}
+	if r, err := http.Get("http://127.0.0.1:80/"); err != nil {
+		t.Errorf("from this machine: %v", err)
+	} else if text, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(text), "laptop") {
+		t.Errorf("from this machine: %q", text)
+	}
+	b.kill()
+	w.await("the program's end", func() bool { return inNamespace(network) == 0 })
+
+	b = w.bridge("swap", "deployment", "orders", "--to-pod", "9091", "--", "true")
+	b.says("with another --to-pod: 9092, 9090 and not 9091")
+	b.exits(6)
+	b = w.bridge(slices.Concat(swap, []string{"9090", "--to-pod", "9092,9090"}, program)...) // the same ones
+	b.says("taking up the swap")
+	b.says(swapped)
+	w.answeredBy("laptop")
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	w.assertSnapshot(before)
+	w.assertNothingKept()
+
+	for _, mode := range [][]string{{"--mode", "standby"}, {"--header", "x-user=ada"}} {
+		w.bridge(append(append([]string{"swap", "deployment", "orders"}, mode...), "--to-pod", "9090", "--", "true")...).exits(2)
+	}
+	w.bridge("swap", "deployment", "orders", "--to-pod", "80", "--", "true").exits(2)
+	w.bridge("swap", "deployment", "orders", "--local-port", "80", "--", "true").exits(2)
+	b = w.bridge("swap", "deployment", "orders", "--port", "53:http", "--", "true")
+	b.says("port 53 of CMD's own network is bridge's DNS server")
+	b.exits(2)
+	w.assertSnapshot(before)
+}
+
+// What CMD starts outside of its network, as docker run -p does, finds its port free, and bridge says that CMD itself does not answer.
+func TestProgramThatServesElsewhere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	http, tcp := freePort(t), freePort(t)
+	flags := []string{"swap", "deployment", "orders", "--port", http + ":http", "--port", tcp + ":tcp"}
+	serve := []string{s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:" + http, "--tcp", "127.0.0.1:" + tcp}
+	b := w.bridge(slices.Concat(flags, []string{"--", "sh", "-c", `exec nsenter --net=/proc/$PPID/ns/net "$@"`, "sh"}, serve)...)
+	b.says("something outside of CMD's network has localhost:" + http)
+	b.says("use --network host")
+	b.signal(syscall.SIGINT)
+	b.exits(130)
+	w.assertSnapshot(before)
+
+	// With this machine's network it is what callers reach.
+	b = w.bridge(slices.Concat(flags, []string{"--network", "host", "--"}, serve)...)
+	b.says(swapped)
+	w.answeredBy("laptop")
+	b.signal(syscall.SIGTERM)
+	b.exits(0)
+	w.assertSnapshot(before)
+}
+
+// Where the kernel forbids namespaces a program has the environment, the files in a folder, and a proxy; what takes a namespace is refused
+// before anything is changed.
+func TestProgramWithoutNamespaces(t *testing.T) {
+	t.Parallel()
+	w := newLikepod(t)
+	before, want := w.snapshot(), w.original()
+	port := freePort(t)
+	bridge := func(flag ...string) *process {
+		script := `echo 0 > /proc/sys/user/max_user_namespaces; echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"`
+		args := slices.Concat([]string{"--user", "--map-root-user", "sh", "-c", script, "sh", s.bridge, "swap", "deployment", "orders", "-n", w.ns, "--port", port + ":http"},
+			flag, []string{"--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:" + port})
+		return start(t, "unshare", []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state}, args...)
+	}
+	b := bridge("--to-pod", "9090")
+	b.says("--to-pod 9090 takes a network of CMD's own")
+	b.says("sysctl -w user.max_user_namespaces=1000")
+	b.exits(1)
+	w.assertSnapshot(before)
+
+	b = bridge()
+	b.says("not in a network of its own, but with proxy variables, which not every program heeds")
+	b.says("what would allow it: sysctl -w user.max_user_namespaces=1000")
+	b.says(swapped)
+	w.answeredBy("laptop")
+	got := w.local(port)
+	sameAs(t, got.Env, want.Env, slices.Concat(ofThePod, ofTheLaptop)...)
+	sameAs(t, got.Files, want.Files, "/var/run/secrets/kubernetes.io/serviceaccount", "/etc/all/vault")
+	proxy, err := url.Parse(got.Env["HTTP_PROXY"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy)}}
+	r, err := through.Get("http://orders." + w.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if text, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(text), "laptop") {
+		t.Errorf("the cluster by way of the proxy: %q", text)
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(0)
+	w.assertSnapshot(before)
+	w.assertNothingKept()
+}
+
+// Two proxies, one of which is deleted: the program's ports and the cluster's names are still there.
+func TestProgramBehindTwoProxies(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	script := fmt.Sprintf(`%s serve --name laptop --http 127.0.0.1:8080 --tcp 127.0.0.1:7000 &
+for i in 1 2; do
+	until [ -e "$0/$i" ]; do sleep 0.1; done
+	echo "$i $(curl -sS --max-time 20 http://orders 2>&1)"
+done; wait`, s.sample)
+	dir := t.TempDir()
+	b := w.bridge("swap", "deployment", "orders", "--mode", "standby", "--", "sh", "-c", script, dir)
+	b.says(swapped)
+	w.answeredBy("laptop")
+	touch(t, filepath.Join(dir, "1"))
+	b.prints("1 laptop")
+	if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), w.pods("bridge.internal/proxy")[0].Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.answeredBy("laptop")
+	touch(t, filepath.Join(dir, "2"))
+	b.prints("2 laptop")
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	w.assertSnapshot(before)
 }
 
 // env and files give the same, and leave the workload and its Services alone.

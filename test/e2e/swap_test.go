@@ -225,7 +225,7 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t).withOrders()
 	b := w.bridge("status")
 	b.exits(0)
-	b.says("no swap and no connect")
+	b.says("no swap, connect or forward")
 	sw := w.swap()
 	st := w.bridge("status", "-o", "json")
 	st.exits(0)

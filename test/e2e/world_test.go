@@ -19,6 +19,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -143,8 +144,11 @@ var resources = []schema.GroupVersionResource{
 	{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
 }
 
+// pods are no part of a snapshot: most come and go.
+var pods = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+
 func resource(kind string) schema.GroupVersionResource {
-	for _, r := range resources {
+	for _, r := range append(resources, pods, rollouts) {
 		if r.Resource == strings.ToLower(kind)+"s" {
 			return r
 		}
@@ -210,33 +214,44 @@ func (w *world) awaitReady(selector string, n int) {
 func (w *world) snapshot() string {
 	w.t.Helper()
 	var b strings.Builder
-	for _, r := range resources {
+	for _, r := range append(resources, rollouts) {
 		list, err := s.dynamic.Resource(r).Namespace(w.ns).List(w.t.Context(), metav1.ListOptions{})
+		if r == rollouts && apierrors.IsNotFound(err) {
+			continue // no test has asked for them yet
+		}
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		for _, o := range list.Items {
-			unstructured.RemoveNestedField(o.Object, "status")
-			for _, f := range []string{"generation", "resourceVersion"} {
-				unstructured.RemoveNestedField(o.Object, "metadata", f)
-			}
-			managed := o.GetManagedFields()
-			kept := managed[:0]
-			for _, m := range managed {
-				if m.Subresource != "status" {
-					m.Time = nil
-					kept = append(kept, m)
-				}
-			}
-			o.SetManagedFields(kept)
-			out, err := yaml.Marshal(o.Object)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			fmt.Fprintf(&b, "--- %s\n%s", r.Resource, out)
+			fmt.Fprintf(&b, "--- %s\n%s", r.Resource, w.text(&o))
 		}
 	}
 	return b.String()
+}
+
+// text is an object's part of a snapshot.
+func (w *world) text(o *unstructured.Unstructured) string {
+	w.t.Helper()
+	unstructured.RemoveNestedField(o.Object, "status")
+	for _, f := range []string{"generation", "resourceVersion"} {
+		unstructured.RemoveNestedField(o.Object, "metadata", f)
+	}
+	managed := o.GetManagedFields()
+	kept := managed[:0]
+	for _, m := range managed {
+		if m.Subresource != "status" {
+			m.Time = nil
+			kept = append(kept, m)
+		}
+	}
+	o.SetManagedFields(kept)
+	out, err := yaml.Marshal(o.Object)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	lines := strings.Split(string(out), "\n")
+	// Argo's controller notes that it has copied an annotation to a ReplicaSet as if that were a revision, and keeps the note.
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "rollout.argoproj.io/revision-history") }), "\n")
 }
 
 // assertSnapshot compares the namespace with how it was.
@@ -325,6 +340,10 @@ type report struct {
 	Requests, Failed int
 	Errors           []string
 	By               map[string]int
+	Turns            []struct { // when somebody else answered than before
+		At time.Time
+		By string
+	}
 }
 
 // load is a steady load from the client's pod.
@@ -449,9 +468,18 @@ type process struct {
 // start runs a program until the test ends.
 func start(t *testing.T, path string, env []string, args ...string) *process {
 	t.Helper()
+	return startWith(t, nil, path, env, args...)
+}
+
+// startWith is start of a command that prepare changes; nil changes nothing.
+func startWith(t *testing.T, prepare func(*exec.Cmd), path string, env []string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, cmd: exec.Command(path, args...), stdout: newLines(), stderr: newLines(), ended: make(chan struct{})}
 	p.cmd.Env = append(p.cmd.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
+	if prepare != nil {
+		prepare(p.cmd)
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -25,9 +25,19 @@ type Report struct {
 	Failed   int            `json:"failed"`
 	Errors   []string       `json:"errors,omitempty"` // the first few
 	By       map[string]int `json:"by"`               // who answered
+	Turns    []Turn         `json:"turns"`            // the first ones
 }
 
-const maxErrors = 10
+// Turn is when somebody else answered than before.
+type Turn struct {
+	At time.Time `json:"at"`
+	By string    `json:"by"`
+}
+
+const (
+	maxErrors = 10
+	maxTurns  = 1000
+)
 
 func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 	stop := make(chan struct{})
@@ -71,6 +81,9 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 			report.Requests++
 			if err == nil {
 				report.By[who]++
+				if n := len(report.Turns); n < maxTurns && (n == 0 || report.Turns[n-1].By != who) {
+					report.Turns = append(report.Turns, Turn{time.Now(), who})
+				}
 				return
 			}
 			report.Failed++

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|hog|registry|tls [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|count|hog|registry|tls [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -78,6 +78,16 @@ func run(args []string) error {
 			fmt.Println(who)
 		}
 		return err
+	case "count":
+		var c count
+		flags.DurationVar(&c.every, "every", 10*time.Millisecond, "how often a line is printed")
+		flags.IntVar(&c.until, "until", 0, "end with exit code 1 after so many; 0 for never")
+		flags.IntVar(&c.width, "width", 0, "how many characters more each line has")
+		_ = flags.Parse(args[1:])
+		exitOnSIGTERM()
+		return c.run(os.Stdout)
+	case "talk":
+		return talk(os.Stdin, os.Stdout)
 	case "look":
 		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
 	case "ports":

@@ -1,0 +1,359 @@
+// Package debug puts tools where a container is: an ephemeral container beside it, or a copy of its pod in which its program is held.
+// cmd/bridge calls it, and runs what the user wants there.
+package debug
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/logs"
+	"bridge/internal/tools"
+)
+
+const (
+	// readyTimeout is how long a container may take to run, lookEvery how often is looked.
+	readyTimeout = 90 * time.Second
+	lookEvery    = 300 * time.Millisecond
+	// namePrefix begins the names of our ephemeral containers.
+	namePrefix = "bridge-debug-"
+)
+
+// proxyPath is the program in the proxy's own image.
+func proxyPath() []string { return []string{"/proxy"} }
+
+// Place is where the user's program can be run.
+type Place struct {
+	Pod, Container string
+	uid            types.UID // the pod's
+	// tools is the command that a tool's name and arguments come after; nil where the image is the user's.
+	tools []string
+}
+
+// Command is the user's own, with the tools' program before it where it is one of them; without one it is their prompt.
+func (p *Place) Command(user []string) []string {
+	switch {
+	case len(user) == 0:
+		user = []string{tools.Prompt}
+	case !slices.Contains(tools.Names(), user[0]):
+		return user
+	}
+	return slices.Concat(p.tools, []string{"tool"}, user)
+}
+
+// Ephemeral is a container to be added to a running pod.
+type Ephemeral struct {
+	Kube      *kube.Client
+	Target    kube.Target
+	Container string // whose processes and mounts it has; "" for the default one
+	// Image is the user's, which runs Command, or what it runs by itself, with these streams. Empty takes the tools, from ProxyImage, which is
+	// only there then: what is to be run is run in it.
+	Image, ProxyImage string
+	Command           []string
+	Stdin, TTY        bool
+	// Owner is who may find it again, "user@host", where it has a terminal.
+	Owner string
+	Say   func(string)
+}
+
+// Start adds the container, or finds one like it that runs, and waits until it runs, or with the user's image has run.
+func (e *Ephemeral) Start(ctx context.Context) (*Place, error) {
+	pod, err := e.Kube.RunningPod(ctx, e.Kube.Namespace, e.Target)
+	if err != nil {
+		return nil, err
+	}
+	target, err := kube.ContainerName(pod, e.Container)
+	if err != nil {
+		return nil, err
+	}
+	if err := kube.NotRunning(pod, target); err != nil {
+		return nil, hint.New(0, err, fmt.Sprintf("debug a copy of it, in which its program is held: bridge debug pod/%s -n %s -c %s --copy-to NAME", pod.Name, pod.Namespace, target))
+	}
+	c, notes, err := e.container(pod, target)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		e.Say("note: " + n)
+	}
+	place := &Place{Pod: pod.Name, uid: pod.UID}
+	if e.Image == "" {
+		place.tools = proxyPath()
+	}
+	beside := fmt.Sprintf("beside container %s of pod/%s", target, pod.Name)
+	// With the user's image and no terminal it is a program that ends, and is run anew.
+	if e.Image == "" || e.TTY {
+		if place.Container = earlier(pod, c); place.Container != "" {
+			e.Say("container " + place.Container + " is there already, " + beside)
+			return place, nil
+		}
+	}
+	c.Name += strings.ToLower(rand.Text()[:5])
+	place.Container = c.Name
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"ephemeralContainers": []corev1.EphemeralContainer{*c}}})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := e.Kube.Clientset.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "ephemeralcontainers"); err != nil {
+		if unclear(err) {
+			e.Say("whether container " + c.Name + " was added is not known; if it was, it stays until the pod goes")
+		}
+		return nil, kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
+	}
+	e.Say("container " + c.Name + " " + beside + "; it stays there, as the API has no way to remove it, until the pod goes")
+	return place, await(ctx, e.Kube, pod.Namespace, pod.UID, pod.Name, c.Name, e.Image != "")
+}
+
+// earlier is one of our containers that runs and is like c, whose name begins theirs.
+func earlier(pod *corev1.Pod, c *corev1.EphemeralContainer) string {
+	for _, was := range pod.Spec.EphemeralContainers {
+		// Anybody who may add a container may give it such a name.
+		if !strings.HasPrefix(was.Name, c.Name) || was.Image != c.Image || was.TargetContainerName != c.TargetContainerName ||
+			!slices.Equal(was.Command, c.Command) || !slices.Equal(was.Args, c.Args) {
+			continue
+		}
+		if state, _ := kube.ContainerState(pod, was.Name); state.Running != nil {
+			return was.Name
+		}
+	}
+	return ""
+}
+
+// container is what is added beside a container of pod. Its name has no end yet.
+func (e *Ephemeral) container(pod *corev1.Pod, target string) (c *corev1.EphemeralContainer, notes []string, err error) {
+	if pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows {
+		return nil, nil, hint.Newf(hint.Usage, "bridge exec runs what is there", "pod/%s runs on Windows; what bridge brings are programs for Linux", pod.Name)
+	}
+	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == target })
+	if i < 0 {
+		if i = slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == target }); i < 0 {
+			return nil, nil, hint.Newf(hint.Usage, "name one of its own with --container", "container %s of pod/%s is an ephemeral one itself", target, pod.Name)
+		}
+		i += len(pod.Spec.Containers)
+	}
+	of := slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers)[i]
+	c = &corev1.EphemeralContainer{TargetContainerName: target}
+	c.Image, c.ImagePullPolicy = e.Image, corev1.PullIfNotPresent
+	c.Stdin, c.StdinOnce, c.TTY = e.Stdin, e.Stdin && !e.TTY, e.TTY
+	c.Command = e.Command
+	owner := e.Owner
+	if e.Image == "" {
+		c.Image, c.Command, c.Args = e.ProxyImage, nil, []string{"tool", tools.Hold}
+		c.Stdin, c.StdinOnce, c.TTY, owner = false, false, false, ""
+	}
+	c.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+	c.SecurityContext = securityContext(&of, userOf(pod, target), e.Image == "")
+	if p := c.SecurityContext.Privileged; p != nil && *p {
+		notes = append(notes, "it is privileged, as container "+target+" is")
+	}
+	where := " (below /proc/1/root it is there)"
+	switch share := pod.Spec.ShareProcessNamespace; {
+	case pod.Spec.HostPID:
+		where = ""
+		notes = append(notes, "the pod has the node's processes: process 1 is the node's; find the container's with ps, and its files at /proc/PID/root")
+	case share != nil && *share:
+		where = ""
+		notes = append(notes, "the pod's containers share their processes: process 1 is none of theirs; find the container's with ps, and its files at /proc/PID/root")
+	}
+	var missing []string
+	for _, m := range of.VolumeMounts {
+		if m.SubPath != "" || m.SubPathExpr != "" {
+			missing = append(missing, m.MountPath)
+			continue
+		}
+		c.VolumeMounts = append(c.VolumeMounts, m)
+	}
+	for _, d := range of.VolumeDevices {
+		missing = append(missing, d.DevicePath)
+	}
+	if len(missing) > 0 {
+		notes = append(notes, fmt.Sprintf("not mounted, since the API refuses parts of volumes and devices here: %s%s", strings.Join(missing, ", "), where))
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.Name = fmt.Sprintf("%s%x-", namePrefix, sha256.Sum256(append(text, owner...)))[:len(namePrefix)+8] + "-"
+	return c, notes, nil
+}
+
+// await waits until a container runs, or, where that will do, has ended.
+func await(ctx context.Context, k *kube.Client, namespace string, uid types.UID, pod, container string, mayEnd bool) error {
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, lookEvery, readyTimeout, true, func(ctx context.Context) (bool, error) {
+		p, err := k.Clientset.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})
+		if err != nil {
+			last = kube.Explain(err, "look at pod "+namespace+"/"+pod)
+			return false, kube.IgnoreTransient(last)
+		}
+		if p.UID != uid || p.DeletionTimestamp != nil {
+			return false, hint.Newf(hint.Other, "", "pod %s/%s goes, or is another one", namespace, pod)
+		}
+		if last = kube.NotRunning(p, container); last == nil {
+			return true, nil
+		}
+		state, _ := kube.ContainerState(p, container)
+		if t := state.Terminated; t != nil && mayEnd && t.Reason != "StartError" && t.Reason != "ContainerCannotRun" {
+			return true, nil
+		}
+		if why := hopeless(p, state); why != "" {
+			return false, hint.Newf(hint.ProxyNotReady, fmt.Sprintf("bridge diagnose pod/%s -n %s", pod, namespace), "container %s of pod %s/%s does not run: %s", container, namespace, pod, why)
+		}
+		return false, nil
+	})
+	if wait.Interrupted(err) && ctx.Err() == nil {
+		return hint.New(hint.ProxyNotReady, fmt.Errorf("%w, after %s", last, readyTimeout), fmt.Sprintf("bridge diagnose pod/%s -n %s says why", pod, namespace))
+	}
+	return err
+}
+
+// hopeless is why a container will not run, "" while it may, in one line.
+func hopeless(p *corev1.Pod, state corev1.ContainerState) string {
+	return hint.Printable(strings.Join(strings.Fields(whyHopeless(p, state)), " "))
+}
+
+func whyHopeless(p *corev1.Pod, state corev1.ContainerState) string {
+	if t := state.Terminated; t != nil {
+		return fmt.Sprintf("it has ended with exit code %d: %s %s", t.ExitCode, t.Reason, t.Message)
+	}
+	for _, s := range p.Status.InitContainerStatuses {
+		if t := s.State.Terminated; t != nil && t.ExitCode != 0 && p.Spec.RestartPolicy == corev1.RestartPolicyNever {
+			return fmt.Sprintf("init container %s has ended with exit code %d; --container %s holds that one", s.Name, t.ExitCode, s.Name)
+		}
+	}
+	if kube.Ended(p) {
+		return fmt.Sprintf("the pod has ended: %s %s", p.Status.Reason, p.Status.Message)
+	}
+	if w := state.Waiting; w != nil {
+		switch w.Reason {
+		// The first ErrImagePull may be followed by a success.
+		case "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
+			return w.Reason + " " + w.Message
+		}
+	}
+	return ""
+}
+
+// ExitCode waits until a container has ended, and returns how.
+func ExitCode(ctx context.Context, k *kube.Client, p *Place) (code int, err error) {
+	err = wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
+		pod, err := k.Clientset.CoreV1().Pods(k.Namespace).Get(ctx, p.Pod, metav1.GetOptions{})
+		if err != nil {
+			return false, kube.IgnoreTransient(kube.Explain(err, "look at pod/"+p.Pod))
+		}
+		if pod.UID != p.uid || !slices.Contains(kube.ContainerNames(pod), p.Container) {
+			return false, hint.Newf(hint.Other, "", "pod/%s is another one by now: how the program in container %s has ended is not known", p.Pod, p.Container)
+		}
+		state, _ := kube.ContainerState(pod, p.Container)
+		if state.Terminated == nil {
+			return false, nil
+		}
+		code = int(state.Terminated.ExitCode)
+		return true, nil
+	})
+	return code, err
+}
+
+// attachEnd is how long a program is waited for whose streams have ended.
+const attachEnd = 10 * time.Second
+
+// Attach joins the streams of the program that the user's image runs, and returns its exit code.
+func (p *Place) Attach(ctx context.Context, k *kube.Client, s kube.Streams, say func(string)) (code int, err error) {
+	if !s.TTY {
+		return p.pipe(ctx, k, s, say)
+	}
+	seen := &counter{Writer: s.Stdout}
+	out := s.Stdout
+	s.Stdout = seen
+	err = k.Attach(ctx, k.Namespace, p.Pod, p.Container, s)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	bounded, cancel := context.WithTimeout(ctx, attachEnd)
+	defer cancel()
+	code, err2 := ExitCode(bounded, k, p)
+	switch {
+	case err2 == nil && err != nil && seen.n.Load() == 0:
+		return p.Output(ctx, k, out, say) // it had ended before
+	case err != nil:
+		return 0, err
+	case wait.Interrupted(err2):
+		return 0, hint.Newf(hint.Other, "the same command again joins it, where it has a terminal", "the connection to container %s of pod/%s has ended, and its program goes on", p.Container, p.Pod)
+	}
+	return code, err2
+}
+
+// pipe gives a program without a terminal its input. What it prints is taken from its log: that has also what was printed before.
+func (p *Place) pipe(ctx context.Context, k *kube.Client, s kube.Streams, say func(string)) (code int, err error) {
+	attaching, detach := context.WithCancel(ctx)
+	attached := make(chan error, 1)
+	go func() {
+		attached <- k.Attach(attaching, k.Namespace, p.Pod, p.Container, kube.Streams{Stdin: s.Stdin, Stdout: io.Discard, Stderr: io.Discard})
+	}()
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	type end struct {
+		code int
+		err  error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		code, err := p.Output(reading, k, s.Stdout, say)
+		ended <- end{code, err}
+	}()
+	var e end
+	select {
+	case e = <-ended:
+		detach()
+		err = <-attached
+	case err = <-attached:
+		detach()
+		if err != nil {
+			// It may have ended before it had any input.
+			defer time.AfterFunc(attachEnd, stop).Stop()
+		}
+		e = <-ended
+	}
+	switch {
+	case ctx.Err() != nil:
+		return 0, context.Cause(ctx)
+	case reading.Err() != nil || hint.CodeOf(err) == hint.Unreachable:
+		return 0, err // its input was cut off
+	}
+	return e.code, e.err
+}
+
+// counter knows how much was written.
+type counter struct {
+	io.Writer
+	n atomic.Int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Output prints what the program prints that the user's image runs, and returns its exit code.
+func (p *Place) Output(ctx context.Context, k *kube.Client, out io.Writer, say func(string)) (code int, err error) {
+	l := logs.Log{Kube: k, Target: kube.Target{Kind: kube.Pod, Name: p.Pod}, UID: p.uid, Out: out, Say: say, Options: logs.Options{Container: p.Container, Follow: true, Tail: -1}}
+	if err := l.Run(ctx); err != nil {
+		return 0, err
+	}
+	return ExitCode(ctx, k, p)
+}

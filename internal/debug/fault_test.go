@@ -1,0 +1,248 @@
+package debug
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// server is an API server with one pod at most.
+type server struct {
+	mu       sync.Mutex
+	pod      *corev1.Pod
+	requests []string
+	// first is asked before; true when it has answered.
+	first func(w http.ResponseWriter, r *http.Request) bool
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, r.Method)
+	if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/pods") && s.pod == nil {
+		body, _ := io.ReadAll(r.Body)
+		s.pod = &corev1.Pod{}
+		_, _, _ = scheme.Codecs.UniversalDeserializer().Decode(body, nil, s.pod)
+		s.pod.TypeMeta, s.pod.UID = metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, "made"
+	} else if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/pods") {
+		refuse(w, 409, metav1.StatusReasonAlreadyExists)
+		return
+	}
+	if s.first != nil && s.first(w, r) {
+		return
+	}
+	if s.pod == nil {
+		refuse(w, 404, metav1.StatusReasonNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	pod := s.pod
+	if r.Method == http.MethodDelete {
+		s.pod = nil
+	}
+	_ = json.NewEncoder(w).Encode(pod)
+}
+
+func refuse(w http.ResponseWriter, code int, reason metav1.StatusReason) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: "told so"})
+}
+
+func (s *server) client(t *testing.T) *kube.Client {
+	t.Helper()
+	h := httptest.NewServer(s)
+	t.Cleanup(h.Close)
+	k, err := kube.NewForConfig(&rest.Config{Host: h.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func named(mine string) *corev1.Pod {
+	return &corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "dbg", Namespace: "shop", UID: "it", Annotations: map[string]string{madeByAnnotation: mine}}}
+}
+
+// A copy that is being made when bridge is to end is made, and known, and removed.
+func TestACopyIsKnownWhenBridgeIsToEnd(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	s := &server{first: func(http.ResponseWriter, *http.Request) bool { end(); return false }}
+	c := &Copy{Kube: s.client(t), Name: "dbg"}
+	made, err := c.create(ctx, named("me"), "")
+	if err != nil || made.UID != "made" {
+		t.Fatalf("%v, %v", made, err)
+	}
+	if err := c.remove(ctx, made); err != nil || s.pod != nil {
+		t.Errorf("%v, and it is there: %v", err, s.pod != nil)
+	}
+}
+
+// A copy whose making got no clear answer is removed, and only that: what has its name and is another's stays.
+func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
+	for name, answer := range map[string]func(http.ResponseWriter){
+		"500": func(w http.ResponseWriter) { refuse(w, 500, metav1.StatusReasonInternalError) },
+		"504": func(w http.ResponseWriter) { refuse(w, 504, metav1.StatusReasonTimeout) },
+		"cut": func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			deletes := 0
+			s := &server{first: func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodDelete {
+					if deletes++; deletes == 1 {
+						refuse(w, 503, metav1.StatusReasonServiceUnavailable) // once more, then
+						return true
+					}
+				}
+				if r.Method == http.MethodPost {
+					answer(w)
+				}
+				return r.Method == http.MethodPost
+			}}
+			c := &Copy{Kube: s.client(t), Name: "dbg"}
+			if _, err := c.create(t.Context(), named("me"), ""); err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
+				t.Error(err)
+			}
+			if s.pod != nil || deletes != 2 {
+				t.Errorf("it is there: %v, after %v", s.pod != nil, s.requests)
+			}
+		})
+	}
+	s := &server{pod: named("somebody")}
+	c := &Copy{Kube: s.client(t), Name: "dbg"}
+	if _, err := c.create(t.Context(), named("me"), ""); hint.CodeOf(err) != hint.Conflict || s.pod == nil {
+		t.Error(err)
+	}
+	if slices.Contains(s.requests, http.MethodDelete) {
+		t.Errorf("%v", s.requests)
+	}
+	s = &server{pod: named("me")} // the answer before was lost, and the client has asked again
+	c = &Copy{Kube: s.client(t), Name: "dbg"}
+	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "it" {
+		t.Error(err)
+	}
+}
+
+// beside is a pod with a container of ours, which has printed a line and ended with exit code 3.
+func beside() *corev1.Pod {
+	p := named("")
+	p.Spec.Containers = []corev1.Container{{Name: "app"}}
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "dbg"}}}
+	p.Status.Phase = corev1.PodRunning
+	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{{Name: "dbg", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}}}}
+	return p
+}
+
+// logged answers for the log of that container, and attach for what joins its streams.
+func logged(attach func(http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/log"):
+			_, _ = fmt.Fprintln(w, "2026-01-02T03:04:05Z early")
+		case strings.HasSuffix(r.URL.Path, "/attach"):
+			attach(w)
+		default:
+			return false
+		}
+		return true
+	}
+}
+
+// When the pod has been replaced by another one of its name, what ran in it is waited for no more.
+func TestAPodThatIsReplacedIsWaitedForNoMore(t *testing.T) {
+	s := &server{pod: beside()}
+	s.pod.UID, s.pod.Spec.EphemeralContainers, s.pod.Status.EphemeralContainerStatuses = "another", nil, nil
+	k := s.client(t)
+	p := &Place{Pod: "dbg", Container: "dbg", uid: "it"}
+	for name, wait := range map[string]func(context.Context) (int, error){
+		"exit code": func(ctx context.Context) (int, error) { return ExitCode(ctx, k, p) },
+		"output":    func(ctx context.Context) (int, error) { return p.Output(ctx, k, &strings.Builder{}, func(string) {}) },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		_, err := wait(ctx)
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "another one by now") {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+	}
+
+	// While its log is followed.
+	s = &server{pod: beside()}
+	s.pod.Status.EphemeralContainerStatuses[0].State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	s.first = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/log") {
+			s.pod.UID, s.pod.Spec.EphemeralContainers, s.pod.Status.EphemeralContainerStatuses = "another", nil, nil
+		}
+		return logged(nil)(w, r)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var out strings.Builder
+	_, err := p.Output(ctx, s.client(t), &out, func(string) {})
+	if err == nil || ctx.Err() != nil || out.String() != "early\n" {
+		t.Errorf("%v, %q", err, out.String())
+	}
+}
+
+// What a program without a terminal prints comes once, from its log, also when it has ended before it had its input; when its input was cut off
+// its end is no success.
+func TestAProgramWithInputPrintsEverythingOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		attach func(http.ResponseWriter)
+		cut    bool
+	}{
+		"ended before": {func(w http.ResponseWriter) { http.Error(w, "container not found", http.StatusBadRequest) }, false},
+		"cut":          {func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &server{pod: beside(), first: logged(c.attach)}
+			var out strings.Builder
+			code, err := (&Place{Pod: "dbg", Container: "dbg", uid: "it"}).Attach(t.Context(), s.client(t), kube.Streams{Stdin: strings.NewReader("x"), Stdout: &out, Stderr: &out}, func(string) {})
+			if c.cut != (err != nil) || !c.cut && code != 3 || out.String() != "early\n" {
+				t.Errorf("%d, %v, %q", code, err, out.String())
+			}
+		})
+	}
+}
+
+// When the answer is lost to the request that adds a container, it is said that it may be there.
+func TestAContainerThatMayBeThereIsToldOf(t *testing.T) {
+	pod := beside()
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "app", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+	for name, c := range map[string]struct {
+		answer func(http.ResponseWriter)
+		said   bool
+	}{
+		"cut":     {func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, true},
+		"500":     {func(w http.ResponseWriter) { refuse(w, 500, metav1.StatusReasonInternalError) }, true},
+		"refused": {func(w http.ResponseWriter) { refuse(w, 403, metav1.StatusReasonForbidden) }, false},
+	} {
+		s := &server{pod: pod, first: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPatch {
+				c.answer(w)
+			}
+			return r.Method == http.MethodPatch
+		}}
+		var said strings.Builder
+		e := &Ephemeral{Kube: s.client(t), Target: kube.Target{Kind: kube.Pod, Name: "dbg"}, ProxyImage: "proxy", Say: func(line string) { said.WriteString(line) }}
+		if _, err := e.Start(t.Context()); err == nil || c.said != strings.Contains(said.String(), "it stays until the pod goes") {
+			t.Errorf("%s: %v, %q", name, err, said.String())
+		}
+	}
+}

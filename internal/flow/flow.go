@@ -1,0 +1,143 @@
+// Package flow carries datagrams of many senders that share one socket: for each pair of addresses it keeps a connection of its
+// own until that has been silent for long enough. internal/forward and internal/connect use it.
+package flow
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxFlows is how many flows a Table has at once; datagrams of others are dropped until one was silent for long enough.
+	maxFlows = 1024
+	// maxQueue is how many datagrams of a flow wait to be sent on. Those beyond it are dropped.
+	maxQueue = 64
+	// maxQueued is how many bytes wait so in all flows of a Table; a flow of long datagrams could hold 4 MiB.
+	maxQueued = 16 << 20
+	// MaxDatagram is the longest there is, in bytes.
+	MaxDatagram = 64 << 10
+)
+
+// Table carries the flows of one socket; K tells them apart. Set the fields before Put.
+type Table[K comparable] struct {
+	// Dial makes a flow's connection, of which each Write is a datagram and each Read another.
+	Dial func(ctx context.Context, k K) (net.Conn, error)
+	// Answer sends the flow's sender what came back.
+	Answer func(k K, b []byte) error
+	// Idle is how long a flow may be silent.
+	Idle func(k K) time.Duration
+	// Begin, if set, is called at the beginning of each flow, and what it returns at its end, with why it could not be made, or nil.
+	Begin func(k K) (end func(err error))
+
+	mu     sync.Mutex
+	open   map[K]chan []byte
+	queued atomic.Int64 // bytes; Put alone adds
+	wg     sync.WaitGroup
+}
+
+// Put sends a datagram on; b may be used again then. It waits for nobody: who is slow loses datagrams. ctx ends the flow.
+func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	queue := t.open[k]
+	if queue == nil {
+		if len(t.open) == maxFlows {
+			return
+		}
+		if t.open == nil {
+			t.open = make(map[K]chan []byte)
+		}
+		queue = make(chan []byte, maxQueue)
+		t.open[k] = queue
+		t.wg.Go(func() { t.run(ctx, k, queue) })
+	}
+	if t.queued.Load()+int64(len(b)) > maxQueued {
+		return
+	}
+	select {
+	case queue <- append([]byte(nil), b...):
+		t.queued.Add(int64(len(b)))
+	default:
+	}
+}
+
+func (t *Table[K]) run(ctx context.Context, k K, queue <-chan []byte) {
+	end := func(error) {}
+	if t.Begin != nil {
+		end = t.Begin(k)
+	}
+	end(t.carry(ctx, k, queue))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.open, k)
+	for len(queue) > 0 {
+		t.queued.Add(-int64(len(<-queue)))
+	}
+}
+
+// Wait returns when all flows have ended, for which the ctx of Put has to.
+func (t *Table[K]) Wait() { t.wg.Wait() }
+
+// carry carries one flow, until it was silent for long enough.
+func (t *Table[K]) carry(ctx context.Context, k K, queue <-chan []byte) error {
+	target, err := t.Dial(ctx, k)
+	if err != nil {
+		return err
+	}
+	var once sync.Once
+	end := func() { once.Do(func() { _ = target.Close() }) }
+	defer end()
+	defer context.AfterFunc(ctx, end)()
+	var moved atomic.Int64
+	moved.Store(time.Now().UnixNano())
+	ended := make(chan struct{})
+	var answers sync.WaitGroup
+	defer answers.Wait()
+	defer end()
+	answers.Go(func() {
+		defer close(ended)
+		t.answer(target, k, &moved)
+	})
+	for {
+		select {
+		case b := <-queue:
+			t.queued.Add(-int64(len(b)))
+			moved.Store(time.Now().UnixNano())
+			_, _ = target.Write(b) // one that is lost
+		case <-ended:
+			return nil
+		}
+	}
+}
+
+// answer passes on what comes from target, until that has ended or the flow was silent for too long.
+func (t *Table[K]) answer(target net.Conn, k K, moved *atomic.Int64) {
+	idle := t.Idle(k)
+	b := make([]byte, MaxDatagram)
+	for {
+		_ = target.SetReadDeadline(time.Unix(0, moved.Load()).Add(idle))
+		n, err := target.Read(b)
+		var timeout net.Error
+		switch {
+		case err == nil:
+			moved.Store(time.Now().UnixNano())
+			_ = t.Answer(k, b[:n]) // one that is lost
+		case errors.As(err, &timeout) && timeout.Timeout():
+			if time.Since(time.Unix(0, moved.Load())) >= idle {
+				return
+			}
+		case !refused(err):
+			return
+		}
+	}
+}
+
+// refused tells whether err is what the last datagram met, and the flow goes on.
+func refused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+}

@@ -1,0 +1,119 @@
+package flow
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A table takes no more flows than maxFlows, goes on with those it has, and takes others when one was silent.
+func TestFlowsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const idle = time.Minute
+		dialled, answered := make(chan int, 2*maxFlows), make(chan int, 2*maxFlows)
+		table := &Table[int]{
+			Dial: func(_ context.Context, k int) (net.Conn, error) {
+				dialled <- k
+				near, far := net.Pipe()
+				go func() {
+					defer far.Close()
+					b := make([]byte, MaxDatagram)
+					for {
+						n, err := far.Read(b)
+						if err != nil {
+							return
+						}
+						if _, err := far.Write(b[:n]); err != nil {
+							return
+						}
+					}
+				}()
+				return near, nil
+			},
+			Answer: func(k int, _ []byte) error { answered <- k; return nil },
+			Idle:   func(int) time.Duration { return idle },
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		for k := range maxFlows + 1 {
+			table.Put(ctx, k, []byte("x"))
+		}
+		synctest.Wait()
+		if len(dialled) != maxFlows || len(answered) != maxFlows {
+			t.Fatalf("%d flows, %d answers", len(dialled), len(answered))
+		}
+		time.Sleep(idle / 2)
+		table.Put(ctx, 0, []byte("y"))
+		synctest.Wait()
+		if len(dialled) != maxFlows || len(answered) != maxFlows+1 {
+			t.Fatalf("%d flows, %d answers after one more datagram", len(dialled), len(answered))
+		}
+		time.Sleep(idle/2 + time.Second)
+		table.Put(ctx, maxFlows, []byte("x"))
+		synctest.Wait()
+		if len(dialled) != maxFlows+1 || len(table.open) != 2 {
+			t.Fatalf("%d flows were made, %d are left", len(dialled), len(table.open))
+		}
+		cancel()
+		table.Wait()
+	})
+}
+
+// What waits in all flows together is bounded, and there is room again when it has gone or its flow has ended.
+func TestWhatWaitsIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent atomic.Int64
+		dialled := make(chan struct{})
+		table := &Table[int]{
+			Dial: func(ctx context.Context, k int) (net.Conn, error) {
+				select {
+				case <-dialled:
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+				near, far := net.Pipe()
+				go func() {
+					b := make([]byte, MaxDatagram)
+					for {
+						n, err := far.Read(b)
+						if err != nil {
+							return
+						}
+						sent.Add(int64(n))
+					}
+				}()
+				return near, nil
+			},
+			Answer: func(int, []byte) error { return nil },
+			Idle:   func(int) time.Duration { return time.Minute },
+		}
+		const most = maxQueued / MaxDatagram
+		b := make([]byte, MaxDatagram)
+		fill := func(ctx context.Context) {
+			for i := range most + 1 {
+				table.Put(ctx, i%(most/maxQueue+1), b)
+			}
+		}
+		ending, cancel := context.WithCancel(t.Context())
+		fill(ending)
+		if n := table.queued.Load(); n != maxQueued {
+			t.Errorf("%d bytes wait, want %d", n, maxQueued)
+		}
+		cancel()
+		table.Wait()
+		if n := table.queued.Load(); n != 0 {
+			t.Errorf("%d bytes wait, and no flow is left", n)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		fill(ctx)
+		close(dialled)
+		synctest.Wait()
+		if n := table.queued.Load(); n != 0 || sent.Load() != maxQueued {
+			t.Errorf("%d bytes wait, %d are sent", n, sent.Load())
+		}
+		cancel()
+		table.Wait()
+	})
+}

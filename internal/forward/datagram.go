@@ -1,0 +1,89 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"bridge/internal/flow"
+)
+
+// Datagrams joins each address that sends datagrams to Sockets with a connection that Dial makes: a flow.
+type Datagrams struct {
+	Sockets []*net.UDPConn
+	// Address is given to Dial.
+	Address string
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	// Idle is how long a flow may be silent before it is closed; not zero.
+	Idle  time.Duration
+	Stats *Stats // nil counts nothing
+	// OnError, if set, is called when a flow could not be made.
+	OnError func(caller netip.AddrPort, err error)
+}
+
+// Run serves until ctx is done; then it closes the sockets. It returns when everything has ended, with an error only if a socket
+// fails.
+func (d *Datagrams) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, c := range d.Sockets {
+		wg.Go(func() {
+			if err := d.serve(ctx, c); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	closeAll(d.Sockets)
+	wg.Wait()
+	if err := context.Cause(ctx); errors.As(err, new(*acceptError)) {
+		return err
+	}
+	return nil
+}
+
+func (d *Datagrams) serve(ctx context.Context, c *net.UDPConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	flows := &flow.Table[netip.AddrPort]{
+		Dial: func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) { return d.Dial(ctx, "udp", d.Address) },
+		Answer: func(caller netip.AddrPort, b []byte) error {
+			d.Stats.moved(false, len(b))
+			_, err := c.WriteToUDPAddrPort(b, caller)
+			return err
+		},
+		Idle: func(netip.AddrPort) time.Duration { return d.Idle },
+		Begin: func(caller netip.AddrPort) func(error) {
+			closed := d.Stats.opened()
+			return func(err error) {
+				closed()
+				if err != nil && ctx.Err() == nil && d.OnError != nil {
+					d.OnError(caller, err)
+				}
+			}
+		},
+	}
+	defer flows.Wait()
+	defer cancel() // a socket that fails ends its flows
+	b := make([]byte, flow.MaxDatagram)
+	for failed := 0; ; {
+		n, caller, err := c.ReadFromUDPAddrPort(b)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			failed = 0
+			d.Stats.moved(true, n)
+			flows.Put(ctx, caller, b[:n])
+		default:
+			// What a datagram of ours met (Windows says so here), or want of memory.
+			if failed++; errors.Is(err, net.ErrClosed) || failed > maxAcceptErrors {
+				return &acceptError{err}
+			}
+			pause(ctx, acceptPause)
+		}
+	}
+}

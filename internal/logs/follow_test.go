@@ -1,0 +1,380 @@
+package logs
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// cluster is an API server with one pod, whose container prints what a test says.
+type cluster struct {
+	mu       sync.Mutex
+	changed  chan struct{}
+	logs     []nodeLog // of each run of the container
+	gone     bool
+	away     bool          // it answers nothing but "not now"
+	none     bool          // a list of pods is empty
+	denied   bool          // who asks may read no pods
+	cut      chan struct{} // closed to cut what follows
+	cutOff   int           // so many answers with a previous run's log are cut in their first line
+	refused  int           // so many requests that follow a log are answered "not now"
+	started  time.Time     // by the node's clock, when a run began
+	finished time.Time     // and the one before ended
+	requests []string
+}
+
+func (c *cluster) change(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// says has the container print lines, of different times.
+func (c *cluster) says(lines ...string) {
+	for _, l := range lines {
+		c.change(func() { c.logs[len(c.logs)-1].add(time.Now().UTC(), l+"\n") })
+	}
+}
+
+func (c *cluster) restarts() { c.change(func() { c.logs = append(c.logs, nodeLog{}) }) }
+
+// cuts cuts all connections that follow a log.
+func (c *cluster) cuts() {
+	c.change(func() {
+		close(c.cut)
+		c.cut = make(chan struct{})
+	})
+}
+
+func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	away, gone, denied := c.away, c.gone, c.denied
+	c.mu.Unlock()
+	status := func(code int, reason metav1.StatusReason) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: "told so"})
+	}
+	switch {
+	case away:
+		status(503, metav1.StatusReasonServiceUnavailable)
+	case gone:
+		status(404, metav1.StatusReasonNotFound)
+	case strings.HasSuffix(r.URL.Path, "/log"):
+		c.mu.Lock()
+		refused := c.refused > 0 && r.URL.Query().Get("follow") == "true"
+		if refused {
+			c.refused--
+		}
+		c.mu.Unlock()
+		if refused {
+			status(503, metav1.StatusReasonServiceUnavailable)
+			return
+		}
+		c.log(w, r)
+	case denied:
+		status(403, metav1.StatusReasonForbidden)
+	default:
+		c.mu.Lock()
+		p := corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "it", Namespace: "shop", UID: "u"},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+		p.Status.Phase = corev1.PodRunning
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "app", RestartCount: int32(len(c.logs) - 1), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.started)}}}}
+		if len(c.logs) > 1 {
+			p.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{FinishedAt: metav1.NewTime(c.finished)}
+		}
+		list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
+		if !c.none {
+			list.Items = append(list.Items, p)
+		}
+		c.mu.Unlock()
+		var answer any = p
+		switch {
+		case strings.Contains(r.URL.Path, "/services/"):
+			answer = corev1.Service{TypeMeta: metav1.TypeMeta{Kind: "Service", APIVersion: "v1"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"a": "b"}}}
+		case strings.HasSuffix(r.URL.Path, "/pods"):
+			answer = list
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(answer)
+	}
+}
+
+func (c *cluster) log(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	var since time.Time
+	if t := q.Get("sinceTime"); t != "" {
+		since, _ = time.Parse(time.RFC3339, t)
+	}
+	c.mu.Lock()
+	c.requests = append(c.requests, r.URL.RawQuery)
+	run, cut := len(c.logs)-1, c.cut
+	if q.Get("previous") == "true" {
+		run--
+		if c.cutOff > 0 {
+			c.cutOff--
+			c.mu.Unlock()
+			_, _ = w.Write([]byte("20"))
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
+	}
+	c.mu.Unlock()
+	for sent := 0; ; {
+		c.mu.Lock()
+		text, changed := c.logs[run].since(since), c.changed
+		over := q.Get("follow") != "true" || run < len(c.logs)-1 || c.gone
+		if q.Get("tailLines") != "" && sent == 0 {
+			lines := strings.SplitAfter(text, "\n")
+			var n int
+			_, _ = fmt.Sscan(q.Get("tailLines"), &n)
+			sent = len(text) - len(strings.Join(lines[max(0, len(lines)-1-n):], ""))
+		}
+		c.mu.Unlock()
+		_, _ = w.Write([]byte(text[sent:]))
+		sent = len(text)
+		_ = http.NewResponseController(w).Flush()
+		if over {
+			return
+		}
+		select {
+		case <-changed:
+		case <-r.Context().Done():
+			return
+		}
+		select {
+		case <-cut:
+			panic(http.ErrAbortHandler)
+		default:
+		}
+	}
+}
+
+type output struct {
+	mu    sync.Mutex
+	text  strings.Builder
+	wrote chan struct{}
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text.Write(b)
+	select {
+	case o.wrote <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+func (o *output) await(t *testing.T, text string) {
+	t.Helper()
+	for end := time.After(time.Minute); ; {
+		o.mu.Lock()
+		all := o.text.String()
+		o.mu.Unlock()
+		if strings.Contains(all, text) {
+			return
+		}
+		select {
+		case <-o.wrote:
+		case <-end:
+			t.Fatalf("no %q in %q", text, all)
+		}
+	}
+}
+
+func newCluster(t *testing.T) (*cluster, *Log, *output, *output) {
+	c := &cluster{changed: make(chan struct{}), cut: make(chan struct{}), logs: make([]nodeLog, 1)}
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close)
+	k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, said := &output{wrote: make(chan struct{}, 1)}, &output{wrote: make(chan struct{}, 1)}
+	return c, &Log{
+		Kube: k, Target: kube.Target{Kind: kube.Pod, Name: "it"}, Options: Options{Follow: true, Tail: -1}, Out: out,
+		Say: func(line string) { fmt.Fprintln(said, line) },
+	}, out, said
+}
+
+// A restart while there is no connection, an API server that is away, and cuts: each line once.
+func TestFollowOverARestartWithoutAConnection(t *testing.T) {
+	c, l, out, said := newCluster(t)
+	done := make(chan error, 1)
+	c.says("1", "2")
+	go func() { done <- l.Run(t.Context()) }()
+	out.await(t, "2\n")
+	c.says("3")
+	c.cuts()
+	said.await(t, "is lost, it goes on")
+	out.await(t, "3\n")
+	c.change(func() { c.away = true })
+	c.cuts()
+	c.says("4", "5")
+	c.restarts()
+	c.says("6")
+	said.await(t, "does not answer")
+	c.change(func() { c.away = false })
+	out.await(t, "6\n")
+	said.await(t, "answers again")
+	c.says("7")
+	c.restarts()
+	c.restarts()
+	c.says("8")
+	out.await(t, "8\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := out.text.String(); got != "1\n2\n3\n4\n5\n6\n7\n8\n" {
+		t.Errorf("%q", got)
+	}
+	said.await(t, "pod/it is gone")
+}
+
+// What the old run printed at its end is read again when that is cut, and one connection that does not come back is told of once.
+func TestFollowWhenTheRestOfTheOldRunIsCut(t *testing.T) {
+	c, l, out, said := newCluster(t)
+	done := make(chan error, 1)
+	c.says("1")
+	go func() { done <- l.Run(t.Context()) }()
+	out.await(t, "1\n")
+	c.change(func() { c.away = true })
+	c.cuts()
+	c.says("2")
+	c.restarts()
+	c.says("3")
+	said.await(t, "does not answer")
+	c.change(func() { c.away, c.cutOff, c.refused = false, 2, 2 })
+	out.await(t, "3\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := out.text.String(); got != "1\n2\n3\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestAConnectionThatStaysAwayIsToldOfOnce(t *testing.T) {
+	c, l, out, said := newCluster(t)
+	c.refused = 3
+	done := make(chan error, 1)
+	c.says("1")
+	go func() { done <- l.Run(t.Context()) }()
+	out.await(t, "1\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(said.text.String(), "is lost"); n != 1 {
+		t.Errorf("told %d times: %q", n, said.text.String())
+	}
+}
+
+// A new run's lines are new, also when the node's clock was set back before them.
+func TestFollowOverAClockThatIsSetBack(t *testing.T) {
+	c, l, out, _ := newCluster(t)
+	done := make(chan error, 1)
+	c.says("1")
+	go func() { done <- l.Run(t.Context()) }()
+	out.await(t, "1\n")
+	back := time.Now().Add(-time.Hour).UTC()
+	c.change(func() {
+		c.finished, c.started = time.Now(), back
+		c.logs[0].add(time.Now().UTC(), "2\n")
+		c.logs = append(c.logs, nodeLog{})
+		c.logs[1].add(back, "3\n")
+	})
+	out.await(t, "3\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := out.text.String(); got != "1\n2\n3\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// A list of pods that is refused for good ends it, while a log is followed that brings nothing.
+func TestFollowEndsWhenThePodsMayNotBeReadAnyMore(t *testing.T) {
+	c, l, out, _ := newCluster(t)
+	done := make(chan error, 1)
+	c.says("1")
+	go func() { done <- l.Run(t.Context()) }()
+	out.await(t, "1\n")
+	c.change(func() { c.denied = true })
+	select {
+	case err := <-done:
+		if hint.CodeOf(err) != hint.Forbidden {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on")
+	}
+}
+
+// The container that was named is looked for when there is a first pod.
+func TestFollowKnowsItsContainerWithTheFirstPod(t *testing.T) {
+	c, l, _, said := newCluster(t)
+	l.Target, l.Container, c.none = kube.Target{Kind: kube.Service, Name: "it"}, "typo", true
+	done := make(chan error, 1)
+	go func() { done <- l.Run(t.Context()) }()
+	said.await(t, "has no pod yet")
+	c.change(func() { c.none = false })
+	select {
+	case err := <-done:
+		if hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "typo") {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on")
+	}
+}
+
+// Of what was there at the start so much is printed as is wished for; after that everything, also of a connection that was lost before it
+// brought a line.
+func TestFollowFromTheEnd(t *testing.T) {
+	c, l, out, said := newCluster(t)
+	l.Tail = 0
+	done := make(chan error, 1)
+	c.says("old", "older")
+	go func() { done <- l.Run(t.Context()) }()
+	follows := func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return strings.Contains(strings.Join(c.requests, " "), "follow=true")
+	}
+	for end := time.Now().Add(time.Minute); !follows(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no log is followed")
+		}
+	}
+	c.cuts()
+	said.await(t, "is lost, it goes on")
+	c.says("new")
+	out.await(t, "new\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := out.text.String(); got != "new\n" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,109 @@
+package reach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/pkg/tunnel"
+)
+
+// dialPods is e's dial by a port-forward.
+func (s *Set) dialPods(e *end) Dial {
+	return func(ctx context.Context, _, port string) (net.Conn, error) {
+		if e.fixed.Pod != "" {
+			return s.Kube.DialPod(ctx, e.fixed.Namespace, e.fixed.Pod, e.fixed.Port)
+		}
+		c, err := e.eps.Dial(ctx, port)
+		if err != nil && s.Via != Pods && e.eps.Beyond("tcp") != "" {
+			err = hint.New(0, err, "it was pods when bridge began, and now a proxy pod reaches it: start bridge forward again")
+		}
+		return c, err
+	}
+}
+
+// dialProxy is e's dial through the proxy pod, which resolves names.
+func (s *Set) dialProxy(e *end) Dial {
+	return func(ctx context.Context, network, port string) (net.Conn, error) {
+		address := net.JoinHostPort(e.port.Host, port)
+		if e.eps != nil {
+			ep := e.fixed
+			if ep == (kube.Endpoint{}) {
+				var err error
+				if ep, err = e.pick(ctx); err != nil {
+					return nil, err
+				}
+			}
+			address = ep.Address()
+		}
+		late := hint.Newf(hint.Other, "bridge status says how the tunnel is", "no answer within --dial-timeout %s", s.DialTimeout)
+		ctx, cancel := context.WithTimeoutCause(ctx, s.DialTimeout, late)
+		defer cancel()
+		return e.pod.dial(ctx, network, address)
+	}
+}
+
+// untilGone returns an error when the pod that all ends are bound to has gone.
+func (s *Set) untilGone(ctx context.Context, ends []*end) error {
+	pod := ends[0].fixed
+	watch := &kube.Endpoints{Client: s.Kube, Namespace: pod.Namespace, Target: kube.Target{Kind: kube.Pod, Name: pod.Pod}, Log: s.Log}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = watch.Run(ctx) })
+	err := watch.WaitGone(ctx, pod.UID)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return hint.Newf(hint.Other, "without --reconnect=never bridge goes on with the next pod", "lost connection to pod: %s in %s is gone", pod.Pod, pod.Namespace)
+}
+
+// connectionFailed says why the caller of one connection sees a reset. That a caller reset
+// its connection, or is gone, is not worth a line.
+func (s *Set) connectionFailed(e *end, c net.Conn, err error) {
+	var op *net.OpError
+	far := errors.As(err, &op) && op.Addr != nil && op.Addr.String() != c.RemoteAddr().String()
+	switch {
+	case errors.Is(err, tunnel.ErrNoSession): // what the way to the proxy pod met is in it, and is not the target's
+		s.failed(e, err)
+	case errors.Is(err, net.ErrClosed), op != nil && !far && op.Addr != nil:
+		s.Log.Debug("connection ended by its caller", "to", e.String(), "error", err)
+	case far && errors.Is(err, syscall.ECONNREFUSED):
+		s.failed(e, hint.Worded("nothing listens on "+op.Addr.String(), err))
+	case far && errors.Is(err, syscall.ECONNRESET):
+		s.failed(e, hint.Worded(op.Addr.String()+": "+op.Err.Error(), err))
+	default:
+		s.failed(e, err)
+	}
+}
+
+// repeatAfter is how long the same failure of an end is not said again: each datagram may meet it.
+const repeatAfter = 10 * time.Second
+
+// failed counts a failure, and says it unless it was said just now.
+func (s *Set) failed(e *end, err error) {
+	e.stats.Failed(err)
+	line := fmt.Sprintf("connection to %s: %v", e, err)
+	if next := hint.Of(err); next != "" {
+		line += "\n  hint: " + next
+	}
+	e.mu.Lock()
+	again := line == e.said && time.Since(e.saidAt) < repeatAfter
+	if !again {
+		e.said, e.saidAt = line, time.Now()
+	}
+	e.mu.Unlock()
+	if !again {
+		s.Say(line)
+	}
+}

@@ -1,0 +1,229 @@
+package tools
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strings"
+	"time"
+)
+
+// dialTimeout is how long a host that does not answer is waited for.
+const dialTimeout = 10 * time.Second
+
+func request(ctx context.Context, method, url, body string, h headers) (*http.Request, error) {
+	if !strings.Contains(url, "://") {
+		url = "http://" + url
+	}
+	var r io.Reader
+	if body != "" {
+		r = strings.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, r)
+	if err != nil {
+		return nil, err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	for _, line := range h {
+		name, value, _ := strings.Cut(line, ":")
+		if name, value = strings.TrimSpace(name), strings.TrimSpace(value); strings.EqualFold(name, "Host") {
+			req.Host = value
+		} else {
+			req.Header.Set(name, value)
+		}
+	}
+	return req, nil
+}
+
+func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
+	verbose, head, insecure := f.Bool("v", false, ""), f.Bool("i", false, ""), f.Bool("k", false, "")
+	method, data := f.String("X", "", ""), f.String("d", "", "")
+	seconds := f.Float64("m", 0, "")
+	var h headers
+	f.Var(&h, "H", "")
+	if err := parse(f, args, 1, 1); err != nil {
+		return err
+	}
+	if *method == "" {
+		if *method = http.MethodGet; *data != "" {
+			*method = http.MethodPost
+		}
+	}
+	req, err := request(ctx, *method, f.Arg(0), *data, h)
+	if err != nil {
+		return err
+	}
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "bridge-tools")
+	}
+	if *verbose {
+		if b, err := httputil.DumpRequestOut(req, false); err == nil {
+			_, _ = fmt.Fprint(s.Err, marked("> ", string(b)))
+		}
+	}
+	client := http.Client{
+		Timeout: time.Duration(*seconds * float64(time.Second)),
+		Transport: &http.Transport{
+			DialContext:       (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSClientConfig:   &tls.Config{InsecureSkipVerify: *insecure}, // the user's own -k
+			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if *verbose || *head {
+		if b, err := httputil.DumpResponse(resp, false); err == nil {
+			if *head {
+				_, _ = s.Out.Write(b)
+			} else {
+				_, _ = fmt.Fprint(s.Err, marked("< ", string(b)))
+			}
+		}
+	}
+	_, err = io.Copy(s.Out, resp.Body)
+	return err
+}
+
+func marked(mark, text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(mark + line)
+	}
+	return b.String()
+}
+
+// httpProbe does as the kubelet does: any certificate will do, a redirect to another host is a success, and so is each status below 400.
+func httpProbe(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
+	timeout := f.Duration("timeout", time.Second, "")
+	var h headers
+	f.Var(&h, "H", "")
+	if err := parse(f, args, 1, 1); err != nil {
+		return err
+	}
+	req, err := request(ctx, http.MethodGet, f.Arg(0), "", h)
+	if err != nil {
+		return err
+	}
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "kube-probe/bridge")
+	}
+	if req.Header.Get("Accept") == "" {
+		req.Header.Set("Accept", "*/*")
+	}
+	client := http.Client{
+		Timeout:   *timeout,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, DisableCompression: true}, // as the kubelet
+		CheckRedirect: func(to *http.Request, via []*http.Request) error {
+			if to.URL.Hostname() != via[0].URL.Hostname() {
+				return http.ErrUseLastResponse
+			}
+			if len(via) >= 10 {
+				return errors.New("ten redirects")
+			}
+			return nil
+		},
+	}
+	begin := time.Now()
+	resp, err := client.Do(req)
+	took := time.Since(begin).Round(time.Millisecond)
+	if err != nil {
+		_, _ = fmt.Fprintf(s.Out, "failure after %s: %v\n", took, err)
+		return exitCode(1)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
+		_, _ = fmt.Fprintf(s.Out, "failure in %s: status %d\n", took, resp.StatusCode)
+		return exitCode(1)
+	}
+	_, err = fmt.Fprintf(s.Out, "success in %s: status %d\n", took, resp.StatusCode)
+	return err
+}
+
+func netcat(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
+	udp, scan, listen := f.Bool("u", false, ""), f.Bool("z", false, ""), f.Bool("l", false, "")
+	seconds := f.Float64("w", dialTimeout.Seconds(), "")
+	if err := parse(f, args, 1, 2); err != nil {
+		return err
+	}
+	if *listen != (f.NArg() == 1) || *listen && *scan {
+		return errUsage
+	}
+	network := "tcp"
+	if *udp {
+		network = "udp"
+	}
+	if *listen {
+		return serveOne(ctx, s, network, ":"+f.Arg(0))
+	}
+	address := net.JoinHostPort(f.Arg(0), f.Arg(1))
+	conn, err := (&net.Dialer{Timeout: time.Duration(*seconds * float64(time.Second))}).DialContext(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if *scan {
+		_, err := fmt.Fprintf(s.Err, "%s: open\n", address)
+		return err
+	}
+	return join(ctx, conn, s)
+}
+
+// serveOne takes one connection; of UDP it prints what comes, from anybody.
+func serveOne(ctx context.Context, s Streams, network, address string) error {
+	if network == "udp" {
+		conn, err := (&net.ListenConfig{}).ListenPacket(ctx, network, address)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+		buf := make([]byte, 64<<10)
+		for {
+			n, _, err := conn.ReadFrom(buf)
+			if err != nil {
+				return err
+			}
+			if _, err := s.Out.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	conn, err := ln.Accept()
+	stop()
+	_ = ln.Close()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return join(ctx, conn, s)
+}
+
+// join passes bytes both ways until the other side ends. Nobody waits for the standard input, which may never end.
+func join(ctx context.Context, conn net.Conn, s Streams) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	go func() {
+		_, _ = io.Copy(conn, s.In)
+		if half, ok := conn.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	}()
+	_, err := io.Copy(s.Out, conn)
+	return err
+}

@@ -1,0 +1,158 @@
+// Package tools is a small set of programs for looking around in a pod, in one executable: cmd/proxy runs them as `proxy tool NAME`, where
+// bridge debug has put it. They are on the standard library, and do what is needed of the programs of the same names, no more.
+package tools
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"bridge/internal/hint"
+)
+
+// Streams are a tool's.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// tool returns the error that it ends with; exitCode for a code of its own.
+type tool struct {
+	usage, what string
+	run         func(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error
+}
+
+// exitCode is how a tool ends that has said why itself.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// interrupted is the exit code of what Ctrl-C has ended.
+const interrupted = 130
+
+// lastWords is how long a tool has to end that Ctrl-C ends.
+const lastWords = 200 * time.Millisecond
+
+// errUsage is of arguments that a tool cannot use.
+var errUsage = errors.New("wrong arguments")
+
+func table() map[string]tool {
+	return map[string]tool{
+		"ls":         {"ls [-l] [PATH...]", "list folders", list},
+		"cat":        {"cat [FILE...]", "print files", cat},
+		"ps":         {"ps", "the processes that are seen from here", ps},
+		"env":        {"env [PID]", "the environment, or a process's: env 1", env},
+		"ss":         {"ss [-l]", "TCP and UDP sockets of the pod; -l those that are listened at", ss},
+		"dig":        {"dig [@SERVER] [+search] NAME [TYPE]", "ask a DNS server, by default the pod's", dig},
+		"curl":       {"curl [-v] [-i] [-k] [-X METHOD] [-H HEADER]... [-d DATA] [-m SECONDS] URL", "an HTTP request", curl},
+		"nc":         {"nc [-u] [-z] [-w SECONDS] HOST PORT, or nc -l [-u] PORT", "a connection to the standard streams; -z only opens it, -l waits for one", netcat},
+		"http-probe": {"http-probe [-timeout 1s] [-H HEADER]... URL", "one probe as the kubelet makes it: exit code 0 when it succeeds", httpProbe},
+	}
+}
+
+// Prompt and Hold are names beside the tools': for a person, and to be there.
+const (
+	Prompt = "prompt"
+	Hold   = "hold"
+)
+
+// Names are the tools', sorted.
+func Names() []string { return slices.Sorted(maps.Keys(table())) }
+
+// Run runs the tool that args begins with, and returns its exit code: 2 for a wrong command line. Hold ends with ctx.
+func Run(ctx context.Context, args []string, s Streams) int {
+	if len(args) == 1 && args[0] == Hold {
+		hold(ctx)
+		return 0
+	}
+	if len(args) == 1 && args[0] == Prompt {
+		return prompt(s)
+	}
+	if len(args) == 0 || args[0] == "help" || args[0] == "--help" {
+		help(s.Out)
+		return 0
+	}
+	t, ok := table()[args[0]]
+	if !ok {
+		_, _ = fmt.Fprintf(s.Err, "no tool %q: there are %s\n", args[0], strings.Join(Names(), ", "))
+		return 2
+	}
+	return t.do(ctx, args[0], s, args[1:])
+}
+
+func (t tool) do(ctx context.Context, name string, s Streams, args []string) int {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(s.Err)
+	f.Usage = func() { _, _ = fmt.Fprintf(s.Err, "usage: %s\n", t.usage) }
+	// What opens a FIFO or reads a terminal cannot be ended: it is left there, until its process ends.
+	ended := make(chan struct{})
+	var err error
+	go func() {
+		defer close(ended)
+		err = t.run(ctx, s, f, args)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		select {
+		case <-ended:
+		case <-time.After(lastWords):
+		}
+		return interrupted
+	}
+	var code exitCode
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case ctx.Err() != nil:
+		return interrupted
+	case errors.As(err, &code):
+		return int(code)
+	case errors.Is(err, errUsage):
+		f.Usage()
+		return 2
+	}
+	_, _ = fmt.Fprintf(s.Err, "%s: %s\n", name, hint.Printable(err.Error()))
+	return 1
+}
+
+func help(w io.Writer) {
+	for _, name := range Names() {
+		t := table()[name]
+		_, _ = fmt.Fprintf(w, "  %s\n        %s\n", t.usage, t.what)
+	}
+}
+
+// parse reads flags; what is wrong with them the flag package has said.
+func parse(f *flag.FlagSet, args []string, least, most int) error {
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return exitCode(2)
+	}
+	if f.NArg() < least || most >= 0 && f.NArg() > most {
+		return errUsage
+	}
+	return nil
+}
+
+// headers is a flag that may be given more than once.
+type headers []string
+
+func (h *headers) String() string { return strings.Join(*h, ", ") }
+
+// Set is called for each.
+func (h *headers) Set(s string) error {
+	if !strings.Contains(s, ":") {
+		return errors.New("want NAME: VALUE")
+	}
+	*h = append(*h, s)
+	return nil
+}
