@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/hint"
 )
@@ -18,6 +20,12 @@ import (
 
 // RolloutHashLabel is on the pods of a Rollout, with another value after each update, and in the selectors of the Services that are its own.
 const RolloutHashLabel = "rollouts-pod-template-hash"
+
+// A Rollout's controller has seen a change within a second, unless it is busy or away.
+const (
+	seenWithin = 5 * time.Second
+	seenPoll   = 250 * time.Millisecond
+)
 
 // rollout is what matters here of a Rollout.
 type rollout struct {
@@ -93,6 +101,15 @@ func (c *Client) rollout(ctx context.Context, namespace, name string) (*Workload
 	return w, nil
 }
 
+// Settled is Workload, but gives a Rollout's controller seenWithin to see what has just been changed in it, its scale for instance.
+func (c *Client) Settled(ctx context.Context, namespace string, t Target) (w *Workload, err error) {
+	_ = wait.PollUntilContextTimeout(ctx, seenPoll, seenWithin, true, func(context.Context) (bool, error) {
+		w, err = c.Workload(ctx, namespace, t)
+		return err != nil || !w.Unseen, nil
+	})
+	return w, err
+}
+
 // rolloutOf takes from a Rollout, in JSON, what a Workload has.
 func rolloutOf(b []byte) (*Workload, error) {
 	var o rollout
@@ -112,7 +129,7 @@ func rolloutOf(b []byte) (*Workload, error) {
 	case err != nil:
 		w.Observed = 0 // before its controller has seen it
 	case w.Observed < w.Generation:
-		w.Updating = true // for all that is known: the status is of the spec before
+		w.Updating, w.Unseen = true, true // for all that is known: the status is of the spec before
 	}
 	blueGreen, canary := o.Spec.Strategy.BlueGreen, o.Spec.Strategy.Canary
 	for _, name := range []string{blueGreen.Active, blueGreen.Preview, canary.Stable, canary.Canary, canary.PingPong.Ping, canary.PingPong.Pong} {

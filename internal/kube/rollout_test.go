@@ -45,12 +45,33 @@ func TestRolloutAsAWorkload(t *testing.T) {
 		`{}`: {true, 0},
 	} {
 		w, err := rolloutOf([]byte(`{"metadata": {"generation": 4}, "spec": {"replicas": 3, "strategy": {"canary": {"stableService": "s", "canaryService": "c", "pingPong": {"pingService": "i", "pongService": "o"}}}}, "status": ` + status + `}`))
-		if err != nil || w.Updating != want.updating || w.Observed != want.observed || w.Replicas != 3 || len(w.Owned) != 4 {
+		if err != nil || w.Updating != want.updating || w.Unseen != (want.observed == 3) || w.Observed != want.observed || w.Replicas != 3 || len(w.Owned) != 4 {
 			t.Errorf("%s: %+v, %v", status, w, err)
 		}
 	}
 	if _, err := rolloutOf([]byte(`{"spec": {"replicas": "3"}}`)); err == nil {
 		t.Error("replicas that are text are read")
+	}
+}
+
+// Who has just been scaled is no update under way: its controller is waited for.
+func TestSettledWaitsForTheController(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+		_, _ = fmt.Fprintf(w, `{"metadata": {"name": "orders", "generation": 2}, "status": {"observedGeneration": "%d", "stableRS": "7d4b", "currentPodHash": "7d4b"}}`, min(asked, 2))
+	}))
+	t.Cleanup(server.Close)
+	k, err := NewForConfig(&rest.Config{Host: server.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w, err := k.Workload(t.Context(), "shop", Target{Rollout, "orders"}); err != nil || !w.Unseen || !w.Updating {
+		t.Fatalf("%+v, %v", w, err)
+	}
+	asked = 0
+	if w, err := k.Settled(t.Context(), "shop", Target{Rollout, "orders"}); err != nil || w.Unseen || w.Updating || asked != 2 {
+		t.Errorf("%+v, %v, asked %d times", w, err, asked)
 	}
 }
 

@@ -42,9 +42,11 @@ type Workload struct {
 	Hash     string
 	Current  string
 	Updating bool
-	Owned    []string
-	Subsets  string
-	Beside   string
+	// Unseen is whether it is Updating for all that is known, since its controller has not seen the Rollout as it is.
+	Unseen  bool
+	Owned   []string
+	Subsets string
+	Beside  string
 
 	ref *templateRef
 }

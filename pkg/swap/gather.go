@@ -33,7 +33,7 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 	}
 	f := Facts{Source: src}
 	var err error
-	if f.Workload, err = k.Workload(ctx, ns, t); err == nil {
+	if f.Workload, err = k.Settled(ctx, ns, t); err == nil {
 		err = k.Complete(ctx, f.Workload)
 	}
 	if apierrors.IsNotFound(err) && (t.Kind == kube.Pod || t.Kind == kube.ReplicaSet) {

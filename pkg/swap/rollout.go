@@ -90,15 +90,24 @@ func (s *Swap) updated(ctx context.Context, w *kube.Workload) error {
 	return nil
 }
 
+// unseen is why nothing is known of a Rollout's update, and unseenWay what to do.
+const (
+	unseen    = "its controller has not seen its last change"
+	unseenWay = "see that the controller of Argo Rollouts runs, and swap again"
+)
+
 // unchanged asks once more, when the first of a Rollout's own Services is about to be moved: from then on its controller leaves the rollout
 // alone, in the middle of an update too, and the proxies and originals are those of the version that was planned for.
 func (x changer) unchanged(ctx context.Context, p *Plan) error {
 	if p.target.Kind != kube.Rollout || !slices.ContainsFunc(p.Services, func(name string) bool { return slices.Contains(p.target.Owned, name) }) {
 		return nil
 	}
-	w, err := x.workload(ctx, p.Undo.Target)
+	w, err := x.kube.Settled(ctx, p.Undo.Target.Namespace, targetOf(p.Undo.Target))
 	if err := same(err, p.Undo.Target, w.UID); err != nil {
 		return err
+	}
+	if w.Unseen {
+		return hint.Newf(hint.Conflict, unseenWay, "%s cannot be swapped in mode standby: %s, and may be updating it", w.Target(), unseen)
 	}
 	if w.Updating || w.Hash != p.target.Hash {
 		return hint.Newf(hint.Conflict, "swap it again when the update is done", "%s cannot be swapped in mode standby: an update has begun meanwhile, for which its controller needs the Services that are its own (%s)",

@@ -202,6 +202,10 @@ func TestRolloutRefusals(t *testing.T) {
 		{"an update, standby", nil, func(f *Facts, o *Options) { f.Workload.Updating, o.Mode = true, ModeStandby }, "", ""},
 		{"an update, standby, with Services of its own", []string{"active"}, func(f *Facts, o *Options) { f.Workload.Updating, o.Mode = true, ModeStandby },
 			"an update is under way, for which its controller needs the Services that are its own (service active)", "promote orders"},
+		{"its controller is away, replace", nil, func(f *Facts, _ *Options) { f.Workload.Updating, f.Workload.Unseen = true, true }, "its controller has not seen its last change", "see that the controller of Argo Rollouts runs"},
+		{"its controller is away, standby", []string{"active"}, func(f *Facts, o *Options) {
+			f.Workload.Updating, f.Workload.Unseen, o.Mode = true, true, ModeStandby
+		}, "its controller has not seen its last change, and for an update it needs the Services that are its own (service active)", "see that the controller of Argo Rollouts runs"},
 		{"subsets of a mesh", nil, func(f *Facts, _ *Options) { f.Workload.Subsets = "orders" }, "", ""},
 		{"subsets of a mesh, standby", nil, func(f *Facts, o *Options) { f.Workload.Subsets, o.Mode = "orders", ModeStandby }, "by the subsets of destinationrule orders", ""},
 		{"the template's own pods", nil, func(f *Facts, _ *Options) { f.Workload.Beside = "deployment/tpl" }, "deployment/tpl, from which it has its template, runs pods too", "scale deployment/tpl to 0 first"},

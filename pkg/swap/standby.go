@@ -134,6 +134,8 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 		return refuse(p.insist(), "no Service selects it but %s, whose callers want single pods, and which stays as it is", serviceList(p.beside))
 	case len(services) == 0:
 		return refuse(p.insist(), "no Service selects it, and callers of the pods' own addresses cannot be moved to a proxy")
+	case d.Unseen && own:
+		return refuse(unseenWay, "%s, and for an update it needs the Services that are its own (%s)", unseen, hint.Printable(serviceList(d.Owned)))
 	case d.Updating && own:
 		return refuse(boundOf(d).way, "an update is under way, for which its controller needs the Services that are its own (%s)", hint.Printable(serviceList(d.Owned)))
 	case d.Subsets != "":

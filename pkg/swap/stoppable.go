@@ -24,6 +24,12 @@ func boundOf(w *kube.Workload) *bound {
 			why:  "nothing starts a pod again that is stopped",
 			way:  "give it a deployment with this template, and swap that",
 		}
+	case w.Unseen:
+		return &bound{
+			what: unseen + ", and steps of an update would go on at 0 replicas, with no pod to judge it by",
+			why:  unseen + ", and may be updating it",
+			way:  unseenWay,
+		}
 	case w.Updating:
 		return &bound{
 			what: "an update is under way, and its steps would go on at 0 replicas, with no pod to judge it by",
