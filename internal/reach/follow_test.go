@@ -368,6 +368,63 @@ func TestOthersOutliveTheProxyPod(t *testing.T) {
 	f.stop()
 }
 
+// What comes while a proxy pod that has lost its tunnel is being removed waits for no end of that: it has another one.
+func TestWhatComesAfterALossHasAnotherProxyPod(t *testing.T) {
+	port := echo(t)
+	var began atomic.Int32
+	lose, removed := make(chan struct{}), make(chan struct{})
+	left := make(chan struct{}, 1)
+	f := follow(t, fake.NewClientset(), func(set *Set) {
+		set.Targets = []Target{host(t, "1")}
+		set.Proxy = func(ctx context.Context, use func(context.Context, Dial) error) error {
+			if began.Add(1) > 1 {
+				return use(ctx, new(net.Dialer).DialContext)
+			}
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			go func() { <-lose; cancel() }()
+			_ = use(ctx, new(net.Dialer).DialContext)
+			left <- struct{}{}
+			<-removed
+			return hint.Newf(hint.TunnelLost, "", "the tunnel is lost")
+		}
+	})
+	f.next(f.printed)
+	close(lose)
+	<-left
+	f.now <- []Target{host(t, "1"), host(t, port)}
+	greet(t, "tcp", strings.Fields(f.next(f.printed))[2])
+	close(removed)
+	if line := f.next(f.said); line != "localhost:1: the tunnel is lost" {
+		t.Errorf("%q", line)
+	}
+	f.end()
+}
+
+// A port that cannot be reached as asked takes none of its Service's others along, from the start neither.
+func TestARefusedPortIsNotTheWholeService(t *testing.T) {
+	s := service("pods", corev1.ServicePort{Name: "web", Port: 80}, corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP})
+	s.Spec.Selector = map[string]string{"app": "pods"}
+	for _, atStart := range []bool{true, false} {
+		f := follow(t, fake.NewClientset(&s), func(set *Set) {
+			set.Via = Pods
+			if atStart {
+				set.Targets = []Target{targetOf(&s)}
+			}
+		})
+		if !atStart {
+			f.now <- []Target{targetOf(&s)}
+		}
+		if line := f.next(f.said); !strings.Contains(line, "service/pods: service/pods:53/udp: ") {
+			t.Errorf("at the start %v: %q", atStart, line)
+		}
+		if line := f.next(f.printed); !strings.HasSuffix(line, "80") {
+			t.Errorf("at the start %v: %q", atStart, line)
+		}
+		f.end()
+	}
+}
+
 // byHand is a Service without a selector, and endpoints: a pod that is not ready, and addresses.
 func byHand(addresses ...string) (*corev1.Service, *discoveryv1.EndpointSlice) {
 	s := service("x", corev1.ServicePort{Port: 80})

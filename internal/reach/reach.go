@@ -207,16 +207,16 @@ func (s *Set) prepare(ctx context.Context, following *sync.WaitGroup) (known map
 	}
 	units := make([]*unit, len(s.Targets))
 	all := make([][]*end, len(s.Targets))
-	failed := make([]error, len(s.Targets))
+	failed := make([][]error, len(s.Targets))
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
 	for i, t := range s.Targets {
 		group.Go(func() error {
 			units[i], all[i], failed[i] = s.lookUp(ctx, gctx, t, following)
-			if s.Many {
+			if s.Many || len(failed[i]) == 0 {
 				return nil
 			}
-			return failed[i]
+			return failed[i][0]
 		})
 	}
 	err = group.Wait()
@@ -225,17 +225,26 @@ func (s *Set) prepare(ctx context.Context, following *sync.WaitGroup) (known map
 		return nil, ends, err
 	}
 	if len(ends) == 0 && s.Follow == nil {
-		for i, t := range s.Targets[1:] {
-			_ = s.broken(t, failed[i+1])
-		}
-		return nil, nil, s.named(s.Targets[0], failed[0])
+		first := failed[0][0]
+		failed[0] = failed[0][1:]
+		s.brokenAll(failed)
+		return nil, nil, s.named(s.Targets[0], first)
 	}
+	s.brokenAll(failed)
 	known = make(map[string]*unit)
 	for i, t := range s.Targets {
-		_ = s.broken(t, failed[i])
 		known[t.String()] = units[i]
 	}
 	return known, ends, nil
+}
+
+// brokenAll says what could not be looked up, of each target.
+func (s *Set) brokenAll(failed [][]error) {
+	for i, t := range s.Targets {
+		for _, err := range failed[i] {
+			_ = s.broken(t, err)
+		}
+	}
 }
 
 // named says of which of several targets err is.
@@ -246,31 +255,32 @@ func (s *Set) named(what fmt.Stringer, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// lookUp finds a target's ports and their ways. What it begins to follow it follows while the ends are there, or until ctx is done;
-// looking up ends with gctx.
-func (s *Set) lookUp(ctx, gctx context.Context, t Target, following *sync.WaitGroup) (u *unit, ends []*end, err error) {
-	u, err = s.find(ctx, gctx, t, following)
+// lookUp finds a target's ports and their ways, and why some have none; without Many it stops at the first of these. What it begins to
+// follow it follows while the ends are there, or until ctx is done; looking up ends with gctx.
+func (s *Set) lookUp(ctx, gctx context.Context, t Target, following *sync.WaitGroup) (u *unit, ends []*end, failed []error) {
+	u, err := s.find(ctx, gctx, t, following)
 	defer s.release(u)
+	if err != nil {
+		if !passes(err) {
+			u.refuse()
+		}
+		return u, nil, []error{err}
+	}
 	for _, p := range t.Ports {
-		if err != nil {
+		e, err := s.end(u, p)
+		if err == nil {
+			ends = append(ends, e)
+			continue
+		}
+		failed = append(failed, err)
+		if !passes(err) {
+			u.at[p] = nil
+		}
+		if !s.Many {
 			break
 		}
-		var e *end
-		if e, err = s.end(u, p); err == nil {
-			ends = append(ends, e)
-		}
 	}
-	if err == nil {
-		return u, ends, nil
-	}
-	for _, e := range ends {
-		s.drop(e)
-	}
-	clear(u.at)
-	if !passes(err) {
-		u.refuse()
-	}
-	return u, nil, err
+	return u, ends, failed
 }
 
 // passes is whether another try may go well after err.

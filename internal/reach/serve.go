@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -40,7 +41,8 @@ type work struct {
 type proxyPod struct {
 	ctx   context.Context // done when it has ended, of which the cause is why
 	ready chan struct{}
-	dial  Dial // set when ready is closed
+	dial  Dial        // set when ready is closed
+	lost  atomic.Bool // with its tunnel: it is being removed, and what comes needs another
 }
 
 // serveAll serves all ends until ctx is done or none is left; without Many until one fails.
@@ -75,7 +77,7 @@ func (s *Set) serveAll(ctx context.Context, known map[string]*unit, ends []*end,
 func (w *work) start(e *end) {
 	mine := w.ctx
 	if e.proxy {
-		if w.pod == nil || w.pod.ctx.Err() != nil {
+		if w.pod == nil || w.pod.lost.Load() || w.pod.ctx.Err() != nil {
 			w.pod = w.startProxy()
 		}
 		e.pod = w.pod
@@ -220,6 +222,7 @@ func (s *Set) runProxy(ctx context.Context, p *proxyPod) error {
 		p.dial = d
 		close(p.ready)
 		<-ctx.Done()
+		p.lost.Store(true)
 		return nil
 	})
 	if err == nil && ctx.Err() == nil {
