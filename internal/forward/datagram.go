@@ -68,22 +68,12 @@ func (d *Datagrams) serve(ctx context.Context, c *net.UDPConn) error {
 	}
 	defer flows.Wait()
 	defer cancel() // a socket that fails ends its flows
-	b := make([]byte, flow.MaxDatagram)
-	for failed := 0; ; {
-		n, caller, err := c.ReadFromUDPAddrPort(b)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil:
-			failed = 0
-			d.Stats.moved(true, n)
-			flows.Put(ctx, caller, b[:n])
-		default:
-			// What a datagram of ours met (Windows says so here), or want of memory.
-			if failed++; errors.Is(err, net.ErrClosed) || failed > maxAcceptErrors {
-				return &acceptError{err}
-			}
-			pause(ctx, acceptPause)
-		}
+	err := flow.Receive(ctx, c, func(caller netip.AddrPort, b []byte) {
+		d.Stats.moved(true, len(b))
+		flows.Put(ctx, caller, b)
+	})
+	if err != nil {
+		return &acceptError{err}
 	}
+	return nil
 }
