@@ -44,10 +44,10 @@ unit: proxies
 	go vet ./...
 	go test -race $$(go list ./... | grep -v /test/e2e)
 
-# Fuzzes what reads the tunnel's bytes, callers' requests, undo records and the lists of members, each target for FUZZTIME, two at a time.
+# Fuzzes what reads the tunnel's bytes, callers' and programs' requests, undo records and the lists of members, each target for FUZZTIME, two at a time.
 FUZZTIME ?= 30s
 fuzz:
-	targets=$$(for p in pkg/tunnel internal/http1 internal/route internal/member internal/undo; do \
+	targets=$$(for p in pkg/tunnel internal/http1 internal/route internal/member internal/undo internal/socks5 internal/dns; do \
 		list=$$(go test -list '^Fuzz' ./$$p) || exit 1; echo "$$list" | sed -n "s|^Fuzz.*|& ./$$p|p"; \
 	done) && echo "$$targets" | xargs -P 2 -L 1 sh -c 'exec go test -run "^$$" -fuzz "^$$0$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 1 "$$1"'
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/flow"
 )
 
 const (
@@ -37,7 +39,7 @@ const (
 // but Dial works.
 type Server struct {
 	// Dial makes the connection to address, "host:port" with a name or a literal address; network is
-	// "tcp". It must return when ctx is done. Errors wrapping ECONNREFUSED, EHOSTUNREACH, a
+	// "tcp", or "udp", where each Write and each Read of it is a datagram. It must return when ctx is done. Errors wrapping ECONNREFUSED, EHOSTUNREACH, a
 	// net.DNSError and so on reach the client as what they are.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -47,9 +49,9 @@ type Server struct {
 	// Log gets one line per connection that failed, at level debug. Nil means none.
 	Log *slog.Logger
 
-	// For tests; zero means maxConns and handshakeTime.
-	conns     int
-	handshake time.Duration
+	// For tests; zero means maxConns, maxAssociations and handshakeTime.
+	conns, associations int
+	handshake           time.Duration
 }
 
 // Serve accepts on ln until ctx is done or ln fails, then closes ln and every connection and returns
@@ -79,6 +81,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.TCPListener) error {
 	cancel()
 	n.closeAll()
 	n.socks.Wait()
+	n.flows.Wait()
 	// With every connection closed and ctx done this returns as soon as the last handler has;
 	// those that took their connection over are waited for below.
 	_ = web.Shutdown(context.WithoutCancel(ctx))
@@ -99,6 +102,8 @@ type session struct {
 	web         *handOver
 	transport   *http.Transport
 	proxy       *httputil.ReverseProxy
+	relays      chan struct{} // one token per association
+	flows       *flow.Table[datagramFlow]
 	socks       sync.WaitGroup // serve
 	handlers    sync.WaitGroup // ServeHTTP, also beyond the hijack
 
@@ -115,6 +120,7 @@ func newSession(ctx context.Context, s *Server) *session {
 		log:         s.Log,
 		slots:       make(chan struct{}, cmp.Or(s.conns, maxConns)),
 		web:         &handOver{conns: make(chan net.Conn), done: make(chan struct{})},
+		relays:      make(chan struct{}, cmp.Or(s.associations, maxAssociations)),
 		open:        make(map[*localConn]struct{}),
 	}
 	if n.log == nil {
@@ -122,6 +128,7 @@ func newSession(ctx context.Context, s *Server) *session {
 	}
 	n.transport = n.newTransport()
 	n.proxy = n.newProxy()
+	n.flows = n.newFlows()
 	return n
 }
 

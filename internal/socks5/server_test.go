@@ -198,7 +198,7 @@ func TestSOCKS5Replies(t *testing.T) {
 		{"no such host", domain(1, "unknown"), replyHostUnreachable},
 		{"other", domain(1, "other"), replyGeneralFailure},
 		{"bind", domain(2, "refused"), replyCommandNotSupported},
-		{"udp associate", domain(3, "refused"), replyCommandNotSupported},
+		{"no command", domain(4, "refused"), replyCommandNotSupported},
 		{"empty name", domain(1, ""), replyGeneralFailure},
 		{"name with a line break", domain(1, "a\nb"), replyGeneralFailure},
 		{"address type", "\x05\x01\x00\x07", replyAddressNotSupported},

@@ -2,6 +2,7 @@ package socks5
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,8 @@ const (
 	methodNone         = 0x00
 	methodNoAcceptable = 0xff
 
-	commandConnect = 0x01
+	commandConnect   = 0x01
+	commandAssociate = 0x03
 
 	addressIPv4   = 0x01
 	addressDomain = 0x03
@@ -28,12 +30,17 @@ const (
 // request is what a SOCKS5 client asks for.
 type request struct {
 	command byte
-	host    string // an address without brackets, or a name, never resolved here
-	port    uint16
+	target
 }
 
-func (r request) address() string {
-	return net.JoinHostPort(r.host, strconv.Itoa(int(r.port)))
+// target is where a client wants to go.
+type target struct {
+	host string // an address without brackets, or a name, never resolved here
+	port uint16
+}
+
+func (t target) address() string {
+	return net.JoinHostPort(t.host, strconv.Itoa(int(t.port)))
 }
 
 var (
@@ -71,9 +78,17 @@ func readRequest(r io.Reader) (request, error) {
 	if head[0] != version5 {
 		return request{}, errVersion
 	}
-	req := request{command: head[1]}
+	to, err := readTarget(r, head[3])
+	if err != nil && !errors.Is(err, errAddrType) && !errors.Is(err, errDomain) {
+		return request{}, err
+	}
+	return request{command: head[1], target: to}, err
+}
+
+// readTarget reads an address of the given type and a port, and not a byte more.
+func readTarget(r io.Reader, kind byte) (target, error) {
 	var size int
-	switch head[3] {
+	switch kind {
 	case addressIPv4:
 		size = net.IPv4len
 	case addressIPv6:
@@ -81,28 +96,38 @@ func readRequest(r io.Reader) (request, error) {
 	case addressDomain:
 		var n [1]byte
 		if _, err := io.ReadFull(r, n[:]); err != nil {
-			return request{}, err
+			return target{}, err
 		}
 		size = int(n[0])
 	default:
-		return req, errAddrType
+		return target{}, errAddrType
 	}
 	body := make([]byte, size+2) // at most 257
 	if _, err := io.ReadFull(r, body); err != nil {
-		return request{}, err
+		return target{}, err
 	}
-	host := body[:size]
-	req.port = uint16(body[size])<<8 | uint16(body[size+1])
-	if head[3] == addressDomain {
+	host, port := body[:size], binary.BigEndian.Uint16(body[size:])
+	if kind == addressDomain {
 		if !plausibleName(host) {
-			return req, errDomain
+			return target{}, errDomain
 		}
-		req.host = string(host)
-		return req, nil
+		return target{string(host), port}, nil
 	}
 	addr, _ := netip.AddrFromSlice(host)
-	req.host = addr.Unmap().String()
-	return req, nil
+	return target{addr.Unmap().String(), port}, nil
+}
+
+// append appends t as requests, replies and datagrams have it.
+func (t target) append(b []byte) []byte {
+	if addr, err := netip.ParseAddr(t.host); err != nil {
+		b = append(b, addressDomain, byte(len(t.host)))
+		b = append(b, t.host...)
+	} else if addr = addr.Unmap().WithZone(""); addr.Is4() {
+		b = append(append(b, addressIPv4), addr.AsSlice()...)
+	} else {
+		b = append(append(b, addressIPv6), addr.AsSlice()...)
+	}
+	return binary.BigEndian.AppendUint16(b, t.port)
 }
 
 // plausibleName keeps out what could change the meaning of "host:port" or of a log line; whether
@@ -116,20 +141,14 @@ func plausibleName(b []byte) bool {
 	return len(b) > 0
 }
 
-// appendReply appends a reply that names bound as our address towards the target; a bound that is no
-// TCP address, also nil, becomes 0.0.0.0:0.
+// appendReply appends a reply that names bound as our address towards the target, or for datagrams; a bound that is neither TCP's
+// nor UDP's, also nil, becomes 0.0.0.0:0.
 func appendReply(b []byte, code reply, bound net.Addr) []byte {
-	ap := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
-	if t, ok := bound.(*net.TCPAddr); ok && t.AddrPort().IsValid() {
-		ap = t.AddrPort()
+	at := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+	if a, ok := bound.(interface{ AddrPort() netip.AddrPort }); ok && a.AddrPort().IsValid() {
+		at = a.AddrPort()
 	}
-	kind, addr := byte(addressIPv4), ap.Addr().Unmap().WithZone("")
-	if addr.Is6() {
-		kind = addressIPv6
-	}
-	b = append(b, version5, byte(code), 0, kind)
-	b = append(b, addr.AsSlice()...)
-	return append(b, byte(ap.Port()>>8), byte(ap.Port()))
+	return target{at.Addr().String(), at.Port()}.append(append(b, version5, byte(code), 0))
 }
 
 // serveSOCKS speaks SOCKS5 with c, whose first byte has been read, until the connection is over. The
@@ -154,21 +173,28 @@ func (s *session) serveSOCKS(ctx context.Context, c *net.TCPConn) error {
 		return s.refuseSOCKS(c, replyGeneralFailure, err)
 	case err != nil:
 		return fmt.Errorf("read SOCKS5 request: %w", err)
-	case req.command != commandConnect:
+	case req.command != commandConnect && req.command != commandAssociate:
 		return s.refuseSOCKS(c, replyCommandNotSupported, fmt.Errorf("SOCKS5 command %d is not supported", req.command))
 	}
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	if req.command == commandAssociate {
+		return s.associate(ctx, c, req.target)
+	}
+	return s.connect(ctx, c, req.target)
+}
 
-	target, err := s.dial(ctx, "tcp", req.address())
+// connect joins c with to.
+func (s *session) connect(ctx context.Context, c *net.TCPConn, to target) error {
+	conn, err := s.dial(ctx, "tcp", to.address())
 	if err != nil {
-		return s.refuseSOCKS(c, refusalFor(err).socks, fmt.Errorf("dial %s: %w", req.address(), err))
+		return s.refuseSOCKS(c, refusalFor(err).socks, fmt.Errorf("dial %s: %w", to.address(), err))
 	}
-	if _, err := c.Write(appendReply(nil, replySucceeded, target.LocalAddr())); err != nil {
-		return errors.Join(err, target.Close())
+	if _, err := c.Write(appendReply(nil, replySucceeded, conn.LocalAddr())); err != nil {
+		return errors.Join(err, conn.Close())
 	}
-	return splice(ctx, c, target)
+	return splice(ctx, c, conn)
 }
 
 // refuseSOCKS answers with code and returns why.
