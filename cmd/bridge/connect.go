@@ -32,6 +32,7 @@ type connectOptions struct {
 	podProxy          bool
 	proxyTimeout      time.Duration
 	resumeWindow      time.Duration
+	pac               bool
 	program           []string // CMD
 	network           network
 }
@@ -45,13 +46,15 @@ func newConnectCommand(a *app) *cobra.Command {
 proxy (SOCKS5, HTTP CONNECT and plain HTTP) and a DNS server that knows the cluster's names and leaves
 all others to this machine's resolvers. Nothing else on this machine changes.
 
-It prints what to paste into a shell, and ends with Ctrl-C.
+It prints what to paste into a shell, and ends with Ctrl-C. With --pac also the URL of a proxy auto-config file, by which a
+browser asks the proxy for the cluster's names and addresses only.
 
 With CMD no port is opened. On Linux CMD runs in a network of its own, without root: there the cluster's names
 and addresses are as in a pod, for every program, and all others as on this machine, whose loopback
 is ` + connect.HostName + `. Where that is not allowed, and on other systems, CMD gets variables that name the
 proxy. Signals and the exit code are CMD's.`,
 		Example: `  bridge connect -n shop
+  bridge connect -n shop --pac
   bridge connect -n shop -- curl http://orders/
   bridge connect -- psql -h db.shop
   curl --proxy socks5h://127.0.0.1:1080 http://orders/`,
@@ -70,6 +73,9 @@ proxy. Signals and the exit code are CMD's.`,
 					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for a CMD", name)
 				}
 			}
+			if len(args) > 0 && o.pac {
+				return hint.Newf(hint.Usage, "leave out --pac, or write: bridge connect --pac", "--pac is for a browser beside, and there is a CMD")
+			}
 			if err := o.network.check(nil); err != nil {
 				return err
 			}
@@ -80,6 +86,7 @@ proxy. Signals and the exit code are CMD's.`,
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", "", "loopback address of the proxy (default "+connect.DefaultListen+", or a free port)")
 	f.StringVar(&o.dnsListen, "dns-listen", "", "loopback address of the DNS server (default "+connect.DefaultDNSListen+", or a free port)")
+	f.BoolVar(&o.pac, "pac", false, "serve a proxy auto-config file, by which a browser uses the proxy for the cluster only")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
 	networkFlags(cmd, &o.network)
@@ -98,6 +105,9 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		return err
 	}
 	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log}
+	if o.pac {
+		entrance.PAC = newPAC(ctx, k)
+	}
 	var program *connect.Program
 	var e *connect.Entrance
 	if len(o.program) > 0 {
@@ -123,9 +133,16 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		info, _ := t.Info()
+		pac := ""
+		if o.pac {
+			pac = e.PAC()
+			if err := entrance.PAC.Refresh(ctx); err != nil {
+				a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
+			}
+		}
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
-			example: exampleURL(ctx, k), domain: connect.Domain(info),
+			example: exampleURL(ctx, k), domain: connect.Domain(info), pac: pac,
 		})
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, func() *tunnel.Client { return t })
@@ -167,6 +184,7 @@ type connectLines struct {
 	direct  string // the API server: kubectl in the same shell goes there as before
 	example string // a URL that answers
 	domain  string // of the cluster
+	pac     string // URL, or ""
 }
 
 // printConnect prints a text for a shell. Programs differ in which names they read, and curl reads
@@ -183,6 +201,23 @@ export http_proxy=$HTTP_PROXY https_proxy=$HTTPS_PROXY no_proxy=$NO_PROXY
 curl %[3]s--proxy socks5h://%[1]s %[4]s
 dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
 `, l.proxy, connect.NoProxy([]string{l.direct}), insecure, l.example, l.dns.Addr(), l.dns.Port(), l.domain)
+	if l.pac != "" {
+		fmt.Fprintln(w, "# A browser's proxy auto-config file, for the cluster only:", l.pac)
+	}
+}
+
+// newPAC makes a proxy auto-config file of what the account may read.
+func newPAC(ctx context.Context, k *kube.Client) *connect.PAC {
+	return &connect.PAC{
+		Namespace: k.Namespace, Ranges: k.Ranges(ctx), Direct: []string{hostOf(k.Config.Host)},
+		Services: func(ctx context.Context) (list []connect.Service, err error) {
+			services, err := k.Services(ctx, connect.MaxPACServices)
+			for _, s := range services {
+				list = append(list, connect.Service{Name: s.Name, Namespace: s.Namespace, Headless: s.Spec.ClusterIP == corev1.ClusterIPNone})
+			}
+			return list, err
+		},
+	}
 }
 
 // serverURL is a kubeconfig's server, which may be a URL or "host:port".

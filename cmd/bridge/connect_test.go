@@ -52,6 +52,7 @@ func TestConnectPrintsAShellScript(t *testing.T) {
 	printConnect(&b, connectLines{
 		proxy: "127.0.0.1:1080", dns: netip.MustParseAddrPort("127.0.0.1:5300"),
 		direct: hostOf("https://10.0.0.1:6443"), example: "http://web.shop/", domain: "cluster.local",
+		pac: "http://127.0.0.1:1080/proxy.pac",
 	})
 	const want = `# For programs started from this shell:
 export ALL_PROXY=socks5h://127.0.0.1:1080 HTTP_PROXY=http://127.0.0.1:1080 HTTPS_PROXY=http://127.0.0.1:1080 NO_PROXY=localhost,127.0.0.1,::1,10.0.0.1
@@ -59,6 +60,7 @@ export http_proxy=$HTTP_PROXY https_proxy=$HTTPS_PROXY no_proxy=$NO_PROXY
 # Without them:
 curl --proxy socks5h://127.0.0.1:1080 http://web.shop/
 dig @127.0.0.1 -p 5300 kubernetes.default.svc.cluster.local
+# A browser's proxy auto-config file, for the cluster only: http://127.0.0.1:1080/proxy.pac
 `
 	if b.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", b.String(), want)

@@ -1,5 +1,5 @@
-// Package connect is the laptop's end of bridge connect: one proxy port (internal/socks5) and one DNS
-// server (internal/dns), both on loopback, both on the tunnel's dial. cmd/bridge opens it before it
+// Package connect is the laptop's end of bridge connect: one proxy port (internal/socks5), with a file
+// that tells browsers when to use it, and one DNS server (internal/dns), both on loopback, both on the tunnel's dial. cmd/bridge opens it before it
 // starts a proxy pod, so that a port that is taken costs nothing, and runs it with the pod's tunnel.
 package connect
 
@@ -46,6 +46,9 @@ type Options struct {
 
 	// System gives the system's resolvers, "host:port". Nil reads /etc/resolv.conf.
 	System func() ([]string, error)
+
+	// PAC makes the file at Entrance.PAC. Nil means that there is none.
+	PAC *PAC
 
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
@@ -107,6 +110,9 @@ func listen(asked, usual, flag string, open func(addr string) error) error {
 // Proxy is where SOCKS5 and HTTP are spoken.
 func (e *Entrance) Proxy() netip.AddrPort { return e.proxy.Addr().(*net.TCPAddr).AddrPort() }
 
+// PAC is the URL of the proxy auto-config file, if there is one.
+func (e *Entrance) PAC() string { return "http://" + e.Proxy().String() + socks5.PACPath }
+
 // DNS is where queries are answered, over UDP and TCP.
 func (e *Entrance) DNS() netip.AddrPort { return e.tcp.Addr().(*net.TCPAddr).AddrPort() }
 
@@ -135,7 +141,7 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
 	}
-	proxy := &socks5.Server{Dial: t.dial, Log: e.o.Log}
+	proxy := &socks5.Server{Dial: t.dial, PAC: e.pac(pod), Log: e.o.Log}
 	names := &dns.Server{
 		Dial:        t.dialSoon(dnsPatience),
 		Nameservers: pod.Nameservers,
@@ -148,6 +154,20 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 	g.Go(func() error { return proxy.Serve(ctx, e.proxy) })
 	g.Go(func() error { return names.Serve(ctx, e.udp, e.tcp) })
 	return g.Wait()
+}
+
+// pac makes the proxy auto-config file anew for each who asks: Services come and go. It is nil without Options.PAC.
+func (e *Entrance) pac(pod tunnel.Info) func(ctx context.Context) []byte {
+	p := e.o.PAC
+	if p == nil {
+		return nil
+	}
+	return func(ctx context.Context) []byte {
+		if err := p.Refresh(ctx); err != nil && e.o.Log != nil {
+			e.o.Log.Debug("services for the proxy auto-config file", "error", err)
+		}
+		return p.file(e.Proxy(), Domain(pod))
+	}
 }
 
 // Domain is the cluster's domain ("cluster.local") as pod tells.

@@ -146,12 +146,16 @@ func newKey(t *testing.T) tunnel.Key {
 }
 
 // run runs an entrance until the test ends and checks that it then returns nil.
-func run(t *testing.T, c *tunnel.Client) *Entrance {
+func run(t *testing.T, c *tunnel.Client, change ...func(*Options)) *Entrance {
 	t.Helper()
-	e, err := Open(Options{
+	o := Options{
 		Listen: "127.0.0.1:0", DNSListen: "localhost:0",
 		System: func() ([]string, error) { return nil, errors.New("no system resolver here") },
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	e, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -314,7 +314,7 @@ func (c Command) rules() []rule {
 			{"The claim and its heartbeat.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 		}, carry(), owner(kind), []rule{
-			{"Suggest a real Service in the printed example, and meet a quota that wants CPU limits; optional.",
+			{"Suggest a real Service in the printed example, know those for --pac, and meet a quota that wants CPU limits; optional.",
 				optional, "", list("services", "resourcequotas"), list("list")},
 		})
 	}

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
+	"net/url"
 	"strconv"
 	"time"
 )
@@ -82,13 +84,16 @@ func addVia(h http.Header, major, minor int) {
 }
 
 // ServeHTTP takes CONNECT and absolute-form requests. A web page can make a browser send neither to
-// this port, so a page cannot reach into the cluster through it.
+// this port, so a page cannot reach into the cluster through it. What it can send has the one answer of a file, which it cannot
+// read (servePAC), and a refusal.
 func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1) // while net/http still counts the connection, so before Serve waits
 	defer s.handlers.Done()
 	switch {
 	case r.Method == http.MethodConnect:
 		s.serveConnect(w, r)
+	case s.isPAC(r):
+		s.servePAC(w, r)
 	case !r.URL.IsAbs():
 		http.Error(w, notAProxyRequest, http.StatusBadRequest)
 	case r.URL.Scheme != "http":
@@ -97,6 +102,32 @@ func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "bridge: the URL names no host", http.StatusBadRequest)
 	default:
 		s.proxy.ServeHTTP(w, r)
+	}
+}
+
+// PACPath is where the proxy auto-config file is.
+const PACPath = "/proxy.pac"
+
+// isPAC tells whether r asks for the proxy auto-config file by an address of this machine: a name may be that of a web page which
+// has its name resolve to this machine, and would be allowed to read the answer.
+func (s *session) isPAC(r *http.Request) bool {
+	if s.pac == nil || r.URL.IsAbs() || r.URL.Path != PACPath || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return false
+	}
+	host := (&url.URL{Host: r.Host}).Hostname()
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}
+
+// servePAC gives the file to browsers and keeps it from pages: it is no script that one could load to see what it defines.
+func (s *session) servePAC(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "application/x-ns-proxy-autoconfig")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
+	if _, err := w.Write(s.pac(r.Context())); err != nil {
+		s.log.Debug("http", "client", r.RemoteAddr, "error", err)
 	}
 }
 

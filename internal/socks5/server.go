@@ -46,6 +46,9 @@ type Server struct {
 	// DialTimeout bounds one Dial. Zero means 30 seconds.
 	DialTimeout time.Duration
 
+	// PAC makes the proxy auto-config file, which is then at PACPath. Nil means that there is none.
+	PAC func(ctx context.Context) []byte
+
 	// Log gets one line per connection that failed, at level debug. Nil means none.
 	Log *slog.Logger
 
@@ -97,6 +100,7 @@ type session struct {
 	dialFunc    func(ctx context.Context, network, address string) (net.Conn, error)
 	dialTimeout time.Duration
 	handshake   time.Duration
+	pac         func(ctx context.Context) []byte
 	log         *slog.Logger
 	slots       chan struct{} // one token per open connection
 	web         *handOver
@@ -117,6 +121,7 @@ func newSession(ctx context.Context, s *Server) *session {
 		dialFunc:    s.Dial,
 		dialTimeout: cmp.Or(s.DialTimeout, defaultDialTimeout),
 		handshake:   cmp.Or(s.handshake, handshakeTime),
+		pac:         s.PAC,
 		log:         s.Log,
 		slots:       make(chan struct{}, cmp.Or(s.conns, maxConns)),
 		web:         &handOver{conns: make(chan net.Conn), done: make(chan struct{})},
