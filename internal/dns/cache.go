@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -61,22 +62,29 @@ func key(q *dns.Msg) string {
 	return strings.ToLower(q.Question[0].Name) + string([]byte{byte(t >> 8), byte(t), flags})
 }
 
-// ask answers q; the answer is the caller's to change.
-func (c *cache) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+// fetched is what one flight brings to all who wait for it.
+type fetched struct {
+	m     *dns.Msg
+	until time.Time
+}
+
+// ask answers q; the answer is the caller's to change. It may be remembered until then, which may be past.
+func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Time, err error) {
 	k := key(q)
-	m := c.get(k)
+	m, until = c.get(k)
 	if m == nil {
 		v, err, _ := c.flight.Do(k, func() (any, error) {
 			m, err := c.next(ctx, q)
-			if err == nil {
-				c.put(k, m)
+			if err != nil {
+				return nil, err
 			}
-			return m, err
+			return fetched{m, c.put(k, m)}, nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, time.Time{}, err
 		}
-		m = v.(*dns.Msg).Copy()
+		f := v.(fetched)
+		m, until = f.m.Copy(), f.until
 	}
 	name := q.Question[0].Name
 	for _, rr := range m.Answer { // in this client's case, not the first one's
@@ -84,11 +92,24 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 			h.Name = name
 		}
 	}
-	return m, nil
+	shuffle(m.Answer)
+	return m, until, nil
+}
+
+// shuffle gives the addresses another order, so that clients spread over them as they do in a pod. Aliases stay before them.
+func shuffle(rrs []dns.RR) {
+	first := 0
+	for first < len(rrs) && !isAddress(rrs[first]) {
+		first++
+	}
+	rrs = rrs[first:]
+	if addressesOf(rrs) == len(rrs) {
+		rand.Shuffle(len(rrs), func(i, j int) { rrs[i], rrs[j] = rrs[j], rrs[i] })
+	}
 }
 
 // get returns a copy with its lifetimes shortened by its age, or nil.
-func (c *cache) get(k string) *dns.Msg {
+func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	e, ok := c.entries[k]
@@ -98,7 +119,7 @@ func (c *cache) get(k string) *dns.Msg {
 	}
 	c.mu.Unlock()
 	if !ok {
-		return nil
+		return nil, time.Time{}
 	}
 	m := e.m.Copy()
 	age := uint32(now.Sub(e.stored).Seconds())
@@ -109,13 +130,14 @@ func (c *cache) get(k string) *dns.Msg {
 			}
 		}
 	}
-	return m
+	return m, e.until
 }
 
-func (c *cache) put(k string, m *dns.Msg) {
+// put remembers m, and returns until when: the zero time when it does not.
+func (c *cache) put(k string, m *dns.Msg) time.Time {
 	life := lifetime(m)
 	if life <= 0 || m.Truncated || len(m.Answer)+len(m.Ns)+len(m.Extra) > maxCachedRecords {
-		return
+		return time.Time{}
 	}
 	now := time.Now()
 	c.mu.Lock()
@@ -124,6 +146,7 @@ func (c *cache) put(k string, m *dns.Msg) {
 		c.evict(now)
 	}
 	c.entries[k] = entry{m: m, stored: now, until: now.Add(life)}
+	return now.Add(life)
 }
 
 // evict removes one entry, an expired one if a few random ones hold one.

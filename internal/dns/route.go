@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -126,13 +127,14 @@ func private(addr netip.Addr) bool {
 
 func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
 	h := &handler{
-		ctx:    ctx,
-		log:    s.Log,
-		slots:  make(chan struct{}, maxQueries),
-		rules:  newRules(s.Search, s.Ndots),
-		system: &system{servers: s.System, self: self},
-		hosts:  s.Hosts,
-		known:  s.Known,
+		ctx:     ctx,
+		log:     s.Log,
+		packets: newPackets(),
+		slots:   make(chan struct{}, maxQueries),
+		rules:   newRules(s.Search, s.Ndots),
+		system:  &system{servers: s.System, self: self},
+		hosts:   s.Hosts,
+		known:   s.Known,
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -156,40 +158,41 @@ func (h *handler) close() {
 	}
 }
 
-// resolve asks those whom the rules name. The answer is the caller's to change.
-func (h *handler) resolve(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+// resolve asks those whom the rules name. The answer is the caller's to change. It stays true until then; the zero time is no longer than now.
+func (h *handler) resolve(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Time, err error) {
 	name, qtype := q.Question[0].Name, q.Question[0].Qtype
 	if addr, ok := h.hosts[strings.ToLower(name)]; ok {
-		return host(q, addr), nil
+		return host(q, addr), time.Time{}, nil
 	}
 	if h.rules.inZone(name) {
-		m, err := h.cluster.ask(ctx, query(q, name))
+		m, until, err := h.cluster.ask(ctx, query(q, name))
 		if err == nil {
 			h.learn(m)
 		}
-		return m, err
+		return m, until, err
 	}
 	if addr, ok := reversed(name); ok && qtype == dns.TypePTR {
 		if private(addr) {
 			short, cancel := context.WithTimeout(ctx, expansionTime)
-			m, err := h.cluster.ask(short, query(q, name))
+			m, until, err := h.cluster.ask(short, query(q, name))
 			cancel()
 			if err == nil && h.namesCluster(m) {
-				return m, nil
+				return m, until, nil
 			}
 		}
-		return h.system.ask(ctx, query(q, name))
+		m, err := h.system.ask(ctx, query(q, name))
+		return m, time.Time{}, err
 	}
-	m, unsure := h.expand(ctx, q, name)
+	m, until, unsure := h.expand(ctx, q, name)
 	if m != nil {
 		h.learn(m)
-		return m, nil
+		return m, until, nil
 	}
-	m, err := h.system.ask(ctx, query(q, name))
+	m, err = h.system.ask(ctx, query(q, name))
 	if unsure != nil && (err != nil || m.Rcode == dns.RcodeNameError) {
-		return nil, unsure
+		return nil, time.Time{}, unsure
 	}
-	return m, err
+	return m, time.Time{}, err
 }
 
 // learn tells of the addresses in an answer of the cluster's.
@@ -233,31 +236,44 @@ func (h *handler) namesCluster(m *dns.Msg) bool {
 }
 
 // expand is rule 3: all names are asked for at once, the first in the search list's order that exists
-// wins. Without a winner, unsure is the error that kept one of them from being known.
-func (h *handler) expand(ctx context.Context, q *dns.Msg, name string) (m *dns.Msg, unsure error) {
+// wins, for as long as those before it are known not to. Without a winner, unsure is the error that kept one of them from being known.
+func (h *handler) expand(ctx context.Context, q *dns.Msg, name string) (m *dns.Msg, until time.Time, unsure error) {
 	names := h.rules.expansions(name)
 	if len(names) == 0 {
-		return nil, nil
+		return nil, time.Time{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, expansionTime)
 	defer cancel()
-	msgs, errs := make([]*dns.Msg, len(names)), make([]error, len(names))
-	var wg sync.WaitGroup
-	for i, full := range names {
-		wg.Go(func() { msgs[i], errs[i] = h.cluster.ask(ctx, query(q, full)) })
+	type result struct {
+		m     *dns.Msg
+		until time.Time
+		err   error
 	}
+	results := make([]result, len(names))
+	ask := func(i int) {
+		r := &results[i]
+		r.m, r.until, r.err = h.cluster.ask(ctx, query(q, names[i]))
+	}
+	var wg sync.WaitGroup
+	for i := range names[1:] {
+		wg.Go(func() { ask(i + 1) })
+	}
+	ask(0)
 	wg.Wait()
-	for i, full := range names {
+	for i, r := range results {
+		if i == 0 || r.until.Before(until) {
+			until = r.until
+		}
 		switch {
-		case errs[i] != nil:
-			unsure = errs[i]
-		case msgs[i].Rcode == dns.RcodeSuccess:
-			return alias(msgs[i], name, full), nil
-		case msgs[i].Rcode != dns.RcodeNameError:
-			unsure = &rcodeError{full, msgs[i].Rcode}
+		case r.err != nil:
+			unsure = r.err
+		case r.m.Rcode == dns.RcodeSuccess:
+			return alias(r.m, name, names[i]), until, nil
+		case r.m.Rcode != dns.RcodeNameError:
+			unsure = &rcodeError{names[i], r.m.Rcode}
 		}
 	}
-	return nil, unsure
+	return nil, time.Time{}, unsure
 }
 
 // rcodeError is an answer that says nothing about the name.

@@ -110,7 +110,7 @@ func (s *Server) Serve(ctx context.Context, pc *net.UDPConn, ln *net.TCPListener
 	h := s.newHandler(gctx, pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	defer h.close()
 	for _, srv := range []*dns.Server{
-		{PacketConn: pc, Handler: h, UDPSize: maxUDPQuery},
+		{PacketConn: pc, Handler: h, UDPSize: maxUDPQuery, DecorateReader: h.packets.decorate},
 		{
 			Listener:      netutil.LimitListener(ln, maxTCPClients),
 			Handler:       h,
@@ -154,6 +154,7 @@ type handler struct {
 	log     *slog.Logger
 	slots   chan struct{} // one token per query worked on
 	rules   rules
+	packets *packets // before all this, for UDP
 	cluster *cache
 	hosts   map[string]netip.Addr
 	known   func(netip.Addr)
@@ -163,23 +164,27 @@ type handler struct {
 
 // ServeDNS answers q, within the size that the client can take.
 func (h *handler) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	m := h.answer(q)
+	m, until := h.answer(q)
 	size := dns.MaxMsgSize
-	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
+	_, udp := w.RemoteAddr().(*net.UDPAddr)
+	if udp {
 		size = dns.MinMsgSize
 		if opt := q.IsEdns0(); opt != nil {
 			size = max(size, int(opt.UDPSize()))
 		}
 	}
 	m.Truncate(size)
+	if udp {
+		h.packets.put(q, m, until)
+	}
 	if err := w.WriteMsg(m); err != nil {
 		h.log.Debug("dns: write answer", "client", w.RemoteAddr(), "error", err)
 	}
 }
 
-// answer is the whole reply to q; it never fails.
-func (h *handler) answer(q *dns.Msg) *dns.Msg {
-	m := new(dns.Msg).SetReply(q) // ID, question in the client's case, RD and CD
+// answer is the whole reply to q, and until when it may be given again; it never fails.
+func (h *handler) answer(q *dns.Msg) (m *dns.Msg, until time.Time) {
+	m = new(dns.Msg).SetReply(q) // ID, question in the client's case, RD and CD
 	m.RecursionAvailable = true
 	opt := q.IsEdns0()
 	if opt != nil {
@@ -187,22 +192,22 @@ func (h *handler) answer(q *dns.Msg) *dns.Msg {
 	}
 	if code := refuse(q); code != dns.RcodeSuccess {
 		m.Rcode = code
-		return m
+		return m, time.Time{}
 	}
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
 	default:
-		return h.fail(m, errors.New("too many queries at once"))
+		return h.fail(m, errors.New("too many queries at once")), time.Time{}
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, queryTime)
 	defer cancel()
-	got, err := h.resolve(ctx, q)
+	got, until, err := h.resolve(ctx, q)
 	if err == nil && got.Rcode > 0xf && opt == nil {
 		err = &rcodeError{q.Question[0].Name, got.Rcode} // takes EDNS to say
 	}
 	if err != nil {
-		return h.fail(m, err)
+		return h.fail(m, err), time.Time{}
 	}
 	m.Rcode = got.Rcode
 	m.Authoritative, m.AuthenticatedData = got.Authoritative, got.AuthenticatedData
@@ -212,7 +217,7 @@ func (h *handler) answer(q *dns.Msg) *dns.Msg {
 			m.Extra = append(m.Extra, rr)
 		}
 	}
-	return m
+	return m, until
 }
 
 // refuse is the answer to a query that no resolver need see, or success.

@@ -35,7 +35,7 @@ type resolver struct {
 	gate chan struct{} // when set, each query waits for one value
 }
 
-func records(t *testing.T, lines ...string) []dns.RR {
+func records(t testing.TB, lines ...string) []dns.RR {
 	t.Helper()
 	var rrs []dns.RR
 	for _, l := range lines {
@@ -101,7 +101,7 @@ func (r *resolver) asked() []string {
 }
 
 // start serves r on UDP and TCP of one port until the test ends.
-func (r *resolver) start(t *testing.T) *resolver {
+func (r *resolver) start(t testing.TB) *resolver {
 	t.Helper()
 	pc, ln, err := Listen("127.0.0.1:0")
 	if err != nil {
@@ -134,7 +134,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 var podSearch = []string{"shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"}
 
 // startServer serves s until the test ends and checks that Serve then returns nil.
-func startServer(t *testing.T, s *Server) string {
+func startServer(t testing.TB, s *Server) string {
 	t.Helper()
 	pc, ln, err := Listen("127.0.0.1:0")
 	if err != nil {
@@ -529,7 +529,7 @@ func TestCacheFollowsLifetimes(t *testing.T) {
 		})
 		check := func(name, want string, wantAsked int) {
 			t.Helper()
-			m, err := c.ask(t.Context(), new(dns.Msg).SetQuestion(name, dns.TypeA))
+			m, _, err := c.ask(t.Context(), new(dns.Msg).SetQuestion(name, dns.TypeA))
 			var got string
 			if err != nil {
 				got = err.Error()
@@ -674,7 +674,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		h := s.newHandler(t.Context(), netip.AddrPort{})
 		defer h.close()
-		m := h.answer(q)
+		m, _ := h.answer(q)
 		m.Truncate(dns.MinMsgSize)
 		out, err := m.Pack()
 		if err != nil {
