@@ -197,10 +197,11 @@ func listenApart(network, address string, taken []uint16) (*net.TCPListener, err
 func portOf(l *net.TCPListener) uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Port() }
 
 // The files that say how names are looked up. The server knows the pod's search list itself. Without a resolver file programs ask
-// 127.0.0.1, too.
+// 127.0.0.1, too. The root as the search list keeps out the domain of the host's name; musl makes "orders.." of a name with it, which is
+// none, so no name has too few dots.
 const (
 	resolvConf   = "/etc/resolv.conf"
-	resolverText = "# bridge's DNS server, for this program and what it starts\nnameserver 127.0.0.1\nsearch .\n"
+	resolverText = "# bridge's DNS server, for this program and what it starts\nnameserver 127.0.0.1\nsearch .\noptions ndots:0\n"
 	nsswitchConf = "/etc/nsswitch.conf"
 	nsswitchText = "hosts: files dns"
 )
