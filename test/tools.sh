@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that are missing of those named, or of those the tests need.
 set -eu
-[ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 util-linux openssh-client haproxy chromium
+[ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 util-linux openssh-client haproxy chromium \
+	musl-tools redis-tools nodejs default-jdk-headless postgresql
 missing=
 for package; do
 	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
@@ -13,4 +14,5 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "tools: installing$missing"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+# At runlevel 1 no package starts its servers.
+RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|count|hog|registry|tls [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|ask|count|hog|registry|tls [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -88,6 +88,10 @@ func run(args []string) error {
 		return c.run(os.Stdout)
 	case "talk":
 		return talk(os.Stdin, os.Stdout)
+	case "ask":
+		server := flags.String("server", "", "host:port of the DNS server, if not that of /etc/resolv.conf")
+		_ = flags.Parse(args[1:])
+		return ask(*server, os.Stdin, os.Stdout)
 	case "look":
 		return json.NewEncoder(os.Stdout).Encode(look(args[1:]))
 	case "ports":
