@@ -21,6 +21,7 @@ import (
 	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/machine"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
 	"bridge/pkg/tunnel"
@@ -35,12 +36,13 @@ type connectOptions struct {
 	pac               bool
 	program           []string // CMD
 	network           network
+	tun, undo         bool
 }
 
 func newConnectCommand(a *app) *cobra.Command {
 	var o connectOptions
 	cmd := &cobra.Command{
-		Use:   "connect [-- CMD...]",
+		Use:   "connect [--tun | -- CMD...]",
 		Short: "Reach the cluster's names and addresses from this machine",
 		Long: `connect starts a pod of its own in the namespace and opens two ports on this machine's loopback: a
 proxy (SOCKS5, HTTP CONNECT and plain HTTP) and a DNS server that knows the cluster's names and leaves
@@ -52,11 +54,16 @@ browser asks the proxy for the cluster's names and addresses only.
 With CMD no port is opened. On Linux CMD runs in a network of its own, without root: there the cluster's names
 and addresses are as in a pod, for every program, and all others as on this machine, whose loopback
 is ` + connect.HostName + `. Where that is not allowed, and on other systems, CMD gets variables that name the
-proxy. Signals and the exit code are CMD's.`,
+proxy. Signals and the exit code are CMD's.
+
+With --tun, as root on Linux, the whole machine sees the cluster: a network device with routes to the cluster's
+ranges of Services and pods, or to those of --cidr, and the cluster's names in its resolver. All that is changed back at the end,
+after a kill by the next --tun or by --undo.`,
 		Example: `  bridge connect -n shop
   bridge connect -n shop --pac
   bridge connect -n shop -- curl http://orders/
   bridge connect -- psql -h db.shop
+  sudo bridge connect --tun --kubeconfig ~/.kube/config -n shop
   curl --proxy socks5h://127.0.0.1:1080 http://orders/`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
@@ -68,8 +75,14 @@ proxy. Signals and the exit code are CMD's.`,
 			if cmd.ArgsLenAtDash() >= 0 && len(args) == 0 {
 				return hint.Newf(hint.Usage, "see: bridge connect --help", "there is nothing behind --")
 			}
+			if err := o.checkWhole(cmd.Flags().Changed, len(args) > 0); err != nil {
+				return err
+			}
+			if o.undo {
+				return machine.Undo(a.say)
+			}
 			for _, name := range []string{"cidr", "local-port", "publish"} {
-				if len(args) == 0 && cmd.Flags().Changed(name) {
+				if len(args) == 0 && cmd.Flags().Changed(name) && !(o.tun && name == "cidr") {
 					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for a CMD", name)
 				}
 			}
@@ -90,6 +103,8 @@ proxy. Signals and the exit code are CMD's.`,
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
 	networkFlags(cmd, &o.network)
+	f.BoolVar(&o.tun, "tun", false, "have the whole machine see the cluster; as root, on Linux. With --cidr those ranges alone are routed")
+	f.BoolVar(&o.undo, "undo", false, "change back what a killed connect --tun has left, and do no more")
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -97,6 +112,15 @@ proxy. Signals and the exit code are CMD's.`,
 }
 
 func (a *app) connect(ctx context.Context, o connectOptions) error {
+	var whole *machine.Machine
+	if o.tun { // before the cluster is asked: what a killed one has left may keep the API server's name from being found
+		m, err := machine.Hold(a.say)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = m.Close() }()
+		whole = m
+	}
 	k, err := a.kube()
 	if err != nil {
 		return err
@@ -110,7 +134,9 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	}
 	var program *connect.Program
 	var e *connect.Entrance
-	if len(o.program) > 0 {
+	if whole != nil {
+		err = a.planWhole(ctx, k, whole, o.network)
+	} else if len(o.program) > 0 {
 		if program, err = a.connectProgram(k, o.program, o.network, entrance); err == nil {
 			err = program.Check(ctx)
 		}
@@ -122,8 +148,12 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	}
 	step := a.progress()
 	defer a.onSecondSignal(nil)
+	var more []string
+	if o.tun {
+		more = []string{"the resolver may not be as before; bring it back with: bridge connect --undo"}
+	}
 	own := &proxypod.Own{
-		OnCreate: a.ownCreated(k, proxypod.KindConnect),
+		OnCreate: a.ownCreated(k, proxypod.KindConnect, more...),
 		Kube:     k, Kind: proxypod.KindConnect, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
 		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
@@ -131,6 +161,12 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		if program != nil {
 			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
 			return program.Run(ctx, func() *tunnel.Client { return t })
+		}
+		if whole != nil {
+			w := &connect.Whole{Machine: whole, Log: a.log, Ready: func() {
+				a.say("this machine is connected through namespace " + k.Namespace + "; Ctrl-C ends it")
+			}}
+			return w.Run(ctx, func() *tunnel.Client { return t })
 		}
 		info, _ := t.Info()
 		pac := ""
@@ -171,10 +207,14 @@ func onLoopback(server string) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
-// ownCreated has a second signal say how to remove the pod that there is from now on.
-func (a *app) ownCreated(k *kube.Client, kind string) func(lease string) {
+// ownCreated has a second signal say how to remove the pod that there is from now on, and more lines.
+func (a *app) ownCreated(k *kube.Client, kind string, more ...string) func(lease string) {
 	return func(lease string) {
-		a.onSecondSignal(func() { a.say("not removed; do it with: " + proxypod.RemoveCommand(k, kind, k.Namespace, lease)) })
+		a.onSecondSignal(func() {
+			for _, line := range append([]string{"not removed; do it with: " + proxypod.RemoveCommand(k, kind, k.Namespace, lease)}, more...) {
+				a.say(line)
+			}
+		})
 	}
 }
 

@@ -74,14 +74,10 @@ func (a *app) connectProgram(k *kube.Client, args []string, n network, entrance 
 		Args: args, Env: os.Environ(), Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr,
 		Direct: []string{hostOf(k.Config.Host)}, OnSignal: a.onSignal, Say: a.say, Entrance: entrance, Outside: n.outside,
 	}
-	for _, text := range n.cidrs {
-		r, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, hint.Newf(hint.Usage, "write it as 10.96.0.0/12", "--cidr: %w", err)
-		}
-		p.Ranges = append(p.Ranges, r)
-	}
 	var err error
+	if p.Ranges, err = n.ranges(); err != nil {
+		return nil, err
+	}
 	if p.LocalPorts, err = portNumbers("--local-port", n.localPorts); err != nil {
 		return nil, err
 	}
@@ -102,6 +98,18 @@ func (a *app) connectProgram(k *kube.Client, args []string, n network, entrance 
 		a.say(noAPIServer(at.String()))
 	}
 	return p, nil
+}
+
+// ranges are those of --cidr.
+func (n network) ranges() (list []netip.Prefix, err error) {
+	for _, text := range n.cidrs {
+		r, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, hint.Newf(hint.Usage, "write it as 10.96.0.0/12", "--cidr: %w", err)
+		}
+		list = append(list, r)
+	}
+	return list, nil
 }
 
 // own has a port be CMD's own, or the pod's, also when it is the API server's; the user's --local-port has been compared.

@@ -1,0 +1,75 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"bridge/internal/dns"
+	"bridge/internal/hint"
+	"bridge/internal/machine"
+	"bridge/internal/packet"
+)
+
+// Whole has this whole machine see the cluster's names and addresses.
+type Whole struct {
+	// Machine is held, and has a plan. Run closes it.
+	Machine *machine.Machine
+	// Ready is told when all is in place. It may be nil.
+	Ready func()
+	// Log gets what failed, at level debug. Nil means none.
+	Log *slog.Logger
+}
+
+// Run changes the machine and serves through t, which has had a session, until ctx is done, which is no error. Then the machine is as before.
+func (w *Whole) Run(ctx context.Context, t Tunnel) (err error) {
+	defer func() { err = errors.Join(err, w.Machine.Close()) }()
+	pod, ok := t().Info()
+	if !ok {
+		return errors.New("the pod told nothing of its resolver")
+	}
+	device, err := w.Machine.Open(packet.MTU)
+	if err != nil {
+		return err
+	}
+	at := netip.AddrPortFrom(w.Machine.Address(), 53)
+	udp, tcp, err := dns.Listen(at.String())
+	if err != nil {
+		return hint.New(hint.Other, fmt.Errorf("the DNS server: %w", err),
+			"who listens on port 53 of all addresses (ss -lnp sport = :53) leaves none for others: have it listen on its own address")
+	}
+	names := &dns.Server{
+		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots, System: w.Machine.System, Log: w.Log,
+	}
+	ranges := w.Machine.Ranges()
+	packets := &packet.Stack{
+		Dial: t.dial, Log: w.Log,
+		Takes: func(a netip.Addr) bool {
+			return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+		},
+	}
+	// Names are still answered while the resolver is brought back.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, serving := errgroup.WithContext(serving)
+	g.Go(func() error { return names.Serve(serving, udp, tcp) })
+	g.Go(func() error { return packets.Run(serving, device) })
+	err = w.Machine.Resolve(machine.Zones{Domain: Domain(pod), Search: pod.Search})
+	if err == nil && ctx.Err() == nil {
+		if w.Ready != nil {
+			w.Ready()
+		}
+		select {
+		case <-ctx.Done():
+		case <-serving.Done():
+		}
+	}
+	err = errors.Join(err, w.Machine.Restore())
+	stop()
+	return errors.Join(err, g.Wait())
+}

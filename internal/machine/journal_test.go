@@ -1,0 +1,231 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"bridge/internal/hint"
+)
+
+const (
+	original = "# of this machine\nnameserver 192.0.2.1\nsearch example.com\n\n"
+	ours     = "nameserver 198.19.249.53\n"
+)
+
+// place is a resolver file in a folder of the test's, with a journal.
+type place struct {
+	t            *testing.T
+	path, folder string
+	said         []string
+}
+
+func newPlace(t *testing.T) *place {
+	dir := t.TempDir()
+	return &place{t: t, path: filepath.Join(dir, "resolv.conf"), folder: filepath.Join(dir, "state")}
+}
+
+func (p *place) say(line string) { p.said = append(p.said, line) }
+
+func (p *place) write(text string) {
+	p.t.Helper()
+	if err := os.WriteFile(p.path, []byte(text), 0o640); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// killed is a bridge that writes its journal, changes the file if it comes to that, and is killed.
+func (p *place) killed(inPlace, changes bool) {
+	p.t.Helper()
+	j, err := hold(p.folder)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	before, err := look(p.path)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c := &fileChange{Path: p.path, Before: before, After: []byte(ours), InPlace: inPlace}
+	if err := j.write(record{File: c}); err != nil {
+		p.t.Fatal(err)
+	}
+	if changes {
+		if err := c.do(); err != nil {
+			p.t.Fatal(err)
+		}
+		if b, err := os.ReadFile(p.path); err != nil || string(b) != ours {
+			p.t.Fatalf("%q, %v", b, err)
+		}
+	}
+	_ = j.file.Close() // the kernel's work
+}
+
+func (p *place) undo() {
+	p.t.Helper()
+	if err := undoAll(p.folder, p.say); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := os.Stat(p.folder); !errors.Is(err, fs.ErrNotExist) {
+		p.t.Errorf("a journal is left: %v", err)
+	}
+	left, _ := filepath.Glob(p.path + ".*")
+	if len(left) > 0 {
+		p.t.Errorf("left: %q", left)
+	}
+}
+
+func (p *place) has(want string) {
+	p.t.Helper()
+	if b, err := os.ReadFile(p.path); err != nil || string(b) != want {
+		p.t.Errorf("%q, %v; want %q\nit said %q", b, err, want, p.said)
+	}
+}
+
+func TestUndoBringsBackWhatWasThere(t *testing.T) {
+	for _, inPlace := range []bool{false, true} {
+		for _, changes := range []bool{false, true} {
+			t.Run(fmt.Sprintf("in place %v, changed %v", inPlace, changes), func(t *testing.T) {
+				p := newPlace(t)
+				p.write(original)
+				p.killed(inPlace, changes)
+				p.undo()
+				p.has(original)
+				if info, err := os.Stat(p.path); err != nil || info.Mode().Perm() != 0o640 {
+					t.Errorf("%v, %v", info.Mode(), err)
+				}
+			})
+		}
+	}
+}
+
+func TestUndoBringsBackALink(t *testing.T) {
+	p := newPlace(t)
+	real := filepath.Join(filepath.Dir(p.path), "real")
+	if err := errors.Join(os.WriteFile(real, []byte(original), 0o644), os.Symlink("real", p.path)); err != nil {
+		t.Fatal(err)
+	}
+	p.killed(false, true)
+	if b, err := os.ReadFile(real); err != nil || string(b) != original {
+		t.Errorf("what the link points to: %q, %v", b, err)
+	}
+	p.undo()
+	p.has(original)
+	if link, err := os.Readlink(p.path); err != nil || link != "real" {
+		t.Errorf("%q, %v", link, err)
+	}
+}
+
+func TestUndoRemovesAFileWhereNoneWas(t *testing.T) {
+	p := newPlace(t)
+	p.killed(false, true)
+	p.undo()
+	if _, err := os.Lstat(p.path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestUndoLeavesAloneWhatSomebodyHasChangedSince(t *testing.T) {
+	for _, inPlace := range []bool{false, true} {
+		p := newPlace(t)
+		p.write(original)
+		p.killed(inPlace, true)
+		p.write(ours + "nameserver 192.0.2.99\n")
+		p.undo()
+		p.has(ours + "nameserver 192.0.2.99\n")
+		if !strings.Contains(strings.Join(p.said, "\n"), "changed by somebody else") {
+			t.Errorf("%q", p.said)
+		}
+	}
+}
+
+// A file that something is mounted on is written in place, and a kill may be in the middle.
+func TestUndoMendsAWriteThatWasCutShort(t *testing.T) {
+	for _, torn := range []string{"", ours[:7], original[:9]} {
+		p := newPlace(t)
+		p.write(original)
+		p.killed(true, true)
+		p.write(torn)
+		p.undo()
+		p.has(original)
+	}
+}
+
+// What a bridge that was killed in the middle of replacing the file has left is no hindrance, and goes.
+func TestUndoRemovesADraft(t *testing.T) {
+	for _, changed := range []bool{false, true} {
+		p := newPlace(t)
+		p.write(original)
+		p.killed(false, changed)
+		if err := os.WriteFile(p.path+".bridge", []byte(original[:3]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p.undo()
+		p.has(original)
+	}
+}
+
+func TestNothingToUndo(t *testing.T) {
+	p := newPlace(t)
+	p.undo()
+	if strings.Join(p.said, "") != "nothing to undo" {
+		t.Errorf("%q", p.said)
+	}
+}
+
+func TestOneAtATime(t *testing.T) {
+	p := newPlace(t)
+	j, err := hold(p.folder)
+	if err == nil {
+		err = j.write(record{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := fmt.Sprint(os.Getpid())
+	_, again := hold(p.folder)
+	for name, err := range map[string]error{"another": again, "undo": undoAll(p.folder, p.say)} {
+		if err == nil || !strings.Contains(err.Error(), "process "+pid) || !strings.Contains(hint.Of(err), "kill "+pid) || hint.CodeOf(err) != hint.Conflict {
+			t.Errorf("%s: %v; %s", name, err, hint.Of(err))
+		}
+	}
+	j.end()
+	j, err = hold(p.folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.end()
+}
+
+// What cannot be undone now is undone later.
+func TestUndoThatFailsStaysInTheJournal(t *testing.T) {
+	p := newPlace(t)
+	p.write(original)
+	p.killed(false, true)
+	if err := errors.Join(os.Remove(p.path), os.Mkdir(p.path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	err := undoAll(p.folder, p.say)
+	if hint.CodeOf(err) != hint.RestoreIncomplete || hint.Of(err) == "" {
+		t.Fatalf("%v", err)
+	}
+	if err := os.Remove(p.path); err != nil {
+		t.Fatal(err)
+	}
+	p.write(ours)
+	p.undo()
+	p.has(original)
+}
+
+func TestAJournalThatIsNoneIsSaid(t *testing.T) {
+	p := newPlace(t)
+	if err := errors.Join(os.Mkdir(p.folder, 0o700), os.WriteFile(filepath.Join(p.folder, journalName), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := undoAll(p.folder, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(hint.Of(err), journalName) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,149 @@
+// Package machine changes the network of this whole machine for as long as bridge runs, and changes it back: a device whose packets bridge
+// gets, routes to the cluster's ranges through it, and a resolver. internal/connect uses it for bridge connect --tun; it alone imports
+// vishvananda/netlink. It works on Linux, as root.
+//
+// What outlives the process is written into a journal before it is changed, so that after a kill the next one, or Undo, can change it back.
+// Device and routes end with the process, whatever ends it; the resolver does not. What somebody else has changed meanwhile is left alone.
+package machine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"bridge/internal/hint"
+	"bridge/internal/private"
+)
+
+const (
+	// Device is the device's name. It begins as resolvconf likes it, which sorts resolvers by it.
+	Device = "tun-bridge"
+
+	// stateFolder has the journal. It outlives a reboot, as a resolver file does, and is not the user's own: whoever becomes root finds it.
+	stateFolder = "/var/lib/bridge"
+	journalName = "machine.json"
+)
+
+// record is what the journal has: how to change back what has been changed, or is about to be.
+type record struct {
+	PID        int         `json:"pid"` // of who holds the journal, or has been killed
+	File       *fileChange `json:"file,omitempty"`
+	Resolvconf bool        `json:"resolvconf,omitempty"` // it has our resolver
+}
+
+func (r *record) empty() bool { return r.File == nil && !r.Resolvconf }
+
+// journal is held by one process at a time.
+type journal struct {
+	file *private.File
+	record
+}
+
+// hold takes the journal in folder. The error has a hint, and names who has it.
+func hold(folder string) (*journal, error) {
+	path := filepath.Join(folder, journalName)
+	f, err := private.Open(path)
+	switch unsafe := new(private.UnsafeError); {
+	case errors.Is(err, private.ErrHeld):
+		who := holder(path)
+		return nil, hint.Newf(hint.Conflict, fmt.Sprintf("one at a time; end that one first, with Ctrl-C or: kill %s", who), "bridge connect --tun runs already, as process %s", who)
+	case errors.As(err, &unsafe):
+		return nil, hint.New(hint.Other, err, "nobody else should write what is trusted there: chown root and chmod go= "+unsafe.Path)
+	case err != nil:
+		return nil, fmt.Errorf("the journal of what is changed on this machine: %w", err)
+	}
+	j := &journal{file: f}
+	if err := f.Read(&j.record); err != nil && !errors.Is(err, io.EOF) {
+		_ = f.Close()
+		return nil, hint.New(hint.RestoreIncomplete, fmt.Errorf("the journal of what is changed on this machine: %w", err),
+			"look at /etc/resolv.conf yourself, then remove "+path)
+	}
+	return j, nil
+}
+
+// holder is the process that holds the journal, as that tells, or "PID" when it does not.
+func holder(path string) string {
+	var r record
+	if b, err := os.ReadFile(path); err == nil && json.Unmarshal(b, &r) == nil && r.PID != 0 {
+		return fmt.Sprint(r.PID)
+	}
+	return "PID"
+}
+
+// write has the journal be r from now on.
+func (j *journal) write(r record) error {
+	r.PID = os.Getpid()
+	if err := j.file.Write(r); err != nil {
+		return fmt.Errorf("the journal of what is changed on this machine: %w", err)
+	}
+	j.record = r
+	return nil
+}
+
+// undo changes back what the journal has, and says what it does. What fails stays in it.
+func (j *journal) undo(say func(string)) error {
+	left := record{}
+	var errs []error
+	if c := j.File; c != nil {
+		did, err := c.undo()
+		switch {
+		case err != nil:
+			left.File = c
+			errs = append(errs, fmt.Errorf("bring back %s: %w", c.Path, err))
+		case did != "":
+			say(did)
+		}
+	}
+	if j.Resolvconf {
+		if err := resolvconfDelete(); err != nil {
+			left.Resolvconf = true
+			errs = append(errs, err)
+		} else {
+			say("resolvconf has this machine's own resolvers again")
+		}
+	}
+	if err := j.write(left); err != nil {
+		errs = append(errs, err)
+	}
+	return hint.New(hint.RestoreIncomplete, errors.Join(errs...), "when that is mended: bridge connect --undo")
+}
+
+// end lets go of the journal, and removes it when nothing is left to undo.
+func (j *journal) end() {
+	if j.empty() {
+		_ = j.file.Remove()
+		_ = os.Remove(filepath.Dir(j.file.Path())) // unless it has something else
+		return
+	}
+	_ = j.file.Close()
+}
+
+// leftover is what a killed one has left.
+func (j *journal) leftover(say func(string)) error {
+	if j.empty() {
+		return nil
+	}
+	say(fmt.Sprintf("undoing what bridge, process %d, could not: it was killed", j.PID))
+	return j.undo(say)
+}
+
+// undoAll is Undo with the journal in folder.
+func undoAll(folder string, say func(string)) error {
+	if _, err := os.Stat(filepath.Join(folder, journalName)); errors.Is(err, os.ErrNotExist) {
+		say("nothing to undo")
+		return nil
+	}
+	j, err := hold(folder)
+	if err != nil {
+		return err
+	}
+	defer j.end()
+	if j.empty() {
+		say("nothing to undo")
+		return nil
+	}
+	return j.leftover(say)
+}

@@ -1,0 +1,370 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"bridge/internal/hint"
+)
+
+// Supported tells whether this system lets bridge do it.
+const Supported = true
+
+// Machine is this one, held: no other bridge changes it until Close.
+type Machine struct {
+	say     func(string)
+	journal *journal
+	way     way
+	ranges  []netip.Prefix
+	own     netip.Addr // the device's, and the DNS server's
+	system  []string   // the resolvers from before
+	fd      int        // of the device, or -1
+	closed  bool
+}
+
+// Hold takes this machine, and changes back what a bridge that was killed has left. The error has a hint.
+func Hold(say func(string)) (*Machine, error) {
+	if os.Geteuid() != 0 {
+		return nil, notRoot()
+	}
+	j, err := hold(stateFolder)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.leftover(say); err != nil {
+		j.end()
+		return nil, err
+	}
+	if err := j.write(record{}); err != nil { // so that others are told who has it
+		j.end()
+		return nil, err
+	}
+	return &Machine{say: say, journal: j, fd: -1}, nil
+}
+
+// Undo changes back what a bridge that was killed has left, and says so.
+func Undo(say func(string)) error {
+	if os.Geteuid() != 0 {
+		return notRoot()
+	}
+	return undoAll(stateFolder, say)
+}
+
+func notRoot() error {
+	return hint.Newf(hint.Other, "with sudo, and the kubeconfig named: sudo bridge --kubeconfig ~/.kube/config connect --tun; or without root: bridge connect -- CMD",
+		"routes and the resolver of this machine are root's to change")
+}
+
+// Plan says whether ranges may be routed here, and says in notes what that takes from others. asked is that the user has named them, and api
+// are the API server's addresses. The error has a hint.
+func (m *Machine) Plan(ranges []netip.Prefix, asked bool, api []netip.Addr) error {
+	m.ranges = merge(ranges)
+	has, err := routes()
+	if err != nil {
+		return err
+	}
+	file, err := os.ReadFile(resolverPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	m.way = inCharge(target(resolverPath), file, func(program string) bool { _, err := exec.LookPath(program); return err == nil })
+	if m.system, err = servers(m.way); err != nil {
+		return err
+	}
+	notes, err := check(m.ranges, asked, has, m.precious(has, api))
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		m.say(n)
+	}
+	m.own, err = own4(m.ranges, has, nil)
+	return err
+}
+
+// Ranges are those that are routed, merged.
+func (m *Machine) Ranges() []netip.Prefix { return m.ranges }
+
+// Address is the device's own, of IPv4, for the DNS server. Call Plan before.
+func (m *Machine) Address() netip.Addr { return m.own }
+
+// System gives the resolvers of before ("host:port").
+func (m *Machine) System() ([]string, error) {
+	if m.way == byResolved { // which follows the networks that come and go
+		return servers(m.way)
+	}
+	return m.system, nil
+}
+
+// precious is what has to be reached as before.
+func (m *Machine) precious(has []Route, api []netip.Addr) (list []Precious) {
+	add := func(a netip.Addr, what string) {
+		if a = a.Unmap().WithZone(""); a.IsValid() && !a.IsLoopback() {
+			list = append(list, Precious{a, what})
+		}
+	}
+	for _, a := range api {
+		add(a, "the API server")
+	}
+	for _, r := range has {
+		if r.To.Bits() == 0 {
+			add(r.Gateway, "the default gateway")
+		}
+	}
+	for _, s := range m.system {
+		if host, _, err := net.SplitHostPort(s); err == nil {
+			a, _ := netip.ParseAddr(host)
+			add(a, "a DNS server in use")
+		}
+	}
+	for _, a := range sshPeers(os.Getpid()) {
+		add(a, "where your SSH session comes from")
+	}
+	return list
+}
+
+// sshPeers are from where somebody has logged in by SSH to run the process pid, as its environment tells, or that of who has started it:
+// sudo clears it.
+func sshPeers(pid int) (list []netip.Addr) {
+	for pid > 1 {
+		environment, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		for v := range strings.SplitSeq(string(environment), "\x00") {
+			name, value, _ := strings.Cut(v, "=")
+			if name != "SSH_CONNECTION" && name != "SSH_CLIENT" {
+				continue
+			}
+			if a, err := netip.ParseAddr(first(value)); err == nil && !slices.Contains(list, a) {
+				list = append(list, a)
+			}
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return list
+		}
+		// "PID (NAME) STATE PARENT ...", and the name may have anything.
+		rest := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(rest) < 2 {
+			return list
+		}
+		if pid, err = strconv.Atoi(rest[1]); err != nil {
+			return list
+		}
+	}
+	return list
+}
+
+// routes are this machine's, of the main table.
+func routes() (list []Route, err error) {
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("the routes of this machine: %w", err)
+	}
+	for _, r := range all {
+		if r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		to := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if r.Family == netlink.FAMILY_V6 {
+			to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if r.Dst != nil {
+			addr, _ := netip.AddrFromSlice(r.Dst.IP)
+			bits, _ := r.Dst.Mask.Size()
+			if r.Family == netlink.FAMILY_V4 {
+				addr = addr.Unmap()
+			}
+			to = netip.PrefixFrom(addr, bits)
+		}
+		hops := []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw}}
+		if len(r.MultiPath) > 0 {
+			hops = r.MultiPath
+		}
+		for _, h := range hops {
+			gateway, _ := netip.AddrFromSlice(h.Gw)
+			list = append(list, Route{To: to, Device: deviceName(h.LinkIndex), Gateway: gateway.Unmap()})
+		}
+	}
+	return list, nil
+}
+
+func deviceName(index int) string {
+	if l, err := netlink.LinkByIndex(index); err == nil {
+		return l.Attrs().Name
+	}
+	return fmt.Sprintf("number %d", index)
+}
+
+// Open makes the device and the routes, and returns the device's descriptor, which Close closes. Both end with this process, if not before.
+func (m *Machine) Open(mtu int) (device int, err error) {
+	if m.fd, err = openDevice(); err != nil {
+		return -1, err
+	}
+	link, err := netlink.LinkByName(Device)
+	if err != nil {
+		return -1, fmt.Errorf("the device %s: %w", Device, err)
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return -1, fmt.Errorf("the device %s: its MTU: %w", Device, err)
+	}
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(m.own, 32))}); err != nil {
+		return -1, fmt.Errorf("the device %s: its address: %w", Device, err)
+	}
+	six := slices.ContainsFunc(m.ranges, func(r netip.Prefix) bool { return r.Addr().Is6() })
+	if six {
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(own6, 128)), Flags: unix.IFA_F_NODAD}); err != nil {
+			six = false
+			m.say(fmt.Sprintf("note: this machine has no IPv6, so the cluster's addresses of IPv6 are not reached: %v", err))
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return -1, fmt.Errorf("the device %s: %w", Device, err)
+	}
+	for _, r := range m.ranges {
+		src := m.own
+		if r.Addr().Is6() {
+			if src = own6; !six {
+				continue
+			}
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r), Src: src.AsSlice(), Scope: netlink.SCOPE_LINK}); err != nil {
+			return -1, fmt.Errorf("a route to %s: %w", r, err)
+		}
+	}
+	return m.fd, nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func openDevice() (fd int, err error) {
+	const path = "/dev/net/tun"
+	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, hint.Newf(hint.Other, "modprobe tun; in a container it takes --device "+path+" and --cap-add NET_ADMIN", "open %s: %w", path, err)
+	}
+	r, err := unix.NewIfreq(Device)
+	if err == nil {
+		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		next := "it takes the capability NET_ADMIN"
+		if errors.Is(err, unix.EBUSY) {
+			next = "somebody else has a device of that name: ip link show " + Device
+		}
+		return -1, hint.Newf(hint.Other, next, "make the device %s: %w", Device, err)
+	}
+	return fd, nil
+}
+
+// Resolve has this machine's programs ask the DNS server, which answers at port 53 of Address, and says who tells them so.
+func (m *Machine) Resolve(z Zones) error {
+	switch m.way {
+	case byResolved:
+		for _, args := range resolvectl(m.own, z, m.ranges) {
+			if err := command(nil, "resolvectl", args...); err != nil {
+				return err
+			}
+		}
+		m.say(fmt.Sprintf("systemd-resolved asks bridge for %s, svc and short names of one label", z.Domain))
+		return nil
+	case byResolvconf:
+		return m.resolvconf()
+	}
+	before, err := look(resolverPath)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(resolverPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	mounted, err := isMounted(resolverPath)
+	if err != nil {
+		return err
+	}
+	c := &fileChange{Path: resolverPath, Before: before, After: resolverFile(text, m.own.String()), InPlace: mounted}
+	if err := m.journal.write(record{File: c}); err != nil {
+		return err
+	}
+	if err := c.do(); err != nil {
+		return fmt.Errorf("have %s name bridge's DNS server: %w", resolverPath, err)
+	}
+	m.say(resolverPath + " names bridge's DNS server")
+	return nil
+}
+
+func (m *Machine) resolvconf() error {
+	text, err := os.ReadFile(resolverPath)
+	if err != nil {
+		return err
+	}
+	if err := m.journal.write(record{Resolvconf: true}); err != nil {
+		return err
+	}
+	// openresolv heeds -m 0 -x, first and alone; Debian's sorts by the device's name.
+	if err := command(resolverFile(text, m.own.String()), "resolvconf", "-a", Device, "-m", "0", "-x"); err != nil {
+		return err
+	}
+	now, err := os.ReadFile(resolverPath)
+	if err != nil {
+		return err
+	}
+	if s := nameservers(now); len(s) == 0 || s[0] != m.own.String() {
+		return hint.Newf(hint.Other, "have it come first: /etc/resolvconf/interface-order", "resolvconf has not put %s first in %s, which names %q", m.own, resolverPath, s)
+	}
+	m.say("resolvconf has " + resolverPath + " name bridge's DNS server")
+	return nil
+}
+
+// isMounted tells whether something is mounted at path.
+func isMounted(path string) (bool, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == path {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Restore brings the resolver back, for which the DNS server goes on. Close does what is left. Both may be called again.
+func (m *Machine) Restore() error {
+	if m.closed || m.journal.empty() {
+		return nil
+	}
+	return m.journal.undo(m.say)
+}
+
+// Close changes everything back and lets go of this machine.
+func (m *Machine) Close() error {
+	if m.closed {
+		return nil
+	}
+	err := m.Restore()
+	m.closed = true
+	if m.fd >= 0 {
+		_ = unix.Close(m.fd)
+		m.fd = -1
+		if m.way == byResolved {
+			_ = command(nil, "resolvectl", "flush-caches") // what it has heard from us
+		}
+	}
+	m.journal.end()
+	return err
+}

@@ -1,0 +1,130 @@
+package machine
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside calls f in a network namespace of the test's own, on a thread that ends with it.
+func inside(t *testing.T, f func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for a network namespace")
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("no network namespace: %v", err)
+	}
+}
+
+func ip(t *testing.T, line string) string {
+	t.Helper()
+	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
+	if err != nil {
+		t.Errorf("ip %s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+// The device, its address and its routes are there until Close, and what the machine has is seen: default route, gateway, networks.
+func TestTheDeviceAndItsRoutesComeAndGo(t *testing.T) {
+	inside(t, func() {
+		for _, line := range []string{
+			"link set lo up", "link add eth0 type veth peer name eth1", "link set eth1 up", "address add 192.168.7.2/24 dev eth0", "link set eth0 up", "route add default via 192.168.7.1",
+			"route add 10.8.0.0/16 via 192.168.7.9", "route add blackhole 10.9.0.0/16",
+		} {
+			ip(t, line)
+		}
+		has, err := routes()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, want := range []string{"0.0.0.0/0 via 192.168.7.1 dev eth0", "192.168.7.0/24 dev eth0", "10.8.0.0/16 via 192.168.7.9 dev eth0"} {
+			if !slices.ContainsFunc(has, func(r Route) bool { return r.String() == want }) {
+				t.Errorf("%v has not %s", has, want)
+			}
+		}
+		j, err := hold(filepath.Join(t.TempDir(), "state"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		m := &Machine{say: func(string) {}, journal: j, fd: -1}
+		refused := m.Plan(prefixes("192.168.0.0/16"), true, nil)
+		if refused == nil || !strings.Contains(refused.Error(), "would swallow the default gateway, 192.168.7.1") {
+			t.Errorf("%v", refused)
+		}
+		if err := m.Plan(prefixes("10.244.0.0/24", "10.96.0.0/16", "10.244.1.0/24"), false, []netip.Addr{netip.MustParseAddr("192.0.2.8")}); err != nil {
+			t.Error(err)
+			return
+		}
+		before := ip(t, "-4 -o route show table all") + ip(t, "-4 -o address")
+		if _, err := m.Open(65520); err != nil {
+			t.Error(err)
+			return
+		}
+		got := ip(t, "route")
+		for _, want := range []string{"10.244.0.0/23 dev tun-bridge", "10.96.0.0/16 dev tun-bridge"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("no %s in:\n%s", want, got)
+			}
+		}
+		if link := ip(t, "link show tun-bridge"); !strings.Contains(link, "mtu 65520") || !strings.Contains(link, "UP") {
+			t.Error(link)
+		}
+		if err := errors.Join(m.Close(), m.Close()); err != nil {
+			t.Error(err)
+		}
+		if after := ip(t, "-4 -o route show table all") + ip(t, "-4 -o address"); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+	})
+}
+
+// Who has logged in by SSH is known also behind sudo, which clears the environment.
+func TestTheSSHPeerIsFoundBehindSudo(t *testing.T) {
+	c := exec.Command("sh", "-c", `env -i sleep 1000 & echo $!; wait`)
+	c.Env = append(os.Environ(), "SSH_CONNECTION=203.0.113.9 50000 192.0.2.1 22", "SSH_CLIENT=203.0.113.9 50000 22")
+	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = unix.Kill(-c.Process.Pid, unix.SIGKILL)
+		_ = c.Wait()
+	}()
+	var pid int
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err == nil {
+		_, err = fmt.Sscan(line, &pid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sshPeers(pid); !slices.Contains(got, netip.MustParseAddr("203.0.113.9")) {
+		t.Errorf("%v", got)
+	}
+}

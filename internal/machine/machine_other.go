@@ -1,0 +1,50 @@
+//go:build !linux
+
+package machine
+
+import (
+	"net/netip"
+	"runtime"
+
+	"bridge/internal/hint"
+)
+
+// Supported tells whether this system lets bridge do it.
+const Supported = false
+
+// Machine is not to be had here.
+type Machine struct{}
+
+func unsupported() error {
+	return hint.Newf(hint.Usage, "use the proxy of bridge connect, or bridge forward", "the whole machine is for Linux only, and this is %s", runtime.GOOS)
+}
+
+// Hold says that it is not to be had.
+func Hold(func(string)) (*Machine, error) { return nil, unsupported() }
+
+// Undo says so too.
+func Undo(func(string)) error { return unsupported() }
+
+// Plan is not reached.
+func (*Machine) Plan([]netip.Prefix, bool, []netip.Addr) error { return unsupported() }
+
+// Ranges are none.
+func (*Machine) Ranges() []netip.Prefix { return nil }
+
+// Address is not valid.
+func (*Machine) Address() netip.Addr { return netip.Addr{} }
+
+// System gives nothing.
+func (*Machine) System() ([]string, error) { return nil, unsupported() }
+
+// Open is not reached.
+func (*Machine) Open(int) (int, error) { return -1, unsupported() }
+
+// Resolve is not reached.
+func (*Machine) Resolve(Zones) error { return unsupported() }
+
+// Restore has nothing to do.
+func (*Machine) Restore() error { return nil }
+
+// Close has nothing to do.
+func (*Machine) Close() error { return nil }

@@ -1,0 +1,332 @@
+package packet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/fdbased"
+	"gvisor.dev/gvisor/pkg/tcpip/link/nested"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"bridge/internal/flow"
+	"bridge/pkg/tunnel"
+)
+
+const (
+	// MTU is what the device should have, in bytes. Its packets never leave this machine, and the fewer there are the less each byte costs.
+	MTU = 65520
+
+	// maxConns is how many TCP connections there are at once, with those that are being dialled. The first packet of others is dropped,
+	// and the program's system sends it again.
+	maxConns = 4096
+
+	// bufferSize bounds what is kept of a connection each way, in bytes: some packets of the longest. The way is short, more gains nothing.
+	bufferSize = 256 << 10
+
+	// dialTime bounds a dial that nobody answers: what the pod's own dials take at most.
+	dialTime = 30 * time.Second
+
+	nic = 1
+)
+
+// Stack carries what arrives at a device.
+type Stack struct {
+	// Dial connects to where a packet goes; network is "tcp" or "udp", address an IP address and a port. It must return when ctx is done.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Takes tells whether packets to an address are carried. All others are dropped.
+	Takes func(netip.Addr) bool
+
+	// Log gets what failed, at level debug. Nil means none.
+	Log *slog.Logger
+}
+
+// pair is who sends datagrams to whom.
+type pair struct{ from, to netip.AddrPort }
+
+// run is one Run.
+type run struct {
+	*Stack
+	ctx   context.Context
+	stack *stack.Stack
+	flows *flow.Table[pair]
+	slots chan struct{}
+
+	mu    sync.RWMutex
+	ended bool // nothing begins any more
+	conns sync.WaitGroup
+}
+
+// Run carries what is sent through device, the descriptor of one without a link layer, until ctx is done, which is no error, or the device is
+// gone. Then all connections are reset; it returns when all has ended. The device stays open, and is the caller's.
+func (s *Stack) Run(outer context.Context, device int) error {
+	ctx, cancel := context.WithCancel(outer)
+	defer cancel()
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	gone := make(chan error, 1)
+	link, err := fdbased.New(&fdbased.Options{
+		FDs: []int{device}, MTU: MTU,
+		RXChecksumOffload: true, // they come from this machine's own memory
+		ClosedFunc: func(e tcpip.Error) {
+			err := errors.New("the device is gone")
+			if e != nil {
+				err = fmt.Errorf("read from the device: %s", e)
+			}
+			select {
+			case gone <- err:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	r := &run{Stack: s, ctx: ctx, slots: make(chan struct{}, maxConns)}
+	r.stack = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
+	})
+	r.flows = &flow.Table[pair]{
+		Dial: func(ctx context.Context, p pair) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, dialTime)
+			defer cancel()
+			return s.Dial(ctx, "udp", p.to.String())
+		},
+		Answer: r.answer,
+		Idle:   func(p pair) time.Duration { return tunnel.FlowIdle(p.to.String()) },
+		Begin: func(p pair) func(error) {
+			return func(err error) {
+				if err != nil {
+					s.Log.Debug("datagrams", "to", p.to, "error", err)
+				}
+			}
+		},
+	}
+	if err := r.configure(link); err != nil {
+		r.stack.Destroy()
+		return err
+	}
+	select {
+	case <-outer.Done():
+		err = nil
+	case err = <-gone:
+	}
+	cancel()
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
+	r.conns.Wait()
+	r.flows.Wait()
+	r.stack.Destroy()
+	return err
+}
+
+func (r *run) configure(link stack.LinkEndpoint) error {
+	size := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: bufferSize}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: bufferSize}
+	sack := tcpip.TCPSACKEnabled(true)
+	for _, option := range []tcpip.SettableTransportProtocolOption{&size, &send, &sack} {
+		if err := r.stack.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return failed("set up TCP", err)
+		}
+	}
+	forwarder := tcp.NewForwarder(r.stack, bufferSize, maxConns, r.connection)
+	r.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
+	r.stack.SetTransportProtocolHandler(udp.ProtocolNumber, r.datagram)
+	f := &filter{takes: r.Takes}
+	f.Init(link, f)
+	r.stack.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nic},
+		{Destination: header.IPv6EmptySubnet, NIC: nic},
+	})
+	if err := r.stack.CreateNIC(nic, f); err != nil {
+		return failed("set up the device", err)
+	}
+	// Every address is its own.
+	if err := r.stack.SetPromiscuousMode(nic, true); err != nil {
+		return failed("set up the device", err)
+	}
+	if err := r.stack.SetSpoofing(nic, true); err != nil {
+		return failed("set up the device", err)
+	}
+	return nil
+}
+
+func failed(what string, err tcpip.Error) error { return fmt.Errorf("%s: %s", what, err) }
+
+// connection carries one, which its program has asked for and which is not made yet.
+func (r *run) connection(request *tcp.ForwarderRequest) {
+	if !r.begin() {
+		request.Complete(true)
+		return
+	}
+	defer r.conns.Done()
+	id := request.ID()
+	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	default:
+		request.Complete(false) // as if the packet had been lost
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, dialTime)
+	target, err := r.Dial(ctx, "tcp", to.String())
+	cancel()
+	if err != nil {
+		request.Complete(true)
+		r.Log.Debug("connection", "to", to, "error", err)
+		return
+	}
+	var queue waiter.Queue
+	endpoint, refused := request.CreateEndpoint(&queue)
+	request.Complete(false)
+	if refused != nil { // the program has gone
+		tunnel.Abort(target)
+		r.Log.Debug("connection", "to", to, "error", refused.String())
+		return
+	}
+	endpoint.SocketOptions().SetDelayOption(false)
+	c := &conn{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}
+	defer context.AfterFunc(r.ctx, func() {
+		c.Reset()
+		tunnel.Abort(target)
+	})()
+	if err := tunnel.Splice(c, target); err != nil {
+		r.Log.Debug("connection", "to", to, "error", err)
+	}
+}
+
+// begin counts a connection, if there may be more.
+func (r *run) begin() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if !r.ended {
+		r.conns.Add(1)
+	}
+	return !r.ended
+}
+
+// conn is a program's connection, which can be reset.
+type conn struct {
+	*gonet.TCPConn
+	endpoint tcpip.Endpoint
+}
+
+// Reset resets it.
+func (c *conn) Reset() { c.endpoint.Abort() }
+
+// Read and Write have the errors of a system's connection.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	return n, systemError(err)
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.TCPConn.Write(p)
+	return n, systemError(err)
+}
+
+// systemError is an error of the stack's, which says what it is by its text alone, as the system's.
+func systemError(err error) error {
+	op := new(net.OpError)
+	if !errors.As(err, &op) || op.Err == nil {
+		return err
+	}
+	switch op.Err.Error() {
+	case (&tcpip.ErrConnectionReset{}).String():
+		op.Err = syscall.ECONNRESET
+	case (&tcpip.ErrClosedForSend{}).String():
+		op.Err = syscall.EPIPE
+	}
+	return err
+}
+
+// datagram takes one. It waits for nobody.
+func (r *run) datagram(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if !r.ended {
+		from, to := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort), netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+		r.flows.Put(r.ctx, pair{from, to}, pkt.Data().AsRange().ToSlice())
+	}
+	return true
+}
+
+// answer sends p's sender a datagram.
+func (r *run) answer(p pair, b []byte) error {
+	network := ipv4.ProtocolNumber
+	if p.to.Addr().Is6() {
+		network = ipv6.ProtocolNumber
+	}
+	route, err := r.stack.FindRoute(nic, tcpip.AddrFromSlice(p.to.Addr().AsSlice()), tcpip.AddrFromSlice(p.from.Addr().AsSlice()), network, false)
+	if err != nil {
+		return failed("answer a datagram", err)
+	}
+	defer route.Release()
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		ReserveHeaderBytes: header.UDPMinimumSize + int(route.MaxHeaderLength()), Payload: buffer.MakeWithData(b),
+	})
+	defer pkt.DecRef()
+	length := uint16(header.UDPMinimumSize + len(b))
+	h := header.UDP(pkt.TransportHeader().Push(header.UDPMinimumSize))
+	pkt.TransportProtocolNumber = udp.ProtocolNumber
+	h.Encode(&header.UDPFields{SrcPort: p.to.Port(), DstPort: p.from.Port(), Length: length})
+	h.SetChecksum(^h.CalculateChecksum(checksum.Combine(route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum())))
+	if err := route.WritePacket(stack.NetworkHeaderParams{Protocol: udp.ProtocolNumber, TTL: route.DefaultTTL()}, pkt); err != nil {
+		return failed("answer a datagram", err)
+	}
+	return nil
+}
+
+// filter drops packets that the stack would answer, or take, by itself: ICMP, and those to other addresses.
+type filter struct {
+	nested.Endpoint
+	takes func(netip.Addr) bool
+}
+
+// DeliverNetworkPacket is told each packet that the device has.
+func (f *filter) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	if f.passes(protocol, pkt) {
+		f.Endpoint.DeliverNetworkPacket(protocol, pkt)
+	}
+}
+
+func (f *filter) passes(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) bool {
+	switch protocol {
+	case ipv4.ProtocolNumber:
+		b, ok := pkt.Data().PullUp(header.IPv4MinimumSize)
+		h := header.IPv4(b)
+		return ok && h.TransportProtocol() != header.ICMPv4ProtocolNumber && f.takes(address(h.DestinationAddress()))
+	case ipv6.ProtocolNumber:
+		b, ok := pkt.Data().PullUp(header.IPv6MinimumSize)
+		h := header.IPv6(b)
+		return ok && h.TransportProtocol() != header.ICMPv6ProtocolNumber && f.takes(address(h.DestinationAddress()))
+	}
+	return false
+}
+
+// address is one of the stack's.
+func address(a tcpip.Address) netip.Addr {
+	addr, _ := netip.AddrFromSlice(a.AsSlice())
+	return addr
+}
