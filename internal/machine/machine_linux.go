@@ -17,9 +17,6 @@ import (
 	"bridge/internal/hint"
 )
 
-// Supported tells whether this system lets bridge do it.
-const Supported = true
-
 // Machine is this one, held: no other bridge changes it until Close.
 type Machine struct {
 	say     func(string)

@@ -9,9 +9,6 @@ import (
 	"bridge/internal/hint"
 )
 
-// Supported tells whether this system lets bridge do it.
-const Supported = false
-
 // Machine is not to be had here.
 type Machine struct{}
 
