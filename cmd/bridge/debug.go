@@ -103,8 +103,12 @@ func (a *app) debugCopy(ctx context.Context, k *kube.Client, t kube.Target, o de
 	defer a.onSecondSignal(nil)
 	c := &debug.Copy{
 		Kube: k, Target: t, Container: o.container, Name: o.copyTo, Arch: o.arch, Keep: o.keep, Say: a.say,
-		OnCreate: func(remove string) {
-			a.onSecondSignal(func() { a.say("the copy is still there; remove it with: " + remove) })
+		OnCreate: func(remove string, there bool) {
+			words := "the copy may have been made; if so, remove it with: "
+			if there {
+				words = "the copy is still there; remove it with: "
+			}
+			a.onSecondSignal(func() { a.say(words + remove) })
 		},
 	}
 	return c.Run(ctx, func(ctx context.Context, p *debug.Place) error { return a.runAt(ctx, k, o.streamOptions, p, command) })

@@ -46,8 +46,8 @@ type Copy struct {
 	Name      string
 	Arch      string // of the program that holds it; "" asks the cluster
 	Keep      bool
-	// OnCreate is told that the copy is there, with the command that removes it.
-	OnCreate func(remove string)
+	// OnCreate is told that the copy is about to be made, and then that it is there, with the command that removes it.
+	OnCreate func(remove string, there bool)
 	Say      func(string)
 }
 
@@ -83,7 +83,7 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 	if err != nil {
 		return err
 	}
-	c.OnCreate(remove)
+	c.OnCreate(remove, true)
 	c.Say(fmt.Sprintf("pod/%s is a copy of pod/%s", c.Name, pod.Name))
 	for _, n := range notes {
 		c.Say("note: " + n)
@@ -112,6 +112,7 @@ func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string) (*co
 	ns, pods := made.Namespace, c.Kube.Clientset.CoreV1().Pods(made.Namespace)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
+	c.OnCreate(remove, false)
 	created, err := pods.Create(bounded, made, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 	if err == nil {
 		return created, nil

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -287,7 +288,7 @@ func (p *Place) Attach(ctx context.Context, k *kube.Client, s kube.Streams, say 
 	defer cancel()
 	code, err2 := ExitCode(bounded, k, p)
 	switch {
-	case err2 == nil && err != nil && seen.n.Load() == 0:
+	case err2 == nil && kube.BeforeUpgrade(err) && seen.n.Load() == 0:
 		return p.Output(ctx, k, out, say) // it had ended before
 	case err != nil:
 		return 0, err
@@ -300,6 +301,7 @@ func (p *Place) Attach(ctx context.Context, k *kube.Client, s kube.Streams, say 
 // pipe gives a program without a terminal its input. What it prints is taken from its log: that has also what was printed before.
 func (p *Place) pipe(ctx context.Context, k *kube.Client, s kube.Streams, say func(string)) (code int, err error) {
 	attaching, detach := context.WithCancel(ctx)
+	defer detach()
 	attached := make(chan error, 1)
 	go func() {
 		attached <- k.Attach(attaching, k.Namespace, p.Pod, p.Container, kube.Streams{Stdin: s.Stdin, Stdout: io.Discard, Stderr: io.Discard})
@@ -318,8 +320,12 @@ func (p *Place) pipe(ctx context.Context, k *kube.Client, s kube.Streams, say fu
 	var e end
 	select {
 	case e = <-ended:
-		detach()
+		// The streams of a program that has ended do, too, and say whether they were cut before.
+		defer time.AfterFunc(attachEnd, detach).Stop()
 		err = <-attached
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
 	case err = <-attached:
 		detach()
 		if err != nil {
@@ -331,7 +337,7 @@ func (p *Place) pipe(ctx context.Context, k *kube.Client, s kube.Streams, say fu
 	switch {
 	case ctx.Err() != nil:
 		return 0, context.Cause(ctx)
-	case reading.Err() != nil || hint.CodeOf(err) == hint.Unreachable:
+	case reading.Err() != nil, err != nil && !kube.BeforeUpgrade(err):
 		return 0, err // its input was cut off
 	}
 	return e.code, e.err

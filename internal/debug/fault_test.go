@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	streaming "k8s.io/apimachinery/pkg/util/remotecommand"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
@@ -83,9 +85,18 @@ func named(mine string) *corev1.Pod {
 // A copy that is being made when bridge is to end is made, and known, and removed.
 func TestACopyIsKnownWhenBridgeIsToEnd(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
-	s := &server{first: func(http.ResponseWriter, *http.Request) bool { end(); return false }}
-	c := &Copy{Kube: s.client(t), Name: "dbg"}
-	made, err := c.create(ctx, named("me"), "")
+	var told []string
+	s := &server{first: func(_ http.ResponseWriter, r *http.Request) bool {
+		if end(); r.Method == http.MethodPost && len(told) != 1 {
+			t.Errorf("who is to end at once is told %q while it is made", told)
+		}
+		return false
+	}}
+	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(remove string, there bool) { told = append(told, fmt.Sprint(remove, " ", there)) }}
+	made, err := c.create(ctx, named("me"), "remove")
+	if fmt.Sprint(told) != "[remove false]" {
+		t.Errorf("%q", told)
+	}
 	if err != nil || made.UID != "made" {
 		t.Fatalf("%v, %v", made, err)
 	}
@@ -115,7 +126,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 				}
 				return r.Method == http.MethodPost
 			}}
-			c := &Copy{Kube: s.client(t), Name: "dbg"}
+			c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
 			if _, err := c.create(t.Context(), named("me"), ""); err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
 				t.Error(err)
 			}
@@ -125,7 +136,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 		})
 	}
 	s := &server{pod: named("somebody")}
-	c := &Copy{Kube: s.client(t), Name: "dbg"}
+	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
 	if _, err := c.create(t.Context(), named("me"), ""); hint.CodeOf(err) != hint.Conflict || s.pod == nil {
 		t.Error(err)
 	}
@@ -133,7 +144,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 		t.Errorf("%v", s.requests)
 	}
 	s = &server{pod: named("me")} // the answer before was lost, and the client has asked again
-	c = &Copy{Kube: s.client(t), Name: "dbg"}
+	c = &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
 	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "it" {
 		t.Error(err)
 	}
@@ -150,13 +161,13 @@ func beside() *corev1.Pod {
 }
 
 // logged answers for the log of that container, and attach for what joins its streams.
-func logged(attach func(http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
+func logged(attach func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/log"):
 			_, _ = fmt.Fprintln(w, "2026-01-02T03:04:05Z early")
 		case strings.HasSuffix(r.URL.Path, "/attach"):
-			attach(w)
+			attach(w, r)
 		default:
 			return false
 		}
@@ -200,15 +211,39 @@ func TestAPodThatIsReplacedIsWaitedForNoMore(t *testing.T) {
 	}
 }
 
+// upgraded opens a program's streams in a WebSocket, and ends with a status, or cuts it.
+func upgraded(status string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		up := websocket.Upgrader{Subprotocols: []string{streaming.StreamProtocolV5Name}}
+		conn, err := up.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if status == "" {
+			return
+		}
+		_ = conn.WriteMessage(websocket.BinaryMessage, append([]byte{streaming.StreamErr}, status...))
+		_ = conn.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
+	}
+}
+
 // What a program without a terminal prints comes once, from its log, also when it has ended before it had its input; when its input was cut off
 // its end is no success.
 func TestAProgramWithInputPrintsEverythingOnce(t *testing.T) {
 	for name, c := range map[string]struct {
-		attach func(http.ResponseWriter)
+		attach func(http.ResponseWriter, *http.Request)
 		cut    bool
 	}{
-		"ended before": {func(w http.ResponseWriter) { http.Error(w, "container not found", http.StatusBadRequest) }, false},
-		"cut":          {func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, true},
+		"ended before": {func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "container not found", http.StatusBadRequest)
+		}, false},
+		"cut":                        {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true},
+		"no way to the kubelet":      {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 503, metav1.StatusReasonServiceUnavailable) }, true},
+		"cut after the upgrade":      {upgraded(""), true},
+		"refused after the upgrade":  {upgraded(`{"status":"Failure","message":"Internal error occurred: unable to upgrade connection: container dbg not found in pod"}`), false},
+		"the kubelet lost afterward": {upgraded(`{"status":"Failure","message":"Internal error occurred: error reading from error stream: EOF"}`), true},
+		"ended":                      {upgraded(`{"status":"Success"}`), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &server{pod: beside(), first: logged(c.attach)}

@@ -65,6 +65,12 @@ func (c *Client) Attach(ctx context.Context, namespace, pod, container string, s
 	return Explain(err, "attach to container "+container+" of pod "+namespace+"/"+pod)
 }
 
+// BeforeUpgrade tells whether a program's streams were refused before there were any, as those of a container that has ended are. It reads what
+// the API server says: over a WebSocket that comes as the program's status, without a type.
+func BeforeUpgrade(err error) bool {
+	return err != nil && hint.CodeOf(err) != hint.Unreachable && strings.Contains(err.Error(), "unable to upgrade connection")
+}
+
 // noProgram reads what container runtimes say of a program that is not there.
 func noProgram(err error) bool {
 	text := err.Error()
@@ -116,6 +122,9 @@ type statusUpgrader struct{ spdy.Upgrader }
 // NewConnection is called when the server has agreed to the upgrade.
 func (u statusUpgrader) NewConnection(r *http.Response) (spdystream.Connection, error) {
 	conn, err := u.Upgrader.NewConnection(r)
+	if err != nil && r.StatusCode > http.StatusInternalServerError { // its type is lost
+		err = hint.New(hint.Unreachable, err, "what is between this machine and the pod does not answer; try again")
+	}
 	// Those before them send none on success.
 	if err == nil && slices.Contains([]string{streaming.StreamProtocolV4Name, streaming.StreamProtocolV5Name}, r.Header.Get(httpstream.HeaderProtocolVersion)) {
 		conn = statusConnection{conn}

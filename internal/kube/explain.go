@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/gorilla/websocket"
+
 	"bridge/internal/hint"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -109,6 +111,7 @@ func explainNetwork(err error) (code hint.Code, msg, next string) {
 	var dnsErr *net.DNSError
 	var netErr net.Error
 	var opErr *net.OpError
+	var closed *websocket.CloseError // as client-go wraps it when a WebSocket ends that has not been closed
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "getting credentials"):
@@ -128,7 +131,7 @@ func explainNetwork(err error) (code hint.Code, msg, next string) {
 		return hint.Unreachable, server + " does not answer (timed out)",
 			"check the network, VPN or firewall between this machine and the server"
 	case errors.As(err, &opErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), urlErr != nil,
-		errors.Is(err, syscall.ECONNRESET):
+		errors.Is(err, syscall.ECONNRESET), errors.As(err, &closed) && closed.Code != websocket.CloseNormalClosure:
 		return hint.Unreachable, "", "the connection to " + server + " failed; check the network, VPN and proxy settings (HTTPS_PROXY)"
 	}
 	return 0, "", ""
