@@ -29,7 +29,7 @@ func newRBACCommand(a *app) *cobra.Command {
 		Long: `rbac prints the Role with what one command does in a namespace, and nothing else: each rule says what it is
 for. KIND is that of the workload: deployment (the default), statefulset, replicaset, rollout or pod. With a subject it prints the RoleBinding too. It reads the kubeconfig for the namespace, and asks no cluster.
 
-The built-in role edit has all that the commands need, but for the right of debug to add containers to pods; these Roles are for giving less.`,
+The built-in role edit has all that the commands need, but for the right of debug and capture to add containers to pods; these Roles are for giving less.`,
 		Example: `  bridge rbac swap -n shop --user ada | kubectl apply -f -
   bridge rbac swap statefulset -n shop --user ada | kubectl apply -f -
   bridge rbac forward -n shop --group developers --serviceaccount ci:runner`,

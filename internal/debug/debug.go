@@ -103,20 +103,36 @@ func (e *Ephemeral) Start(ctx context.Context) (*Place, error) {
 			return place, nil
 		}
 	}
-	c.Name += strings.ToLower(rand.Text()[:5])
-	place.Container = c.Name
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"ephemeralContainers": []corev1.EphemeralContainer{*c}}})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := e.Kube.Clientset.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "ephemeralcontainers"); err != nil {
-		if unclear(err) {
-			e.Say("whether container " + c.Name + " was added is not known; if it was, it stays until the pod goes")
-		}
+	if err := add(ctx, e.Kube, pod, c, e.Say); err != nil {
 		return nil, kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
 	}
+	place.Container = c.Name
 	e.Say("container " + c.Name + " " + beside + "; it stays there, as the API has no way to remove it, until the pod goes")
 	return place, await(ctx, e.Kube, pod.Namespace, pod.UID, pod.Name, c.Name, e.Image != "")
+}
+
+// add adds a container to a pod, with a name of its own, which begins as it has one.
+func add(ctx context.Context, k *kube.Client, pod *corev1.Pod, c *corev1.EphemeralContainer, say func(string)) error {
+	c.Name += strings.ToLower(rand.Text()[:5])
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"ephemeralContainers": []corev1.EphemeralContainer{*c}}})
+	if err != nil {
+		return err
+	}
+	_, err = k.Clientset.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "ephemeralcontainers")
+	if err != nil && unclear(err) {
+		say("whether container " + c.Name + " was added is not known; if it was, it stays until the pod goes")
+	}
+	return err
+}
+
+// nameAs begins c's name as that of whatever is like it, and the same owner's.
+func nameAs(c *corev1.EphemeralContainer, owner string) error {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	c.Name = fmt.Sprintf("%s%x-", namePrefix, sha256.Sum256(append(text, owner...)))[:len(namePrefix)+8] + "-"
+	return nil
 }
 
 // earlier is one of our containers that runs and is like c, whose name begins theirs.
@@ -184,12 +200,7 @@ func (e *Ephemeral) container(pod *corev1.Pod, target string) (c *corev1.Ephemer
 	if len(missing) > 0 {
 		notes = append(notes, fmt.Sprintf("not mounted, since the API refuses parts of volumes and devices here: %s%s", strings.Join(missing, ", "), where))
 	}
-	text, err := json.Marshal(c)
-	if err != nil {
-		return nil, nil, err
-	}
-	c.Name = fmt.Sprintf("%s%x-", namePrefix, sha256.Sum256(append(text, owner...)))[:len(namePrefix)+8] + "-"
-	return c, notes, nil
+	return c, notes, nameAs(c, owner)
 }
 
 // await waits until a container runs, or, where that will do, has ended.

@@ -65,14 +65,7 @@ func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
 
 // CheckDebug is Check for bridge debug, by what it is to do.
 func CheckDebug(ctx context.Context, k *kube.Client, t kube.Target, image, copies bool) error {
-	ask := []Right{{Resource: "pods", Verb: "get"}}
-	if t.Kind != kube.Pod {
-		group := "apps"
-		if t.Kind == kube.Service {
-			group = ""
-		}
-		ask = append(ask, Right{Resource: "pods", Verb: "list"}, Right{Group: group, Resource: t.Kind.Resource(), Verb: "get"})
-	}
+	ask := findingOf(t)
 	if copies {
 		ask = append(ask, rightsOf(copying())...)
 	} else {
@@ -88,6 +81,25 @@ func CheckDebug(ctx context.Context, k *kube.Client, t kube.Target, image, copie
 		return err
 	}
 	return Debug.refuse(k.Namespace, "debug "+t.String(), lacking)
+}
+
+// CheckCapture is Check for bridge capture.
+func CheckCapture(ctx context.Context, k *kube.Client, t kube.Target) error {
+	lacking, err := Missing(ctx, k, slices.Concat(findingOf(t), rightsOf(ephemeral()), running().rights()))
+	if err != nil {
+		return err
+	}
+	return Capture.refuse(k.Namespace, "capture at "+t.String(), lacking)
+}
+
+// findingOf is what finding a pod of t takes.
+func findingOf(t kube.Target) []Right {
+	ask := []Right{{Resource: "pods", Verb: "get"}}
+	if t.Kind != kube.Pod {
+		group := t.Kind.Group()
+		ask = append(ask, Right{Resource: "pods", Verb: "list"}, Right{Group: group, Resource: t.Kind.Resource(), Verb: "get"})
+	}
+	return ask
 }
 
 // CheckTokens is Check for --token.
@@ -153,7 +165,10 @@ func (c Command) refuse(namespace, doing string, lacking []Right) error {
 	if _, kind := c.target(); kind == kube.Rollout {
 		first += " where Argo Rollouts' own cluster roles are installed"
 	}
-	if slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(ephemeral()), r) }) {
+	switch needsEphemeral := slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(ephemeral()), r) }); {
+	case needsEphemeral && c == Capture:
+		first = "neither of the built-in roles edit and admin has the right to add a container to a pod that runs"
+	case needsEphemeral:
 		first = "with --copy-to NAME it debugs a copy of the pod, for which the built-in role edit is enough"
 	}
 	if c == Debug && slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(copying()), r) }) {

@@ -25,6 +25,8 @@ const (
 	Probes Command = "probes"
 	// Debug has a Check of its own: CheckDebug.
 	Debug Command = "debug"
+	// Capture too: CheckCapture.
+	Capture Command = "capture"
 	// Exec and Logs have none either.
 	Exec Command = "exec"
 	Logs Command = "logs"
@@ -50,7 +52,7 @@ func (c Command) target() (Command, kube.Kind) {
 
 // Commands are all of them, in the order they are shown in.
 func Commands() []Command {
-	return []Command{Swap, Forward, Connect, Restore, Status, Diagnose, Probes, Logs, Exec, Debug}
+	return []Command{Swap, Forward, Connect, Restore, Status, Diagnose, Probes, Logs, Exec, Debug, Capture}
 }
 
 // KeeperAccount is the ServiceAccount that an admin prepares for the keepers of a namespace, with the Role of
@@ -284,6 +286,8 @@ func (c Command) rules() []rule {
 		})
 	case Debug:
 		return slices.Concat(finding(), ephemeral(), []rule{running()}, attaching(), copying())
+	case Capture:
+		return slices.Concat(finding(), ephemeral(), []rule{{"Run the program in it that sees packets. Kubernetes 1.35 and later ask for create for the WebSocket form too.", required, "", list("pods/exec"), list("get", "create")}})
 	case Logs:
 		return append(finding(), rule{"What their containers have printed.", required, "", list("pods/log"), list("get")})
 	case Exec:

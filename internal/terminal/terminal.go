@@ -25,10 +25,16 @@ func Open(in io.Reader, out io.Writer) *Terminal {
 		return nil
 	}
 	t := &Terminal{in: f, out: f}
-	if o, ok := out.(*os.File); ok && term.IsTerminal(int(o.Fd())) {
-		t.out = o
+	if Is(out) {
+		t.out = out.(*os.File)
 	}
 	return t
+}
+
+// Is tells whether what is written to out is shown by a terminal.
+func Is(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // Raw has each key go to who reads, Ctrl-C too, until Restore.

@@ -78,6 +78,9 @@ func Run(ctx context.Context, args []string, s Streams) int {
 		help(s.Out)
 		return 0
 	}
+	if args[0] == Capture {
+		return captureTool().do(ctx, Capture, s, args[1:])
+	}
 	t, ok := table()[args[0]]
 	if !ok {
 		_, _ = fmt.Fprintf(s.Err, "no tool %q: there are %s\n", args[0], strings.Join(Names(), ", "))

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"bridge/internal/debug"
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/rights"
+	"bridge/internal/terminal"
+)
+
+type captureOptions struct{ port, file, proxyImage string }
+
+func newCaptureCommand(a *app) *cobra.Command {
+	var o captureOptions
+	cmd := &cobra.Command{
+		Use:   "capture TYPE/NAME --port PORT [-w FILE|-]",
+		Short: "See what passes on a port of a pod, as Wireshark and tcpdump read it",
+		Long: `capture writes the packets from and to a TCP or UDP port of a pod, on all of its network interfaces and its loopback, as pcapng, until Ctrl-C.
+Of a workload or a Service it takes a pod that is ready, or else one that runs, and says which.
+
+It adds a container to the pod, from the proxy's image, which --proxy-image names. To see packets takes CAP_NET_RAW, which a namespace of Pod
+Security level restricted lets nobody have.`,
+		Example: `  bridge capture deployment/orders --port http -w orders.pcapng
+  bridge capture svc/orders --port 8080 | tcpdump -A -r -
+  bridge capture pod/orders-0 --port 8080 | wireshark -k -i -`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 || len(args) > 2 {
+				return errors.New("name one pod or workload")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := kube.ParseTarget(args...)
+			if err != nil {
+				return err
+			}
+			if err := o.check(a.stdout); err != nil {
+				return err
+			}
+			k, err := a.kube()
+			if err != nil {
+				return err
+			}
+			if err := rights.CheckCapture(cmd.Context(), k, t); err != nil {
+				return err
+			}
+			return a.capture(cmd.Context(), k, t, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.port, "port", "", "the pod's port: its number, or the name that its container gives it")
+	f.StringVarP(&o.file, "write", "w", "-", "the file to write, - for stdout")
+	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with the program that sees packets: bridge image push makes it")
+	return cmd
+}
+
+func (o *captureOptions) check(stdout io.Writer) error {
+	switch {
+	case o.port == "":
+		return hint.Newf(hint.Usage, "see: bridge capture --help", "--port is needed")
+	case o.proxyImage == "":
+		return hint.Newf(hint.Usage, "name the proxy's with --proxy-image: bridge image push makes it", "a container can be added to a running pod only from an image")
+	case o.file == "-" && terminal.Is(stdout):
+		return hint.Newf(hint.Usage, "write it to a file, -w FILE, or read it: bridge capture ... | tcpdump -A -r -", "a capture is nothing that a terminal can show")
+	}
+	return nil
+}
+
+func (a *app) capture(ctx context.Context, k *kube.Client, t kube.Target, o captureOptions) (err error) {
+	out := a.stdout
+	if o.file != "-" {
+		file, openErr := os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // there may be secrets in it
+		if openErr != nil {
+			return hint.New(hint.Usage, openErr, "name a file that can be written")
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		out = file
+	}
+	c := &debug.Capture{Kube: k, Target: t, Port: o.port, ProxyImage: o.proxyImage, Out: out, Err: a.stderr, Say: a.say}
+	return c.Run(ctx)
+}

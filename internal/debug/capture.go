@@ -1,0 +1,185 @@
+package debug
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+	"bridge/internal/pcapng"
+	"bridge/internal/tools"
+)
+
+// Capture is what passes on a port of a pod.
+type Capture struct {
+	Kube       *kube.Client
+	Target     kube.Target
+	Port       string // a number, or a name that a container of the pod has given one
+	ProxyImage string
+	// Out gets the capture as pcapng, whole blocks alone, Err what is said of it in the pod.
+	Out, Err io.Writer
+	Say      func(string)
+}
+
+// captureEnd is how long the program in the pod has to write what it has when it is to end.
+const captureEnd = 5 * time.Second
+
+// Run captures until ctx ends, which is no error.
+func (c *Capture) Run(ctx context.Context) error {
+	pod, err := c.Kube.RunningPod(ctx, c.Kube.Namespace, c.Target)
+	if err != nil {
+		return err
+	}
+	port, err := portOf(pod, c.Port)
+	if err != nil {
+		return err
+	}
+	if pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows {
+		return hint.Newf(hint.Usage, "capture at a pod that it talks to", "pod/%s runs on Windows, where bridge sees no packets", pod.Name)
+	}
+	if pod.Spec.HostNetwork {
+		c.Say("note: the pod has the node's network: it is the node's port " + port)
+	}
+	container, err := c.container(ctx, pod)
+	if err != nil {
+		return err
+	}
+	return c.copy(ctx, pod, container, port)
+}
+
+// portOf is the number of a port of pod's.
+func portOf(pod *corev1.Pod, port string) (string, error) {
+	if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
+		return strconv.FormatUint(n, 10), nil
+	}
+	var names []string
+	for _, of := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for _, container := range of {
+			for _, p := range container.Ports {
+				if p.Name == port && port != "" {
+					return strconv.Itoa(int(p.ContainerPort)), nil
+				}
+				names = append(names, strings.TrimSpace(fmt.Sprint(p.ContainerPort, " ", p.Name)))
+			}
+		}
+	}
+	next := "it declares none; give the number that its program listens at"
+	if len(names) > 0 {
+		next = "it declares " + strings.Join(names, ", ")
+	}
+	return "", hint.Newf(hint.Usage, next, "pod/%s has no port %q", pod.Name, port)
+}
+
+// captureRights are the two ways to see packets, which takes CAP_NET_RAW: to ask for that and nothing else, which Pod Security lets pass at level
+// privileged alone; and to have what the container runtime gives a root user by itself, which level baseline lets pass too, and has it with
+// containerd and Docker. Under level restricted there is none: nobody is root, and nobody has it.
+func captureRights() []*corev1.SecurityContext {
+	yes, no, root := true, false, int64(0)
+	with := func(c *corev1.Capabilities) *corev1.SecurityContext {
+		return &corev1.SecurityContext{
+			Capabilities: c, RunAsUser: &root, RunAsGroup: &root, RunAsNonRoot: &no, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		}
+	}
+	return []*corev1.SecurityContext{
+		with(&corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_RAW"}}),
+		with(nil),
+	}
+}
+
+// container is one in pod that may see packets: one that is there, or one that is added.
+func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (string, error) {
+	var possible []*corev1.EphemeralContainer
+	for _, rights := range captureRights() {
+		e := &corev1.EphemeralContainer{}
+		e.Image, e.ImagePullPolicy = c.ProxyImage, corev1.PullIfNotPresent
+		e.Args, e.SecurityContext = []string{"tool", tools.Hold}, rights
+		e.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+		if err := nameAs(e, ""); err != nil {
+			return "", err
+		}
+		if name := earlier(pod, e); name != "" {
+			c.Say("container " + name + " is there already, in pod/" + pod.Name)
+			return name, nil
+		}
+		possible = append(possible, e)
+	}
+	var refused error
+	for _, e := range possible {
+		err := add(ctx, c.Kube, pod, e, c.Say)
+		if err == nil {
+			c.Say("container " + e.Name + " in pod/" + pod.Name + "; it stays there, as the API has no way to remove it, until the pod goes")
+			return e.Name, await(ctx, c.Kube, pod.Namespace, pod.UID, pod.Name, e.Name, false)
+		}
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "violates PodSecurity") {
+			return "", kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
+		}
+		refused = err
+	}
+	return "", hint.New(hint.Forbidden,
+		fmt.Errorf("packets are seen with CAP_NET_RAW alone, as root, and the Pod Security level of namespace %s lets no container have that: %w", pod.Namespace, refused),
+		fmt.Sprintf("level baseline lets it: an admin can have it for as long as the capture takes, with kubectl label namespace %s pod-security.kubernetes.io/enforce=baseline --overwrite.\n"+
+			"Or capture at the other end, in a namespace that lets it: at a pod that talks to this one", pod.Namespace))
+}
+
+// copy passes on what the program in the pod writes, until it ends; it does when its input ends.
+func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port string) error {
+	running, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	in, end := io.Pipe()
+	defer end.Close()
+	stop := context.AfterFunc(ctx, func() { _ = end.Close() })
+	defer stop()
+	late := context.AfterFunc(ctx, func() {
+		select {
+		case <-running.Done():
+		case <-time.After(captureEnd):
+			cut(errors.New("the program in the pod has not ended"))
+		}
+	})
+	defer late()
+	whole := &pcapng.Whole{Out: c.Out}
+	code, err := c.Kube.Run(running, pod.Namespace, pod.Name, container, append(proxyPath(), "tool", tools.Capture, port),
+		kube.Streams{Stdin: in, Stdout: stopping{whole, cut}, Stderr: c.Err})
+	var unwritten writeError
+	switch {
+	case errors.As(context.Cause(running), &unwritten):
+		return hint.Newf(hint.Other, "is there room, and does who reads it still run?", "write the capture: %w", unwritten.error)
+	case err != nil:
+		return hint.New(0, fmt.Errorf("the capture has ended after %d packets, which are whole: %w", whole.Packets, err), "the same command goes on, in another file")
+	case code == tools.CaptureDenied:
+		return hint.Newf(hint.Forbidden, fmt.Sprintf("where the container runtime gives no CAP_NET_RAW by itself it has to be asked for, which Pod Security lets pass at level privileged alone: "+
+			"kubectl label namespace %s pod-security.kubernetes.io/enforce=privileged --overwrite. A security module of the node may refuse it, too", pod.Namespace),
+			"container %s in pod %s/%s has not the right to see packets, CAP_NET_RAW", container, pod.Namespace, pod.Name)
+	case code != 0:
+		return hint.Newf(hint.Other, fmt.Sprintf("an image of another version than this bridge does not know it: bridge image push makes one; what became of the pod: bridge diagnose pod/%s -n %s", pod.Name, pod.Namespace),
+			"the capture has ended with exit code %d, after %d packets", code, whole.Packets)
+	}
+	return nil
+}
+
+// writeError is of where the capture goes.
+type writeError struct{ error }
+
+// stopping ends what writes to it when that fails.
+type stopping struct {
+	io.Writer
+	stop context.CancelCauseFunc
+}
+
+// Write is called with the next part.
+func (s stopping) Write(b []byte) (int, error) {
+	n, err := s.Writer.Write(b)
+	if err != nil {
+		s.stop(writeError{err})
+	}
+	return n, err
+}
