@@ -1,9 +1,12 @@
 package diagnose
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"bridge/internal/hint"
 )
 
 func TestPodsThatAreRefused(t *testing.T) {
@@ -127,5 +130,61 @@ func TestSwapsThatWereLeftBehind(t *testing.T) {
 	found := s.report(nil).Findings
 	if len(found) != 1 || found[0].ID != "swap-left-behind" || found[0].Object != (Ref{"deployment", "shop", "orders"}) || found[0].Next[0] != "bridge restore deployment orders -n shop" {
 		t.Errorf("found %+v", found)
+	}
+}
+
+func TestBudgetsThatLetNoPodGo(t *testing.T) {
+	budget := func(allowed, healthy, desired, expected int, more string) string {
+		return fmt.Sprintf("\n---\nkind: PodDisruptionBudget\nmetadata: {name: it}\nspec: {selector: {matchLabels: {app: it}}}\n"+
+			"status: {disruptionsAllowed: %d, currentHealthy: %d, desiredHealthy: %d, expectedPods: %d%s}\n", allowed, healthy, desired, expected, more)
+	}
+	node := func(more string) string {
+		return "\n---\nkind: Node\nmetadata: {name: node1}\nspec: {" + more + "}\nstatus: {conditions: [{type: Ready, status: 'True'}]}\n"
+	}
+	well := withPod("", "", running)
+	crashes := withPod("", "", waits("CrashLoopBackOff", "back-off"))
+	try(t, []tried{
+		{"it lets one go", well + budget(1, 2, 1, 2, "") + node("unschedulable: true"), "", ""},
+		{"it is about none", budget(0, 0, 0, 0, ""), "", ""},
+		{"none, ever", well + budget(0, 1, 1, 1, "") + node(""), "budget-allows-none", "maxUnavailable: 1"},
+		{"a drain", well + budget(0, 1, 1, 1, "") + node("unschedulable: true"), "drain-blocked", "kubectl uncordon node1"},
+		{"none for now", crashes + budget(0, 1, 1, 2, "") + node(""), "program-exits", ""},
+		{"a drain, and a pod that is not well", crashes + budget(0, 1, 1, 2, "") + node("unschedulable: true"), "program-exits", ""},
+		{"it fails", well + budget(0, 0, 0, 0, `, conditions: [{type: DisruptionAllowed, status: "False", reason: SyncFailed, message: "jobs.batch does not implement the scale subresource"}]`), "budget-failed", "does not implement"},
+	})
+}
+
+func TestArgosRollouts(t *testing.T) {
+	rollout := func(spec, status string) string {
+		return "\n---\nkind: Rollout\nmetadata: {name: it}\nspec: {replicas: 2" + spec + "}\nstatus: {" + status + "}\n"
+	}
+	const set = "\n---\nkind: ReplicaSet\nmetadata: {name: it-1, ownerReferences: [{apiVersion: argoproj.io/v1alpha1, kind: Rollout, name: it, uid: '', controller: true}]}\nspec: {selector: {matchLabels: {app: it}}}\nstatus: {replicas: 1}\n"
+	ofSet := func(p string) string {
+		return strings.Replace(p, "uid: u1", "uid: u1, ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: it-1, uid: '', controller: true}]", 1)
+	}
+	try(t, []tried{
+		{"well", rollout("", "phase: Healthy"), "", ""},
+		{"a step that waits", rollout("", "phase: Paused, message: CanaryPauseStep"), "", ""},
+		{"degraded", rollout("", "phase: Degraded, message: 'ProgressDeadlineExceeded: it has timed out', availableReplicas: 1"), "rollout-degraded", "undo it -n shop"},
+		{"given up", rollout("", "phase: Degraded, abort: true, message: 'RolloutAborted: metric failed'"), "rollout-aborted", "retry rollout it -n shop"},
+		{"paused", rollout(", paused: true", "phase: Paused, updatedReplicas: 1"), "rollout-paused", "spec.paused"},
+		{"its pods do not run", rollout("", "phase: Degraded, message: 'ProgressDeadlineExceeded: it has timed out'") + set + "\n---\n" + ofSet(withPod("", "", waits("CrashLoopBackOff", "back-off"))), "program-exits", ""},
+	})
+	s := load(t, rollout("", "phase: Degraded")+set+"\n---\n"+ofSet(withPod("", "", running))+"\n---\nkind: Service\nmetadata: {name: other}\nspec: {type: ExternalName, externalName: x.test}\n")
+	r, err := ParseTarget("rollout/it", "shop")
+	if err != nil || s.exist([]Ref{r}) != nil {
+		t.Fatal(err, s.exist([]Ref{r}))
+	}
+	near := s.around([]Ref{r})
+	for _, want := range []Ref{{"pod", "shop", "it"}, {"replicaset", "shop", "it-1"}, r} {
+		if !near[want] {
+			t.Errorf("%s is not near: %v", want, near)
+		}
+	}
+	if found := s.report([]Ref{r}).Findings; len(found) != 1 || found[0].ID != "rollout-degraded" {
+		t.Errorf("%+v", found)
+	}
+	if r.Name = "none"; hint.CodeOf(s.exist([]Ref{r})) != hint.NotFound {
+		t.Error("one that does not exist is found")
 	}
 }

@@ -10,7 +10,11 @@ import (
 
 // scaledBy is what an autoscaler scales.
 func scaledBy(h *autoscalingv2.HorizontalPodAutoscaler) Ref {
-	return Ref{strings.ToLower(h.Spec.ScaleTargetRef.Kind), h.Namespace, h.Spec.ScaleTargetRef.Name}
+	kind := strings.ToLower(h.Spec.ScaleTargetRef.Kind)
+	if strings.HasPrefix(h.Spec.ScaleTargetRef.APIVersion, argoGroup+"/") {
+		kind += "." + argoGroup
+	}
+	return Ref{kind, h.Namespace, h.Spec.ScaleTargetRef.Name}
 }
 
 // checkAutoscalers is about autoscalers that do nothing.

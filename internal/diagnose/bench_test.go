@@ -1,7 +1,10 @@
 package diagnose
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"bridge/internal/kube"
 )
 
 // crowd is a namespace of that many pods, of which each tenth finds no node and each tenth crashes; the first of them are of Jobs, which are
@@ -77,4 +82,39 @@ func BenchmarkReport(b *testing.B) {
 			}
 		})
 	}
+}
+
+// The whole of it, over an API server that is 20 ms away.
+func BenchmarkRun(b *testing.B) {
+	s := crowd(200, 0)
+	var pods []string
+	for i := range s.Pods {
+		text, err := json.Marshal(&s.Pods[i])
+		if err != nil {
+			b.Fatal(err)
+		}
+		pods = append(pods, string(text))
+	}
+	k, asked := apiServer(b, map[string]string{"pods": strings.Join(pods, ",")})
+	k.Config.Wrap(func(next http.RoundTripper) http.RoundTripper { return away{next} })
+	far, err := kube.NewForConfig(k.Config, "shop")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		*asked = nil
+		if r, err := Run(b.Context(), far, Options{}); err != nil || len(r.Findings) == 0 {
+			b.Fatalf("%v, %+v", err, r)
+		}
+	}
+	b.ReportMetric(float64(len(*asked)), "requests/op")
+}
+
+// away is a server that is 20 ms away.
+type away struct{ next http.RoundTripper }
+
+// RoundTrip is called for each request.
+func (a away) RoundTrip(r *http.Request) (*http.Response, error) {
+	time.Sleep(20 * time.Millisecond)
+	return a.next.RoundTrip(r)
 }

@@ -42,6 +42,8 @@ func checks() []check {
 		{name: "services", needs: []plural{services}, behind: starting, run: checkServices},
 		{name: "ingresses", needs: []plural{ingresses, services}, behind: append([]string{"services"}, starting...), run: checkIngresses},
 		{name: "rollouts", needs: []plural{deployments}, behind: starting, run: checkRollouts},
+		{name: "Argo rollouts", behind: starting, run: checkArgoRollouts},
+		{name: "disruption budgets", needs: []plural{budgets}, behind: starting, run: checkBudgets},
 		{name: "jobs", needs: []plural{jobs}, behind: starting, run: checkJobs},
 		{name: "autoscalers", needs: []plural{autoscalers}, behind: append([]string{"rollouts"}, starting...), run: checkAutoscalers},
 		{name: "network policies", needs: []plural{policies}, run: checkPolicies},

@@ -103,7 +103,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	if o.AllNamespaces {
 		namespace = ""
 	}
-	s, err := read(ctx, k, namespace)
+	s, err := read(ctx, k, namespace, o.Targets)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -29,7 +30,7 @@ func load(t *testing.T, documents ...string) *Snapshot {
 	for _, r := range always() {
 		s.asked[r.resource] = true
 	}
-	for _, r := range []plural{namespaces, configMaps, secrets, storageClasses, podsElsewhere} {
+	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, podsElsewhere} {
 		s.asked[r] = true
 	}
 	for doc := range strings.SplitSeq(strings.Join(documents, "\n---\n"), "\n---\n") {
@@ -96,6 +97,15 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		decode(t, doc, &s.Ingresses, func(o *networkingv1.Ingress) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "HorizontalPodAutoscaler":
 		decode(t, doc, &s.Autoscalers, func(o *autoscalingv2.HorizontalPodAutoscaler) *metav1.ObjectMeta { return &o.ObjectMeta })
+	case "PodDisruptionBudget":
+		decode(t, doc, &s.Budgets, func(o *policyv1.PodDisruptionBudget) *metav1.ObjectMeta { return &o.ObjectMeta })
+	case "Rollout":
+		var o argoRollout
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		o.Namespace = "shop"
+		s.Rollouts = append(s.Rollouts, o)
 	case "Node":
 		decode(t, doc, &s.Nodes, func(o *corev1.Node) *metav1.ObjectMeta { return &o.ObjectMeta })
 		s.Nodes[len(s.Nodes)-1].Namespace = ""

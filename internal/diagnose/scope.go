@@ -18,6 +18,7 @@ var kinds = map[string]string{
 	"ingress": "ingress", "ingresses": "ingress", "ing": "ingress",
 	"horizontalpodautoscaler": "horizontalpodautoscaler", "horizontalpodautoscalers": "horizontalpodautoscaler", "hpa": "horizontalpodautoscaler",
 	"networkpolicy": "networkpolicy", "networkpolicies": "networkpolicy", "netpol": "networkpolicy",
+	"poddisruptionbudget": "poddisruptionbudget", "poddisruptionbudgets": "poddisruptionbudget", "pdb": "poddisruptionbudget",
 	"node": "node", "nodes": "node", "no": "node",
 }
 
@@ -36,7 +37,7 @@ func ParseTarget(arg, namespace string) (Ref, error) {
 	}
 	t, err := kube.ParseTarget(arg)
 	if err == nil && t.Kind == kube.Rollout {
-		return Ref{}, hint.Newf(hint.Usage, "name one of its replicasets or pods, or nothing", "%s: rollouts are not diagnosed", t)
+		return Ref{Kind: rolloutKind, Namespace: namespace, Name: t.Name}, nil
 	}
 	return Ref{Kind: string(t.Kind), Namespace: namespace, Name: t.Name}, err
 }
@@ -76,6 +77,12 @@ func (s *Snapshot) each(do func(kind string, o metav1.Object)) {
 	for i := range s.Autoscalers {
 		do("horizontalpodautoscaler", &s.Autoscalers[i])
 	}
+	for i := range s.Budgets {
+		do("poddisruptionbudget", &s.Budgets[i])
+	}
+	for i := range s.Rollouts {
+		do(rolloutKind, &s.Rollouts[i])
+	}
 	for i := range s.Nodes {
 		do("node", &s.Nodes[i])
 	}
@@ -92,6 +99,8 @@ func (s *Snapshot) exist(targets []Ref) error {
 			all = ingresses
 		case "networkpolicy":
 			all = policies
+		case rolloutKind:
+			all = argoRollouts
 		}
 		switch {
 		case there[t]:
@@ -150,6 +159,13 @@ func (s *Snapshot) around(targets []Ref) map[Ref]bool {
 			}
 		}
 	}
+	for i := range s.Budgets {
+		if b := &s.Budgets[i]; near[refOf("poddisruptionbudget", b)] {
+			for _, p := range s.budgeted(b) {
+				near[refOf("pod", p)] = true
+			}
+		}
+	}
 	for range 3 { // a CronJob's pods are three owners down
 		for r, o := range owners {
 			if near[o] {
@@ -202,6 +218,11 @@ func (s *Snapshot) around(targets []Ref) map[Ref]bool {
 	for _, h := range s.Autoscalers {
 		if near[scaledBy(&h)] {
 			near[refOf("horizontalpodautoscaler", &h)] = true
+		}
+	}
+	for i := range s.Budgets {
+		if slices.ContainsFunc(s.budgeted(&s.Budgets[i]), func(p *pod) bool { return near[refOf("pod", p)] }) {
+			near[refOf("poddisruptionbudget", &s.Budgets[i])] = true
 		}
 	}
 	for i := range s.Policies {

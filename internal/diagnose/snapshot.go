@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,6 +41,8 @@ const (
 	policies       plural = "networkpolicies"
 	ingresses      plural = "ingresses"
 	autoscalers    plural = "horizontalpodautoscalers"
+	budgets        plural = "poddisruptionbudgets"
+	argoRollouts   plural = "rollouts"
 	nodes          plural = "nodes"
 	configMaps     plural = "configmaps"
 	secrets        plural = "secrets"
@@ -66,10 +69,13 @@ type Snapshot struct {
 	Policies       []networkingv1.NetworkPolicy
 	Ingresses      []networkingv1.Ingress
 	Autoscalers    []autoscalingv2.HorizontalPodAutoscaler
+	Budgets        []policyv1.PodDisruptionBudget
 	Nodes          []corev1.Node
 	// Space is the namespace itself; nil where all are looked at, or it may not be read.
 	Space *corev1.Namespace
 
+	// Rollouts are Argo's. They are read where ReplicaSets are theirs, or one is a target.
+	Rollouts []argoRollout
 	// These are read when something that was read before asks for them. Of ConfigMaps and Secrets it is the names alone.
 	ConfigMaps, Secrets []metav1.PartialObjectMetadata
 	StorageClasses      []storagev1.StorageClass
@@ -84,6 +90,8 @@ type Snapshot struct {
 	Dialled *Dialled
 	answers map[place]answer
 
+	// rolloutWanted is whether one is a target.
+	rolloutWanted bool
 	// asked are the kinds that were to be read.
 	asked map[plural]bool
 	// The same objects, to be found: events by what they are about, ReplicaSets and Jobs by name, pods by namespace and workload.
@@ -168,6 +176,10 @@ func always() []reading {
 			l, err := k.Clientset.AutoscalingV2().HorizontalPodAutoscalers(s.Namespace).List(ctx, all)
 			return kept(&s.Autoscalers, func() []autoscalingv2.HorizontalPodAutoscaler { return l.Items }, err)
 		}},
+		{budgets, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			l, err := k.Clientset.PolicyV1().PodDisruptionBudgets(s.Namespace).List(ctx, all)
+			return kept(&s.Budgets, func() []policyv1.PodDisruptionBudget { return l.Items }, err)
+		}},
 		{nodes, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
 			l, err := k.Clientset.CoreV1().Nodes().List(ctx, all)
 			return kept(&s.Nodes, func() []corev1.Node { return l.Items }, err)
@@ -187,6 +199,9 @@ func (s *Snapshot) asNeeded() (out []reading) {
 				s.Secrets, err = names(ctx, k, s.Namespace, secrets)
 				return err
 			}})
+	}
+	if s.rolloutWanted || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
+		out = append(out, reading{argoRollouts, readRollouts})
 	}
 	if slices.ContainsFunc(s.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Status.Phase == corev1.ClaimPending }) {
 		out = append(out, reading{storageClasses, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
@@ -236,8 +251,9 @@ func (s *Snapshot) space() []reading {
 }
 
 // read makes the snapshot. Only the pods have to be readable, and a namespace has to be there.
-func read(ctx context.Context, k *kube.Client, namespace string) (*Snapshot, error) {
+func read(ctx context.Context, k *kube.Client, namespace string, targets []Ref) (*Snapshot, error) {
 	s := &Snapshot{Namespace: namespace, Now: time.Now()}
+	s.rolloutWanted = slices.ContainsFunc(targets, func(r Ref) bool { return r.Kind == rolloutKind })
 	for _, round := range []func() []reading{s.space, s.asNeeded} {
 		if err := s.readAll(ctx, k, round()); err != nil {
 			return nil, err
@@ -349,7 +365,7 @@ func (s *Snapshot) has(r plural) bool { return s.asked[r] && !s.isUnread(r) }
 
 func (s *Snapshot) size() int {
 	return len(s.Pods) + len(s.Services) + len(s.Deployments) + len(s.ReplicaSets) + len(s.StatefulSets) + len(s.DaemonSets) + len(s.Jobs) +
-		len(s.Claims) + len(s.Policies) + len(s.Ingresses) + len(s.Autoscalers)
+		len(s.Claims) + len(s.Policies) + len(s.Ingresses) + len(s.Autoscalers) + len(s.Budgets) + len(s.Rollouts)
 }
 
 // refOf names an object of that kind.

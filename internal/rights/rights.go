@@ -268,6 +268,8 @@ func (c Command) rules() []rule {
 			{"", optional, "discovery.k8s.io", list("endpointslices"), list("list")},
 			{"", optional, "networking.k8s.io", list("ingresses", "networkpolicies"), list("list")},
 			{"", optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
+			{"", optional, "policy", list("poddisruptionbudgets"), list("list")},
+			{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("list")},
 			{"Whether the namespace is there, or goes.", optional, "", list("namespaces"), list("get")},
 			{"Swaps that were left behind.", optional, "coordination.k8s.io", list("leases"), list("list")},
 			{"The last lines of a container that ended.", optional, "", list("pods/log"), list("get")},
