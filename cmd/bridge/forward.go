@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bridge/internal/diagnose"
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -173,7 +174,7 @@ func (a *app) forward(ctx context.Context, o forwardOptions) error {
 	set.Proxy = func(ctx context.Context, use func(context.Context, reach.Dial) error) error {
 		return a.forwardProxy(ctx, k, o, set, use)
 	}
-	return set.Run(ctx)
+	return diagnose.Explain(ctx, k, set.Run(ctx))
 }
 
 // forwardList reads -f. When ctx is done it leaves a read behind, which a terminal or a pipe may keep for ever.

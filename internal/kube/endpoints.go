@@ -767,7 +767,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 		return e.notFound("pods")
 	}
 	if len(pods) == 0 {
-		return hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? "+show, "%s: no pod matches its selector", base)
+		return e.unhealthy(hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? "+show, "%s: no pod matches its selector", base))
 	}
 	var why []string
 	for i := range pods {
@@ -777,7 +777,11 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 		}
 		why = append(why, pods[i].Name+": "+podReason(&pods[i]))
 	}
-	return hint.Newf(hint.Other, fmt.Sprintf("kubectl describe pod -n %s %s", e.Namespace, pods[0].Name), "%s: %s", base, strings.Join(why, "; "))
+	return e.unhealthy(hint.Newf(hint.Other, fmt.Sprintf("kubectl describe pod -n %s %s", e.Namespace, pods[0].Name), "%s: %s", base, strings.Join(why, "; ")))
+}
+
+func (e *Endpoints) unhealthy(err error) error {
+	return &Unhealthy{Target: e.Target, Namespace: e.Namespace, Err: err}
 }
 
 // podReason is what a person would find first in the pod's status.

@@ -21,6 +21,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// Unhealthy is an error of something that has to be well and is not. internal/diagnose says why.
+type Unhealthy struct {
+	Target    Target
+	Namespace string
+	Err       error
+}
+
+func (u *Unhealthy) Error() string { return u.Err.Error() }
+
+// Unwrap returns what is known so far.
+func (u *Unhealthy) Unwrap() error { return u.Err }
+
 // Explain wraps an error of an API call with what was being done ("list services in shop"), an exit
 // code and the next step. A nil err gives nil. An error that has a hint already keeps it; a cancelled
 // context is only prefixed, for then somebody else knows the reason.

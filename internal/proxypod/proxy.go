@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -193,7 +194,7 @@ func (p *Proxy) WaitTunnel(ctx context.Context, state func() tunnel.State) error
 }
 
 func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
-	_, _, what := p.names()
+	name, _, what := p.names()
 	last := "no pod yet"
 	var hopeless bool
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
@@ -218,7 +219,8 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		return hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
+		err = hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
+		return diagnose.Explain(ctx, p.Kube, &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Err: err})
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
