@@ -30,13 +30,16 @@ func newDiagnoseCommand(a *app) *cobra.Command {
 	var all, noDial, watch bool
 	var timeout time.Duration
 	var output string
+	var files []string
 	cmd := &cobra.Command{
-		Use:   "diagnose [TYPE/NAME...]",
+		Use:   "diagnose [TYPE/NAME... | -f FILE]",
 		Short: "Say why something does not work",
 		Long: `diagnose reads the namespace once, with your own rights, and says what does not work, and why: the state that shows
 it, the direction of the fault, the events, and the next command or the smallest change that mends it. What one fault
 explains stands behind it. With names it is about these, and what they stand on. It changes nothing; that it connects to
 the pods' ports, by port-forward, can be left out.
+
+With -f the API server tries the objects of a file, as a strict dry run: a field that is misspelt is named.
 
 With --watch it looks until there is no problem, and every workload and pod is as it is to be: for use after an apply.
 
@@ -44,6 +47,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 		Example: `  bridge diagnose                      # the namespace
   bridge diagnose deployment/orders    # and its pods, services, claims, nodes
   bridge diagnose --watch --timeout 5m # after kubectl apply: until all is well
+  bridge diagnose -f shop.yaml         # would it be taken, and does what is there of it work
   bridge diagnose -A -o json           # all namespaces, for a program`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A format that does not exist is no reason to read a cluster.
@@ -52,6 +56,9 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			}
 			if all && len(args) > 0 {
 				return hint.Newf(hint.Usage, "leave out -A, and name the namespace with -n", "names are of one namespace")
+			}
+			if len(files) > 0 && (all || len(args) > 0) {
+				return hint.Newf(hint.Usage, "leave out -A and the names: it is about the objects of the file", "-f names what to look at")
 			}
 			if timeout != 0 && !watch {
 				return hint.Newf(hint.Usage, "add --watch", "--timeout is how long --watch may take")
@@ -78,10 +85,16 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
 			}
+			if len(files) > 0 {
+				if o.Tried, err = kube.TryManifests(ctx, a.flags, namespace, files); err != nil {
+					return err
+				}
+			}
 			return a.diagnose(ctx, k, o, watch, output)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a file of objects, - for stdin: try them on the API server, which names what it does not know, and look at those that are there")
 	cmd.Flags().BoolVar(&noDial, "no-dial", false, "do not connect to the pods' ports")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look every 2 seconds until there is no problem and nothing is on its way")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end --watch after that time with what is wrong then (default never)")

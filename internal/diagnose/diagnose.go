@@ -24,6 +24,8 @@ type Options struct {
 	// Swaps are bridge's own that are known in what is looked at. Whoever calls reads them: that is pkg/swap's trade, which
 	// this package may one day serve.
 	Swaps []Swap
+	// Tried are the objects of a manifest, as kube.TryManifests gives them. Where there are some and no Targets, it is those of them that are there.
+	Tried []kube.Tried
 	// Unread are kinds of objects that the caller could not read, for the report.
 	Unread []Unread
 	// NoDial leaves out the ports: nothing is connected to.
@@ -104,6 +106,12 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	if o.AllNamespaces {
 		namespace = ""
 	}
+	manifest, untried := manifestFindings(o.Tried)
+	if len(o.Tried) > 0 && len(o.Targets) == 0 {
+		if o.Targets = targetsOf(o.Tried); len(o.Targets) == 0 {
+			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: append(untried, o.Unread...)}, nil
+		}
+	}
 	s, err := read(ctx, k, namespace, o.Targets)
 	if err != nil {
 		return nil, err
@@ -116,7 +124,8 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		s.dial(ctx, k, s.around(o.Targets))
 	}
 	r := s.report(o.Targets)
-	r.Unread = append(r.Unread, o.Unread...)
+	r.Findings = append(manifest, r.Findings...)
+	r.Unread = slices.Concat(r.Unread, untried, o.Unread)
 	addLogs(ctx, k, r.Findings)
 	return r, nil
 }

@@ -1,0 +1,78 @@
+package diagnose
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"bridge/internal/hint"
+	"bridge/internal/kube"
+)
+
+// unknownField reads the names of fields that the API server does not know: of an object that is created, and of one that is applied.
+//
+//	strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"
+//	.spec.template.spec.containers[name="app"].redinessProbe: field not declared in schema
+var unknownField = regexp.MustCompile(`(?:unknown|duplicate) field "([^"]+)"|\.(\S+): field not declared in schema`)
+
+// manifestFindings are about objects of a file, as the API server took them in a trial. may are those that the user may not try.
+func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
+	for _, t := range tried {
+		if t.Err == nil {
+			continue
+		}
+		if t.Refused() {
+			if !slices.ContainsFunc(may, func(u Unread) bool { return u.Resource == "a trial of "+t.Kind+"s" }) {
+				may = append(may, Unread{Resource: "a trial of " + t.Kind + "s", Why: mayNot})
+			}
+			continue
+		}
+		f := Finding{ID: "manifest-refused", Severity: Problem, Direction: Admission, Object: Ref{Kind: t.Kind, Namespace: t.Namespace, Name: t.Name}}
+		said := hint.Printable(t.Err.Error())
+		f.State = []Evidence{{From: t.File + ", tried on the API server", Says: said}}
+		f.Summary, f.Why = "the API server would not take it: "+firstLine(said), "what is applied of it is not there, and what was there before goes on"
+		f.Next = []string{"correct it, and look again: bridge diagnose -f " + t.File}
+		var status apierrors.APIStatus
+		switch fields := fieldsIn(said); {
+		case len(fields) > 0:
+			f.ID, f.Direction = "manifest-unknown-field", Configuration
+			f.Summary = "it has fields that are not known, or twice: " + few(fields)
+			f.Why = "kubectl apply --validate=ignore, and who applies without validation, has them dropped in silence: what they are meant for is not done"
+			f.Next = append(f.Next, fmt.Sprintf("kubectl explain %s --recursive shows how they are spelt", t.Kind))
+		case errors.As(t.Err, &status) && status.Status().Details != nil && apierrors.IsInvalid(t.Err):
+			f.ID, f.Direction = "manifest-invalid", Configuration
+			var causes []string
+			for _, c := range status.Status().Details.Causes {
+				causes = append(causes, hint.Printable(c.Field+": "+c.Message))
+			}
+			f.Summary = "it is not valid: " + few(causes)
+		case t.Kind == "manifest":
+			f.ID, f.Direction = "manifest-kind-unknown", Configuration
+			f.Summary = "it has an object of a kind that the cluster does not have: " + firstLine(said)
+			f.Next = append(f.Next, "kubectl api-resources lists the kinds there are")
+		}
+		out = append(out, f)
+	}
+	slices.SortFunc(out, compare)
+	return out, may
+}
+
+func fieldsIn(text string) (out []string) {
+	for _, m := range unknownField.FindAllStringSubmatch(text, -1) {
+		out = append(out, m[1]+m[2])
+	}
+	return out
+}
+
+// targetsOf are the objects of a file that the cluster has, and that can be looked at.
+func targetsOf(tried []kube.Tried) (out []Ref) {
+	for _, t := range tried {
+		if r, err := ParseTarget(t.Kind+"/"+t.Name, t.Namespace); err == nil && t.There {
+			out = append(out, r)
+		}
+	}
+	return out
+}
