@@ -21,17 +21,16 @@ const captureBuffer = 8 << 20
 
 // capturing is one under way.
 type capturing struct {
-	socket     *os.File
-	out        *bufio.Writer
-	w          pcapng.Writer
-	interfaces map[int]int // their numbers in the capture, by the kernel's
-	loopback   map[int]bool
-	written    uint64
+	socket   *os.File
+	out      *bufio.Writer
+	w        pcapng.Writer
+	loopback map[int]bool // by the kernel's numbers of interfaces
+	written  uint64
 }
 
 // capture writes the packets of the pod's network from and to port until ctx ends.
 func capture(ctx context.Context, s Streams, port uint16) (err error) {
-	c := &capturing{interfaces: map[int]int{}, loopback: map[int]bool{}}
+	c := &capturing{loopback: map[int]bool{}}
 	if c.socket, err = openPackets(port); err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 			_, _ = fmt.Fprintln(s.Err, "capture: a socket for packets:", err)
@@ -91,27 +90,22 @@ func bigEndian(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
 }
 
-// begin writes the head, with the interfaces that there are.
+// begin writes the head. The interfaces are one to who reads it: libpcap (1.10) takes no second one whose packets begin with their IP header.
 func (c *capturing) begin() error {
-	if err := c.w.Begin("bridge capture"); err != nil {
-		return err
-	}
 	there, err := net.Interfaces()
 	if err != nil {
 		return fmt.Errorf("the network interfaces: %w", err)
 	}
 	for _, i := range there {
 		c.loopback[i.Index] = i.Flags&net.FlagLoopback != 0
-		if err := c.add(i.Index, i.Name); err != nil {
-			return err
-		}
+	}
+	if err := c.w.Begin("bridge capture"); err != nil {
+		return err
+	}
+	if err := c.w.Interface("any", pcapng.MaxPacket); err != nil {
+		return err
 	}
 	return c.out.Flush()
-}
-
-func (c *capturing) add(index int, name string) error {
-	c.interfaces[index] = len(c.interfaces)
-	return c.w.Interface(name, pcapng.MaxPacket)
 }
 
 // copy writes packets, and passes on what is written whenever there are no more at the moment. It ends with the socket's deadline; with last,
@@ -171,18 +165,6 @@ func (c *capturing) packet(link *unix.SockaddrLinklayer, data []byte, length int
 		}
 		p.Direction = pcapng.Out
 	}
-	number, known := c.interfaces[link.Ifindex]
-	if !known {
-		name := fmt.Sprint("interface ", link.Ifindex)
-		if i, err := net.InterfaceByIndex(link.Ifindex); err == nil {
-			name = i.Name
-		}
-		number = len(c.interfaces)
-		if err := c.add(link.Ifindex, name); err != nil {
-			return err
-		}
-	}
-	p.Interface = number
 	c.written++
 	return c.w.Packet(p)
 }

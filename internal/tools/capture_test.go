@@ -10,6 +10,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -106,6 +109,15 @@ func TestCaptureSeesLoopback(t *testing.T) {
 	}
 	if a, b := bytes.Count(out.Bytes(), []byte("GET /the-request")), bytes.Count(out.Bytes(), []byte("the answer")); a != 1 || b != 1 || whole.Packets < 5 {
 		t.Errorf("%d times the request, %d times the answer, in %d packets", a, b, whole.Packets)
+	}
+	file := filepath.Join(t.TempDir(), "capture.pcapng")
+	if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if read, err := exec.Command("tcpdump", "-n", "-A", "-r", file).CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
+		t.Log("tcpdump is not there to read it")
+	} else if err != nil || !bytes.Contains(read, []byte("GET /the-request")) {
+		t.Errorf("tcpdump: %v\n%s", err, read)
 	}
 	want(t, 2, "usage: capture PORT", Capture, "http")
 	want(t, 2, "usage: capture PORT", Capture)
