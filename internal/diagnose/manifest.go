@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -31,7 +32,7 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 			continue
 		}
 		f := Finding{ID: "manifest-refused", Severity: Problem, Direction: Admission, Object: Ref{Kind: t.Kind, Namespace: t.Namespace, Name: t.Name}}
-		said := hint.Printable(t.Err.Error())
+		said := hint.Printable(strings.Join(strings.Fields(t.Err.Error()), " "))
 		f.State = []Evidence{{From: t.File + ", tried on the API server", Says: said}}
 		f.Summary, f.Why = "the API server would not take it: "+firstLine(said), "what is applied of it is not there, and what was there before goes on"
 		f.Next = []string{"correct it, and look again: bridge diagnose -f " + t.File}

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -47,7 +48,8 @@ func TryManifests(ctx context.Context, flags *genericclioptions.ConfigFlags, nam
 				return context.Cause(ctx)
 			}
 			t := tryOne(info)
-			if t.File = file; Transient(t.Err) {
+			// A field that there is none of is an internal error where the object is there.
+			if t.File = file; Transient(t.Err) && !apierrors.IsInternalError(t.Err) {
 				return Explain(t.Err, "try "+t.Kind+"/"+t.Name)
 			}
 			out = append(out, t)
@@ -58,7 +60,7 @@ func TryManifests(ctx context.Context, flags *genericclioptions.ConfigFlags, nam
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case strings.Contains(err.Error(), "no matches for kind"), strings.Contains(err.Error(), "Object 'Kind' is missing"):
-			out = append(out, Tried{File: file, Kind: "manifest", Name: file, Err: err})
+			out = append(out, Tried{File: file, Kind: "manifest", Name: filepath.Base(file), Err: err})
 		case Transient(err):
 			return nil, Explain(err, "read "+file)
 		default:
