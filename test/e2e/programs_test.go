@@ -68,10 +68,12 @@ func nodeAddress(t *testing.T) string {
 	return u.Hostname()
 }
 
-// onNode starts a program in the network of node1.
-func onNode(t *testing.T, args ...string) *process {
+// onNode starts a program in the network of node1, with options of setpriv's. It ends with the test, however that ends.
+func onNode(t *testing.T, options []string, args ...string) *process {
 	t.Helper()
-	return start(t, "nsenter", nil, append([]string{"--net=/run/netns/" + clusterName + "-node1"}, args...)...)
+	// setpriv last: a change of user forgets who is to die with whom.
+	before := append([]string{"--net=/run/netns/" + clusterName + "-node1", "setpriv", "--pdeathsig", "KILL"}, options...)
+	return start(t, "nsenter", nil, append(before, args...)...)
 }
 
 // redis starts the real server, by its Service's name cache.
@@ -88,7 +90,7 @@ func (w *world) redis() {
 		w.t.Fatal(err)
 	}
 	at := nodeAddress(w.t)
-	onNode(w.t, server, "--bind", at, "--port", "6379", "--protected-mode", "no", "--save", "", "--dir", dir).prints("Ready to accept connections")
+	onNode(w.t, nil, server, "--bind", at, "--port", "6379", "--protected-mode", "no", "--save", "", "--dir", dir).prints("Ready to accept connections")
 	w.endpointSlices("cache", discoveryv1.Endpoint{Addresses: []string{at}})
 }
 
@@ -105,7 +107,7 @@ func (w *world) postgres() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "bridge-postgres")
+	dir, err := os.MkdirTemp(filepath.Join("/var/lib/bridge-cluster", clusterName), "postgres")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -115,8 +117,8 @@ func (w *world) postgres() {
 	if err := os.Chown(dir, uid, gid); err != nil {
 		w.t.Fatal(err)
 	}
-	as := []string{"setpriv", "--reuid", owner.Uid, "--regid", owner.Gid, "--clear-groups"}
-	initdb := append(as[:len(as):len(as)], filepath.Join(bin, "initdb"), "-D", dir, "-A", "trust", "-U", "postgres", "--locale=C", "--no-sync", "--no-instructions")
+	as := []string{"--reuid", owner.Uid, "--regid", owner.Gid, "--clear-groups"}
+	initdb := append(append([]string{"setpriv"}, as...), filepath.Join(bin, "initdb"), "-D", dir, "-A", "trust", "-U", "postgres", "--locale=C", "--no-sync", "--no-instructions")
 	if out, err := exec.Command(initdb[0], initdb[1:]...).CombinedOutput(); err != nil {
 		w.t.Fatalf("initdb: %v: %s", err, out)
 	}
@@ -124,7 +126,7 @@ func (w *world) postgres() {
 		w.t.Fatal(err)
 	}
 	at := nodeAddress(w.t)
-	p := onNode(w.t, append(as, filepath.Join(bin, "postgres"), "-D", dir, "-c", "listen_addresses="+at, "-c", "unix_socket_directories=", "-c", "fsync=off")...)
+	p := onNode(w.t, as, filepath.Join(bin, "postgres"), "-D", dir, "-c", "listen_addresses="+at, "-c", "unix_socket_directories=", "-c", "fsync=off")
 	w.t.Cleanup(func() { // its other processes go first
 		_ = p.cmd.Process.Signal(syscall.SIGQUIT)
 		<-p.ended
