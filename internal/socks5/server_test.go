@@ -178,6 +178,7 @@ func TestSOCKS5Replies(t *testing.T) {
 		"denied:1":    syscall.EACCES,
 		"family:1":    syscall.EAFNOSUPPORT,
 		"unknown:1":   &net.DNSError{Err: "no such host", Name: "unknown", IsNotFound: true},
+		"mute:1":      &net.DNSError{Err: "server misbehaving", Name: "mute", IsTemporary: true},
 		"other:1":     errors.New("the sky fell"),
 	}
 	addr := startProxy(t, (&cluster{errs: errs}).dial)
@@ -196,6 +197,7 @@ func TestSOCKS5Replies(t *testing.T) {
 		{"forbidden", domain(1, "denied"), replyNotAllowed},
 		{"family", domain(1, "family"), replyAddressNotSupported},
 		{"no such host", domain(1, "unknown"), replyHostUnreachable},
+		{"no answer of the resolver", domain(1, "mute"), replyHostUnreachable},
 		{"other", domain(1, "other"), replyGeneralFailure},
 		{"bind", domain(2, "refused"), replyCommandNotSupported},
 		{"no command", domain(4, "refused"), replyCommandNotSupported},

@@ -27,6 +27,8 @@ func TestRefusals(t *testing.T) {
 		"slow:1":        &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded},
 		"forbidden:1":   fmt.Errorf("metadata service: %w", syscall.EACCES),
 		"nowhere:1":     &net.DNSError{Err: "no such host", Name: "nowhere", IsNotFound: true},
+		"mute:1":        &net.DNSError{Err: "server misbehaving", Name: "mute", IsTemporary: true},
+		"late:1":        &net.DNSError{Err: "i/o timeout", Name: "late", IsTimeout: true},
 		"strange:1":     errors.New("the moon is full"),
 	}
 	onAll(t, func(t *testing.T, e *ends) {
@@ -54,6 +56,10 @@ func TestRefusals(t *testing.T) {
 		if err := dial("nowhere:1"); !errors.As(err, &dns) || !dns.IsNotFound {
 			t.Errorf("nowhere: %v", err)
 		}
+		if err := dial("mute:1"); !errors.As(err, &dns) || dns.IsNotFound || dns.Name != "mute" {
+			t.Errorf("mute: %v", err)
+		}
+		wantErr(t, "late", dial("late:1"), syscall.ETIMEDOUT)
 		if err := dial("strange:1"); err == nil || err.Error() != "dial strange:1 through the tunnel: the moon is full" {
 			t.Errorf("strange: %v", err)
 		}

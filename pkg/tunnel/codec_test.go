@@ -140,6 +140,7 @@ var goldenStatus = map[string]error{
 	"status-no-net":    syscall.ENETUNREACH,
 	"status-timeout":   context.DeadlineExceeded,
 	"status-no-host":   &net.DNSError{Err: "no such host", Name: "nowhere", IsNotFound: true},
+	"status-no-answer": &net.DNSError{Err: "server misbehaving", Name: "nowhere", IsTemporary: true},
 	"status-forbidden": syscall.EACCES,
 }
 
@@ -171,6 +172,11 @@ func TestStatusErrors(t *testing.T) {
 		case name == "status-no-host":
 			var dns *net.DNSError
 			if !errors.As(got, &dns) || !dns.IsNotFound || dns.Name != "nowhere" {
+				t.Errorf("%s: %#v", name, got)
+			}
+		case name == "status-no-answer":
+			var dns *net.DNSError
+			if !errors.As(got, &dns) || dns.IsNotFound || dns.Name != "nowhere" {
 				t.Errorf("%s: %#v", name, got)
 			}
 		case sent == nil && got != nil:

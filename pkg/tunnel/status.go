@@ -28,6 +28,7 @@ const (
 	statusTimeout
 	statusNoHost
 	statusForbidden
+	statusNoAnswer // of the resolver
 )
 
 const (
@@ -58,8 +59,11 @@ func statusOf(err error) status {
 
 func codeOf(err error) statusCode {
 	var dns *net.DNSError
-	if errors.As(err, &dns) && dns.IsNotFound {
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
 		return statusNoHost
+	case dns != nil && !dns.IsTimeout:
+		return statusNoAnswer
 	}
 	for _, e := range errnos {
 		if isErrno(err, e.errno) {
@@ -129,12 +133,15 @@ func (s status) err(network, address string) error {
 		return nil
 	}
 	r := &refusal{text: s.text}
-	if s.code == statusNoHost {
-		host, _, err := net.SplitHostPort(address)
-		if err != nil {
-			host = address
-		}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	switch s.code {
+	case statusNoHost:
 		r.cause = &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	case statusNoAnswer:
+		r.cause = &net.DNSError{Err: "the resolver could not tell", Name: host, IsTemporary: true}
 	}
 	for _, e := range errnos {
 		if s.code == e.code {
