@@ -135,7 +135,8 @@ func lifetimes(b []byte) (at []int, ok bool) {
 	for i := 6; i < header; i += 2 {
 		n += int(binary.BigEndian.Uint16(b[i:]))
 	}
-	off, err := header, error(nil)
+	off := header
+	var err error
 	for range binary.BigEndian.Uint16(b[4:]) {
 		if _, off, err = dns.UnpackDomainName(b, off); err != nil {
 			return nil, false

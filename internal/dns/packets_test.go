@@ -101,7 +101,7 @@ func TestPacketsAreTheAnswersThatTheyStandFor(t *testing.T) {
 			if h.quickly(t, tt.q) != nil {
 				t.Errorf("%s: answered before it was asked", what)
 			}
-			want := h.slowly(tt.q)
+			h.slowly(tt.q)
 			before := asked
 			tt.q.Id++
 			if tt.kept == 0 {
@@ -113,7 +113,7 @@ func TestPacketsAreTheAnswersThatTheyStandFor(t *testing.T) {
 			for _, wait := range []time.Duration{0, 1500 * time.Millisecond, tt.kept - 1501*time.Millisecond} {
 				time.Sleep(wait)
 				got := h.quickly(t, tt.q)
-				want, _ = h.answer(tt.q)
+				want, _ := h.answer(tt.q)
 				if got == nil || got.String() != want.String() {
 					t.Errorf("%s: %v\nwant %v", what, got, want)
 				}
