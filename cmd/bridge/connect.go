@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/connect"
@@ -82,7 +84,7 @@ after a kill by the next --tun or by --undo.`,
 				return machine.Undo(a.say)
 			}
 			for _, name := range []string{"cidr", "local-port", "publish"} {
-				if len(args) == 0 && cmd.Flags().Changed(name) && !(o.tun && name == "cidr") {
+				if len(args) == 0 && cmd.Flags().Changed(name) && (!o.tun || name != "cidr") {
 					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for a CMD", name)
 				}
 			}
@@ -130,7 +132,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 	}
 	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log}
 	if o.pac {
-		entrance.PAC = newPAC(ctx, k)
+		entrance.PAC = newPAC(k, a.log)
 	}
 	var program *connect.Program
 	var e *connect.Entrance
@@ -172,8 +174,12 @@ func (a *app) connect(ctx context.Context, o connectOptions) error {
 		pac := ""
 		if o.pac {
 			pac = e.PAC()
-			if err := entrance.PAC.Refresh(ctx); err != nil {
+			entrance.PAC.Ranges = k.Ranges(ctx)
+			if err := entrance.PAC.Refresh(ctx); err != nil && ctx.Err() == nil {
 				a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
+				if apierrors.IsForbidden(err) {
+					a.say("the rights that are needed: bridge rbac connect -n " + k.Namespace)
+				}
 			}
 		}
 		printConnect(a.stdout, connectLines{
@@ -246,16 +252,16 @@ dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
 	}
 }
 
-// newPAC makes a proxy auto-config file of what the account may read.
-func newPAC(ctx context.Context, k *kube.Client) *connect.PAC {
+// newPAC makes a proxy auto-config file of what the account may read, but for the cluster's ranges.
+func newPAC(k *kube.Client, log *slog.Logger) *connect.PAC {
 	return &connect.PAC{
-		Namespace: k.Namespace, Ranges: k.Ranges(ctx), Direct: []string{hostOf(k.Config.Host)},
-		Services: func(ctx context.Context) (list []connect.Service, err error) {
-			services, err := k.Services(ctx, connect.MaxPACServices)
+		Namespace: k.Namespace, Direct: []string{hostOf(k.Config.Host)}, Log: log,
+		Services: func(ctx context.Context, namespace string) (list []connect.Service, more bool, err error) {
+			services, more, err := k.Services(ctx, namespace, connect.MaxPACServices)
 			for _, s := range services {
 				list = append(list, connect.Service{Name: s.Name, Namespace: s.Namespace, Headless: s.Spec.ClusterIP == corev1.ClusterIPNone})
 			}
-			return list, err
+			return list, more, err
 		},
 	}
 }

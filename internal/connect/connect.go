@@ -141,7 +141,8 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
 	}
-	proxy := &socks5.Server{Dial: t.dial, PAC: e.pac(pod), Log: e.o.Log}
+	g, ctx := errgroup.WithContext(ctx)
+	proxy := &socks5.Server{Dial: t.dial, PAC: e.pac(ctx, pod), Log: e.o.Log}
 	names := &dns.Server{
 		Dial:        t.dialSoon(dnsPatience),
 		Nameservers: pod.Nameservers,
@@ -150,22 +151,23 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 		System:      e.o.System,
 		Log:         e.o.Log,
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	if e.o.PAC != nil {
+		defer e.o.PAC.wait()
+	}
 	g.Go(func() error { return proxy.Serve(ctx, e.proxy) })
 	g.Go(func() error { return names.Serve(ctx, e.udp, e.tcp) })
 	return g.Wait()
 }
 
-// pac makes the proxy auto-config file anew for each who asks: Services come and go. It is nil without Options.PAC.
-func (e *Entrance) pac(pod tunnel.Info) func(ctx context.Context) []byte {
+// pac makes the proxy auto-config file anew for each who asks: Services come and go, and are asked for within ctx. It is nil without
+// Options.PAC.
+func (e *Entrance) pac(ctx context.Context, pod tunnel.Info) func(client context.Context) []byte {
 	p := e.o.PAC
 	if p == nil {
 		return nil
 	}
-	return func(ctx context.Context) []byte {
-		if err := p.Refresh(ctx); err != nil && e.o.Log != nil {
-			e.o.Log.Debug("services for the proxy auto-config file", "error", err)
-		}
+	return func(client context.Context) []byte {
+		p.await(ctx, client)
 		return p.file(e.Proxy(), Domain(pod))
 	}
 }
