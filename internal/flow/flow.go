@@ -1,5 +1,5 @@
-// Package flow carries datagrams of many senders that share one socket: for each pair of addresses it keeps a connection of its
-// own until that has been silent for long enough. internal/forward and internal/connect use it.
+// Package flow carries datagrams of many senders that share a socket, or some: for each pair of addresses it keeps a connection of its
+// own until that has been silent for long enough. internal/forward, internal/connect, internal/socks5 and internal/packet use it.
 package flow
 
 import (
@@ -23,7 +23,7 @@ const (
 	MaxDatagram = 64 << 10
 )
 
-// Table carries the flows of one socket; K tells them apart. Set the fields before Put.
+// Table carries the flows of a socket, or of several; K tells them apart. Set the fields before Put.
 type Table[K comparable] struct {
 	// Dial makes a flow's connection, of which each Write is a datagram and each Read another.
 	Dial func(ctx context.Context, k K) (net.Conn, error)
@@ -33,8 +33,12 @@ type Table[K comparable] struct {
 	Idle func(k K) time.Duration
 	// Begin, if set, is called at the beginning of each flow, and what it returns at its end, with why it could not be made, or nil.
 	Begin func(k K) (end func(err error))
+	// Full, if set, is called once: when the first datagram is dropped for a bound of all flows together, which one sender may have
+	// reached for all others. It must not call Put.
+	Full func()
 
 	mu     sync.Mutex
+	full   sync.Once
 	open   map[K]chan []byte
 	queued atomic.Int64 // bytes; Put alone adds
 	wg     sync.WaitGroup
@@ -47,6 +51,7 @@ func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 	queue := t.open[k]
 	if queue == nil {
 		if len(t.open) == maxFlows {
+			t.overflow()
 			return
 		}
 		if t.open == nil {
@@ -57,12 +62,19 @@ func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 		t.wg.Go(func() { t.run(ctx, k, queue) })
 	}
 	if t.queued.Load()+int64(len(b)) > maxQueued {
+		t.overflow()
 		return
 	}
 	select {
 	case queue <- append([]byte(nil), b...):
 		t.queued.Add(int64(len(b)))
 	default:
+	}
+}
+
+func (t *Table[K]) overflow() {
+	if t.Full != nil {
+		t.full.Do(t.Full)
 	}
 }
 

@@ -14,7 +14,9 @@ func TestFlowsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const idle = time.Minute
 		dialled, answered := make(chan int, 2*maxFlows), make(chan int, 2*maxFlows)
+		full := 0
 		table := &Table[int]{
+			Full: func() { full++ },
 			Dial: func(_ context.Context, k int) (net.Conn, error) {
 				dialled <- k
 				near, far := net.Pipe()
@@ -37,8 +39,11 @@ func TestFlowsAreBounded(t *testing.T) {
 			Idle:   func(int) time.Duration { return idle },
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		for k := range maxFlows + 1 {
+		for k := range maxFlows + 2 {
 			table.Put(ctx, k, []byte("x"))
+			if (full != 0) != (k >= maxFlows) || full > 1 {
+				t.Fatalf("full %d times after %d flows", full, k+1)
+			}
 		}
 		synctest.Wait()
 		if len(dialled) != maxFlows || len(answered) != maxFlows {

@@ -56,6 +56,9 @@ func (s *session) newFlows() *flow.Table[datagramFlow] {
 				}
 			}
 		},
+		Full: func() {
+			s.log.Debug("socks5 datagrams are dropped: too many targets at a time, or too much that waits for the tunnel")
+		},
 	}
 }
 

@@ -84,8 +84,8 @@ func addVia(h http.Header, major, minor int) {
 }
 
 // ServeHTTP takes CONNECT and absolute-form requests. A web page can make a browser send neither to
-// this port, so a page cannot reach into the cluster through it. What it can send has the one answer of a file, which it cannot
-// read (servePAC), and a refusal.
+// this port, so a page cannot reach into the cluster through it, unless the browser has it as its proxy. What it can send has the one
+// answer of a file, which it cannot read (servePAC), and a refusal.
 func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1) // while net/http still counts the connection, so before Serve waits
 	defer s.handlers.Done()

@@ -39,8 +39,9 @@ const (
 // but Dial works.
 type Server struct {
 	// Dial makes the connection to address, "host:port" with a name or a literal address; network is
-	// "tcp", or "udp", where each Write and each Read of it is a datagram. It must return when ctx is done. Errors wrapping ECONNREFUSED, EHOSTUNREACH, a
-	// net.DNSError and so on reach the client as what they are.
+	// "tcp", or "udp", where each Write and each Read of it is a datagram. It must return when ctx is
+	// done. Errors wrapping ECONNREFUSED, EHOSTUNREACH, a net.DNSError and so on reach the client as
+	// what they are.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// DialTimeout bounds one Dial. Zero means 30 seconds.
