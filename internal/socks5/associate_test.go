@@ -16,6 +16,11 @@ import (
 	"time"
 )
 
+const (
+	patience = time.Minute           // for what comes soon, or not at all
+	pause    = 10 * time.Millisecond // between two looks
+)
+
 // datagrams dials as the pod would, and keeps what was asked for, and what of that has ended.
 type datagrams struct {
 	*cluster
@@ -126,6 +131,7 @@ func converse(t *testing.T, c *net.UDPConn, relay netip.AddrPort, send ...string
 		}
 	}
 	b := make([]byte, 64<<10)
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	n, from, err := c.ReadFromUDPAddrPort(b)
 	if err != nil || netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != relay {
 		t.Fatalf("from %v: %v", from, err)
@@ -256,7 +262,8 @@ func TestAssociationEndsWithItsConnection(t *testing.T) {
 			if got := <-d.closed; got != "orders:7" {
 				t.Error(got)
 			}
-			for err = nil; err == nil; _, err = u.Write([]byte("x")) { // until nobody has the port
+			for deadline := time.Now().Add(patience); err == nil && time.Now().Before(deadline); time.Sleep(pause) { // until nobody has the port
+				_, err = u.Write([]byte("x"))
 			}
 			if !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Error(err)
@@ -277,7 +284,10 @@ func TestAssociationsAreBounded(t *testing.T) {
 		t.Fatalf("the second: % x", got)
 	}
 	c.Close()
-	for exchange(t, addr, ask) == refused { // for a moment
+	for deadline := time.Now().Add(patience); exchange(t, addr, ask) == refused; time.Sleep(pause) { // for a moment
+		if time.Now().After(deadline) {
+			t.Fatal("refused for good")
+		}
 	}
 }
 
