@@ -192,6 +192,7 @@ func TestConnectSaysWhatThePodMeets(t *testing.T) {
 		says   string
 	}{
 		{"nobody." + w.ns + ".svc.cluster.local:80", 4, "dns_error", "no such host"},
+		{"nobody.example:80", 4, "dns_error", "lookup nobody.example"}, // REFUSED by a resolver that knows the cluster alone
 		{pod + ":9", 5, "connection_refused", "connection refused"},
 		{"169.254.169.254:80", 2, "destination_ip_prohibited", "permission denied"},
 		{"localhost:80", 2, "destination_ip_prohibited", "permission denied"},
