@@ -43,6 +43,13 @@ const (
 	// dialTime bounds a dial that nobody answers: what the pod's own dials take at most.
 	dialTime = 30 * time.Second
 
+	// waitTime is how long the ports of a connection that its target has ended first are not taken again. The program's system waits for nothing
+	// then, and takes its port for the next one; the way is this machine's own, where nothing arrives late.
+	waitTime = time.Millisecond
+
+	// handshakeTime is how long, at the end, handshakes may take that a program's system goes on with: it does so at once, or is gone.
+	handshakeTime = 200 * time.Millisecond
+
 	nic = 1
 )
 
@@ -53,6 +60,9 @@ type Stack struct {
 
 	// Takes tells whether packets to an address are carried. All others are dropped.
 	Takes func(netip.Addr) bool
+
+	// From tells whether packets from an address are carried. All others are dropped. Nil means those of everybody who reaches the device.
+	From func(netip.Addr) bool
 
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
@@ -134,17 +144,39 @@ func (s *Stack) Run(outer context.Context, device int) error {
 	r.mu.Lock()
 	r.ended = true
 	r.mu.Unlock()
-	r.conns.Wait()
+	r.wait()
 	r.flows.Wait()
 	r.stack.Destroy()
 	return err
+}
+
+// wait returns when all connections have ended. It ends those in the middle of a handshake, which knows no ctx.
+func (r *run) wait() {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.conns.Wait()
+	}()
+	again := time.NewTicker(handshakeTime)
+	defer again.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-again.C:
+		}
+		for _, e := range r.stack.RegisteredEndpoints() {
+			e.Abort()
+		}
+	}
 }
 
 func (r *run) configure(link stack.LinkEndpoint) error {
 	size := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: bufferSize}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: bufferSize}
 	sack := tcpip.TCPSACKEnabled(true)
-	for _, option := range []tcpip.SettableTransportProtocolOption{&size, &send, &sack} {
+	wait := tcpip.TCPTimeWaitTimeoutOption(waitTime)
+	for _, option := range []tcpip.SettableTransportProtocolOption{&size, &send, &sack, &wait} {
 		if err := r.stack.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
 			return failed("set up TCP", err)
 		}
@@ -152,7 +184,10 @@ func (r *run) configure(link stack.LinkEndpoint) error {
 	forwarder := tcp.NewForwarder(r.stack, bufferSize, maxConns, r.connection)
 	r.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
 	r.stack.SetTransportProtocolHandler(udp.ProtocolNumber, r.datagram)
-	f := &filter{takes: r.Takes}
+	f := &filter{takes: r.Takes, from: r.From}
+	if f.from == nil {
+		f.from = func(netip.Addr) bool { return true }
+	}
 	f.Init(link, f)
 	r.stack.SetRouteTable([]tcpip.Route{
 		{Destination: header.IPv4EmptySubnet, NIC: nic},
@@ -298,10 +333,10 @@ func (r *run) answer(p pair, b []byte) error {
 	return nil
 }
 
-// filter drops packets that the stack would answer, or take, by itself: ICMP, and those to other addresses.
+// filter drops packets that the stack would answer, or take, by itself: ICMP, and those to or from other addresses.
 type filter struct {
 	nested.Endpoint
-	takes func(netip.Addr) bool
+	takes, from func(netip.Addr) bool
 }
 
 // DeliverNetworkPacket is told each packet that the device has.
@@ -316,11 +351,11 @@ func (f *filter) passes(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketB
 	case ipv4.ProtocolNumber:
 		b, ok := pkt.Data().PullUp(header.IPv4MinimumSize)
 		h := header.IPv4(b)
-		return ok && h.TransportProtocol() != header.ICMPv4ProtocolNumber && f.takes(address(h.DestinationAddress()))
+		return ok && h.TransportProtocol() != header.ICMPv4ProtocolNumber && f.takes(address(h.DestinationAddress())) && f.from(address(h.SourceAddress()))
 	case ipv6.ProtocolNumber:
 		b, ok := pkt.Data().PullUp(header.IPv6MinimumSize)
 		h := header.IPv6(b)
-		return ok && h.TransportProtocol() != header.ICMPv6ProtocolNumber && f.takes(address(h.DestinationAddress()))
+		return ok && h.TransportProtocol() != header.ICMPv6ProtocolNumber && f.takes(address(h.DestinationAddress())) && f.from(address(h.SourceAddress()))
 	}
 	return false
 }

@@ -1,0 +1,153 @@
+package packet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// wire is a Stack's device whose other end is the test: what a program's system would send, and what would be forwarded to it.
+type wire struct {
+	t     *testing.T
+	fd    int
+	end   context.CancelFunc
+	ended chan error
+}
+
+func newWire(t *testing.T, s *Stack) *wire {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(unix.SetNonblock(fds[1], true), unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience.Seconds())}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &wire{t: t, fd: fds[0], end: cancel, ended: make(chan error, 1)}
+	go func() {
+		w.ended <- s.Run(ctx, fds[1])
+		close(w.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-w.ended
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+	})
+	return w
+}
+
+// syn sends the first packet of a connection.
+func (w *wire) syn(from, to string) {
+	w.t.Helper()
+	src, dst := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
+	a, b := tcpip.AddrFrom4(src.Addr().As4()), tcpip.AddrFrom4(dst.Addr().As4())
+	packet := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+	ip, tcp := header.IPv4(packet), header.TCP(packet[header.IPv4MinimumSize:])
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(packet)), TTL: 64, Protocol: uint8(header.TCPProtocolNumber), SrcAddr: a, DstAddr: b})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	tcp.Encode(&header.TCPFields{
+		SrcPort: src.Port(), DstPort: dst.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 65535,
+	})
+	tcp.SetChecksum(^tcp.CalculateChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber, a, b, uint16(len(tcp)))))
+	if _, err := unix.Write(w.fd, packet); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// flags are those of the next packet of TCP that the Stack sends.
+func (w *wire) flags() header.TCPFlags {
+	w.t.Helper()
+	b := make([]byte, MTU)
+	n, err := unix.Read(w.fd, b)
+	if err != nil || n < header.IPv4MinimumSize+header.TCPMinimumSize {
+		w.t.Fatalf("%d bytes, %v", n, err)
+	}
+	return header.TCP(b[header.IPv4(b).HeaderLength():n]).Flags()
+}
+
+// The end does not wait for a handshake that nobody goes on with.
+func TestTheEndWaitsForNoHandshake(t *testing.T) {
+	_, d := target(t)
+	w := newWire(t, &Stack{Dial: d, Takes: func(netip.Addr) bool { return true }})
+	w.syn("192.0.2.1:40000", "10.77.0.1:80")
+	if got := w.flags(); got != header.TCPFlagSyn|header.TCPFlagAck {
+		t.Fatalf("the answer has the flags %v", got)
+	}
+	w.end()
+	select {
+	case err := <-w.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience): // its tries would take longer
+		t.Error("it waits for a handshake")
+	}
+}
+
+// A neighbour whose packets this machine forwards is not let in.
+func TestPacketsOfOthersAreDropped(t *testing.T) {
+	const others = 100
+	asked := make(chan string, others+1)
+	own := netip.MustParseAddr("192.0.2.1")
+	w := newWire(t, &Stack{
+		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+			asked <- address
+			return nil, unix.ECONNREFUSED
+		},
+		Takes: func(netip.Addr) bool { return true },
+		From:  func(a netip.Addr) bool { return a == own },
+	})
+	for port := range others {
+		w.syn(fmt.Sprintf("203.0.113.5:%d", 40000+port), "10.77.0.1:80")
+	}
+	w.syn("192.0.2.1:40000", "10.77.0.2:80") // packets keep their order
+	if got := <-asked; got != "10.77.0.2:80" {
+		t.Errorf("%s was dialled", got)
+	}
+	if got := w.flags(); got&header.TCPFlagRst == 0 {
+		t.Errorf("the answer has the flags %v", got)
+	}
+	if len(asked) > 0 {
+		t.Errorf("%s was dialled", <-asked)
+	}
+}
+
+// The port of a connection that its target has ended is good for the next one, as it is where nothing is in between.
+func TestAPortIsTakenAgainAtOnce(t *testing.T) {
+	ln, d := target(t)
+	p := newPlace(t, d)
+	const soon = 30 * time.Second // of the 60 s that a port rests with others
+	local := &net.TCPAddr{}
+	for range 3 {
+		var c net.Conn
+		var err error
+		for begun := true; begun || errors.Is(err, unix.EADDRINUSE) && t.Context().Err() == nil; begun = false { // the end of the one before has not come back
+			p.do(func() { c, err = (&net.Dialer{Timeout: soon, LocalAddr: local}).Dial("tcp", "10.77.0.1:80") })
+		}
+		if err != nil {
+			t.Fatalf("from port %d: %v", local.Port, err)
+		}
+		local = c.LocalAddr().(*net.TCPAddr)
+		s, err := ln.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Close()
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("%d, %v", n, err)
+		}
+		_ = c.Close()
+	}
+}
