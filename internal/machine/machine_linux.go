@@ -114,7 +114,7 @@ func (m *Machine) precious(has []Route, api []netip.Addr) (list []Precious) {
 		add(a, "the API server")
 	}
 	for _, r := range has {
-		if r.To.Bits() == 0 {
+		if r.byDefault() {
 			add(r.Gateway, "the default gateway")
 		}
 	}
@@ -252,7 +252,7 @@ func openDevice() (fd int, err error) {
 	}
 	r, err := unix.NewIfreq(Device)
 	if err == nil {
-		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_TUN_EXCL) // nobody else's: it would stay, with our routes
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
 	}
 	if err != nil {

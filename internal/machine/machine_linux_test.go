@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/hint"
 )
 
 // inside calls f in a network namespace of the test's own, on a thread that ends with it.
@@ -73,7 +75,7 @@ func TestTheDeviceAndItsRoutesComeAndGo(t *testing.T) {
 		if refused == nil || !strings.Contains(refused.Error(), "would swallow the default gateway, 192.168.7.1") {
 			t.Errorf("%v", refused)
 		}
-		if err := m.Plan(prefixes("10.244.0.0/24", "10.96.0.0/16", "10.244.1.0/24"), false, []netip.Addr{netip.MustParseAddr("192.0.2.8")}); err != nil {
+		if err := m.Plan(prefixes("10.244.0.0/24", "::ffff:10.96.0.0/112", "10.244.1.0/24"), false, []netip.Addr{netip.MustParseAddr("192.0.2.8")}); err != nil {
 			t.Error(err)
 			return
 		}
@@ -100,9 +102,23 @@ func TestTheDeviceAndItsRoutesComeAndGo(t *testing.T) {
 	})
 }
 
+// A device of that name which is somebody's stays theirs: it would outlive the process, with the routes.
+func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
+	inside(t, func() {
+		ip(t, "tuntap add dev tun-bridge mode tun")
+		fd, err := openDevice()
+		if err == nil {
+			_ = unix.Close(fd)
+		}
+		if !errors.Is(err, unix.EBUSY) || !strings.Contains(hint.Of(err), "ip link show tun-bridge") {
+			t.Errorf("%v; %s", err, hint.Of(err))
+		}
+	})
+}
+
 // Who has logged in by SSH is known also behind sudo, which clears the environment.
 func TestTheSSHPeerIsFoundBehindSudo(t *testing.T) {
-	c := exec.Command("sh", "-c", `env -i sleep 1000 & echo $!; wait`)
+	c := exec.Command("sh", "-c", `env -i sh -c 'echo $$; exec sleep 1000' & wait`)
 	c.Env = append(os.Environ(), "SSH_CONNECTION=203.0.113.9 50000 192.0.2.1 22", "SSH_CLIENT=203.0.113.9 50000 22")
 	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	out, err := c.StdoutPipe()

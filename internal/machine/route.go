@@ -23,6 +23,9 @@ type Precious struct {
 	What string // "the API server"
 }
 
+// byDefault tells whether it takes what nobody else has: all of it, or half, as VPNs do that leave the real one alone.
+func (r Route) byDefault() bool { return r.To.Bits() <= 1 }
+
 // The widest ranges that are taken, in bits: a cluster has no more.
 const (
 	widest4 = 8
@@ -46,7 +49,7 @@ var never = []struct {
 func merge(ranges []netip.Prefix) []netip.Prefix {
 	var list []netip.Prefix
 	for _, r := range ranges {
-		list = append(list, netip.PrefixFrom(r.Addr().Unmap(), r.Bits()).Masked())
+		list = append(list, unmap(r).Masked())
 	}
 	slices.SortFunc(list, func(a, b netip.Prefix) int {
 		if c := a.Addr().Compare(b.Addr()); c != 0 {
@@ -71,6 +74,14 @@ func merge(ranges []netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// unmap is the range of IPv4 that one of IPv6 stands for (::ffff:10.96.0.0/108), if it does. It is not valid where that is wider than all of IPv4.
+func unmap(r netip.Prefix) netip.Prefix {
+	if r.Addr().Is4In6() {
+		return netip.PrefixFrom(r.Addr().Unmap(), r.Bits()-(128-32))
+	}
+	return r
+}
+
 // check says whether ranges, merged, may be routed on a machine that has those routes: not over what has to be reached as before, nor over
 // what no cluster has. A range that overlaps with a route is refused, unless the user has asked for the ranges: then it is a note.
 func check(ranges []netip.Prefix, asked bool, has []Route, precious []Precious) (notes []string, err error) {
@@ -79,6 +90,10 @@ func check(ranges []netip.Prefix, asked bool, has []Route, precious []Precious) 
 		errs = append(errs, hint.Newf(hint.Other, next, format, args...))
 	}
 	for _, r := range ranges {
+		if !r.IsValid() {
+			refuse("name the cluster's own ranges by --cidr, those of IPv4 as 10.96.0.0/12", "there is a range that is none")
+			continue
+		}
 		if r.Addr().Is4() && r.Bits() < widest4 || r.Addr().Is6() && r.Bits() < widest6 {
 			refuse("name the cluster's own ranges, narrower ones, by --cidr", "a route to %s would take far more than a cluster has", r)
 			continue
@@ -101,7 +116,7 @@ func check(ranges []netip.Prefix, asked bool, has []Route, precious []Precious) 
 		}
 		for _, h := range has {
 			switch {
-			case h.To.Bits() == 0 || !h.To.Overlaps(r):
+			case h.byDefault() || !h.To.Overlaps(r):
 			case h.To == r:
 				refuse(fmt.Sprintf("take down the network of %s, or name narrower ranges by --cidr", h.Device), "%s is routed already: %s", r, h)
 			case !asked:
@@ -130,8 +145,8 @@ func (r Route) String() string {
 }
 
 // own4s are addresses for the device, of which the first that is nobody's is taken: of the range for benchmarks (RFC 2544), which no
-// network has, of the shared one (RFC 6598), and of the documentation's (RFC 5737).
-var own4s = []string{"198.19.249.53", "198.18.249.53", "100.127.249.53", "192.0.2.53"}
+// network has, and of the documentation's (RFC 5737). After a kill all names are asked there, by the default route: nobody may have one.
+var own4s = []string{"198.19.249.53", "198.18.249.53", "192.0.2.53"}
 
 // own6 is the device's for IPv6, of a range of its own (RFC 4193).
 var own6 = netip.MustParseAddr("fd62:7269:6467:6500::53")
@@ -141,7 +156,7 @@ func own4(ranges []netip.Prefix, has []Route, precious []Precious) (netip.Addr, 
 	for _, text := range own4s {
 		addr := netip.MustParseAddr(text)
 		taken := slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) ||
-			slices.ContainsFunc(has, func(h Route) bool { return h.To.Bits() > 0 && h.To.Contains(addr) }) ||
+			slices.ContainsFunc(has, func(h Route) bool { return !h.byDefault() && h.To.Contains(addr) }) ||
 			slices.ContainsFunc(precious, func(p Precious) bool { return p.Addr == addr })
 		if !taken {
 			return addr, nil

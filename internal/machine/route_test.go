@@ -23,6 +23,7 @@ func TestRangesAreMerged(t *testing.T) {
 		{"10.244.1.0/24 10.244.2.0/24", "10.244.1.0/24 10.244.2.0/24"}, // neighbours, and no range
 		{"10.96.0.7/16 10.96.0.0/16 10.96.3.0/24", "10.96.0.0/16"},
 		{"fd00::/108 10.0.0.0/9 10.128.0.0/9", "10.0.0.0/8 fd00::/108"},
+		{"::ffff:10.96.0.0/108 10.112.0.0/12", "10.96.0.0/11"},
 		{"", ""},
 	} {
 		if got := merge(prefixes(strings.Fields(c.in)...)); !slices.Equal(got, prefixes(strings.Fields(c.want)...)) {
@@ -38,6 +39,9 @@ func TestRoutesThatTakeTooMuchAreRefused(t *testing.T) {
 		{To: netip.MustParsePrefix("10.0.0.0/8"), Device: "vpn0", Gateway: netip.MustParseAddr("10.255.0.1")},
 		{To: netip.MustParsePrefix("172.17.0.0/16"), Device: "docker0"},
 	}
+	has = append(has, // OpenVPN's def1
+		Route{To: netip.MustParsePrefix("0.0.0.0/1"), Device: "vpn0", Gateway: netip.MustParseAddr("10.255.0.1")},
+		Route{To: netip.MustParsePrefix("128.0.0.0/1"), Device: "vpn0", Gateway: netip.MustParseAddr("10.255.0.1")})
 	precious := []Precious{
 		{netip.MustParseAddr("203.0.113.7"), "the API server"},
 		{netip.MustParseAddr("192.168.1.1"), "the default gateway"},
@@ -84,16 +88,28 @@ func TestRoutesThatTakeTooMuchAreRefused(t *testing.T) {
 	}
 }
 
+// What is no range must not become a route to everything, whoever has named it.
+func TestARangeThatIsNoneIsRefused(t *testing.T) {
+	for _, r := range []netip.Prefix{{}, netip.MustParsePrefix("::ffff:10.96.0.0/95"), netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 108)} {
+		if _, err := check(merge([]netip.Prefix{r}), true, nil, nil); err == nil || hint.Of(err) == "" {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+	if _, err := check(merge(prefixes("::ffff:0.0.0.0/96")), true, nil, nil); err == nil || !strings.Contains(err.Error(), "far more") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestTheDeviceHasAnAddressThatIsNobodys(t *testing.T) {
 	got, err := own4(nil, []Route{{To: netip.MustParsePrefix("0.0.0.0/0")}}, nil)
 	if err != nil || got.String() != "198.19.249.53" {
 		t.Errorf("%v, %v", got, err)
 	}
 	got, err = own4(prefixes("198.19.0.0/16"), []Route{{To: netip.MustParsePrefix("198.18.0.0/16")}}, nil)
-	if err != nil || got.String() != "100.127.249.53" {
+	if err != nil || got.String() != "192.0.2.53" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err = own4(prefixes("198.18.0.0/15", "100.64.0.0/10", "192.0.2.0/24"), nil, nil); err == nil {
+	if _, err = own4(prefixes("198.18.0.0/15", "192.0.2.0/24"), nil, nil); err == nil {
 		t.Error("an address where none is free")
 	}
 }
