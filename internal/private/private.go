@@ -95,7 +95,7 @@ func (f *File) Read(v any) error {
 	return nil
 }
 
-// Write replaces the document, entirely or not at all, also if the process is killed meanwhile.
+// Write replaces the document, entirely or not at all, also if the process is killed meanwhile. It is on the disk then.
 func (f *File) Write(v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -124,7 +124,7 @@ func (f *File) Write(v any) error {
 	}
 	_ = f.f.Close()
 	f.f = next
-	return nil
+	return SyncFolder(filepath.Dir(f.path))
 }
 
 func (f *File) draft() string { return f.path + ".new" }

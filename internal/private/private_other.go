@@ -11,4 +11,8 @@ import (
 
 func makeFolder(string) error                   { return errors.ErrUnsupported }
 func openPrivate(string, int) (*os.File, error) { return nil, errors.ErrUnsupported }
-func lock(*os.File) error                       { return errors.ErrUnsupported }
+
+// SyncFolder has nothing to do.
+func SyncFolder(string) error { return nil }
+
+func lock(*os.File) error { return errors.ErrUnsupported }

@@ -7,13 +7,20 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
 // makeFolder makes the folder, and its parents, for its owner alone.
 func makeFolder(path string) error {
+	_, missing := os.Stat(path)
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
+	}
+	if missing != nil {
+		if err := SyncFolder(filepath.Dir(path)); err != nil {
+			return err
+		}
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -43,6 +50,19 @@ func openPrivate(path string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// SyncFolder has the names in a folder be on the disk. A file system that cannot do so is no error.
+func SyncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return nil
 }
 
 func check(path string, info fs.FileInfo) error {
