@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+
+	"bridge/internal/private"
 )
 
 // fileState is what is at a path.
@@ -48,6 +52,10 @@ type fileChange struct {
 	Path   string    `json:"path"`
 	Before fileState `json:"before"`
 	After  []byte    `json:"after"`
+	// Servers are those that programs asked before, also when Before is a link.
+	Servers []string `json:"servers,omitempty"`
+	// Left is that somebody else has written the file since, which is theirs. They may yet put ours back, which they have seen there.
+	Left bool `json:"left,omitempty"`
 	// InPlace has it written, not replaced: something is mounted on it. A write may be cut short.
 	InPlace bool `json:"inPlace,omitempty"`
 }
@@ -64,7 +72,8 @@ func (c *fileChange) do() error {
 	return c.put(fileState{Content: c.After, Mode: uint32(mode)})
 }
 
-// undo brings back what was there before, if what is there is what do has made or was about to make. It tells what it did, or "".
+// undo brings back what was there before, if what is there is what do has made or was about to make. Of what somebody else has written since it
+// replaces our server only, which answers no more; where that is not named either it sets Left. It tells what it did, or "".
 func (c *fileChange) undo() (did string, err error) {
 	_ = os.Remove(c.draft()) // of whoever was killed in the middle
 	now, err := look(c.Path)
@@ -72,11 +81,24 @@ func (c *fileChange) undo() (did string, err error) {
 	case err != nil:
 		return "", err
 	case now.same(c.Before):
+		c.Left = false
 		return "", nil
 	case now.same(fileState{Content: c.After}), c.torn(now):
+		c.Left = false
 		return c.Path + " is as it was", c.put(c.Before)
+	case c.names(now):
+		c.Left = false
+		now.Content = withoutOurs(now.Content, nameservers(c.After), c.Servers)
+		return fmt.Sprintf("%s was changed by somebody else since; it is left as it is, but names %q in place of bridge's DNS server", c.Path, nameservers(now.Content)), c.put(now)
 	}
-	return c.Path + " was changed by somebody else since; it is left as it is", nil
+	c.Left = true
+	return c.Path + " was changed by somebody else since; it is left as it is. Should what they bring back name bridge's DNS server: bridge connect --undo", nil
+}
+
+// names tells whether now names our server.
+func (c *fileChange) names(now fileState) bool {
+	ours := nameservers(c.After)
+	return slices.ContainsFunc(nameservers(now.Content), func(s string) bool { return slices.Contains(ours, s) })
 }
 
 // torn tells whether now is a write of ours that was cut short, there or back.
@@ -105,8 +127,9 @@ func (c *fileChange) put(s fileState) error {
 	}
 	if err != nil {
 		_ = os.Remove(draft)
+		return err
 	}
-	return err
+	return private.SyncFolder(filepath.Dir(c.Path))
 }
 
 // draft is what becomes the file when it is whole.
@@ -125,10 +148,32 @@ func create(path string, s fileState) error {
 	return errors.Join(err, f.Chmod(fs.FileMode(s.Mode)), f.Sync(), f.Close())
 }
 
+// ourComment is the first line of a resolver file of ours.
+const ourComment = "# Written by bridge connect --tun, which brings back what was here; after a kill: bridge connect --undo"
+
+// withoutOurs is a resolver file in which servers stand for ours, and nothing says that it is ours.
+func withoutOurs(file []byte, ours, servers []string) []byte {
+	var b strings.Builder
+	for line := range strings.Lines(string(file)) {
+		f := strings.Fields(line)
+		switch {
+		case strings.TrimSpace(line) == ourComment:
+		case len(f) > 1 && f[0] == "nameserver" && slices.Contains(ours, f[1]):
+			for _, s := range servers {
+				b.WriteString("nameserver " + s + "\n")
+			}
+			servers = nil
+		default:
+			b.WriteString(line)
+		}
+	}
+	return []byte(b.String())
+}
+
 // resolverFile is a resolver file (resolv.conf(5)) that names server alone, and keeps of the one before what concerns no server.
 func resolverFile(before []byte, server string) []byte {
 	var b strings.Builder
-	b.WriteString("# Written by bridge connect --tun, which brings back what was here; after a kill: bridge connect --undo\n")
+	b.WriteString(ourComment + "\n")
 	b.WriteString("nameserver " + server + "\n")
 	for line := range strings.Lines(string(before)) {
 		switch first(line) {

@@ -49,7 +49,7 @@ func (p *place) killed(inPlace, changes bool) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	c := &fileChange{Path: p.path, Before: before, After: []byte(ours), InPlace: inPlace}
+	c := &fileChange{Path: p.path, Before: before, After: []byte(ours), Servers: []string{"192.0.2.1"}, InPlace: inPlace}
 	if err := j.write(record{File: c}); err != nil {
 		p.t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func (p *place) killed(inPlace, changes bool) {
 
 func (p *place) undo() {
 	p.t.Helper()
-	if err := undoAll(p.folder, p.say); err != nil {
+	if err := undoAll(p.folder, p.path, p.say); err != nil {
 		p.t.Fatal(err)
 	}
 	if _, err := os.Stat(p.folder); !errors.Is(err, fs.ErrNotExist) {
@@ -128,17 +128,51 @@ func TestUndoRemovesAFileWhereNoneWas(t *testing.T) {
 	}
 }
 
+// What somebody else has written is theirs, but for our server, which answers no more.
 func TestUndoLeavesAloneWhatSomebodyHasChangedSince(t *testing.T) {
 	for _, inPlace := range []bool{false, true} {
-		p := newPlace(t)
-		p.write(original)
-		p.killed(inPlace, true)
-		p.write(ours + "nameserver 192.0.2.99\n")
-		p.undo()
-		p.has(ours + "nameserver 192.0.2.99\n")
-		if !strings.Contains(strings.Join(p.said, "\n"), "changed by somebody else") {
-			t.Errorf("%q", p.said)
+		for theirs, want := range map[string]string{
+			ours + "nameserver 192.0.2.99\n":                         "nameserver 192.0.2.1\nnameserver 192.0.2.99\n",
+			ourComment + "\n" + ours + "search vpn.example\n":        "nameserver 192.0.2.1\nsearch vpn.example\n",
+			"# theirs\nsearch vpn.example\nnameserver 198.19.249.53": "# theirs\nsearch vpn.example\nnameserver 192.0.2.1\n",
+		} {
+			p := newPlace(t)
+			p.write(original)
+			p.killed(inPlace, true)
+			p.write(theirs)
+			p.undo()
+			p.has(want)
+			if !strings.Contains(strings.Join(p.said, "\n"), "changed by somebody else") {
+				t.Errorf("%q", p.said)
+			}
 		}
+	}
+}
+
+// A VPN's client that begins after bridge, and ends after it, brings back what it has found: bridge's.
+func TestUndoKnowsWhatWasThereWhenSomebodyBringsBackOurs(t *testing.T) {
+	p := newPlace(t)
+	p.write(original)
+	p.killed(false, true)
+	const theirs = "nameserver 192.0.2.99\n"
+	p.write(theirs)
+	for range 2 {
+		if err := undoAll(p.folder, p.path, p.say); err != nil {
+			t.Fatal(err)
+		}
+		p.has(theirs)
+	}
+	p.write(ours)
+	p.undo()
+	p.has(original)
+}
+
+// A file of ours whose journal is gone is not passed over.
+func TestUndoSaysThatNobodyKnowsWhatWasThere(t *testing.T) {
+	p := newPlace(t)
+	p.write(ourComment + "\n" + ours)
+	if err := undoAll(p.folder, p.path, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || hint.Of(err) == "" {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -187,7 +221,7 @@ func TestOneAtATime(t *testing.T) {
 	}
 	pid := fmt.Sprint(os.Getpid())
 	_, again := hold(p.folder)
-	for name, err := range map[string]error{"another": again, "undo": undoAll(p.folder, p.say)} {
+	for name, err := range map[string]error{"another": again, "undo": undoAll(p.folder, p.path, p.say)} {
 		if err == nil || !strings.Contains(err.Error(), "process "+pid) || !strings.Contains(hint.Of(err), "kill "+pid) || hint.CodeOf(err) != hint.Conflict {
 			t.Errorf("%s: %v; %s", name, err, hint.Of(err))
 		}
@@ -208,7 +242,7 @@ func TestUndoThatFailsStaysInTheJournal(t *testing.T) {
 	if err := errors.Join(os.Remove(p.path), os.Mkdir(p.path, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	err := undoAll(p.folder, p.say)
+	err := undoAll(p.folder, p.path, p.say)
 	if hint.CodeOf(err) != hint.RestoreIncomplete || hint.Of(err) == "" {
 		t.Fatalf("%v", err)
 	}
@@ -225,7 +259,7 @@ func TestAJournalThatIsNoneIsSaid(t *testing.T) {
 	if err := errors.Join(os.Mkdir(p.folder, 0o700), os.WriteFile(filepath.Join(p.folder, journalName), []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := undoAll(p.folder, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(hint.Of(err), journalName) {
+	if err := undoAll(p.folder, p.path, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(hint.Of(err), journalName) {
 		t.Errorf("%v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"bridge/internal/hint"
 	"bridge/internal/private"
@@ -83,18 +84,19 @@ func (j *journal) write(r record) error {
 	return nil
 }
 
-// undo changes back what the journal has, and says what it does. What fails stays in it.
+// undo changes back what the journal has, and says what it does. What fails stays in it, and what may yet be to be undone.
 func (j *journal) undo(say func(string)) error {
 	left := record{}
 	var errs []error
 	if c := j.File; c != nil {
 		did, err := c.undo()
-		switch {
-		case err != nil:
-			left.File = c
+		if err != nil {
 			errs = append(errs, fmt.Errorf("bring back %s: %w", c.Path, err))
-		case did != "":
+		} else if did != "" {
 			say(did)
+		}
+		if err != nil || c.Left {
+			left.File = c
 		}
 	}
 	if j.Resolvconf {
@@ -126,15 +128,16 @@ func (j *journal) leftover(say func(string)) error {
 	if j.empty() {
 		return nil
 	}
-	say(fmt.Sprintf("undoing what bridge, process %d, could not: it was killed", j.PID))
+	if j.File == nil || !j.File.Left {
+		say(fmt.Sprintf("undoing what bridge, process %d, could not: it was killed", j.PID))
+	}
 	return j.undo(say)
 }
 
-// undoAll is Undo with the journal in folder.
-func undoAll(folder string, say func(string)) error {
+// undoAll is Undo with the journal in folder and the resolver file at path.
+func undoAll(folder, path string, say func(string)) error {
 	if _, err := os.Stat(filepath.Join(folder, journalName)); errors.Is(err, os.ErrNotExist) {
-		say("nothing to undo")
-		return nil
+		return nothing(path, say)
 	}
 	j, err := hold(folder)
 	if err != nil {
@@ -142,8 +145,17 @@ func undoAll(folder string, say func(string)) error {
 	}
 	defer j.end()
 	if j.empty() {
-		say("nothing to undo")
-		return nil
+		return nothing(path, say)
 	}
 	return j.leftover(say)
+}
+
+// nothing says that there is nothing to undo, unless the resolver file at path is one of ours: then nobody knows the one before.
+func nothing(path string, say func(string)) error {
+	if b, _ := os.ReadFile(path); strings.Contains(string(b), ourComment) {
+		return hint.Newf(hint.RestoreIncomplete, "write the address of a DNS server into it, or have your network written anew, as NetworkManager does at each connection",
+			"%s is bridge's, and what was there before is not known any more", path)
+	}
+	say("nothing to undo")
+	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,6 +29,11 @@ type Machine struct {
 	system  []string   // the resolvers from before
 	fd      int        // of the device, or -1
 	closed  bool
+	err     error // of Close
+
+	mu     sync.Mutex
+	inner  []netip.Prefix // as inner tells
+	looked time.Time
 }
 
 // Hold takes this machine, and changes back what a bridge that was killed has left. The error has a hint.
@@ -42,7 +49,7 @@ func Hold(say func(string)) (*Machine, error) {
 		j.end()
 		return nil, err
 	}
-	if err := j.write(record{}); err != nil { // so that others are told who has it
+	if err := j.write(j.record); err != nil { // so that others are told who has it
 		j.end()
 		return nil, err
 	}
@@ -54,7 +61,7 @@ func Undo(say func(string)) error {
 	if os.Geteuid() != 0 {
 		return notRoot()
 	}
-	return undoAll(stateFolder, say)
+	return undoAll(stateFolder, resolverPath, say)
 }
 
 func notRoot() error {
@@ -77,6 +84,16 @@ func (m *Machine) Plan(ranges []netip.Prefix, asked bool, api []netip.Addr) erro
 	m.way = inCharge(target(resolverPath), file, func(program string) bool { _, err := exec.LookPath(program); return err == nil })
 	if m.system, err = servers(m.way); err != nil {
 		return err
+	}
+	if behind := target(resolverPath); m.way == byFile && behind != resolverPath {
+		mounted, err := isMounted(behind)
+		if err != nil {
+			return err
+		}
+		if mounted {
+			return hint.Newf(hint.Other, "have /etc be this place's own; or: bridge connect -- CMD",
+				"%s is a link to %s, on which something is mounted: what it says is this place's, and the link everybody's", resolverPath, behind)
+		}
 	}
 	notes, err := check(m.ranges, asked, has, m.precious(has, api))
 	if err != nil {
@@ -101,6 +118,61 @@ func (m *Machine) System() ([]string, error) {
 		return servers(m.way)
 	}
 	return m.system, nil
+}
+
+// localTime is how long it is remembered which addresses are this machine's.
+const localTime = time.Second
+
+// Local tells whether a packet's sender may be a program of this machine: the address is one of its own, or of a network that is in it alone, as that of its containers is.
+// A neighbour whose packets arrive here, to be forwarded or to the device's address, is none.
+func (m *Machine) Local(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	if a == m.own || a == own6 {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now := time.Now(); m.looked.IsZero() || now.Sub(m.looked) >= localTime {
+		list, err := inner()
+		if err != nil {
+			return false
+		}
+		m.inner, m.looked = list, now
+	}
+	return slices.ContainsFunc(m.inner, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// inner are the addresses of this machine, each alone, and the networks of its bridges that have no port to the outside.
+func inner() (list []netip.Prefix, err error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	outside := make(map[int]bool) // bridges, by index
+	for _, l := range links {
+		if t := l.Type(); t != "veth" && t != "tuntap" && t != "tun" {
+			outside[l.Attrs().MasterIndex] = true
+		}
+	}
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		for _, at := range addresses {
+			if at.LinkIndex != l.Attrs().Index || at.IPNet == nil {
+				continue
+			}
+			addr, _ := netip.AddrFromSlice(at.IP)
+			addr = addr.Unmap()
+			bits := addr.BitLen()
+			if l.Type() == "bridge" && !outside[l.Attrs().Index] {
+				bits, _ = at.Mask.Size()
+			}
+			list = append(list, netip.PrefixFrom(addr, bits).Masked())
+		}
+	}
+	return list, nil
 }
 
 // precious is what has to be reached as before.
@@ -292,7 +364,7 @@ func (m *Machine) Resolve(z Zones) error {
 	if err != nil {
 		return err
 	}
-	c := &fileChange{Path: resolverPath, Before: before, After: resolverFile(text, m.own.String()), InPlace: mounted}
+	c := &fileChange{Path: resolverPath, Before: before, After: resolverFile(text, m.own.String()), Servers: nameservers(text), InPlace: mounted}
 	if err := m.journal.write(record{File: c}); err != nil {
 		return err
 	}
@@ -342,18 +414,18 @@ func isMounted(path string) (bool, error) {
 
 // Restore brings the resolver back, for which the DNS server goes on. Close does what is left. Both may be called again.
 func (m *Machine) Restore() error {
-	if m.closed || m.journal.empty() {
+	if m.closed || m.journal.empty() || m.journal.File != nil && m.journal.File.Left { // somebody else's
 		return nil
 	}
 	return m.journal.undo(m.say)
 }
 
-// Close changes everything back and lets go of this machine.
+// Close changes everything back and lets go of this machine. Called again it says again what has failed.
 func (m *Machine) Close() error {
 	if m.closed {
-		return nil
+		return m.err
 	}
-	err := m.Restore()
+	m.err = m.Restore()
 	m.closed = true
 	if m.fd >= 0 {
 		_ = unix.Close(m.fd)
@@ -363,5 +435,5 @@ func (m *Machine) Close() error {
 		}
 	}
 	m.journal.end()
-	return err
+	return m.err
 }

@@ -116,6 +116,48 @@ func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
 	})
 }
 
+// Whoever closes it last is told, too, that it is not as before.
+func TestCloseSaysAgainWhatHasFailed(t *testing.T) {
+	p := newPlace(t)
+	p.write(original)
+	p.killed(false, true)
+	if err := errors.Join(os.Remove(p.path), os.Mkdir(p.path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	j, err := hold(p.folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Machine{say: p.say, journal: j, fd: -1}
+	for _, f := range []func() error{m.Restore, m.Close, m.Close} {
+		if err := f(); hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(hint.Of(err), "--undo") {
+			t.Errorf("%v; %s", err, hint.Of(err))
+		}
+	}
+}
+
+// Who is let in are this machine and its containers, and no neighbour: neither on its network nor on one that a bridge joins to it.
+func TestNeighboursAreNotLocal(t *testing.T) {
+	inside(t, func() {
+		for _, line := range []string{
+			"link add eth0 type ifb", "address add 192.168.7.2/24 dev eth0",
+			"link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link add c0 type veth peer name c1", "link set c0 master docker0",
+			"link add br0 type bridge", "address add 192.168.8.2/24 dev br0", "link add eth1 type ifb", "link set eth1 master br0",
+		} {
+			ip(t, line)
+		}
+		m := &Machine{own: netip.MustParseAddr("198.19.249.53")}
+		for text, want := range map[string]bool{
+			"198.19.249.53": true, "192.168.7.2": true, "::ffff:192.168.7.2": true, "192.168.8.2": true, "172.17.0.9": true, own6.String(): true,
+			"192.168.7.3": false, "192.168.8.3": false, "203.0.113.5": false, "fe80::1%eth0": false,
+		} {
+			if got := m.Local(netip.MustParseAddr(text)); got != want {
+				t.Errorf("%s: %v", text, got)
+			}
+		}
+	})
+}
+
 // Who has logged in by SSH is known also behind sudo, which clears the environment.
 func TestTheSSHPeerIsFoundBehindSudo(t *testing.T) {
 	c := exec.Command("sh", "-c", `env -i sh -c 'echo $$; exec sleep 1000' & wait`)

@@ -31,6 +31,9 @@ func (*Machine) Ranges() []netip.Prefix { return nil }
 // Address is not valid.
 func (*Machine) Address() netip.Addr { return netip.Addr{} }
 
+// Local is nobody.
+func (*Machine) Local(netip.Addr) bool { return false }
+
 // System gives nothing.
 func (*Machine) System() ([]string, error) { return nil, unsupported() }
 
