@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ const (
 // when its answer is remembered. It is dns.Server's reader, who hands on what it cannot answer.
 type packets struct {
 	dns.Reader
+	from    func(netip.Addr) bool
 	in, out []byte // of the one goroutine that reads
 
 	mu      sync.RWMutex
@@ -37,8 +39,34 @@ type packet struct {
 	until  time.Time
 }
 
-func newPackets() *packets {
-	return &packets{in: make([]byte, maxUDPQuery), entries: make(map[string]packet)}
+func newPackets(from func(netip.Addr) bool) *packets {
+	return &packets{from: from, in: make([]byte, maxUDPQuery), entries: make(map[string]packet)}
+}
+
+// takes tells whether a client is answered, as Server.From does.
+func takes(from func(netip.Addr) bool, client net.Addr) bool {
+	if from == nil {
+		return true
+	}
+	at, err := netip.ParseAddrPort(client.String())
+	return err == nil && from(at.Addr().Unmap())
+}
+
+// chosen is a listener for those who are answered.
+type chosen struct {
+	net.Listener
+	from func(netip.Addr) bool
+}
+
+// Accept closes the connections of others.
+func (l *chosen) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil || takes(l.from, c.RemoteAddr()) {
+			return c, err
+		}
+		_ = c.Close()
+	}
 }
 
 // decorate makes p the reader of a server.
@@ -53,6 +81,9 @@ func (p *packets) ReadUDP(conn *net.UDPConn, _ time.Duration) ([]byte, *dns.Sess
 		n, session, err := dns.ReadFromSessionUDP(conn, p.in)
 		if err != nil {
 			return nil, nil, err
+		}
+		if !takes(p.from, session.RemoteAddr()) {
+			continue
 		}
 		q := p.in[:n]
 		if !p.answer(q) {

@@ -25,6 +25,8 @@ type rules struct {
 	zone   string   // lower case, with the final dot
 	search []string // the pod's search domains in zone, likewise, in the pod's order
 	ndots  int
+
+	namespaced bool // as Server's
 }
 
 // Zone is the cluster's domain, with the final dot, as a pod's search list tells: what follows "svc.",
@@ -62,6 +64,9 @@ func (r *rules) expansions(name string) []string {
 	}
 	var names []string
 	for _, d := range r.search {
+		if r.namespaced && dots > 0 && dns.CountLabel(d) > dns.CountLabel(r.zone)+1 { // shop.svc.cluster.local.
+			continue
+		}
 		full := name + d
 		if _, ok := dns.IsDomainName(full); ok && r.possible(full) {
 			names = append(names, full)
@@ -126,12 +131,14 @@ func private(addr netip.Addr) bool {
 }
 
 func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
+	rules := newRules(s.Search, s.Ndots)
+	rules.namespaced = s.Namespaced
 	h := &handler{
 		ctx:     ctx,
 		log:     s.Log,
-		packets: newPackets(),
+		packets: newPackets(s.From),
 		slots:   make(chan struct{}, maxQueries),
-		rules:   newRules(s.Search, s.Ndots),
+		rules:   rules,
 		system:  &system{servers: s.System, self: self},
 		hosts:   s.Hosts,
 		known:   s.Known,

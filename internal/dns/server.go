@@ -12,7 +12,8 @@
 //     that lies in the cluster's zone is appended, and the first of these names that exists answers,
 //     behind a CNAME from the name that was asked. Names of a shape that the Kubernetes DNS
 //     specification does not have (www.example.com.shop.svc.cluster.local) are not asked for. A name
-//     without records of the wanted type exists: AAAA of an IPv4 Service is empty, at once.
+//     without records of the wanted type exists: AAAA of an IPv4 Service is empty, at once. Of names with a dot
+//     those of a namespace alone are asked for where a whole machine asks (Namespaced).
 //  4. The system's resolvers. When rule 3 got no answer and the system says NXDOMAIN, the answer is
 //     SERVFAIL: whether the name exists is not known.
 package dns
@@ -66,6 +67,13 @@ type Server struct {
 	Search      []string
 	Ndots       int
 
+	// Namespaced has rule 3 take names with a dot for those of a namespace alone: NAME.NAMESPACE and HOST.SERVICE.NAMESPACE, and not HOST.SERVICE
+	// of the pod's own, by which whoever may make a Service called com there would have the name github.com.
+	Namespaced bool
+
+	// From tells whether a client at an address is answered. Others hear nothing. Nil means everybody.
+	From func(netip.Addr) bool
+
 	// System gives the addresses ("host:port") of the system's resolvers, for each query anew.
 	// Nil reads /etc/resolv.conf.
 	System func() ([]string, error)
@@ -112,7 +120,7 @@ func (s *Server) Serve(ctx context.Context, pc *net.UDPConn, ln *net.TCPListener
 	for _, srv := range []*dns.Server{
 		{PacketConn: pc, Handler: h, UDPSize: maxUDPQuery, DecorateReader: h.packets.decorate},
 		{
-			Listener:      netutil.LimitListener(ln, maxTCPClients),
+			Listener:      netutil.LimitListener(&chosen{ln, s.From}, maxTCPClients),
 			Handler:       h,
 			ReadTimeout:   tcpClientIdle,
 			IdleTimeout:   func() time.Duration { return tcpClientIdle },

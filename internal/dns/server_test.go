@@ -685,3 +685,78 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// Where a whole machine asks, whoever may make Services in the namespace has no names of others': github.com is a HOST.SERVICE there.
+func TestNamesOfAWholeMachineAreNotTheNamespaces(t *testing.T) {
+	cluster := (&resolver{records: records(t,
+		"github.com.shop.svc.cluster.local. 30 IN A 10.96.0.66",
+		"www.github.com.shop.svc.cluster.local. 30 IN A 10.96.0.66",
+		"orders.shop.svc.cluster.local. 30 IN A 10.96.0.20",
+		"db-0.db.shop.svc.cluster.local. 30 IN A 10.244.0.9",
+	)}).start(t)
+	sys := (&resolver{records: records(t, "github.com. 30 IN A 192.0.2.66", "www.github.com. 30 IN A 192.0.2.66")}).start(t)
+	addr := startServer(t, &Server{Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, System: sys.servers, Namespaced: true})
+	for name, want := range map[string]string{
+		"github.com.": "192.0.2.66", "www.github.com.": "192.0.2.66",
+		"orders.": "10.96.0.20", "orders.shop.": "10.96.0.20", "orders.shop.svc.": "10.96.0.20", "db-0.db.shop.": "10.244.0.9",
+	} {
+		if m := ask(t, "udp", addr, name, dns.TypeA); !strings.Contains(text(m), want) {
+			t.Errorf("%s: %s, want %s", name, text(m), want)
+		}
+	}
+	for _, q := range cluster.asked() {
+		if strings.Contains(q, "com.shop") {
+			t.Errorf("the cluster was asked %s", q)
+		}
+	}
+}
+
+// Whoever is not chosen is told nothing, not what is remembered either.
+func TestOthersAreNotAnswered(t *testing.T) {
+	cluster := (&resolver{records: records(t, "orders.shop.svc.cluster.local. 30 IN A 10.96.0.20")}).start(t)
+	var stranger atomic.Bool
+	asked := make(chan netip.Addr, 8)
+	addr := startServer(t, &Server{
+		Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, System: cluster.servers,
+		From: func(a netip.Addr) bool {
+			answered := !stranger.Load()
+			asked <- a
+			return answered
+		},
+	})
+	for _, network := range []string{"udp", "tcp"} {
+		if m := ask(t, network, addr, "orders.", dns.TypeA); !strings.Contains(text(m), "10.96.0.20") {
+			t.Errorf("%s: %s", network, text(m))
+		}
+	}
+	stranger.Store(true)
+	q, err := new(dns.Msg).SetQuestion("orders.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for len(asked) > 0 {
+		<-asked
+	}
+	if _, err := c.Write(q); err != nil {
+		t.Fatal(err)
+	}
+	<-asked // and dropped
+	stranger.Store(false)
+	second := append([]byte{^q[0], ^q[1]}, q[2:]...)
+	if _, err := c.Write(second); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, maxUDPQuery)
+	if _, err := c.Read(b); err != nil || b[0] != second[0] || b[1] != second[1] {
+		t.Errorf("the first answer has the ID %x of the question %x, %v", b[:2], q[:2], err)
+	}
+	stranger.Store(true)
+	if m, _, err := (&dns.Client{Net: "tcp", Timeout: 20 * time.Second}).Exchange(new(dns.Msg).SetQuestion("orders.", dns.TypeA), addr); err == nil {
+		t.Errorf("over TCP: %v", m)
+	}
+}
