@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,9 +11,11 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -113,14 +116,23 @@ after a kill by the next --tun or by --undo.`,
 	return cmd
 }
 
-func (a *app) connect(ctx context.Context, o connectOptions) error {
+func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	var whole *machine.Machine
-	if o.tun { // before the cluster is asked: what a killed one has left may keep the API server's name from being found
+	if o.tun {
+		// A broken pipe is an error to say something into, and no end, which would leave the machine as it is.
+		broken := make(chan os.Signal, 1)
+		signal.Notify(broken, syscall.SIGPIPE)
+		defer signal.Stop(broken)
+		// Before the cluster is asked: what a killed one has left may keep the API server's name from being found
 		m, err := machine.Hold(a.say)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = m.Close() }()
+		defer func() {
+			if e := m.Close(); e != nil { // whatever else: this has to be seen
+				err = errors.Join(e, err)
+			}
+		}()
 		whole = m
 	}
 	k, err := a.kube()

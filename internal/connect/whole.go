@@ -26,9 +26,10 @@ type Whole struct {
 	Log *slog.Logger
 }
 
-// Run changes the machine and serves through t, which has had a session, until ctx is done, which is no error. Then the machine is as before.
-func (w *Whole) Run(ctx context.Context, t Tunnel) (err error) {
-	defer func() { err = errors.Join(err, w.Machine.Close()) }()
+// Run changes the machine and serves through t, which has had a session, until ctx is done, which is no error. Then the machine is as
+// before, or Machine.Close, called again, says why not: that is not Run's error, which others may have a better one for.
+func (w *Whole) Run(ctx context.Context, t Tunnel) error {
+	defer func() { _ = w.Machine.Close() }()
 	pod, ok := t().Info()
 	if !ok {
 		return errors.New("the pod told nothing of its resolver")
@@ -45,10 +46,11 @@ func (w *Whole) Run(ctx context.Context, t Tunnel) (err error) {
 	}
 	names := &dns.Server{
 		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots, System: w.Machine.System, Log: w.Log,
+		Namespaced: true, From: w.Machine.Local,
 	}
 	ranges := w.Machine.Ranges()
 	packets := &packet.Stack{
-		Dial: t.dial, Log: w.Log,
+		Dial: t.dial, From: w.Machine.Local, Log: w.Log,
 		Takes: func(a netip.Addr) bool {
 			return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 		},
@@ -69,7 +71,7 @@ func (w *Whole) Run(ctx context.Context, t Tunnel) (err error) {
 		case <-serving.Done():
 		}
 	}
-	err = errors.Join(err, w.Machine.Restore())
+	_ = w.Machine.Restore()
 	stop()
 	return errors.Join(err, g.Wait())
 }

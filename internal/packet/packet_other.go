@@ -17,6 +17,7 @@ const MTU = 65520
 type Stack struct {
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Takes func(netip.Addr) bool
+	From  func(netip.Addr) bool
 	Log   *slog.Logger
 }
 
