@@ -60,6 +60,9 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if len(files) > 0 && (all || len(args) > 0) {
 				return hint.Newf(hint.Usage, "leave out -A and the names: it is about the objects of the file", "-f names what to look at")
 			}
+			if len(files) > 0 && watch {
+				return hint.Newf(hint.Usage, "look at what was applied with: bridge diagnose --watch", "-f tries a file once, and --watch looks again and again")
+			}
 			if timeout != 0 && !watch {
 				return hint.Newf(hint.Usage, "add --watch", "--timeout is how long --watch may take")
 			}
@@ -86,7 +89,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 				defer cancel()
 			}
 			if len(files) > 0 {
-				if o.Tried, err = kube.TryManifests(ctx, a.flags, namespace, files); err != nil {
+				if o.Tried, err = kube.TryManifests(ctx, k, a.stdin, files); err != nil {
 					return err
 				}
 			}

@@ -149,6 +149,7 @@ func TestBudgetsThatLetNoPodGo(t *testing.T) {
 		{"none, ever", well + budget(0, 1, 1, 1, "") + node(""), "budget-allows-none", "maxUnavailable: 1"},
 		{"a drain", well + budget(0, 1, 1, 1, "") + node("unschedulable: true"), "drain-blocked", "kubectl uncordon node1"},
 		{"none for now", crashes + budget(0, 1, 1, 2, "") + node(""), "program-exits", ""},
+		{"a drain that goes on", well + budget(0, 1, 1, 2, "") + node("unschedulable: true"), "", ""},
 		{"a drain, and a pod that is not well", crashes + budget(0, 1, 1, 2, "") + node("unschedulable: true"), "program-exits", ""},
 		{"it fails", well + budget(0, 0, 0, 0, `, conditions: [{type: DisruptionAllowed, status: "False", reason: SyncFailed, message: "jobs.batch does not implement the scale subresource"}]`), "budget-failed", "does not implement"},
 	})

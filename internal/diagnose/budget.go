@@ -42,9 +42,9 @@ func checkBudgets(s *Snapshot) (out []Finding) {
 			f.condition(f.Object, c.Type, string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
 		case b.Status.ExpectedPods == 0 || b.Status.DisruptionsAllowed > 0:
 			continue
-		case s.blocks(b, &f):
-		case b.Status.DesiredHealthy < b.Status.ExpectedPods: // it lets some go when all are well
+		case b.Status.DesiredHealthy < b.Status.ExpectedPods: // it lets some go when all are well, as in the middle of a drain
 			continue
+		case s.blocks(b, &f):
 		default:
 			f.budget(b)
 			f.Summary = fmt.Sprintf("it lets none of its %s go, even when all are well", counted(int(b.Status.ExpectedPods), "pod"))
@@ -56,7 +56,7 @@ func checkBudgets(s *Snapshot) (out []Finding) {
 	return out
 }
 
-// blocks makes f about a node that is drained, where pods of b's are still.
+// blocks makes f about a node that is cordoned, where pods of b's are still. Whether somebody drains it, nothing tells.
 func (s *Snapshot) blocks(b *policyv1.PodDisruptionBudget, f *Finding) bool {
 	var there []string
 	var node Ref
@@ -65,17 +65,14 @@ func (s *Snapshot) blocks(b *policyv1.PodDisruptionBudget, f *Finding) bool {
 		if i >= 0 && p.DeletionTimestamp == nil && !over(p) {
 			there, node = append(there, refOf("pod", p).String()), nodeOf(p)
 		}
-		if !ready(p) && p.DeletionTimestamp == nil {
-			f.because = append(f.because, refOf("pod", p))
-		}
 	}
 	if len(there) == 0 {
 		return false
 	}
 	f.budget(b)
-	f.ID, f.Severity = "drain-blocked", Problem
+	f.ID = "drain-blocked"
 	f.State = append(f.State, Evidence{From: node.String() + " spec.unschedulable", Says: "true"})
-	f.Summary = fmt.Sprintf("it lets no pod go, and %s is cordoned, as for a drain: %s stay there", node, few(there))
+	f.Summary = fmt.Sprintf("it lets none of its pods go, even when all are well, and %s is cordoned, as for a drain: %s stay there", node, few(there))
 	f.Why = "a drain of that node waits for ever, and with it an upgrade of the cluster"
 	f.Next = []string{
 		fmt.Sprintf("have more pods, elsewhere, or let one go with maxUnavailable: 1: %s", f.edit()),

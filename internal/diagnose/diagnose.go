@@ -30,6 +30,9 @@ type Options struct {
 	Unread []Unread
 	// NoDial leaves out the ports: nothing is connected to.
 	NoDial bool
+
+	// known is whether Targets are known to be there, also where their kind may not be listed.
+	known bool
 }
 
 // Swap is a swap of bridge's, or a connect.
@@ -108,7 +111,9 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	}
 	manifest, untried := manifestFindings(o.Tried)
 	if len(o.Tried) > 0 && len(o.Targets) == 0 {
-		if o.Targets = targetsOf(o.Tried); len(o.Targets) == 0 {
+		targets, elsewhere := targetsOf(o.Tried, k.Namespace)
+		o.Targets, o.known, untried = targets, true, append(untried, elsewhere...)
+		if len(o.Targets) == 0 {
 			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: append(untried, o.Unread...)}, nil
 		}
 	}
@@ -117,8 +122,10 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		return nil, err
 	}
 	s.Swaps = o.Swaps
-	if err := s.exist(o.Targets); err != nil {
-		return nil, err
+	if !o.known {
+		if err := s.exist(o.Targets); err != nil {
+			return nil, err
+		}
 	}
 	if !o.NoDial {
 		s.dial(ctx, k, s.around(o.Targets))

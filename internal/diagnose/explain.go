@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,34 +12,50 @@ import (
 	"bridge/internal/kube"
 )
 
-// explainTimeout bounds looking into why something is not well, for a command that ends over it.
-const explainTimeout = 10 * time.Second
+// explainTimeout bounds looking into why something is not well, for a command that ends over it, and may have to give back what it has changed.
+const explainTimeout = 3 * time.Second
 
 // Explain is err, and where it is a kube.Unhealthy, with what a diagnosis of that says first as its next step, before err's own. Whatever keeps it
-// from that leaves err as it is. It looks also when ctx has ended, by its deadline as a rule. The commands that need something of the cluster to be well call it.
+// from that leaves err as it is. It ends with ctx, which is that of the command, not the one whose deadline made err. Who ends over such an error calls it, while
+// what it is about is still there.
 func Explain(ctx context.Context, k *kube.Client, err error) error {
 	var u *kube.Unhealthy
-	if !errors.As(err, &u) || errors.Is(ctx.Err(), context.Canceled) {
+	if ctx.Err() != nil || !errors.As(err, &u) || errors.As(err, new(*explained)) {
 		return err
 	}
 	r, diagnoseErr := ParseTarget(u.Target.String(), u.Namespace)
 	if diagnoseErr != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), explainTimeout)
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: []Ref{r}, NoDial: true})
-	if diagnoseErr != nil || report.Worst() != Problem {
+	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: []Ref{r}, NoDial: true, known: true})
+	if diagnoseErr != nil {
 		return err
 	}
-	f := report.Findings[0] // problems come first
-	lines := []string{
-		hint.Printable(fmt.Sprintf("%s: %s (%s)", f.Object, f.Summary, f.ID)),
-		hint.Printable(f.Next[0]),
-		fmt.Sprintf("all of it: bridge diagnose %s -n %s%s", r, u.Namespace, k.Flags),
+	i := slices.IndexFunc(report.Findings, func(f Finding) bool { return f.Severity == Problem && f.stops(r) })
+	if i < 0 {
+		return err
 	}
+	f := report.Findings[i]
+	lines := []string{hint.Printable(fmt.Sprintf("%s: %s (%s)", f.Object, f.Summary, f.ID))}
+	if len(f.Next) > 0 {
+		lines = append(lines, hint.Printable(f.Next[0]))
+	}
+	lines = append(lines, fmt.Sprintf("all of it: bridge diagnose %s -n %s%s", r, u.Namespace, k.Flags))
 	if own := hint.Of(err); own != "" {
 		lines = append(lines, own)
 	}
-	return hint.New(0, err, strings.Join(lines, "\n"))
+	return &explained{hint.New(0, err, strings.Join(lines, "\n"))}
+}
+
+// explained is an error that Explain has looked into.
+type explained struct{ error }
+
+// Unwrap returns it with its hint.
+func (e *explained) Unwrap() error { return e.error }
+
+// stops tells whether it, or something it explains, is about r or what r has made: not about what is near it alone.
+func (f *Finding) stops(r Ref) bool {
+	return f.Object == r || f.Owner == r || slices.Contains(f.Also, r) || slices.ContainsFunc(f.Symptoms, func(s Finding) bool { return s.stops(r) })
 }

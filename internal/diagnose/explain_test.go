@@ -10,14 +10,12 @@ import (
 	"bridge/internal/kube"
 )
 
-// What is not well is explained by what a diagnosis says of it, also after a deadline; who is told to end does not look.
+// What is not well is explained by what a diagnosis says of it; who is told to end does not look.
 func TestExplain(t *testing.T) {
 	const crashing = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"restartPolicy":"Always","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[
 		{"name":"app","restartCount":1,"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"reason":"Error","exitCode":3}}}]}}`
 	own := hint.Newf(hint.ProxyNotReady, "its own step", "it is not Ready")
 	unhealthy := &kube.Unhealthy{Target: kube.Target{Kind: kube.Pod, Name: "it"}, Namespace: "shop", Err: own}
-	late, cancel := context.WithTimeout(t.Context(), 0)
-	defer cancel()
 	ended, end := context.WithCancel(t.Context())
 	end()
 	for name, c := range map[string]struct {
@@ -26,7 +24,7 @@ func TestExplain(t *testing.T) {
 		denied []string
 		says   bool
 	}{
-		"not well":        {late, unhealthy, nil, true},
+		"not well":        {t.Context(), unhealthy, nil, true},
 		"interrupted":     {ended, unhealthy, nil, false},
 		"may not look":    {t.Context(), unhealthy, []string{"pods"}, false},
 		"another's error": {t.Context(), errors.New("x"), nil, false},
@@ -43,6 +41,27 @@ func TestExplain(t *testing.T) {
 		if name == "interrupted" && len(*asked) > 0 {
 			t.Errorf("it asked %q", *asked)
 		}
+	}
+	// A Deployment is explained by its pods also to who may not list Deployments, as with bridge's own Roles; and once.
+	owned := func(by, kind, name string) string {
+		return strings.Replace(by, `"namespace":"shop"`, `"namespace":"shop","ownerReferences":[{"apiVersion":"apps/v1","kind":"`+kind+`","name":"`+name+`","controller":true}]`, 1)
+	}
+	k, asked := apiServer(t, map[string]string{
+		"pods": owned(crashing, "ReplicaSet", "proxy-1"), "replicasets": owned(`{"metadata":{"name":"proxy-1","namespace":"shop"}}`, "Deployment", "proxy"),
+	}, "deployments")
+	proxy := &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: "proxy"}, Namespace: "shop", Err: own}
+	err := Explain(t.Context(), k, proxy)
+	if !strings.Contains(hint.Of(err), "program-exits") {
+		t.Errorf("without deployments: %q", hint.Of(err))
+	}
+	before := len(*asked)
+	if again := Explain(t.Context(), k, err); again != err || len(*asked) != before {
+		t.Errorf("it was looked into twice: %v", again)
+	}
+	// What is near alone is no reason.
+	other := &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: "other"}, Namespace: "shop", Err: own}
+	if err := Explain(t.Context(), k, other); err != error(other) {
+		t.Errorf("another's is the reason: %q", hint.Of(err))
 	}
 	if Explain(t.Context(), nil, nil) != nil {
 		t.Error("no error became one")

@@ -13,22 +13,26 @@ import (
 	"bridge/internal/kube"
 )
 
-// unknownField reads the names of fields that the API server does not know: of an object that is created, and of one that is applied.
+// unknownField reads the names of fields that the API server does not know:
 //
 //	strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"
-//	.spec.template.spec.containers[name="app"].redinessProbe: field not declared in schema
-var unknownField = regexp.MustCompile(`(?:unknown|duplicate) field "([^"]+)"|\.(\S+): field not declared in schema`)
+var unknownField = regexp.MustCompile(`unknown field "([^"]+)"`)
 
 // manifestFindings are about objects of a file, as the API server took them in a trial. may are those that the user may not try.
 func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 	for _, t := range tried {
-		if t.Err == nil {
+		why := t.Untried
+		if t.Err != nil && t.Refused() {
+			why = mayNot
+		}
+		if why != "" {
+			u := Unread{Resource: "a trial of " + t.Kind + "s", Why: why}
+			if !slices.ContainsFunc(may, func(was Unread) bool { return was.Resource == u.Resource && was.Why == u.Why }) {
+				may = append(may, u)
+			}
 			continue
 		}
-		if t.Refused() {
-			if !slices.ContainsFunc(may, func(u Unread) bool { return u.Resource == "a trial of "+t.Kind+"s" }) {
-				may = append(may, Unread{Resource: "a trial of " + t.Kind + "s", Why: mayNot})
-			}
+		if t.Err == nil {
 			continue
 		}
 		f := Finding{ID: "manifest-refused", Severity: Problem, Direction: Admission, Object: Ref{Kind: t.Kind, Namespace: t.Namespace, Name: t.Name}}
@@ -40,7 +44,7 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 		switch fields := fieldsIn(said); {
 		case len(fields) > 0:
 			f.ID, f.Direction = "manifest-unknown-field", Configuration
-			f.Summary = "it has fields that are not known, or twice: " + few(fields)
+			f.Summary = "it has fields that there are none of: " + few(fields)
 			f.Why = "kubectl apply --validate=ignore, and who applies without validation, has them dropped in silence: what they are meant for is not done"
 			f.Next = append(f.Next, fmt.Sprintf("kubectl explain %s --recursive shows how they are spelt", t.Kind))
 		case errors.As(t.Err, &status) && status.Status().Details != nil && apierrors.IsInvalid(t.Err):
@@ -63,17 +67,42 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 
 func fieldsIn(text string) (out []string) {
 	for _, m := range unknownField.FindAllStringSubmatch(text, -1) {
-		out = append(out, m[1]+m[2])
+		out = append(out, m[1])
 	}
 	return out
 }
 
-// targetsOf are the objects of a file that the cluster has, and that can be looked at.
-func targetsOf(tried []kube.Tried) (out []Ref) {
+// targetsOf are the objects of a file that the cluster has, and that can be looked at; in other namespaces are those that can be with another -n.
+func targetsOf(tried []kube.Tried, namespace string) (out []Ref, elsewhere []Unread) {
 	for _, t := range tried {
-		if r, err := ParseTarget(t.Kind+"/"+t.Name, t.Namespace); err == nil && t.There {
-			out = append(out, r)
+		r, err := ParseTarget(t.Kind+"/"+t.Name, t.Namespace)
+		if err != nil || !t.There || t.Group != groupOf(r.Kind) {
+			continue
 		}
+		if r.Namespace != "" && r.Namespace != namespace {
+			elsewhere = append(elsewhere, Unread{Resource: r.String(), Why: "it is in another namespace: look with -n " + r.Namespace})
+			continue
+		}
+		out = append(out, r)
 	}
-	return out
+	return out, elsewhere
+}
+
+// groupOf is the API group of a kind that can be looked at.
+func groupOf(kind string) string {
+	switch kind {
+	case "deployment", "statefulset", "daemonset", "replicaset":
+		return "apps"
+	case "job":
+		return "batch"
+	case "ingress", "networkpolicy":
+		return "networking.k8s.io"
+	case "horizontalpodautoscaler":
+		return "autoscaling"
+	case "poddisruptionbudget":
+		return "policy"
+	case rolloutKind:
+		return kube.Rollout.Group()
+	}
+	return ""
 }

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,8 +27,6 @@ func TestManifests(t *testing.T) {
 	}{
 		"taken":    {nil, "", ""},
 		"created":  {apierrors.NewBadRequest(`Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"`), "manifest-unknown-field", "containers[0].redinessProbe"},
-		"applied":  {errors.New(`failed to create typed patch object (shop/it; apps/v1, Kind=Deployment): .spec.template.spec.containers[name="app"].redinessProbe: field not declared in schema`), "manifest-unknown-field", "redinessProbe"},
-		"twice":    {apierrors.NewBadRequest(`strict decoding error: duplicate field "spec.replicas"`), "manifest-unknown-field", "spec.replicas"},
 		"invalid":  {invalid, "manifest-invalid", "spec.selector"},
 		"refused":  {apierrors.NewForbidden(resource, "it", errors.New("exceeded quota: small")), "manifest-refused", "exceeded quota"},
 		"may not":  {apierrors.NewForbidden(resource, "it", errors.New(`User "ada" cannot create resource "deployments" in API group "apps" in the namespace "shop"`)), "", "a trial of deployments"},
@@ -47,8 +46,29 @@ func TestManifests(t *testing.T) {
 			t.Errorf("docs/diagnose.md does not have %s", c.id)
 		}
 	}
-	targets := targetsOf([]kube.Tried{{Kind: "deployment", Name: "it", Namespace: "shop", There: true}, {Kind: "pod", Name: "other", Namespace: "shop"}, {Kind: "frob", Name: "x", There: true}})
-	if len(targets) != 1 || targets[0] != (Ref{"deployment", "shop", "it"}) {
+	found, may := manifestFindings([]kube.Tried{{Kind: "pod", Untried: "their namespace comes with them"}, {Kind: "pod", Untried: "their namespace comes with them"}})
+	if len(found) != 0 || len(may) != 1 || may[0].Why != "their namespace comes with them" {
+		t.Errorf("%v, %v", found, may)
+	}
+}
+
+// What is looked at is what the cluster has, in the namespace, and of the kinds that are known: another group's may be called the same.
+func TestManifestTargets(t *testing.T) {
+	tried := []kube.Tried{
+		{Group: "apps", Kind: "deployment", Name: "it", Namespace: "shop", There: true}, {Kind: "pod", Name: "other", Namespace: "shop"}, {Kind: "frob", Name: "x", There: true},
+		{Group: "serving.knative.dev", Kind: "service", Name: "knative", Namespace: "shop", There: true}, {Kind: "node", Name: "node1", There: true},
+		{Group: "apps", Kind: "deployment", Name: "it", Namespace: "elsewhere", There: true}, {Group: "argoproj.io", Kind: "rollout", Name: "it", Namespace: "shop", There: true},
+	}
+	targets, elsewhere := targetsOf(tried, "shop")
+	if want := []Ref{{"deployment", "shop", "it"}, {"node", "", "node1"}, {rolloutKind, "shop", "it"}}; !slices.Equal(targets, want) {
 		t.Errorf("%v", targets)
+	}
+	if len(elsewhere) != 1 || !strings.HasSuffix(elsewhere[0].Why, "-n elsewhere") {
+		t.Errorf("%v", elsewhere)
+	}
+	// What has gone meanwhile is no error.
+	k, _ := apiServer(t, nil)
+	if r, err := Run(t.Context(), k, Options{Tried: tried, NoDial: true}); err != nil || len(r.Findings) != 0 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -3,91 +3,287 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/cli-runtime/pkg/resource"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
 
 	"bridge/internal/hint"
 )
 
 // Tried is what the API server says of one object of a manifest.
 type Tried struct {
-	File                  string
-	Kind, Namespace, Name string // Kind in lower case; Namespace is "" for what has none
+	File  string
+	Group string // "" for the core group
+	// Kind is in lower case; Namespace is "" for what has none. Name is what its name begins with where the API server makes one.
+	Kind, Namespace, Name string
 	// There is whether the cluster has it already.
 	There bool
 	// Err is why it would not be taken, as the API server says it; nil when it would.
 	Err error
+	// Untried is why nothing can be said of it; "" when it can.
+	Untried string
 }
 
 // Refused tells whether Err is that the user may not do it, which says nothing of the object.
-func (t *Tried) Refused() bool {
-	return apierrors.IsForbidden(t.Err) && rbac.MatchString(t.Err.Error())
-}
+func (t *Tried) Refused() bool { return refusedUser(t.Err) }
+
+func refusedUser(err error) bool { return apierrors.IsForbidden(err) && rbac.MatchString(err.Error()) }
 
 // manifestManager is in whose name manifests are tried.
 const manifestManager = "bridge-diagnose"
 
-// TryManifests has the API server look at the objects of files, folders or URLs ("-" for the standard input) as if they were applied, strictly: what it
-// does not know is refused. Nothing is changed. The error is of a file that cannot be read, or of the connection; what is wrong with an object is in Tried.
-func TryManifests(ctx context.Context, flags *genericclioptions.ConfigFlags, namespace string, files []string) (out []Tried, err error) {
-	// Each by itself: of a kind that there is none of the builder tells no more than the error.
+// TryManifests has the API server look at the objects of files, folders or URLs ("-" for stdin) as if they were applied, strictly: what it does not know is
+// refused. Nothing is changed. The error is of a file that cannot be read, or of the connection; what is wrong with an object is in Tried. When ctx is done it
+// leaves a read of a file behind, which a terminal or a pipe may keep for ever.
+func TryManifests(ctx context.Context, k *Client, stdin io.Reader, files []string) ([]Tried, error) {
+	type result struct {
+		tried []Tried
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		tried, err := tryManifests(ctx, k, stdin, files)
+		done <- result{tried, err}
+	}()
+	select {
+	case r := <-done:
+		return r.tried, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []string) (out []Tried, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	way, err := newManifestWay(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := way.discovery.ServerGroups(); err != nil { // of which the builder would have the text alone
+		return nil, Explain(err, "list the kinds of the cluster")
+	}
 	for _, file := range files {
-		result := resource.NewBuilder(flags).Unstructured().NamespaceParam(namespace).DefaultNamespace().ContinueOnError().
-			FilenameParam(false, &resource.FilenameOptions{Filenames: []string{file}}).Flatten().Do()
-		err := result.Visit(func(info *resource.Info, err error) error {
-			if err != nil {
-				return err
+		builder := resource.NewBuilder(way).Unstructured().NamespaceParam(k.Namespace).DefaultNamespace().ContinueOnError()
+		if file == "-" {
+			builder.Stream(stdin, "stdin")
+		} else {
+			builder.FilenameParam(false, &resource.FilenameOptions{Filenames: []string{file}})
+		}
+		err := builder.Flatten().Do().Visit(func(info *resource.Info, err error) error {
+			if err == nil && ctx.Err() == nil {
+				t := tryOne(info)
+				if t.File = file; !Transient(t.Err) || byWebhook(t.Err) {
+					out = append(out, t)
+					return nil
+				}
+				err = Explain(t.Err, "try "+t.Kind+"/"+t.Name)
 			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
+			if Transient(err) { // the rest would wait as long, one after the other
+				cancel(err)
 			}
-			t := tryOne(info)
-			// A field that there is none of is an internal error where the object is there.
-			if t.File = file; Transient(t.Err) && !apierrors.IsInternalError(t.Err) {
-				return Explain(t.Err, "try "+t.Kind+"/"+t.Name)
-			}
-			out = append(out, t)
-			return nil
+			return err
 		})
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
-		case strings.Contains(err.Error(), "no matches for kind"), strings.Contains(err.Error(), "Object 'Kind' is missing"):
-			out = append(out, Tried{File: file, Kind: "manifest", Name: filepath.Base(file), Err: err})
-		case Transient(err):
-			return nil, Explain(err, "read "+file)
-		default:
-			return nil, hint.New(hint.Usage, err, "name a file with objects of Kubernetes', in YAML or JSON")
+		}
+		for _, err := range parts(err) {
+			switch {
+			case strings.Contains(err.Error(), "no matches for kind"):
+				out = append(out, Tried{File: file, Kind: "manifest", Name: filepath.Base(file), Err: err})
+			case Transient(err):
+				return nil, Explain(err, "read "+file)
+			default:
+				return nil, hint.New(hint.Usage, err, "name a file with objects of Kubernetes', in YAML or JSON")
+			}
 		}
 	}
+	withoutNamespace(out)
 	return out, nil
 }
 
-func tryOne(info *resource.Info) Tried {
-	t := Tried{Kind: strings.ToLower(info.Mapping.GroupVersionKind.Kind), Namespace: info.Namespace, Name: info.Name}
-	h := resource.NewHelper(info.Client, info.Mapping).DryRun(true).WithFieldManager(manifestManager).WithFieldValidation(metav1.FieldValidationStrict)
-	body, err := json.Marshal(info.Object)
-	if err != nil {
-		t.Err = err
-		return t
-	}
-	_, err = h.Get(info.Namespace, info.Name)
+// parts are the errors of a builder that goes on.
+func parts(err error) []error {
+	var all utilerrors.Aggregate
 	switch {
 	case err == nil:
-		t.There = true
-		force := true
-		_, t.Err = h.Patch(info.Namespace, info.Name, types.ApplyPatchType, body, &metav1.PatchOptions{Force: &force})
-	case apierrors.IsNotFound(err):
-		_, t.Err = h.Create(info.Namespace, true, info.Object)
+		return nil
+	case errors.As(err, &all):
+		return utilerrors.Flatten(all).Errors()
+	}
+	return []error{err}
+}
+
+// byWebhook tells whether an admission webhook has made err, also where that is one of the server's inside.
+func byWebhook(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "admission webhook ") || strings.Contains(err.Error(), "failed calling webhook "))
+}
+
+// withoutNamespace has of objects whose namespace comes with the files only that they cannot be tried.
+func withoutNamespace(all []Tried) {
+	comes := map[string]bool{}
+	for _, t := range all {
+		if t.Group == "" && t.Kind == "namespace" && !t.There {
+			comes[t.Name] = true
+		}
+	}
+	for i := range all {
+		if t := &all[i]; t.Namespace != "" && comes[t.Namespace] && apierrors.IsNotFound(t.Err) {
+			t.Err, t.Untried = nil, "their namespace comes with them"
+		}
+	}
+}
+
+// tryOne tries an object: one that is not there as kubectl create does.
+func tryOne(info *resource.Info) Tried {
+	kind := info.Mapping.GroupVersionKind
+	t := Tried{Group: kind.Group, Kind: strings.ToLower(kind.Kind), Namespace: info.Namespace, Name: info.Name}
+	object, ok := info.Object.(*unstructured.Unstructured)
+	if !ok {
+		t.Err = fmt.Errorf("%T is no single object", info.Object)
+		return t
+	}
+	h := resource.NewHelper(info.Client, info.Mapping).DryRun(true).WithFieldManager(manifestManager).WithFieldValidation(metav1.FieldValidationStrict)
+	err := error(nil)
+	if t.Name == "" {
+		t.Name = object.GetGenerateName()
+	} else {
+		_, err = h.Get(info.Namespace, info.Name)
+		t.There = err == nil
+	}
+	switch {
+	case t.There:
+		t.Err = tryChange(info, h, object)
+	case err == nil || apierrors.IsNotFound(err):
+		_, t.Err = h.Create(info.Namespace, true, object)
 	default:
 		t.Err = err
 	}
+	if t.Err != nil && strings.Contains(t.Err.Error(), "does not support dry run") {
+		t.Err, t.Untried = nil, "an admission webhook takes no dry runs"
+	}
 	return t
+}
+
+// tryChange tries an object that is there. How a change is put together, of the object, what was applied before and who owns which field, is the trade of
+// whoever applies it, and no two do it the same. So two trials are made, of which what both say, or one alone can know, is told: a new object of another name, which
+// knows nothing of the old one (its fields, and what is valid); and the object over the old one, which leaves what it does not name (what may not change).
+func tryChange(info *resource.Info, strict *resource.Helper, object *unstructured.Unstructured) error {
+	fresh := object.DeepCopy()
+	fresh.SetName("")
+	fresh.SetGenerateName(info.Name + "-")
+	fresh.SetUID("")
+	_, created := strict.Create(info.Namespace, true, fresh)
+	if undecoded := apierrors.IsBadRequest(created) && !byWebhook(created); undecoded || refusedUser(created) || Transient(created) && !byWebhook(created) {
+		return created
+	}
+	body, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	lenient := resource.NewHelper(info.Client, info.Mapping).DryRun(true).WithFieldManager(manifestManager).WithFieldValidation(metav1.FieldValidationIgnore)
+	_, err = lenient.Patch(info.Namespace, info.Name, types.StrategicMergePatchType, body, nil)
+	if apierrors.IsUnsupportedMediaType(err) { // of a custom resource
+		_, err = lenient.Patch(info.Namespace, info.Name, types.MergePatchType, body, nil)
+	}
+	if !apierrors.IsInvalid(err) {
+		return err
+	}
+	return bothInvalid(created, err)
+}
+
+// unchangeable is in what the API server says of a field that may not be changed.
+var unchangeable = regexp.MustCompile(`(?i)immutable|updates? to |updates? may not|may not (be )?change|cannot be changed`)
+
+// bothInvalid is changed with those of its causes alone that created has too, wherever in a list, or that are of what may not change; nil when there are none.
+func bothInvalid(created, changed error) error {
+	index := regexp.MustCompile(`\[[^\]]*\]`)
+	key := func(c metav1.StatusCause) string { return index.ReplaceAllString(c.Field, "[]") + ": " + c.Message }
+	known := map[string]bool{}
+	for _, c := range causes(created) {
+		known[key(c)] = true
+	}
+	var kept []metav1.StatusCause
+	var words []string
+	for _, c := range causes(changed) {
+		if known[key(c)] || unchangeable.MatchString(c.Message) {
+			kept, words = append(kept, c), append(words, c.Field+": "+c.Message)
+		}
+	}
+	var status *apierrors.StatusError
+	if len(kept) == 0 || !errors.As(changed, &status) {
+		return nil
+	}
+	said := status.ErrStatus.DeepCopy()
+	said.Details.Causes = kept
+	said.Message = fmt.Sprintf("%s %q is invalid: %s", said.Details.Kind, said.Details.Name, strings.Join(words, ", "))
+	return &apierrors.StatusError{ErrStatus: *said}
+}
+
+// causes are those of an object that is not valid.
+func causes(err error) []metav1.StatusCause {
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return nil
+	}
+	return status.Status().Details.Causes
+}
+
+// manifestWay is how cli-runtime reaches the API server: as k does, and no longer than ctx, of which it has none.
+type manifestWay struct {
+	config    *rest.Config
+	discovery discovery.CachedDiscoveryInterface
+}
+
+func newManifestWay(ctx context.Context, k *Client) (*manifestWay, error) {
+	config := rest.CopyConfig(k.Config)
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return within{ctx, next} })
+	d, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, configError(err)
+	}
+	return &manifestWay{config, memory.NewMemCacheClient(d)}, nil
+}
+
+// ToRESTConfig is cli-runtime's.
+func (w *manifestWay) ToRESTConfig() (*rest.Config, error) { return rest.CopyConfig(w.config), nil }
+
+// ToDiscoveryClient is cli-runtime's.
+func (w *manifestWay) ToDiscoveryClient() (discovery.CachedDiscoveryInterface, error) {
+	return w.discovery, nil
+}
+
+// ToRESTMapper is cli-runtime's.
+func (w *manifestWay) ToRESTMapper() (meta.RESTMapper, error) {
+	return restmapper.NewDeferredDiscoveryRESTMapper(w.discovery), nil
+}
+
+// within makes requests that end with ctx.
+type within struct {
+	ctx  context.Context
+	next http.RoundTripper
+}
+
+// WrappedRoundTripper lets client-go find the transport underneath.
+func (t within) WrappedRoundTripper() http.RoundTripper { return t.next }
+
+// RoundTrip is an http.RoundTripper's.
+func (t within) RoundTrip(req *http.Request) (*http.Response, error) {
+	return t.next.RoundTrip(req.WithContext(t.ctx))
 }

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/carry"
+	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -150,7 +151,7 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	ready, stop := context.WithTimeout(ctx, o.ReadyTimeout)
-	err := p.WaitReady(ready)
+	err := diagnose.Explain(ctx, o.Kube, p.WaitReady(ready))
 	if err == nil {
 		err = t.WaitReady(ready)
 	}

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -220,7 +219,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		err = hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
-		return diagnose.Explain(ctx, p.Kube, &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Err: err})
+		return &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Err: err}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}

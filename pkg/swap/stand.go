@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"bridge/internal/diagnose"
 	"bridge/internal/proxypod"
 )
 
@@ -29,7 +30,7 @@ func (s *Swap) awaitProxies(ctx context.Context, timeout time.Duration) error {
 	first, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := s.proxy.WaitReady(first); err != nil {
-		return err
+		return diagnose.Explain(ctx, s.Kube, err)
 	}
 	close(s.stands)
 	if !s.Plan.standby() {

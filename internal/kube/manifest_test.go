@@ -1,0 +1,153 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/hint"
+)
+
+const kindsOfCore = `{"kind":"APIResourceList","groupVersion":"v1","resources":[{"name":"configmaps","kind":"ConfigMap","namespaced":true,"verbs":["get","create","patch"]},{"name":"namespaces","kind":"Namespace","namespaced":false,"verbs":["get"]}]}`
+
+// manifestServer has core's kinds; what is asked of objects gets answer.
+func manifestServer(t *testing.T, answer http.HandlerFunc) *Client {
+	t.Helper()
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch r.URL.Path {
+		case "/api":
+			_, _ = io.WriteString(w, `{"kind":"APIVersions","versions":["v1"]}`)
+		case "/apis":
+			_, _ = io.WriteString(w, `{"kind":"APIGroupList","groups":[]}`)
+		case "/api/v1":
+			_, _ = io.WriteString(w, kindsOfCore)
+		default:
+			answer(w, r)
+		}
+	}))
+	t.Cleanup(h.Close)
+	k, err := NewForConfig(&rest.Config{Host: h.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func says(w http.ResponseWriter, code int, reason, message, details string) {
+	w.WriteHeader(code)
+	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d,"reason":%q,"message":%q,"details":{%s}}`, code, reason, message, details)
+}
+
+// A trial ends with its context, whatever keeps it: an API server that is silent, or a pipe.
+func TestTryManifestsEnds(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "it.yaml")
+	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: it}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	over := errors.New("over")
+	ctx, end := context.WithCancelCause(t.Context())
+	k := manifestServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		end(over)
+		<-r.Context().Done() // it never answers
+	})
+	if _, err := TryManifests(ctx, k, nil, []string{file}); !errors.Is(err, over) {
+		t.Errorf("a silent server: %v", err)
+	}
+	in, out := io.Pipe()
+	defer out.Close()
+	ctx, end = context.WithCancelCause(t.Context())
+	go func() {
+		_, _ = out.Write([]byte("a")) // it is being read
+		end(over)
+	}()
+	if _, err := TryManifests(ctx, k, in, []string{"-"}); !errors.Is(err, over) {
+		t.Errorf("an open pipe: %v", err)
+	}
+}
+
+// One object that gets no answer ends it: the others would wait as long. A webhook that fails is no such.
+func TestTryManifestsStopsAtAnOutage(t *testing.T) {
+	const two = "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: b-}\n"
+	var mu sync.Mutex
+	var asked []string
+	message := "the server is away"
+	k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, r.Method+" "+r.URL.Query().Get("dryRun")+" "+r.URL.Query().Get("fieldValidation"))
+		says(w, 500, "InternalError", message, "")
+	})
+	_, err := TryManifests(t.Context(), k, strings.NewReader(two), []string{"-"})
+	if err == nil || hint.CodeOf(err) == hint.Usage || len(asked) != 1 || asked[0] != "POST All Strict" {
+		t.Errorf("%v, asked %q", err, asked)
+	}
+	message = `Internal error occurred: failed calling webhook "w.example": no endpoints`
+	tried, err := TryManifests(t.Context(), k, strings.NewReader(two), []string{"-"})
+	if err != nil || len(tried) != 2 || tried[0].Name != "a-" || tried[0].Err == nil {
+		t.Errorf("%+v, %v", tried, err)
+	}
+}
+
+// Of objects whose namespace is in the file it is not said that they are refused.
+func TestTryManifestsWithTheirNamespace(t *testing.T) {
+	k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/namespaces"):
+			_, _ = io.WriteString(w, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"new"}}`)
+		case r.Method == http.MethodPost:
+			says(w, 404, "NotFound", `namespaces "new" not found`, `"kind":"namespaces","name":"new"`)
+		default:
+			says(w, 404, "NotFound", "not found", "")
+		}
+	})
+	tried, err := TryManifests(t.Context(), k, strings.NewReader("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: it, namespace: new}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: new}\n"), []string{"-"})
+	if err != nil || len(tried) != 2 || tried[0].Err != nil || tried[0].Untried == "" || tried[1].Err != nil {
+		t.Errorf("%+v, %v", tried, err)
+	}
+}
+
+// Of an object that is there, what the two trials have in common is told, wherever in a list, and what may not change.
+func TestBothInvalid(t *testing.T) {
+	list := field.NewPath("spec", "list")
+	invalid := func(all ...*field.Error) error {
+		return apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "it", all)
+	}
+	wrong := func(at int) *field.Error { return field.Required(list.Index(at), "needed") }
+	taken := field.Invalid(field.NewPath("spec", "nodePort"), 30000, "provided port is already allocated") // by the old one
+	both := field.Forbidden(list.Index(1), "may not have both")                                            // the old one's beside the new one's
+	fixed := field.Invalid(field.NewPath("spec", "selector"), "x", "field is immutable")
+	for name, c := range map[string]struct {
+		created, changed error
+		want             string
+	}{
+		"a merge alone":   {nil, invalid(both), ""},
+		"the name's":      {invalid(taken), invalid(both), ""},
+		"its own":         {invalid(wrong(0), taken), invalid(both, wrong(2)), `Pod "it" is invalid: spec.list[2]: Required value: needed`},
+		"may not change":  {nil, invalid(both, fixed), `Pod "it" is invalid: spec.selector: Invalid value: "x": field is immutable`},
+		"not of validity": {errors.New("quota"), invalid(both), ""},
+	} {
+		got := ""
+		if err := bothInvalid(c.created, c.changed); err != nil {
+			if got = err.Error(); !apierrors.IsInvalid(err) {
+				t.Errorf("%s: it is no longer of validity", name)
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, not %q", name, got, c.want)
+		}
+	}
+}
