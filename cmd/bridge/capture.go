@@ -76,13 +76,38 @@ func (o *captureOptions) check(stdout io.Writer) error {
 func (a *app) capture(ctx context.Context, k *kube.Client, t kube.Target, o captureOptions) (err error) {
 	out := a.stdout
 	if o.file != "-" {
-		file, openErr := os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // there may be secrets in it
+		file, openErr := openCapture(o.file)
 		if openErr != nil {
-			return hint.New(hint.Usage, openErr, "name a file that can be written")
+			return openErr
 		}
-		defer func() { err = errors.Join(err, file.Close()) }()
+		defer func() { err = errors.Join(err, closeCapture(file)) }()
 		out = file
 	}
 	c := &debug.Capture{Kube: k, Target: t, Port: o.port, ProxyImage: o.proxyImage, Out: out, Err: a.stderr, Say: a.say}
 	return c.Run(ctx)
+}
+
+// openCapture makes the file, which only its owner may read: there may be secrets in it. One that is there is never written over; a pipe or a device is opened.
+func openCapture(name string) (*os.File, error) {
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if info, statErr := os.Stat(name); errors.Is(err, os.ErrExist) && statErr == nil {
+		if info.Mode().IsRegular() {
+			return nil, hint.Newf(hint.Usage, "name another file, or remove it", "%s is there already, and may be an earlier capture", name)
+		}
+		file, err = os.OpenFile(name, os.O_WRONLY, 0)
+	}
+	if err != nil {
+		return nil, hint.New(hint.Usage, err, "name a file that can be written")
+	}
+	return file, nil
+}
+
+// closeCapture closes the file, and removes it when nothing was written.
+func closeCapture(file *os.File) error {
+	info, err := file.Stat()
+	closed := file.Close()
+	if err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+		err = os.Remove(file.Name())
+	}
+	return errors.Join(err, closed)
 }

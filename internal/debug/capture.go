@@ -29,6 +29,9 @@ type Capture struct {
 	Say      func(string)
 }
 
+// kubeletPort is where the API server reaches the pods' programs.
+const kubeletPort = "10250"
+
 // captureEnd is how long the program in the pod has to write what it has when it is to end.
 const captureEnd = 5 * time.Second
 
@@ -46,6 +49,9 @@ func (c *Capture) Run(ctx context.Context) error {
 		return hint.Newf(hint.Usage, "capture at a pod that it talks to", "pod/%s runs on Windows, where bridge sees no packets", pod.Name)
 	}
 	if pod.Spec.HostNetwork {
+		if port == kubeletPort {
+			return hint.Newf(hint.Usage, "on the node, tcpdump sees it", "port %s of the node, whose network pod/%s has, is the kubelet's: the capture itself passes there, and would capture itself for ever", port, pod.Name)
+		}
 		c.Say("note: the pod has the node's network: it is the node's port " + port)
 	}
 	container, err := c.container(ctx, pod)
@@ -79,7 +85,7 @@ func portOf(pod *corev1.Pod, port string) (string, error) {
 }
 
 // captureRights are the two ways to see packets, which takes CAP_NET_RAW: to ask for that and nothing else, which Pod Security lets pass at level
-// privileged alone; and to have what the container runtime gives a root user by itself, which level baseline lets pass too, and has it with
+// privileged alone; and to have what the container runtime gives a root user by itself, without the rest, which level baseline lets pass too, and has it with
 // containerd and Docker. Under level restricted there is none: nobody is root, and nobody has it.
 func captureRights() []*corev1.SecurityContext {
 	yes, no, root := true, false, int64(0)
@@ -91,30 +97,24 @@ func captureRights() []*corev1.SecurityContext {
 	}
 	return []*corev1.SecurityContext{
 		with(&corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_RAW"}}),
-		with(nil),
+		with(&corev1.Capabilities{Drop: []corev1.Capability{"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}}),
 	}
 }
 
-// container is one in pod that may see packets: one that is there, or one that is added.
+// container is one in pod that may see packets: one that is there, or one that is added. One that has asked for the right comes first: it has it, whatever the
+// runtime.
 func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (string, error) {
-	var possible []*corev1.EphemeralContainer
+	var refused error
 	for _, rights := range captureRights() {
-		e := &corev1.EphemeralContainer{}
-		e.Image, e.ImagePullPolicy = c.ProxyImage, corev1.PullIfNotPresent
-		e.Args, e.SecurityContext = []string{"tool", tools.Hold}, rights
-		e.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
-		if err := nameAs(e, ""); err != nil {
+		e, err := c.with(rights)
+		if err != nil {
 			return "", err
 		}
 		if name := earlier(pod, e); name != "" {
 			c.Say("container " + name + " is there already, in pod/" + pod.Name)
 			return name, nil
 		}
-		possible = append(possible, e)
-	}
-	var refused error
-	for _, e := range possible {
-		err := add(ctx, c.Kube, pod, e, c.Say)
+		err = add(ctx, c.Kube, pod, e, c.Say)
 		if err == nil {
 			c.Say("container " + e.Name + " in pod/" + pod.Name + "; it stays there, as the API has no way to remove it, until the pod goes")
 			return e.Name, await(ctx, c.Kube, pod.Namespace, pod.UID, pod.Name, e.Name, false)
@@ -126,8 +126,17 @@ func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (string, error
 	}
 	return "", hint.New(hint.Forbidden,
 		fmt.Errorf("packets are seen with CAP_NET_RAW alone, as root, and the Pod Security level of namespace %s lets no container have that: %w", pod.Namespace, refused),
-		fmt.Sprintf("level baseline lets it: an admin can have it for as long as the capture takes, with kubectl label namespace %s pod-security.kubernetes.io/enforce=baseline --overwrite.\n"+
+		fmt.Sprintf("level baseline lets it: an admin can set it with kubectl label namespace %s pod-security.kubernetes.io/enforce=baseline --overwrite, and back to what it was when the container is there, which stays until the pod goes.\n"+
 			"Or capture at the other end, in a namespace that lets it: at a pod that talks to this one", pod.Namespace))
+}
+
+// with is a container with these rights. Its name has no end yet.
+func (c *Capture) with(rights *corev1.SecurityContext) (*corev1.EphemeralContainer, error) {
+	e := &corev1.EphemeralContainer{}
+	e.Image, e.ImagePullPolicy = c.ProxyImage, corev1.PullIfNotPresent
+	e.Args, e.SecurityContext = []string{"tool", tools.Hold}, rights
+	e.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+	return e, nameAs(e, "")
 }
 
 // copy passes on what the program in the pod writes, until it ends; it does when its input ends.
@@ -154,7 +163,7 @@ func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port str
 	case errors.As(context.Cause(running), &unwritten):
 		return hint.Newf(hint.Other, "is there room, and does who reads it still run?", "write the capture: %w", unwritten.error)
 	case err != nil:
-		return hint.New(0, fmt.Errorf("the capture has ended after %d packets, which are whole: %w", whole.Packets, err), "the same command goes on, in another file")
+		return hint.New(0, fmt.Errorf("the capture has ended after %d packets, which are whole: %w", whole.Packets, err), "capture again, into another file")
 	case code == tools.CaptureDenied:
 		return hint.Newf(hint.Forbidden, fmt.Sprintf("where the container runtime gives no CAP_NET_RAW by itself it has to be asked for, which Pod Security lets pass at level privileged alone: "+
 			"kubectl label namespace %s pod-security.kubernetes.io/enforce=privileged --overwrite. A security module of the node may refuse it, too", pod.Namespace),

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -60,6 +61,12 @@ func TestCapture(t *testing.T) {
 	pod := w.pods("app=orders")[0]
 	user := w.as("ada", deployed(t, "capture"))
 	file := filepath.Join(t.TempDir(), "orders.pcapng")
+	gone := func() {
+		t.Helper()
+		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a capture that was refused leaves a file: %v", err)
+		}
+	}
 
 	// Restricted: there is no way, and it is said what there would be to do.
 	p := w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "8080", "--proxy-image", image, "-w", file)
@@ -73,9 +80,11 @@ func TestCapture(t *testing.T) {
 	p = w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "none", "--proxy-image", image, "-w", file)
 	p.exits(int(hint.Usage))
 	p.says("it declares 8080")
+	gone()
 
 	for _, level := range []string{"baseline", "privileged"} {
 		w.level(level)
+		file = filepath.Join(t.TempDir(), level+".pcapng")
 		if level == "privileged" { // the container of before is in the other pod
 			if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
@@ -116,7 +125,20 @@ func TestCapture(t *testing.T) {
 		}
 	}
 
+	// An earlier capture is not written over.
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "http", "--proxy-image", image, "-w", file)
+	p.exits(int(hint.Usage))
+	p.says("is there already")
+	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("an earlier capture of %d bytes has %d, %v", len(before), len(after), err)
+	}
+
 	// Killed in the middle, the file is whole blocks; and the program in the pod ends.
+	file = filepath.Join(t.TempDir(), "killed.pcapng")
 	p = w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "http", "--proxy-image", image, "-w", file)
 	p.says("is there already")
 	p.says("capturing port 8080")

@@ -142,7 +142,7 @@ spec:
 		return w.bridge("diagnose", "-f", file, "-o", "json")
 	}
 	p := try(change)
-	p.ended()
+	p.ends()
 	if out := strings.Join(p.stdout.all(), "\n"); strings.Contains(out, `"manifest-`) || !strings.Contains(out, `"findings"`) {
 		t.Errorf("a change that would be taken:\n%s", out)
 	}
