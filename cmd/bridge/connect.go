@@ -124,16 +124,14 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		signal.Notify(broken, syscall.SIGPIPE)
 		defer signal.Stop(broken)
 		// Before the cluster is asked: what a killed one has left may keep the API server's name from being found
-		m, err := machine.Hold(a.say)
-		if err != nil {
+		if whole, err = machine.Hold(a.say); err != nil {
 			return err
 		}
 		defer func() {
-			if e := m.Close(); e != nil { // whatever else: this has to be seen
+			if e := whole.Close(); e != nil { // whatever else: this has to be seen
 				err = errors.Join(e, err)
 			}
 		}()
-		whole = m
 	}
 	k, err := a.kube()
 	if err != nil {
