@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -20,10 +22,12 @@ import (
 const tunResolver = "# of this laptop\nsearch example.com\nnameserver %s\noptions timeout:1\n\n"
 
 // wholeLaptop is the laptop as bridge connect --tun may change it: its network is all tests', so only one has it at a time, and resolver file and
-// state are files of the test's, which are mounted over the machine's own for what it runs.
+// state are files of the test's, in folders that are mounted over the machine's own for what it runs: a mount on /etc/resolv.conf itself would follow a link of the
+// machine's, and bridge change that.
 type wholeLaptop struct {
 	*world
-	resolver string // the file that is at /etc/resolv.conf
+	etc      string // the folder that is at /etc
+	resolver string // in it
 	state    string // the folder that is at /var/lib
 	config   string // the kubeconfig
 	before   string // in resolver
@@ -36,15 +40,18 @@ func newWholeLaptop(w *world) *wholeLaptop {
 	}
 	dir := w.t.TempDir()
 	l := &wholeLaptop{
-		world: w, resolver: filepath.Join(dir, "resolv.conf"), state: filepath.Join(dir, "state"), config: filepath.Join(dir, "kubeconfig"),
+		world: w, etc: filepath.Join(dir, "etc"), resolver: filepath.Join(dir, "etc", "resolv.conf"), state: filepath.Join(dir, "state"), config: filepath.Join(dir, "kubeconfig"),
 		before: fmt.Sprintf(tunResolver, "127.0.0.1"),
 	}
 	config, err := os.ReadFile(s.kubeconfig)
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	if out, err := exec.Command("cp", "-a", "/etc", l.etc).CombinedOutput(); err != nil {
+		w.t.Fatalf("%v: %s", err, out)
+	}
 	for _, err := range []error{
-		os.Mkdir(l.state, 0o755), os.WriteFile(l.resolver, []byte(l.before), 0o644), os.WriteFile(l.config, config, 0o600),
+		os.Remove(l.resolver), os.Mkdir(l.state, 0o755), os.WriteFile(l.resolver, []byte(l.before), 0o644), os.WriteFile(l.config, config, 0o600),
 	} {
 		if err != nil {
 			w.t.Fatal(err)
@@ -56,8 +63,8 @@ func newWholeLaptop(w *world) *wholeLaptop {
 // start runs a program of the laptop's with its files.
 func (l *wholeLaptop) start(env []string, args ...string) *process {
 	l.t.Helper()
-	script := `mount --make-rprivate / && mount --bind "$1" /etc/resolv.conf && mount --bind "$2" /var/lib && shift 2 && exec "$@"`
-	args = append([]string{"--mount", "sh", "-c", script, "sh", l.resolver, l.state}, args...)
+	script := `mount --make-rprivate / && mount --bind "$1" /etc && mount --bind "$2" /var/lib && mount -t tmpfs none /run && shift 2 && exec "$@"`
+	args = append([]string{"--mount", "sh", "-c", script, "sh", l.etc, l.state}, args...)
 	return start(l.t, "unshare", append([]string{"KUBECONFIG=" + l.config, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + l.world.state}, env...), args...)
 }
 
@@ -146,14 +153,16 @@ func TestTheWholeMachineSeesTheCluster(t *testing.T) {
 func TestAKilledTunIsUndone(t *testing.T) {
 	w := newWorld(t).withOrders()
 	l := newWholeLaptop(w)
+	var ours []byte
 	kill := func() {
 		t.Helper()
 		b := l.tun()
 		b.says(tunReady)
 		b.signal(syscall.SIGKILL) // sh and unshare have become bridge
 		<-b.ended
-		if got, err := os.ReadFile(l.resolver); err != nil || !strings.Contains(string(got), "bridge connect --undo") {
-			t.Fatalf("%q, %v", got, err)
+		var err error
+		if ours, err = os.ReadFile(l.resolver); err != nil || !strings.Contains(string(ours), "bridge connect --undo") {
+			t.Fatalf("%q, %v", ours, err)
 		}
 	}
 	kill()
@@ -181,12 +190,73 @@ func TestAKilledTunIsUndone(t *testing.T) {
 	undo = l.start(nil, s.bridge, "connect", "--undo")
 	undo.says("changed by somebody else")
 	undo.exits(0)
-	l.before = theirs
-	l.assertUntouched()
-	undo = l.start(nil, s.bridge, "connect", "--undo")
-	undo.says("nothing to undo")
-	undo.exits(0)
+	if got, err := os.ReadFile(l.resolver); err != nil || string(got) != theirs {
+		t.Errorf("%q, %v", got, err)
+	}
+	// They bring back what they had found there.
+	if err := os.WriteFile(l.resolver, ours, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, says := range []string{"is as it was", "nothing to undo"} {
+		undo = l.start(nil, s.bridge, "connect", "--undo")
+		undo.says(says)
+		undo.exits(0)
+		l.assertUntouched()
+	}
 	w.bridge("restore", "--all", "--held").exits(0)
+}
+
+// That the resolver could not be brought back is said, with the code for it, also when the user has ended it; the pod goes all the same.
+func TestARestoreThatFailsIsSaid(t *testing.T) {
+	w := newWorld(t).withOrders()
+	l := newWholeLaptop(w)
+	before := w.snapshot()
+	b := l.tun()
+	b.says(tunReady)
+	ours, err := os.ReadFile(l.resolver)
+	if err := errors.Join(err, os.Remove(l.resolver), os.Mkdir(l.resolver, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	b.signal(syscall.SIGTERM)
+	b.says("bring back /etc/resolv.conf")
+	b.says("hint: when that is mended: bridge connect --undo")
+	b.exits(9)
+	w.assertSnapshot(before)
+	if err := errors.Join(os.Remove(l.resolver), os.WriteFile(l.resolver, ours, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	l.start(nil, s.bridge, "connect", "--undo").exits(0)
+	l.assertUntouched()
+}
+
+// Whoever reads what it says may go: it goes on, and changes everything back at the end.
+func TestABrokenPipeIsNoEnd(t *testing.T) {
+	w := newWorld(t).withOrders()
+	l := newWholeLaptop(w)
+	before := w.snapshot()
+	code := filepath.Join(t.TempDir(), "code")
+	b := l.start(nil, "sh", "-c", `code=$1; shift; { "$@"; echo $? >$code; } 2>&1 | head -n 1`, "sh", code, s.bridge, "connect", "--tun", "-n", l.ns)
+	w.await("a resolver file of bridge's", func() bool {
+		got, err := os.ReadFile(l.resolver)
+		return err == nil && string(got) != l.before
+	})
+	var journal struct{ PID int }
+	text, err := os.ReadFile(filepath.Join(l.state, "bridge", "machine.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &journal)
+	}
+	if err != nil || journal.PID <= 0 {
+		t.Fatalf("%s, %v", text, err)
+	}
+	if err := syscall.Kill(journal.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-b.ended
+	if got, err := os.ReadFile(code); err != nil || strings.TrimSpace(string(got)) != "143" {
+		t.Errorf("it exits with %q, %v", got, err)
+	}
+	l.assertUntouched()
+	w.assertSnapshot(before)
 }
 
 // Nothing is changed, here or in the cluster, where it is refused.
