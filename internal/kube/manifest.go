@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/cli-runtime/pkg/resource"
@@ -189,6 +190,9 @@ func tryChange(info *resource.Info, strict *resource.Helper, object *unstructure
 	fresh.SetName("")
 	fresh.SetGenerateName(info.Name + "-")
 	fresh.SetUID("")
+	if info.Mapping.GroupVersionKind.GroupKind() == (schema.GroupKind{Kind: "Service"}) {
+		withoutHeld(fresh)
+	}
 	_, created := strict.Create(info.Namespace, true, fresh)
 	if undecoded := apierrors.IsBadRequest(created) && !byWebhook(created); undecoded || refusedUser(created) || Transient(created) && !byWebhook(created) {
 		return created
@@ -199,13 +203,29 @@ func tryChange(info *resource.Info, strict *resource.Helper, object *unstructure
 	}
 	lenient := resource.NewHelper(info.Client, info.Mapping).DryRun(true).WithFieldManager(manifestManager).WithFieldValidation(metav1.FieldValidationIgnore)
 	_, err = lenient.Patch(info.Namespace, info.Name, types.StrategicMergePatchType, body, nil)
-	if apierrors.IsUnsupportedMediaType(err) { // of a custom resource
+	// Custom resources have no such patch; and of the old port and the new one in one Service the API server fails inside ("duplicate nodePort"). The other
+	// patch puts the new list in the old one's place.
+	if apierrors.IsUnsupportedMediaType(err) || apierrors.IsInternalError(err) && !byWebhook(err) {
 		_, err = lenient.Patch(info.Namespace, info.Name, types.MergePatchType, body, nil)
 	}
 	if !apierrors.IsInvalid(err) {
 		return err
 	}
 	return bothInvalid(created, err)
+}
+
+// withoutHeld takes from a Service what one alone can have, which is looked at before all else.
+func withoutHeld(service *unstructured.Unstructured) {
+	for _, field := range []string{"clusterIP", "clusterIPs", "healthCheckNodePort"} {
+		unstructured.RemoveNestedField(service.Object, "spec", field)
+	}
+	ports, _, _ := unstructured.NestedFieldNoCopy(service.Object, "spec", "ports")
+	list, _ := ports.([]any)
+	for _, p := range list {
+		if port, ok := p.(map[string]any); ok {
+			delete(port, "nodePort")
+		}
+	}
 }
 
 // unchangeable is in what the API server says of a field that may not be changed.
