@@ -55,12 +55,12 @@ func TestExplain(t *testing.T) {
 		t.Errorf("without deployments: %q", hint.Of(err))
 	}
 	before := len(*asked)
-	if again := Explain(t.Context(), k, err); again != err || len(*asked) != before {
+	if again := Explain(t.Context(), k, err); hint.Of(again) != hint.Of(err) || len(*asked) != before {
 		t.Errorf("it was looked into twice: %v", again)
 	}
 	// What is near alone is no reason.
 	other := &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: "other"}, Namespace: "shop", Err: own}
-	if err := Explain(t.Context(), k, other); err != error(other) {
+	if err := Explain(t.Context(), k, other); hint.Of(err) != hint.Of(other) {
 		t.Errorf("another's is the reason: %q", hint.Of(err))
 	}
 	if Explain(t.Context(), nil, nil) != nil {
