@@ -26,7 +26,7 @@ func (o connectOptions) checkWhole(changed func(flag string) bool, program bool)
 	case program:
 		return hint.Newf(hint.Usage, "leave out one of them: bridge connect -- CMD needs no root", "%s and a CMD do not go together", flag)
 	}
-	for _, name := range []string{"listen", "dns-listen", "local-port", "publish"} {
+	for _, name := range []string{"listen", "dns-listen", "pac", "local-port", "publish"} {
 		if changed(name) {
 			return hint.Newf(hint.Usage, "leave out one of them", "%s opens no ports: --%s does not go with it", flag, name)
 		}
