@@ -1,10 +1,13 @@
 package packet
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"testing"
@@ -74,6 +77,38 @@ func (w *wire) flags() header.TCPFlags {
 		w.t.Fatalf("%d bytes, %v", n, err)
 	}
 	return header.TCP(b[header.IPv4(b).HeaderLength():n]).Flags()
+}
+
+// A datagram over IPv6 has a checksum whatever is in it: one whose checksum is 0 has that said otherwise.
+func TestADatagramHasAChecksum(t *testing.T) {
+	w := newWire(t, &Stack{
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(far, far); _ = far.Close() }()
+			return near, nil
+		},
+		Takes: func(netip.Addr) bool { return true },
+	})
+	a, b := tcpip.AddrFrom16(netip.MustParseAddr("fd78::1").As16()), tcpip.AddrFrom16(netip.MustParseAddr("fd77::10").As16())
+	packet := make([]byte, header.IPv6MinimumSize+header.UDPMinimumSize+2)
+	udp := header.UDP(packet[header.IPv6MinimumSize:])
+	header.IPv6(packet).Encode(&header.IPv6Fields{PayloadLength: uint16(len(udp)), TransportProtocol: header.UDPProtocolNumber, HopLimit: 64, SrcAddr: a, DstAddr: b})
+	udp.Encode(&header.UDPFields{SrcPort: 40000, DstPort: 53, Length: uint16(len(udp))})
+	pseudo := header.PseudoHeaderChecksum(header.UDPProtocolNumber, a, b, uint16(len(udp)))
+	binary.BigEndian.PutUint16(udp.Payload(), ^udp.CalculateChecksum(pseudo)) // with it the sum is all ones, there and back
+	udp.SetChecksum(math.MaxUint16)
+	if _, err := unix.Write(w.fd, packet); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, MTU)
+	n, err := unix.Read(w.fd, got)
+	if err != nil || n != len(packet) {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	answer := header.UDP(got[header.IPv6MinimumSize:n])
+	if !bytes.Equal(answer.Payload(), udp.Payload()) || answer.Checksum() != math.MaxUint16 {
+		t.Errorf("%x came back, with the checksum %#x", answer.Payload(), answer.Checksum())
+	}
 }
 
 // The end does not wait for a handshake that nobody goes on with.

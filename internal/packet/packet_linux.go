@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -326,7 +327,11 @@ func (r *run) answer(p pair, b []byte) error {
 	h := header.UDP(pkt.TransportHeader().Push(header.UDPMinimumSize))
 	pkt.TransportProtocolNumber = udp.ProtocolNumber
 	h.Encode(&header.UDPFields{SrcPort: p.to.Port(), DstPort: p.from.Port(), Length: length})
-	h.SetChecksum(^h.CalculateChecksum(checksum.Combine(route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum())))
+	sum := h.CalculateChecksum(checksum.Combine(route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum()))
+	if sum != math.MaxUint16 { // 0 says that there is none (RFC 768), which over IPv6 is dropped (RFC 8200)
+		sum = ^sum
+	}
+	h.SetChecksum(sum)
 	if err := route.WritePacket(stack.NetworkHeaderParams{Protocol: udp.ProtocolNumber, TTL: route.DefaultTTL()}, pkt); err != nil {
 		return failed("answer a datagram", err)
 	}
