@@ -111,7 +111,16 @@ func makeDevice() (fd int, err error) {
 			return 0, fmt.Errorf("ip %s: %w: %s", line, err, out)
 		}
 	}
-	return fd, nil
+	// The kernel makes an IPv6 address its own after it has given it out: what is sent there before is forwarded, which is dropped.
+	for end := time.Now().Add(patience); ; {
+		out, err := exec.Command("ip", "-6", "route", "get", "fd78::1").CombinedOutput()
+		if err == nil && strings.HasPrefix(string(out), "local ") {
+			return fd, nil
+		}
+		if time.Now().After(end) {
+			return 0, fmt.Errorf("fd78::1 is not local: %v: %s", err, out)
+		}
+	}
 }
 
 // target is a listener outside of the namespace, and a dial that has every address be it.
