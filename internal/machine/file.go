@@ -21,8 +21,8 @@ type fileState struct {
 	Mode    uint32 `json:"mode,omitempty"` // permissions
 }
 
-// maxFile bounds what is kept of a resolver file, in bytes.
-const maxFile = 256 << 10
+// maxFile bounds what is kept of a resolver file, in bytes. A journal that is full of them is one that can be read.
+const maxFile = 32 << 10
 
 func look(path string) (fileState, error) {
 	info, err := os.Lstat(path)
@@ -54,8 +54,6 @@ type fileChange struct {
 	After  []byte    `json:"after"`
 	// Servers are those that programs asked before, also when Before is a link.
 	Servers []string `json:"servers,omitempty"`
-	// Left is that somebody else has written the file since, which is theirs. They may yet put ours back, which they have seen there.
-	Left bool `json:"left,omitempty"`
 	// InPlace has it written, not replaced: something is mounted on it. A write may be cut short.
 	InPlace bool `json:"inPlace,omitempty"`
 }
@@ -72,27 +70,46 @@ func (c *fileChange) do() error {
 	return c.put(fileState{Content: c.After, Mode: uint32(mode)})
 }
 
-// undo brings back what was there before, if what is there is what do has made or was about to make. Of what somebody else has written since it
-// replaces our server only, which answers no more; where that is not named either it sets Left. It tells what it did, or "".
-func (c *fileChange) undo() (did string, err error) {
-	_ = os.Remove(c.draft()) // of whoever was killed in the middle
-	now, err := look(c.Path)
-	switch {
-	case err != nil:
-		return "", err
-	case now.same(c.Before):
-		c.Left = false
-		return "", nil
-	case now.same(fileState{Content: c.After}), c.torn(now):
-		c.Left = false
-		return c.Path + " is as it was", c.put(c.Before)
-	case c.names(now):
-		c.Left = false
-		now.Content = withoutOurs(now.Content, nameservers(c.After), c.Servers)
-		return fmt.Sprintf("%s was changed by somebody else since; it is left as it is, but names %q in place of bridge's DNS server", c.Path, nameservers(now.Content)), c.put(now)
+// undoChanges brings back what was there before the changes of one file, oldest first, if what is there is what do has made or was about to make.
+// Where somebody else has put back what an older one had made, the later ones are over. Of what somebody else has written it replaces our server only,
+// which answers no more; where that is not named either the changes are left. It tells what it did, or "".
+func undoChanges(changes []*fileChange) (left []*fileChange, did string, err error) {
+	if len(changes) == 0 {
+		return nil, "", nil
 	}
-	c.Left = true
-	return c.Path + " was changed by somebody else since; it is left as it is. Should what they bring back name bridge's DNS server: bridge connect --undo", nil
+	newest := changes[len(changes)-1]
+	path := newest.Path
+	_ = os.Remove(newest.draft()) // of whoever was killed in the middle
+	now, err := look(path)
+	if err != nil {
+		return changes, "", err
+	}
+	known := false
+	left = changes
+	for i, c := range slices.Backward(changes) {
+		made := now.same(fileState{Content: c.After}) || c == newest && c.torn(now)
+		if !made && !now.same(c.Before) {
+			continue
+		}
+		if made && !now.same(c.Before) {
+			if err := c.put(c.Before); err != nil {
+				return changes, "", err
+			}
+			now, did = c.Before, path+" is as it was"
+		}
+		known, left = true, changes[:i]
+	}
+	if known {
+		return left, did, nil
+	}
+	for i, c := range slices.Backward(changes) {
+		if !c.names(now) {
+			continue
+		}
+		now.Content = withoutOurs(now.Content, nameservers(c.After), c.Servers)
+		return changes[:i], fmt.Sprintf("%s was changed by somebody else since; it is left as it is, but names %q in place of bridge's DNS server", path, nameservers(now.Content)), c.put(now)
+	}
+	return changes, path + " was changed by somebody else since; it is left as it is. Should what they bring back name bridge's DNS server: bridge connect --undo", nil
 }
 
 // names tells whether now names our server.
@@ -148,7 +165,7 @@ func create(path string, s fileState) error {
 	return errors.Join(err, f.Chmod(fs.FileMode(s.Mode)), f.Sync(), f.Close())
 }
 
-// ourComment is the first line of a resolver file of ours.
+// ourComment begins the first line of a resolver file of ours. Which bridge's it is stands behind it.
 const ourComment = "# Written by bridge connect --tun, which brings back what was here; after a kill: bridge connect --undo"
 
 // withoutOurs is a resolver file in which servers stand for ours, and nothing says that it is ours.
@@ -157,7 +174,7 @@ func withoutOurs(file []byte, ours, servers []string) []byte {
 	for line := range strings.Lines(string(file)) {
 		f := strings.Fields(line)
 		switch {
-		case strings.TrimSpace(line) == ourComment:
+		case strings.HasPrefix(strings.TrimSpace(line), ourComment):
 		case len(f) > 1 && f[0] == "nameserver" && slices.Contains(ours, f[1]):
 			for _, s := range servers {
 				b.WriteString("nameserver " + s + "\n")
@@ -170,10 +187,11 @@ func withoutOurs(file []byte, ours, servers []string) []byte {
 	return []byte(b.String())
 }
 
-// resolverFile is a resolver file (resolv.conf(5)) that names server alone, and keeps of the one before what concerns no server.
-func resolverFile(before []byte, server string) []byte {
+// resolverFile is a resolver file (resolv.conf(5)) that names server alone, and keeps of the one before what concerns no server. It says which
+// bridge's it is, by run, so that no two are the same.
+func resolverFile(before []byte, server, run string) []byte {
 	var b strings.Builder
-	b.WriteString(ourComment + "\n")
+	b.WriteString(ourComment + " (" + run + ")\n")
 	b.WriteString("nameserver " + server + "\n")
 	for line := range strings.Lines(string(before)) {
 		switch first(line) {

@@ -167,6 +167,95 @@ func TestUndoKnowsWhatWasThereWhenSomebodyBringsBackOurs(t *testing.T) {
 	p.has(original)
 }
 
+// What was there before the first one is known over later ones, which find somebody else's there.
+func TestTheOriginalIsKnownOverLaterRuns(t *testing.T) {
+	const theirs = "nameserver 192.0.2.99\n"
+	file := func(run string) string { return string(resolverFile(nil, "198.19.249.53", run)) }
+	begun := func(p *place, run string) *journal {
+		t.Helper()
+		j, err := hold(p.folder)
+		if err == nil {
+			err = j.leftover(p.say)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, err := look(p.path)
+		c := &fileChange{Path: p.path, Before: before, After: []byte(file(run)), Servers: nameservers(before.Content)}
+		if err = errors.Join(err, j.begin(record{File: c}), c.do()); err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	ended := func(j *journal, p *place) {
+		t.Helper()
+		if err := j.undo(p.say); err != nil {
+			t.Fatal(err)
+		}
+		j.end()
+	}
+	// A VPN that has begun in the first is there at its end, and begins anew in each of the others.
+	manyRuns := func(p *place, runs int) {
+		t.Helper()
+		p.write(original)
+		for n := range runs {
+			j := begun(p, fmt.Sprint("run ", n))
+			p.write(theirs + fmt.Sprintf("# %d\n", n))
+			ended(j, p)
+			p.has(theirs + fmt.Sprintf("# %d\n", n))
+		}
+	}
+	t.Run("it ends after a second", func(t *testing.T) {
+		p := newPlace(t)
+		manyRuns(p, 1)
+		ended(begun(p, "second"), p)
+		p.has(theirs + "# 0\n")
+		p.write(file("run 0"))
+		p.undo()
+		p.has(original)
+	})
+	t.Run("it ends in the second", func(t *testing.T) {
+		p := newPlace(t)
+		manyRuns(p, 1)
+		j := begun(p, "second")
+		p.write(file("run 0"))
+		ended(j, p)
+		p.has(original)
+		p.said = nil
+		if err := undoAll(p.folder, p.path, p.say); err != nil || strings.Join(p.said, "") != "nothing to undo" {
+			t.Errorf("%q, %v", p.said, err)
+		}
+	})
+	t.Run("the second has resolvconf", func(t *testing.T) {
+		p := newPlace(t)
+		manyRuns(p, 1)
+		j, err := hold(p.folder)
+		if err == nil {
+			err = j.begin(record{Resolvconf: true})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !j.pending() {
+			t.Error("resolvconf's part is nothing to undo")
+		}
+		if err := j.begin(record{}); err != nil {
+			t.Fatal(err)
+		}
+		j.end()
+		p.write(file("run 0"))
+		p.undo()
+		p.has(original)
+	})
+	t.Run("many", func(t *testing.T) {
+		p := newPlace(t)
+		manyRuns(p, 3*maxLeft)
+		p.write(file("run 0"))
+		p.undo()
+		p.has(original)
+	})
+}
+
 // A file of ours whose journal is gone is not passed over.
 func TestUndoSaysThatNobodyKnowsWhatWasThere(t *testing.T) {
 	p := newPlace(t)

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"bridge/internal/hint"
@@ -33,9 +34,18 @@ type record struct {
 	PID        int         `json:"pid"` // of who holds the journal, or has been killed
 	File       *fileChange `json:"file,omitempty"`
 	Resolvconf bool        `json:"resolvconf,omitempty"` // it has our resolver
+	// Left are changes of before, oldest first, of a file that somebody else has written since, which is theirs. They may yet put ours back, which
+	// they have seen there.
+	Left []*fileChange `json:"left,omitempty"`
 }
 
-func (r *record) empty() bool { return r.File == nil && !r.Resolvconf }
+// maxLeft bounds Left.
+const maxLeft = 4
+
+func (r *record) empty() bool { return !r.pending() && len(r.Left) == 0 }
+
+// pending tells whether there is something to undo at the end, apart from what is left to others.
+func (r *record) pending() bool { return r.File != nil || r.Resolvconf }
 
 // journal is held by one process at a time.
 type journal struct {
@@ -84,30 +94,42 @@ func (j *journal) write(r record) error {
 	return nil
 }
 
+// begin has the journal know of a change that is about to be made, besides what is left.
+func (j *journal) begin(r record) error {
+	r.Left = j.Left
+	return j.write(r)
+}
+
 // undo changes back what the journal has, and says what it does. What fails stays in it, and what may yet be to be undone.
 func (j *journal) undo(say func(string)) error {
-	left := record{}
+	next := record{}
 	var errs []error
-	if c := j.File; c != nil {
-		did, err := c.undo()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("bring back %s: %w", c.Path, err))
-		} else if did != "" {
+	changes := slices.Clone(j.Left)
+	if j.File != nil {
+		changes = append(changes, j.File)
+	}
+	left, did, err := undoChanges(changes)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("bring back %s: %w", changes[0].Path, err))
+		next.File, next.Left = j.File, j.Left
+	} else {
+		if did != "" {
 			say(did)
 		}
-		if err != nil || c.Left {
-			left.File = c
+		next.Left = left
+		if more := len(left) - maxLeft; more > 0 { // the oldest knows what was there before all of them
+			next.Left = slices.Delete(left, 1, 1+more)
 		}
 	}
 	if j.Resolvconf {
 		if err := resolvconfDelete(); err != nil {
-			left.Resolvconf = true
+			next.Resolvconf = true
 			errs = append(errs, err)
 		} else {
 			say("resolvconf has this machine's own resolvers again")
 		}
 	}
-	if err := j.write(left); err != nil {
+	if err := j.write(next); err != nil {
 		errs = append(errs, err)
 	}
 	return hint.New(hint.RestoreIncomplete, errors.Join(errs...), "when that is mended: bridge connect --undo")
@@ -128,7 +150,7 @@ func (j *journal) leftover(say func(string)) error {
 	if j.empty() {
 		return nil
 	}
-	if j.File == nil || !j.File.Left {
+	if j.pending() {
 		say(fmt.Sprintf("undoing what bridge, process %d, could not: it was killed", j.PID))
 	}
 	return j.undo(say)

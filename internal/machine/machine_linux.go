@@ -364,8 +364,8 @@ func (m *Machine) Resolve(z Zones) error {
 	if err != nil {
 		return err
 	}
-	c := &fileChange{Path: resolverPath, Before: before, After: resolverFile(text, m.own.String()), Servers: nameservers(text), InPlace: mounted}
-	if err := m.journal.write(record{File: c}); err != nil {
+	c := &fileChange{Path: resolverPath, Before: before, After: resolverFile(text, m.own.String(), thisRun()), Servers: nameservers(text), InPlace: mounted}
+	if err := m.journal.begin(record{File: c}); err != nil {
 		return err
 	}
 	if err := c.do(); err != nil {
@@ -375,16 +375,21 @@ func (m *Machine) Resolve(z Zones) error {
 	return nil
 }
 
+// thisRun says which bridge writes a file, for whoever reads it, as nobody else does.
+func thisRun() string {
+	return fmt.Sprintf("process %d, %s", os.Getpid(), time.Now().UTC().Format(time.RFC3339Nano))
+}
+
 func (m *Machine) resolvconf() error {
 	text, err := os.ReadFile(resolverPath)
 	if err != nil {
 		return err
 	}
-	if err := m.journal.write(record{Resolvconf: true}); err != nil {
+	if err := m.journal.begin(record{Resolvconf: true}); err != nil {
 		return err
 	}
 	// openresolv heeds -m 0 -x, first and alone; Debian's sorts by the device's name.
-	if err := command(resolverFile(text, m.own.String()), "resolvconf", "-a", Device, "-m", "0", "-x"); err != nil {
+	if err := command(resolverFile(text, m.own.String(), thisRun()), "resolvconf", "-a", Device, "-m", "0", "-x"); err != nil {
 		return err
 	}
 	now, err := os.ReadFile(resolverPath)
@@ -414,7 +419,7 @@ func isMounted(path string) (bool, error) {
 
 // Restore brings the resolver back, for which the DNS server goes on. Close does what is left. Both may be called again.
 func (m *Machine) Restore() error {
-	if m.closed || m.journal.empty() || m.journal.File != nil && m.journal.File.Left { // somebody else's
+	if m.closed || !m.journal.pending() {
 		return nil
 	}
 	return m.journal.undo(m.say)

@@ -67,18 +67,18 @@ func FuzzResolverFile(f *testing.F) {
 	f.Add([]byte("nameserver 192.0.2.1\nsearch example.com\noptions ndots:2\n"))
 	f.Add([]byte("search a\r\n nameserver 1.1.1.1\n\x00domain x"))
 	f.Fuzz(func(t *testing.T, before []byte) {
-		after := resolverFile(before, "198.19.249.53")
+		after := resolverFile(before, "198.19.249.53", "process 1")
 		if got := nameservers(after); !slices.Equal(got, []string{"198.19.249.53"}) {
 			t.Errorf("%q names %q", after, got)
 		}
-		if again := resolverFile(after, "198.19.249.53"); string(again) != string(after) {
+		if again := resolverFile(after, "198.19.249.53", "process 1"); string(again) != string(after) {
 			t.Errorf("%q, then %q", after, again)
 		}
 	})
 }
 
 func TestTheResolverFileKeepsWhatNamesNoServer(t *testing.T) {
-	got := string(resolverFile([]byte("# mine\nnameserver 192.0.2.1\nsearch example.com\nnameserver 192.0.2.2\noptions ndots:2 timeout:1"), "198.19.249.53"))
+	got := string(resolverFile([]byte("# mine\nnameserver 192.0.2.1\nsearch example.com\nnameserver 192.0.2.2\noptions ndots:2 timeout:1"), "198.19.249.53", "process 1"))
 	if want := "nameserver 198.19.249.53\nsearch example.com\noptions ndots:2 timeout:1\n"; !strings.HasSuffix(got, want) || strings.Contains(got, "192.0.2.") {
 		t.Errorf("%q", got)
 	}
