@@ -102,20 +102,62 @@ func undoChanges(changes []*fileChange) (left []*fileChange, did string, err err
 	if known {
 		return left, did, nil
 	}
-	for i, c := range slices.Backward(changes) {
-		if !c.names(now) {
-			continue
-		}
-		now.Content = withoutOurs(now.Content, nameservers(c.After), c.Servers)
-		return changes[:i], fmt.Sprintf("%s was changed by somebody else since; it is left as it is, but names %q in place of bridge's DNS server", path, nameservers(now.Content)), c.put(now)
+	file := now.Content
+	if now.Link != "" {
+		file, _ = os.ReadFile(path) // somebody's copy of ours, or nothing of ours
 	}
-	return changes, path + " was changed by somebody else since; it is left as it is. Should what they bring back name bridge's DNS server: bridge connect --undo", nil
+	i, c := whose(changes, file)
+	if c == nil {
+		return changes, path + " was changed by somebody else since; it is left as it is. Should what they bring back name bridge's DNS server: bridge connect --undo", nil
+	}
+	if now.Link != "" || c.Before.Link != "" { // what a link is to may change, and a file that stands for it does not
+		entire := *c
+		entire.InPlace = c.InPlace && now.Link == "" // or else nothing is mounted there any more
+		did = path + " was changed by somebody else since, and named bridge's DNS server; it is as it was"
+		if more := linesBesides(file, c.After); len(more) > 0 {
+			did += fmt.Sprintf(", without what they have added: %q", more)
+		}
+		return changes[:i], did, entire.put(c.Before)
+	}
+	now.Content = withoutOurs(file, nameservers(c.After), c.Servers)
+	return changes[:i], fmt.Sprintf("%s was changed by somebody else since; it is left as it is, but names %q in place of bridge's DNS server", path, nameservers(now.Content)), c.put(now)
 }
 
-// names tells whether now names our server.
-func (c *fileChange) names(now fileState) bool {
+// whose is the change that the file, which others have had, goes back to, as its comment says, or else the newest; nil when it does not name our server.
+func whose(changes []*fileChange, file []byte) (i int, c *fileChange) {
+	i = -1
+	for n, c := range changes {
+		if c.names(file) && (i < 0 || !changes[i].signed(file) || c.signed(file)) {
+			i = n
+		}
+	}
+	if i < 0 {
+		return 0, nil
+	}
+	return i, changes[i]
+}
+
+// signed tells whether the file has the comment of ours that says whose it is.
+func (c *fileChange) signed(file []byte) bool {
+	line, _, _ := strings.Cut(string(c.After), "\n")
+	return strings.HasPrefix(line, ourComment) && slices.Contains(strings.Split(string(file), "\n"), line)
+}
+
+// names tells whether the file names our server.
+func (c *fileChange) names(file []byte) bool {
 	ours := nameservers(c.After)
-	return slices.ContainsFunc(nameservers(now.Content), func(s string) bool { return slices.Contains(ours, s) })
+	return slices.ContainsFunc(nameservers(file), func(s string) bool { return slices.Contains(ours, s) })
+}
+
+// linesBesides are those that file has besides ours.
+func linesBesides(file, ours []byte) (list []string) {
+	has := slices.Collect(strings.Lines(string(ours)))
+	for line := range strings.Lines(string(file)) {
+		if !slices.Contains(has, line) && strings.TrimSpace(line) != "" {
+			list = append(list, strings.TrimSpace(line))
+		}
+	}
+	return list
 }
 
 // torn tells whether now is a write of ours that was cut short, there or back.

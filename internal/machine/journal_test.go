@@ -167,6 +167,97 @@ func TestUndoKnowsWhatWasThereWhenSomebodyBringsBackOurs(t *testing.T) {
 	p.has(original)
 }
 
+// Behind a link of somebody's may be a copy of ours, and a link that was there before leads to what changes with the network: it is brought back.
+func TestUndoSeesThroughLinks(t *testing.T) {
+	ourFile := string(resolverFile(nil, "198.19.249.53", "process 1"))
+	for _, c := range []struct {
+		name              string
+		link, linkedSince bool
+		file, says        string
+		stays             bool
+	}{
+		{name: "a link to a copy of ours", linkedSince: true, file: ourFile, says: "is as it was"},
+		{name: "a link to what is not ours", linkedSince: true, file: "nameserver 192.0.2.99\n", says: "is left as it is", stays: true},
+		{name: "a link to nothing", linkedSince: true, says: "is left as it is", stays: true},
+		{name: "a line more, where a link was", link: true, file: ourFile + "options timeout:1\n", says: `without what they have added: ["options timeout:1"]`},
+		{name: "another link, where a link was", link: true, linkedSince: true, file: ourFile, says: "is as it was"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlace(t)
+			at := func(name string) string { return filepath.Join(filepath.Dir(p.path), name) }
+			p.write(original)
+			if c.link {
+				if err := errors.Join(os.Rename(p.path, at("real")), os.Symlink("real", p.path)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, err := look(p.path)
+			change := &fileChange{Path: p.path, Before: before, After: []byte(ourFile), Servers: []string{"192.0.2.1"}}
+			if err := errors.Join(err, change.do(), os.Remove(p.path)); err != nil {
+				t.Fatal(err)
+			}
+			written := p.path
+			if c.linkedSince {
+				written = at("copy")
+				if err := os.Symlink("copy", p.path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.file != "" {
+				if err := os.WriteFile(written, []byte(c.file), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			theirs, err := look(p.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, did, err := undoChanges([]*fileChange{change})
+			if err != nil || !strings.Contains(did, c.says) || (len(left) > 0) != c.stays {
+				t.Errorf("%q, %v; %d are left", did, err, len(left))
+			}
+			want := before
+			if c.stays {
+				want = theirs
+			}
+			if now, err := look(p.path); err != nil || !now.same(want) {
+				t.Errorf("%+v, %v; want %+v", now, err, want)
+			}
+			if c.linkedSince && c.file != "" {
+				if b, err := os.ReadFile(written); err != nil || string(b) != c.file {
+					t.Errorf("what their link is to: %q, %v", b, err)
+				}
+			}
+		})
+	}
+}
+
+// Whose file it is that somebody has changed is known by its comment.
+func TestServersAreThoseOfWhoseFileItWas(t *testing.T) {
+	p := newPlace(t)
+	file := func(run string) string { return string(resolverFile(nil, "198.19.249.53", run)) }
+	var changes []*fileChange
+	for n, server := range []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"} {
+		changes = append(changes, &fileChange{
+			Path: p.path, Before: fileState{Content: fmt.Appendf(nil, "# run %d\n", n)}, After: []byte(file(fmt.Sprint("run ", n))), Servers: []string{server},
+		})
+	}
+	for text, want := range map[string]struct {
+		has  string
+		left int
+	}{
+		file("run 1") + "# more\n": {"nameserver 192.0.2.2\n# more\n", 1},
+		"# theirs\n" + ours:        {"# theirs\nnameserver 192.0.2.3\n", 2},
+	} {
+		p.write(text)
+		left, _, err := undoChanges(changes)
+		if err != nil || len(left) != want.left {
+			t.Errorf("%d are left, %v", len(left), err)
+		}
+		p.has(want.has)
+	}
+}
+
 // What was there before the first one is known over later ones, which find somebody else's there.
 func TestTheOriginalIsKnownOverLaterRuns(t *testing.T) {
 	const theirs = "nameserver 192.0.2.99\n"
