@@ -347,12 +347,38 @@ func TestTheOriginalIsKnownOverLaterRuns(t *testing.T) {
 	})
 }
 
-// A file of ours whose journal is gone is not passed over.
-func TestUndoSaysThatNobodyKnowsWhatWasThere(t *testing.T) {
-	p := newPlace(t)
-	p.write(ourComment + "\n" + ours)
-	if err := undoAll(p.folder, p.path, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || hint.Of(err) == "" {
-		t.Errorf("%v", err)
+// A file of ours whose journal is gone is not passed over, nor are its servers taken for the system's; behind a link too. What our comment stands in alone is none.
+func TestAFileOfOursWithoutAJournalIsSaid(t *testing.T) {
+	for _, link := range []bool{false, true} {
+		for text, dead := range map[string]bool{
+			ourComment + "\n" + ours:                     true,
+			"nameserver 192.0.2.1\n" + ours:              true,
+			ourComment + "\n" + "nameserver 192.0.2.1\n": false,
+			"# 198.19.249.53\nnameserver 192.0.2.1\n":    false,
+			"": false,
+		} {
+			p := newPlace(t)
+			p.write(text)
+			if link {
+				copied := p.path + ".copy"
+				if err := errors.Join(os.Rename(p.path, copied), os.Symlink(copied, p.path)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			j, tunErr := take(p.folder, p.path, p.say)
+			if tunErr == nil {
+				j.end()
+			}
+			for _, err := range []error{tunErr, undoAll(p.folder, p.path, p.say)} {
+				if dead && (hint.CodeOf(err) != hint.RestoreIncomplete || hint.Of(err) == "") || !dead && err != nil {
+					t.Errorf("%q, link %v: %v", text, link, err)
+				}
+			}
+			p.has(text)
+			if _, err := os.Stat(p.folder); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("a journal is left: %v", err)
+			}
+		}
 	}
 }
 

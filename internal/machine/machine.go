@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"bridge/internal/hint"
 	"bridge/internal/private"
@@ -172,12 +171,46 @@ func undoAll(folder, path string, say func(string)) error {
 	return j.leftover(say)
 }
 
-// nothing says that there is nothing to undo, unless the resolver file at path is one of ours: then nobody knows the one before.
+// nothing says that there is nothing to undo.
 func nothing(path string, say func(string)) error {
-	if b, _ := os.ReadFile(path); strings.Contains(string(b), ourComment) {
-		return hint.Newf(hint.RestoreIncomplete, "write the address of a DNS server into it, or have your network written anew, as NetworkManager does at each connection",
-			"%s is bridge's, and what was there before is not known any more", path)
+	if err := orphan(path); err != nil {
+		return err
 	}
 	say("nothing to undo")
 	return nil
+}
+
+// orphan is an error when the resolver file at path names a server of ours, which nobody runs, and nobody knows the one before. The error has a hint.
+func orphan(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, s := range nameservers(b) {
+		if slices.Contains(own4s, s) {
+			return hint.Newf(hint.RestoreIncomplete, "write the address of a DNS server into it, or have your network written anew, as NetworkManager does at each connection",
+				"%s names %s, bridge's DNS server, which does not run, and what was there before is not known any more", path, s)
+		}
+	}
+	return nil
+}
+
+// take holds the journal in folder for one that is to change this machine, whose resolver file is at path: what a killed one has left is undone.
+func take(folder, path string, say func(string)) (*journal, error) {
+	j, err := hold(folder)
+	if err != nil {
+		return nil, err
+	}
+	err = j.leftover(say)
+	if err == nil {
+		err = orphan(path)
+	}
+	if err == nil {
+		err = j.write(j.record) // so that others are told who has it
+	}
+	if err != nil {
+		j.end()
+		return nil, err
+	}
+	return j, nil
 }

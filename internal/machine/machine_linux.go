@@ -36,21 +36,14 @@ type Machine struct {
 	looked time.Time
 }
 
-// Hold takes this machine, and changes back what a bridge that was killed has left. The error has a hint.
+// Hold takes this machine, and changes back what a bridge that was killed has left. A resolver file of bridge's that nobody can change back is an error:
+// its server would be taken for the system's. The error has a hint.
 func Hold(say func(string)) (*Machine, error) {
 	if os.Geteuid() != 0 {
 		return nil, notRoot()
 	}
-	j, err := hold(stateFolder)
+	j, err := take(stateFolder, resolverPath, say)
 	if err != nil {
-		return nil, err
-	}
-	if err := j.leftover(say); err != nil {
-		j.end()
-		return nil, err
-	}
-	if err := j.write(j.record); err != nil { // so that others are told who has it
-		j.end()
 		return nil, err
 	}
 	return &Machine{say: say, journal: j, fd: -1}, nil
