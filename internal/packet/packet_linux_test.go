@@ -118,7 +118,7 @@ func makeDevice() (fd int, err error) {
 			return fd, nil
 		}
 		if time.Now().After(end) {
-			return 0, fmt.Errorf("fd78::1 is not local: %v: %s", err, out)
+			return 0, fmt.Errorf("fd78::1 is not local: %s", out)
 		}
 	}
 }
