@@ -11,11 +11,9 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,6 +81,9 @@ after a kill by the next --tun or by --undo.`,
 			if err := o.checkWhole(cmd.Flags().Changed, len(args) > 0); err != nil {
 				return err
 			}
+			if o.tun || o.undo {
+				outliveReaders()
+			}
 			if o.undo {
 				return machine.Undo(a.say)
 			}
@@ -119,10 +120,6 @@ after a kill by the next --tun or by --undo.`,
 func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	var whole *machine.Machine
 	if o.tun {
-		// A broken pipe is an error to say something into, and no end, which would leave the machine as it is.
-		broken := make(chan os.Signal, 1)
-		signal.Notify(broken, syscall.SIGPIPE)
-		defer signal.Stop(broken)
 		// Before the cluster is asked: what a killed one has left may keep the API server's name from being found
 		if whole, err = machine.Hold(a.say); err != nil {
 			return err

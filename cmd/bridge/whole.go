@@ -6,6 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -36,6 +39,10 @@ func (o connectOptions) checkWhole(changed func(flag string) bool, program bool)
 	}
 	return nil
 }
+
+// outliveReaders has a broken pipe be an error to say something into, and no end of bridge, which would leave the machine as it is. It holds until bridge
+// has ended: what could not be changed back is said last.
+func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // planWhole says what is to be routed, before anything is made in the cluster.
 func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine, n network) error {
