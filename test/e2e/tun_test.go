@@ -63,9 +63,15 @@ func newWholeLaptop(w *world) *wholeLaptop {
 // start runs a program of the laptop's with its files.
 func (l *wholeLaptop) start(env []string, args ...string) *process {
 	l.t.Helper()
+	return l.startWith(nil, env, args...)
+}
+
+// startWith is start of a command that prepare changes; nil changes nothing.
+func (l *wholeLaptop) startWith(prepare func(*exec.Cmd), env []string, args ...string) *process {
+	l.t.Helper()
 	script := `mount --make-rprivate / && mount --bind "$1" /etc && mount --bind "$2" /var/lib && mount -t tmpfs none /run && shift 2 && exec "$@"`
 	args = append([]string{"--mount", "sh", "-c", script, "sh", l.etc, l.state}, args...)
-	return start(l.t, "unshare", append([]string{"KUBECONFIG=" + l.config, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + l.world.state}, env...), args...)
+	return startWith(l.t, prepare, "unshare", append([]string{"KUBECONFIG=" + l.config, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + l.world.state}, env...), args...)
 }
 
 // tun starts a bridge connect --tun.
@@ -235,7 +241,15 @@ func TestABrokenPipeIsNoEnd(t *testing.T) {
 	l := newWholeLaptop(w)
 	before := w.snapshot()
 	code := filepath.Join(t.TempDir(), "code")
-	b := l.start(nil, "sh", "-c", `code=$1; shift; { "$@"; echo $? >$code; } 2>&1 | head -n 1`, "sh", code, s.bridge, "connect", "--tun", "-n", l.ns)
+	group := func(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+	b := l.startWith(group, nil, "sh", "-c", `code=$1; shift; { "$@"; echo $? >$code; } 2>&1 | head -n 1`, "sh", code, s.bridge, "connect", "--tun", "-n", l.ns)
+	t.Cleanup(func() {
+		select {
+		case <-b.ended:
+		default:
+			_ = syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL) // bridge too, which is the shell's, and has the laptop's device
+		}
+	})
 	w.await("a resolver file of bridge's", func() bool {
 		got, err := os.ReadFile(l.resolver)
 		return err == nil && string(got) != l.before
@@ -251,7 +265,7 @@ func TestABrokenPipeIsNoEnd(t *testing.T) {
 	if err := syscall.Kill(journal.PID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	<-b.ended
+	b.exits(0) // head's
 	if got, err := os.ReadFile(code); err != nil || strings.TrimSpace(string(got)) != "143" {
 		t.Errorf("it exits with %q, %v", got, err)
 	}
