@@ -126,11 +126,9 @@ func (m *Machine) Local(a netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if now := time.Now(); m.looked.IsZero() || now.Sub(m.looked) >= localTime {
-		list, err := inner()
-		if err != nil {
-			return false
+		if list, err := inner(); err == nil { // else as before: containers come and go while it is listed
+			m.inner, m.looked = list, now
 		}
-		m.inner, m.looked = list, now
 	}
 	return slices.ContainsFunc(m.inner, func(p netip.Prefix) bool { return p.Contains(a) })
 }
@@ -159,7 +157,7 @@ func inner() (list []netip.Prefix, err error) {
 			addr, _ := netip.AddrFromSlice(at.IP)
 			addr = addr.Unmap()
 			bits := addr.BitLen()
-			if l.Type() == "bridge" && !outside[l.Attrs().Index] {
+			if l.Type() == "bridge" && !outside[l.Attrs().Index] && !addr.IsLinkLocalUnicast() { // that is any link's
 				bits, _ = at.Mask.Size()
 			}
 			list = append(list, netip.PrefixFrom(addr, bits).Masked())

@@ -141,14 +141,14 @@ func TestNeighboursAreNotLocal(t *testing.T) {
 	inside(t, func() {
 		for _, line := range []string{
 			"link add eth0 type ifb", "address add 192.168.7.2/24 dev eth0",
-			"link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link add c0 type veth peer name c1", "link set c0 master docker0",
+			"link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "address add fe80::7/64 dev docker0 nodad", "link add c0 type veth peer name c1", "link set c0 master docker0",
 			"link add br0 type bridge", "address add 192.168.8.2/24 dev br0", "link add eth1 type ifb", "link set eth1 master br0",
 		} {
 			ip(t, line)
 		}
 		m := &Machine{own: netip.MustParseAddr("198.19.249.53")}
 		for text, want := range map[string]bool{
-			"198.19.249.53": true, "192.168.7.2": true, "::ffff:192.168.7.2": true, "192.168.8.2": true, "172.17.0.9": true, own6.String(): true,
+			"198.19.249.53": true, "192.168.7.2": true, "::ffff:192.168.7.2": true, "192.168.8.2": true, "172.17.0.9": true, "fe80::7": true, own6.String(): true,
 			"192.168.7.3": false, "192.168.8.3": false, "203.0.113.5": false, "fe80::1%eth0": false,
 		} {
 			if got := m.Local(netip.MustParseAddr(text)); got != want {
