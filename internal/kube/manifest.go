@@ -115,6 +115,9 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 			}
 		}
 	}
+	if len(out) == 0 { // as of a template that gives nothing: a diagnosis of no objects would be one of them all
+		return nil, hint.New(hint.Usage, fmt.Errorf("there is no object in %s", strings.Join(files, ", ")), "look at what makes it: it is empty, or has comments alone")
+	}
 	withoutNamespace(out)
 	return out, nil
 }

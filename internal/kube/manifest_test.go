@@ -79,6 +79,16 @@ func TestTryManifestsEnds(t *testing.T) {
 	}
 }
 
+// No objects are an error, not a trial of nothing.
+func TestTryManifestsOfNothing(t *testing.T) {
+	k := manifestServer(t, http.NotFound)
+	for _, text := range []string{"", "# nothing\n", "---\n", "apiVersion: v1\nkind: List\nitems: []\n"} {
+		if tried, err := TryManifests(t.Context(), k, strings.NewReader(text), []string{"-"}); hint.CodeOf(err) != hint.Usage {
+			t.Errorf("%q: %+v, %v", text, tried, err)
+		}
+	}
+}
+
 // One object that gets no answer ends it: the others would wait as long. A webhook that fails is no such.
 func TestTryManifestsStopsAtAnOutage(t *testing.T) {
 	const two = "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: b-}\n"
