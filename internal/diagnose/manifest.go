@@ -47,7 +47,12 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 			f.Summary = "it has fields that there are none of: " + few(fields)
 			f.Why = "kubectl apply --validate=ignore, and who applies without validation, has them dropped in silence: what they are meant for is not done"
 			f.Next = append(f.Next, fmt.Sprintf("kubectl explain %s --recursive shows how they are spelt", t.Kind))
-		case errors.As(t.Err, &status) && status.Status().Details != nil && apierrors.IsInvalid(t.Err):
+		case t.Over:
+			f.Severity = Warning
+			f.Summary = "admission refuses what is there with the file's fields over it, though not the file's alone: " + firstLine(said)
+			f.Why = "an update of it may be refused; or only what the file takes away, which is in that trial still"
+			f.Next = []string{"kubectl apply --dry-run=server -f " + t.File + " tries it as kubectl applies it"}
+		case errors.As(t.Err, &status) && status.Status().Details != nil && apierrors.IsInvalid(t.Err) && !t.Denied():
 			f.ID, f.Direction = "manifest-invalid", Configuration
 			var causes []string
 			for _, c := range status.Status().Details.Causes {

@@ -46,6 +46,14 @@ func TestManifests(t *testing.T) {
 			t.Errorf("docs/diagnose.md does not have %s", c.id)
 		}
 	}
+	// What admission refuses is no rule of the kind's, whatever reason it gives; and not sure where it has judged what the change takes away.
+	denied := apierrors.NewInvalid(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "it", field.ErrorList{field.Invalid(nil, 1, `ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no`)})
+	for over, severity := range map[bool]Severity{false: Problem, true: Warning} {
+		found, _ := manifestFindings([]kube.Tried{{File: "it.yaml", Kind: "deployment", Namespace: "shop", Name: "it", There: true, Err: denied, Over: over}})
+		if len(found) != 1 || found[0].ID != "manifest-refused" || found[0].Severity != severity || !strings.Contains(found[0].Summary, "denied request") {
+			t.Errorf("over %v: %+v", over, found)
+		}
+	}
 	found, may := manifestFindings([]kube.Tried{{Kind: "pod", Untried: "their namespace comes with them"}, {Kind: "pod", Untried: "their namespace comes with them"}})
 	if len(found) != 0 || len(may) != 1 || may[0].Why != "their namespace comes with them" {
 		t.Errorf("%v, %v", found, may)

@@ -37,12 +37,18 @@ type Tried struct {
 	There bool
 	// Err is why it would not be taken, as the API server says it; nil when it would.
 	Err error
+	// Over is whether Err is of admission that has refused nothing but the object there with the file's fields over it. What applies the file may take more
+	// away, and pass.
+	Over bool
 	// Untried is why nothing can be said of it; "" when it can.
 	Untried string
 }
 
 // Refused tells whether Err is that the user may not do it, which says nothing of the object.
 func (t *Tried) Refused() bool { return refusedUser(t.Err) }
+
+// Denied tells whether a webhook or a policy of admission has made Err, whatever reason it gives.
+func (t *Tried) Denied() bool { return deniedBy(t.Err) != "" }
 
 func refusedUser(err error) bool { return apierrors.IsForbidden(err) && rbac.MatchString(err.Error()) }
 
@@ -139,6 +145,20 @@ func byWebhook(err error) bool {
 	return err != nil && (strings.Contains(err.Error(), "admission webhook ") || strings.Contains(err.Error(), "failed calling webhook "))
 }
 
+// denial is in what the API server says of what a webhook or a policy has refused, for whatever reason: policies say Invalid where nothing else is set.
+var denial = regexp.MustCompile(`(admission webhook "[^"]*"|ValidatingAdmissionPolicy '[^']*')( with binding '[^']*')? denied `)
+
+// deniedBy names the webhook or the policy that has refused; "" when it was none.
+func deniedBy(err error) string {
+	if err == nil {
+		return ""
+	}
+	if m := denial.FindStringSubmatch(err.Error()); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
 // withoutNamespace has of objects whose namespace comes with the files only that they cannot be tried.
 func withoutNamespace(all []Tried) {
 	comes := map[string]bool{}
@@ -173,7 +193,7 @@ func tryOne(info *resource.Info) Tried {
 	}
 	switch {
 	case t.There:
-		t.Err = tryChange(info, h, object)
+		t.Over, t.Err = tryChange(info, h, object)
 	case err == nil || apierrors.IsNotFound(err):
 		_, t.Err = h.Create(info.Namespace, true, object)
 	default:
@@ -187,8 +207,9 @@ func tryOne(info *resource.Info) Tried {
 
 // tryChange tries an object that is there. How a change is put together, of the object, what was applied before and who owns which field, is the trade of
 // whoever applies it, and no two do it the same. So two trials are made, of which what both say, or one alone can know, is told: a new object of another name, which
-// knows nothing of the old one (its fields, and what is valid); and the object over the old one, which leaves what it does not name (what may not change).
-func tryChange(info *resource.Info, strict *resource.Helper, object *unstructured.Unstructured) error {
+// knows nothing of the old one (its fields, and what is valid); and the object over the old one, which leaves what it does not name (what may not change). over is whether the error
+// is of admission that has refused the second alone.
+func tryChange(info *resource.Info, strict *resource.Helper, object *unstructured.Unstructured) (over bool, err error) {
 	fresh := object.DeepCopy()
 	fresh.SetName("")
 	fresh.SetGenerateName(info.Name + "-")
@@ -198,11 +219,11 @@ func tryChange(info *resource.Info, strict *resource.Helper, object *unstructure
 	}
 	_, created := strict.Create(info.Namespace, true, fresh)
 	if undecoded := apierrors.IsBadRequest(created) && !byWebhook(created); undecoded || refusedUser(created) || Transient(created) && !byWebhook(created) {
-		return created
+		return false, created
 	}
 	body, err := json.Marshal(object)
 	if err != nil {
-		return err
+		return false, err
 	}
 	lenient := resource.NewHelper(info.Client, info.Mapping).DryRun(true).WithFieldManager(manifestManager).WithFieldValidation(metav1.FieldValidationIgnore)
 	_, err = lenient.Patch(info.Namespace, info.Name, types.StrategicMergePatchType, body, nil)
@@ -211,10 +232,10 @@ func tryChange(info *resource.Info, strict *resource.Helper, object *unstructure
 	if apierrors.IsUnsupportedMediaType(err) || apierrors.IsInternalError(err) && !byWebhook(err) {
 		_, err = lenient.Patch(info.Namespace, info.Name, types.MergePatchType, body, nil)
 	}
-	if !apierrors.IsInvalid(err) {
-		return err
+	if by := deniedBy(err); by != "" || !apierrors.IsInvalid(err) {
+		return by != "" && by != deniedBy(created), err
 	}
-	return bothInvalid(created, err)
+	return false, bothInvalid(created, err)
 }
 
 // withoutHeld takes from a Service what one alone can have, which is looked at before all else.
@@ -232,7 +253,7 @@ func withoutHeld(service *unstructured.Unstructured) {
 }
 
 // unchangeable is in what the API server says of a field that may not be changed.
-var unchangeable = regexp.MustCompile(`(?i)immutable|updates? to |updates? may not|may not (be )?change|cannot be changed`)
+var unchangeable = regexp.MustCompile(`(?i)immutable|updates? to |updates? may not|may not (be )?change|can ?not change|can ?not be (changed|less than|(de|in)creased)`)
 
 // bothInvalid is changed with those of its causes alone that created has too, wherever in a list, or that are of what may not change; nil when there are none.
 func bothInvalid(created, changed error) error {

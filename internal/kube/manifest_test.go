@@ -130,6 +130,44 @@ func TestTryManifestsWithTheirNamespace(t *testing.T) {
 	}
 }
 
+// What admission refuses of a change is told, whatever reason it gives, and whether that is of the file's object too.
+func TestTryManifestsThatAdmissionRefuses(t *testing.T) {
+	const (
+		webhook = `admission webhook "w.example" denied the request: no debug`
+		policy  = `configmaps "it" is forbidden: ValidatingAdmissionPolicy 'p.example' with binding 'b' denied request: may not shrink`
+	)
+	for name, c := range map[string]struct {
+		created, changed string // what is said of each; "" takes it
+		reason           string
+		refused, over    bool
+	}{
+		"a webhook, of the change":      {"", webhook, "Forbidden", true, true},
+		"... as what is invalid":        {"", webhook, "Invalid", true, true},
+		"a webhook, of both":            {webhook, webhook, "Invalid", true, false},
+		"a policy, of the change":       {"", policy, "Invalid", true, true},
+		"a policy, of both":             {policy, policy, "Invalid", true, false},
+		"one of each":                   {webhook, policy, "Invalid", true, true},
+		"of the new one alone":          {policy, "", "Invalid", false, false},
+		"a webhook that does not work":  {"", `failed calling webhook "w.example": no endpoints`, "InternalError", true, false},
+		"a webhook that takes no trial": {"", `admission webhook "w.example" does not support dry run`, "BadRequest", false, false},
+	} {
+		const it = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"it","namespace":"shop"}}`
+		k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+			said := map[string]string{http.MethodPost: c.created, http.MethodPatch: c.changed}[r.Method]
+			if said == "" {
+				_, _ = io.WriteString(w, it)
+				return
+			}
+			code := map[string]int{"Forbidden": 403, "Invalid": 422, "InternalError": 500, "BadRequest": 400}[c.reason]
+			says(w, code, c.reason, said, fmt.Sprintf(`"causes":[{"message":%q}]`, said))
+		})
+		tried, err := TryManifests(t.Context(), k, strings.NewReader(it), []string{"-"})
+		if err != nil || len(tried) != 1 || (tried[0].Err != nil) != c.refused || tried[0].Over != c.over || c.over && !tried[0].Denied() {
+			t.Errorf("%s: %+v, %v", name, tried, err)
+		}
+	}
+}
+
 // Of an object that is there, what the two trials have in common is told, wherever in a list, and what may not change.
 func TestBothInvalid(t *testing.T) {
 	list := field.NewPath("spec", "list")
@@ -148,6 +186,8 @@ func TestBothInvalid(t *testing.T) {
 		"the name's":      {invalid(taken), invalid(both), ""},
 		"its own":         {invalid(wrong(0), taken), invalid(both, wrong(2)), `Pod "it" is invalid: spec.list[2]: Required value: needed`},
 		"may not change":  {nil, invalid(both, fixed), `Pod "it" is invalid: spec.selector: Invalid value: "x": field is immutable`},
+		"a role":          {nil, invalid(field.Invalid(field.NewPath("roleRef"), "x", "cannot change roleRef")), `Pod "it" is invalid: roleRef: Invalid value: "x": cannot change roleRef`},
+		"a smaller claim": {nil, invalid(field.Forbidden(field.NewPath("spec"), "field can not be less than status.capacity")), `Pod "it" is invalid: spec: Forbidden: field can not be less than status.capacity`},
 		"not of validity": {errors.New("quota"), invalid(both), ""},
 	} {
 		got := ""
