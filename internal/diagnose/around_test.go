@@ -151,7 +151,9 @@ func TestBudgetsThatLetNoPodGo(t *testing.T) {
 		{"none for now", crashes + budget(0, 1, 1, 2, "") + node(""), "program-exits", ""},
 		{"a drain that goes on", well + budget(0, 1, 1, 2, "") + node("unschedulable: true"), "", ""},
 		{"a drain, and a pod that is not well", crashes + budget(0, 1, 1, 2, "") + node("unschedulable: true"), "program-exits", ""},
+		{"it is not seen yet", well + strings.Replace(budget(0, 1, 1, 1, ""), "{name: it}", "{name: it, generation: 1}", 1), "", ""},
 		{"it fails", well + budget(0, 0, 0, 0, `, conditions: [{type: DisruptionAllowed, status: "False", reason: SyncFailed, message: "jobs.batch does not implement the scale subresource"}]`), "budget-failed", "does not implement"},
+		{"it has failed from the first", well + strings.Replace(budget(0, 0, 0, 0, `, conditions: [{type: DisruptionAllowed, status: "False", reason: SyncFailed, message: "jobs.batch does not implement the scale subresource"}]`), "{name: it}", "{name: it, generation: 1}", 1), "budget-failed", "does not implement"},
 	})
 }
 

@@ -25,22 +25,19 @@ func (s *Snapshot) budgeted(b *policyv1.PodDisruptionBudget) []*pod {
 func checkBudgets(s *Snapshot) (out []Finding) {
 	for i := range s.Budgets {
 		b := &s.Budgets[i]
-		if b.Status.ObservedGeneration < b.Generation {
-			continue
-		}
 		f := Finding{ID: "budget-allows-none", Severity: Warning, Direction: Node, Object: refOf("poddisruptionbudget", b), Owner: s.owner(b)}
 		f.Events = told(s.eventsOf("poddisruptionbudget", b))
 		failed := slices.IndexFunc(b.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == policyv1.DisruptionAllowedCondition && c.Reason == policyv1.SyncFailedReason
 		})
 		switch {
-		case failed >= 0:
+		case failed >= 0: // whatever generation is observed, which a failure leaves: it may be none yet
 			c := b.Status.Conditions[failed]
 			f.ID, f.Summary = "budget-failed", "what it allows cannot be told: "+firstLine(c.Message)
 			f.Why = "no pod that it is about can be evicted"
 			f.Next = []string{"its selector should match pods of workloads that can be scaled: " + f.edit()}
 			f.condition(f.Object, c.Type, string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
-		case b.Status.ExpectedPods == 0 || b.Status.DisruptionsAllowed > 0:
+		case b.Status.ObservedGeneration < b.Generation || b.Status.ExpectedPods == 0 || b.Status.DisruptionsAllowed > 0:
 			continue
 		case b.Status.DesiredHealthy < b.Status.ExpectedPods: // it lets some go when all are well, as in the middle of a drain
 			continue
