@@ -111,7 +111,10 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 			return nil, context.Cause(ctx)
 		}
 		for _, err := range parts(err) {
+			kind := noMatch.FindStringSubmatch(err.Error())
 			switch {
+			case kind != nil && !way.answers(kind[2]):
+				out = append(out, Tried{File: file, Kind: strings.ToLower(kind[1]), Untried: "the API of " + kind[2] + " does not answer"})
 			case strings.Contains(err.Error(), "no matches for kind"):
 				out = append(out, Tried{File: file, Kind: "manifest", Name: filepath.Base(file), Err: err})
 			case Transient(err):
@@ -140,10 +143,16 @@ func parts(err error) []error {
 	return []error{err}
 }
 
-// byWebhook tells whether an admission webhook has made err, also where that is one of the server's inside.
-func byWebhook(err error) bool {
-	return err != nil && (strings.Contains(err.Error(), "admission webhook ") || strings.Contains(err.Error(), "failed calling webhook "))
-}
+// noMatch reads the kind and its version from what a builder says of one that the cluster does not have, or whose API is away:
+//
+//	resource mapping not found for name: "it" namespace: "" from "STDIN": no matches for kind "Frob" in version "x.example/v1"
+var noMatch = regexp.MustCompile(`no matches for kind "([^"]*)" in version "([^"]*)"`)
+
+// hooked is in what the API server says of a webhook of admission or of conversion.
+var hooked = regexp.MustCompile(`admission webhook |failed calling webhook |conversion webhook for `)
+
+// byWebhook tells whether a webhook has made err, also where that is one of the server's inside: it is one kind's fault.
+func byWebhook(err error) bool { return err != nil && hooked.MatchString(err.Error()) }
 
 // denial is in what the API server says of what a webhook or a policy has refused, for whatever reason: policies say Invalid where nothing else is set.
 var denial = regexp.MustCompile(`(admission webhook "[^"]*"|ValidatingAdmissionPolicy '[^']*')( with binding '[^']*')? denied `)
@@ -303,6 +312,14 @@ func newManifestWay(ctx context.Context, k *Client) (*manifestWay, error) {
 		return nil, configError(err)
 	}
 	return &manifestWay{config, memory.NewMemCacheClient(d)}, nil
+}
+
+// answers tells whether the API server can say which kinds there are in a version of a group, if only that there are none: of one whose own server is away
+// it cannot.
+func (w *manifestWay) answers(version string) bool {
+	_, err := w.discovery.ServerResourcesForGroupVersion(version)
+	none := err != nil && strings.Contains(err.Error(), "received empty response") // an error of no type
+	return err == nil || none || apierrors.IsNotFound(err) || errors.Is(err, memory.ErrCacheNotFound)
 }
 
 // ToRESTConfig is cli-runtime's.

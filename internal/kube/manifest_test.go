@@ -23,8 +23,8 @@ import (
 
 const kindsOfCore = `{"kind":"APIResourceList","groupVersion":"v1","resources":[{"name":"configmaps","kind":"ConfigMap","namespaced":true,"verbs":["get","create","patch"]},{"name":"namespaces","kind":"Namespace","namespaced":false,"verbs":["get"]}]}`
 
-// manifestServer has core's kinds; what is asked of objects gets answer.
-func manifestServer(t *testing.T, answer http.HandlerFunc) *Client {
+// manifestServer has core's kinds, and groups of others beside; what is asked of objects gets answer.
+func manifestServer(t *testing.T, answer http.HandlerFunc, groups ...string) *Client {
 	t.Helper()
 	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -32,7 +32,7 @@ func manifestServer(t *testing.T, answer http.HandlerFunc) *Client {
 		case "/api":
 			_, _ = io.WriteString(w, `{"kind":"APIVersions","versions":["v1"]}`)
 		case "/apis":
-			_, _ = io.WriteString(w, `{"kind":"APIGroupList","groups":[]}`)
+			_, _ = io.WriteString(w, `{"kind":"APIGroupList","groups":[`+strings.Join(groups, ",")+`]}`)
 		case "/api/v1":
 			_, _ = io.WriteString(w, kindsOfCore)
 		default:
@@ -89,7 +89,7 @@ func TestTryManifestsOfNothing(t *testing.T) {
 	}
 }
 
-// One object that gets no answer ends it: the others would wait as long. A webhook that fails is no such.
+// One object that gets no answer ends it: the others would wait as long. A webhook that fails, of admission or conversion, is no such.
 func TestTryManifestsStopsAtAnOutage(t *testing.T) {
 	const two = "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: b-}\n"
 	var mu sync.Mutex
@@ -105,10 +105,46 @@ func TestTryManifestsStopsAtAnOutage(t *testing.T) {
 	if err == nil || hint.CodeOf(err) == hint.Usage || len(asked) != 1 || asked[0] != "POST All Strict" {
 		t.Errorf("%v, asked %q", err, asked)
 	}
-	message = `Internal error occurred: failed calling webhook "w.example": no endpoints`
-	tried, err := TryManifests(t.Context(), k, strings.NewReader(two), []string{"-"})
-	if err != nil || len(tried) != 2 || tried[0].Name != "a-" || tried[0].Err == nil {
-		t.Errorf("%+v, %v", tried, err)
+	for _, message = range []string{
+		`Internal error occurred: failed calling webhook "w.example": no endpoints`,
+		`conversion webhook for x.example/v1, Kind=Frob failed: Post "https://x.shop.svc:443/convert": no endpoints`,
+	} {
+		tried, err := TryManifests(t.Context(), k, strings.NewReader(two), []string{"-"})
+		if err != nil || len(tried) != 2 || tried[0].Name != "a-" || tried[0].Err == nil {
+			t.Errorf("%s: %+v, %v", message, tried, err)
+		}
+	}
+}
+
+// A kind whose own API server is away is not one that the cluster does not have.
+func TestTryManifestsOfAnAPIThatIsAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		groups  string
+		answer  http.HandlerFunc
+		untried bool
+	}{
+		"away": {`{"name":"x.example","versions":[{"groupVersion":"x.example/v1","version":"v1"}]}`, func(w http.ResponseWriter, _ *http.Request) {
+			says(w, 503, "ServiceUnavailable", "the server is currently unable to handle the request", "")
+		}, true},
+		"none": {"", nil, false},
+		"other": {`{"name":"x.example","versions":[{"groupVersion":"x.example/v1","version":"v1"}]}`, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, strings.Replace(kindsOfCore, `"groupVersion":"v1"`, `"groupVersion":"x.example/v1"`, 1))
+		}, false},
+		"empty": {`{"name":"x.example","versions":[{"groupVersion":"x.example/v1","version":"v1"}]}`, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"kind":"APIResourceList","groupVersion":"x.example/v1","resources":[]}`)
+		}, false},
+	} {
+		k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+			if c.answer == nil {
+				t.Errorf("%s: asked %s", name, r.URL)
+				return
+			}
+			c.answer(w, r)
+		}, c.groups)
+		tried, err := TryManifests(t.Context(), k, strings.NewReader("apiVersion: x.example/v1\nkind: Frob\nmetadata: {name: it}\n"), []string{"-"})
+		if err != nil || len(tried) != 1 || (tried[0].Untried != "") != c.untried || (tried[0].Err != nil) == c.untried {
+			t.Errorf("%s: %+v, %v", name, tried, err)
+		}
 	}
 }
 
