@@ -15,8 +15,8 @@ import (
 // explainTimeout bounds looking into why something is not well, for a command that ends over it, and may have to give back what it has changed.
 const explainTimeout = 3 * time.Second
 
-// Explain is err, and where it is a kube.Unhealthy, with what a diagnosis of that says first as its next step, before err's own. Whatever keeps it
-// from that leaves err as it is. It ends with ctx, which is that of the command, not the one whose deadline made err. Who ends over such an error calls it, while
+// Explain is err, and where it is a kube.Unhealthy, with what a diagnosis of that says first as its next step, before err's own. Of what
+// goes with the command the log's last line is told, and no step that is about it. Whatever keeps it from that leaves err as it is. It ends with ctx, which is that of the command, not the one whose deadline made err. Who ends over such an error calls it, while
 // what it is about is still there.
 func Explain(ctx context.Context, k *kube.Client, err error) error {
 	var u *kube.Unhealthy
@@ -27,22 +27,31 @@ func Explain(ctx context.Context, k *kube.Client, err error) error {
 	if diagnoseErr != nil {
 		return err
 	}
+	targets := []Ref{r}
+	for _, name := range u.Pods {
+		targets = append(targets, Ref{"pod", r.Namespace, name})
+	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: []Ref{r}, NoDial: true, known: true})
+	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: targets, NoDial: true, known: true})
 	if diagnoseErr != nil {
 		return err
 	}
-	i := slices.IndexFunc(report.Findings, func(f Finding) bool { return f.Severity == Problem && f.stops(r) })
+	i := slices.IndexFunc(report.Findings, func(f Finding) bool { return f.Severity == Problem && slices.ContainsFunc(targets, f.stops) })
 	if i < 0 {
 		return err
 	}
 	f := report.Findings[i]
 	lines := []string{hint.Printable(fmt.Sprintf("%s: %s (%s)", f.Object, f.Summary, f.ID))}
-	if len(f.Next) > 0 {
+	if u.Goes && len(f.Log) > 0 {
+		lines = append(lines, hint.Printable("its log ends with: "+f.Log[len(f.Log)-1]))
+	}
+	if len(f.Next) > 0 && !(u.Goes && strings.Contains(f.Next[0], r.Name)) { // its pods' names begin with it
 		lines = append(lines, hint.Printable(f.Next[0]))
 	}
-	lines = append(lines, fmt.Sprintf("all of it: bridge diagnose %s -n %s%s", r, u.Namespace, k.Flags))
+	if !u.Goes {
+		lines = append(lines, fmt.Sprintf("all of it: bridge diagnose %s -n %s%s", r, u.Namespace, k.Flags))
+	}
 	if own := hint.Of(err); own != "" {
 		lines = append(lines, own)
 	}

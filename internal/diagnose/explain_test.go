@@ -42,7 +42,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("it asked %q", *asked)
 		}
 	}
-	// A Deployment is explained by its pods also to who may not list Deployments, as with bridge's own Roles; and once.
+	// A Deployment is explained by its pods also to who may not list Deployments, as with swap's Role; and once.
 	owned := func(by, kind, name string) string {
 		return strings.Replace(by, `"namespace":"shop"`, `"namespace":"shop","ownerReferences":[{"apiVersion":"apps/v1","kind":"`+kind+`","name":"`+name+`","controller":true}]`, 1)
 	}
@@ -57,6 +57,19 @@ func TestExplain(t *testing.T) {
 	before := len(*asked)
 	if again := Explain(t.Context(), k, err); hint.Of(again) != hint.Of(err) || len(*asked) != before {
 		t.Errorf("it was looked into twice: %v", again)
+	}
+	// Of what goes with the command its log is told, not how it would be read; and by its pods' names to who may list pods alone.
+	for _, denied := range [][]string{nil, {"deployments", "replicasets"}} {
+		k, _ := apiServer(t, map[string]string{
+			"pods":        owned(strings.Replace(crashing, `"name":"it"`, `"name":"proxy-1-x"`, 1), "ReplicaSet", "proxy-1"),
+			"replicasets": owned(`{"metadata":{"name":"proxy-1","namespace":"shop"}}`, "Deployment", "proxy"),
+			"container=app&previous=true&tailLines=10": "begins\nno port is free\x1b[2J\n",
+		}, denied...)
+		goes := &kube.Unhealthy{Target: proxy.Target, Namespace: "shop", Pods: []string{"proxy-1-x"}, Goes: true, Err: own}
+		words, want := hint.Of(Explain(t.Context(), k, goes)), "(program-exits)\nits log ends with: no port is free"
+		if !strings.Contains(words, want) || strings.ContainsAny(words, "\x1b") || strings.Contains(words, "kubectl") || strings.Contains(words, "bridge diagnose") || !strings.HasSuffix(words, "\nits own step") {
+			t.Errorf("denied %q: %q", denied, words)
+		}
 	}
 	// What is near alone is no reason.
 	other := &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: "other"}, Namespace: "shop", Err: own}

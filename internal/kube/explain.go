@@ -25,7 +25,11 @@ import (
 type Unhealthy struct {
 	Target    Target
 	Namespace string
-	Err       error
+	// Pods are the names of its pods, where they are known: who may list pods alone cannot tell whose they are.
+	Pods []string
+	// Goes is whether the command that ends over it removes it: what can be looked at later is for the others.
+	Goes bool
+	Err  error
 }
 
 func (u *Unhealthy) Error() string { return u.Err.Error() }

@@ -196,6 +196,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	name, _, what := p.names()
 	last := "no pod yet"
 	var hopeless bool
+	var known []string
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.staying(ctx)
 		if err != nil {
@@ -203,6 +204,10 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 		}
 		if done(pods) {
 			return true, nil
+		}
+		known = nil
+		for i := range pods {
+			known = append(known, pods[i].Name)
 		}
 		if len(pods) > 0 {
 			last, hopeless = podTrouble(pods[0])
@@ -219,7 +224,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		err = hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
-		return &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Err: err}
+		return &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Pods: known, Goes: true, Err: err}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}

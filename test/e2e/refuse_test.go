@@ -40,7 +40,7 @@ func TestRefusals(t *testing.T) {
 		{"a missing statefulset", append([]string{"swap", "sts/db"}, local...), hint.NotFound, []string{`statefulsets.apps "db" not found`}},
 		{"a missing pod", append([]string{"swap", "pod/db-0"}, local...), hint.NotFound, []string{`pods "db-0" not found`, "check the name and the namespace"}},
 		{"no local process", []string{"swap", "deployment", "orders", "--port", freePort(t) + ":http", "--local-timeout", "1s"}, hint.Other, []string{"nothing listens on localhost:", "--port LOCAL:8080"}},
-		{"an image that cannot be pulled", append([]string{"swap", "deployment", "orders", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, local...), hint.ProxyNotReady, []string{"the proxy's pod is not Ready", "localhost:1/nowhere/bridge-proxy:1", "hint: pod/bridge-deployment-orders-", "(registry-unreachable)", "bridge diagnose deployment/bridge-deployment-orders"}},
+		{"an image that cannot be pulled", append([]string{"swap", "deployment", "orders", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, local...), hint.ProxyNotReady, []string{"the proxy's pod is not Ready", "localhost:1/nowhere/bridge-proxy:1", "hint: pod/bridge-deployment-orders-", "(registry-unreachable)"}},
 		{"forward to a missing service", []string{"forward", "svc/payments", "0:80"}, hint.NotFound, []string{"payments"}},
 		{"forward to a port the service does not have", []string{"forward", "svc/orders", "0:81"}, hint.Usage, []string{"81"}},
 	} {
