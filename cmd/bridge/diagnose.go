@@ -147,6 +147,11 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	return nil
 }
 
+// whyOf explains what is not well in k's cluster, as a diagnosis would, for a command that ends over it.
+func whyOf(k *kube.Client) func(context.Context, error) error {
+	return func(ctx context.Context, err error) error { return diagnose.Explain(ctx, k, err) }
+}
+
 // knownSwaps has the swaps of the namespace in o, or why they could not be read: the rest can be diagnosed without.
 func knownSwaps(ctx context.Context, k *kube.Client, namespace string, o *diagnose.Options) {
 	entries, err := swap.List(ctx, k, namespace)

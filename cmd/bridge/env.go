@@ -44,7 +44,7 @@ func (a *app) look(ctx context.Context, k *kube.Client, t kube.Target, o lookOpt
 	own := &proxypod.Own{
 		OnCreate: a.ownCreated(k, proxypod.KindEnv),
 		Kube:     k, Kind: proxypod.KindEnv, Like: like, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, Say: a.progress(), Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), Say: a.progress(), Log: a.log,
 	}
 	return own.Run(ctx, use)
 }

@@ -228,7 +228,7 @@ func (a *app) forwardProxy(ctx context.Context, k *kube.Client, o forwardOptions
 	own := &proxypod.Own{
 		OnCreate: a.ownCreated(k, proxypod.KindForward),
 		Kube:     k, Kind: proxypod.KindForward, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: a.progress(), Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: a.progress(), Log: a.log,
 		More: proxypod.More{Annotations: func() map[string]string { return forwardsAnnotation(set.Stats()) }},
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error { return use(ctx, t.DialContext) })

@@ -214,7 +214,7 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 	}
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore,
-		ReadyTimeout: o.proxyTimeout, ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
 	if program == nil {
 		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {

@@ -1,7 +1,7 @@
 // Package diagnose says why things in a namespace do not work. It reads the namespace once, with the user's own rights, into a
 // Snapshot; each check, in a file of its own, looks at that and returns findings: what is wrong, what it was read from, why it
 // matters and what to do next. A finding that another one explains stands behind it. It changes nothing. cmd/bridge
-// calls it; so do internal/proxypod and pkg/swap, for a proxy that is not Ready.
+// calls it, also from within internal/proxypod and pkg/swap, for a proxy that is not Ready.
 package diagnose
 
 import (

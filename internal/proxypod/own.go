@@ -17,7 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/carry"
-	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/pkg/tunnel"
@@ -46,6 +45,8 @@ type Own struct {
 	PodProxy bool
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
 	OnCreate func(lease string)
+	// Why adds to the error of a proxy that is not Ready, while its pod is still there, what is found of it; nil adds nothing.
+	Why func(ctx context.Context, err error) error
 	// More is what else the heartbeat writes.
 	More More
 	Say  func(string)
@@ -151,7 +152,10 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	ready, stop := context.WithTimeout(ctx, o.ReadyTimeout)
-	err := diagnose.Explain(ctx, o.Kube, p.WaitReady(ready))
+	err := p.WaitReady(ready)
+	if err != nil && o.Why != nil {
+		err = o.Why(ctx, err)
+	}
 	if err == nil {
 		err = t.WaitReady(ready)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"bridge/internal/diagnose"
 	"bridge/internal/proxypod"
 )
 
@@ -30,7 +29,10 @@ func (s *Swap) awaitProxies(ctx context.Context, timeout time.Duration) error {
 	first, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := s.proxy.WaitReady(first); err != nil {
-		return diagnose.Explain(ctx, s.Kube, err)
+		if s.Why != nil {
+			return s.Why(ctx, err)
+		}
+		return err
 	}
 	close(s.stands)
 	if !s.Plan.standby() {

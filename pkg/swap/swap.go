@@ -55,6 +55,8 @@ type Swap struct {
 	Version      string
 	// Program is started to answer; nil: a process answers already.
 	Program *Program
+	// Why adds to the error of a proxy that is not Ready, while its pod is still there, what is found of it; nil adds nothing.
+	Why func(ctx context.Context, err error) error
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
 	Log *slog.Logger
