@@ -46,7 +46,7 @@ func Explain(ctx context.Context, k *kube.Client, err error) error {
 	if u.Goes && len(f.Log) > 0 {
 		lines = append(lines, hint.Printable("its log ends with: "+f.Log[len(f.Log)-1]))
 	}
-	if len(f.Next) > 0 && !(u.Goes && strings.Contains(f.Next[0], r.Name)) { // its pods' names begin with it
+	if len(f.Next) > 0 && (!u.Goes || !strings.Contains(f.Next[0], r.Name)) { // its pods' names begin with it
 		lines = append(lines, hint.Printable(f.Next[0]))
 	}
 	if !u.Goes {
