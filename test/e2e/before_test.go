@@ -131,7 +131,7 @@ func TestPrintedRoles(t *testing.T) {
 	for _, c := range rights.Commands() {
 		lacking, err := rights.Missing(t.Context(), &kube.Client{Clientset: editor, Namespace: w.ns}, append(c.Required(true), rights.Moving()...))
 		applies := admin
-		if c == rights.Debug {
+		if c == rights.Debug || c == rights.Capture {
 			applies = s.client
 			lacking = slices.DeleteFunc(lacking, func(r rights.Right) bool { return r.Resource == "pods/ephemeralcontainers" })
 		}
