@@ -133,6 +133,10 @@ spec:
         readinessProbe: {tcpSocket: {port: 8080}}
 `, service.Spec.Ports[0].NodePort)
 	change = strings.ReplaceAll(change, "IMAGE", s.image)
+	w.await("its controller to have seen the deployment", func() bool {
+		d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+		return err == nil && d.Annotations["deployment.kubernetes.io/revision"] != ""
+	})
 	before := w.snapshot()
 	try := func(text string) *process {
 		file := filepath.Join(t.TempDir(), "change.yaml")
