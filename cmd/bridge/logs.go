@@ -9,6 +9,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/logs"
+	"bridge/internal/terminal"
 )
 
 func newLogsCommand(a *app) *cobra.Command {
@@ -35,7 +36,7 @@ restarts, rollouts and lost connections, until Ctrl-C, or until the pod that was
 			if !cmd.Flags().Changed("prefix") {
 				o.Prefix = t.Kind != kube.Pod || o.Container == ""
 			}
-			o.Colour = isTerminal(a.stdout) && os.Getenv("NO_COLOR") == ""
+			o.Colour = terminal.Is(a.stdout) && os.Getenv("NO_COLOR") == ""
 			k, err := a.kube()
 			if err != nil {
 				return err

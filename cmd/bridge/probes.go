@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/probe"
+	"bridge/internal/terminal"
 )
 
 func newProbesCommand(a *app) *cobra.Command {
@@ -88,7 +88,7 @@ func (a *app) watchProbes(ctx context.Context, k *kube.Client, t kube.Target) er
 			return err
 		}
 		var table strings.Builder
-		if isTerminal(a.stdout) {
+		if terminal.Is(a.stdout) {
 			table.WriteString("\x1b[H\x1b[2J")
 		}
 		if err != nil {
@@ -164,14 +164,4 @@ func probeNotes(r *diagnose.LiveReport) (out []string) {
 		out = append(out, "no pod")
 	}
 	return out
-}
-
-// isTerminal is for whether what was printed can be replaced.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

@@ -39,6 +39,8 @@ type entry struct {
 	until  time.Time
 }
 
+func (e entry) expired(now time.Time) bool { return !now.Before(e.until) }
+
 func newCache(next func(context.Context, *dns.Msg) (*dns.Msg, error)) *cache {
 	return &cache{next: next, entries: make(map[string]entry)}
 }
@@ -113,7 +115,7 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	e, ok := c.entries[k]
-	if ok && !now.Before(e.until) {
+	if ok && e.expired(now) {
 		delete(c.entries, k)
 		ok = false
 	}
@@ -143,23 +145,23 @@ func (c *cache) put(k string, m *dns.Msg) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.entries[k]; !ok && len(c.entries) >= maxCached {
-		c.evict(now)
+		evict(c.entries, now)
 	}
 	c.entries[k] = entry{m: m, stored: now, until: now.Add(life)}
 	return now.Add(life)
 }
 
 // evict removes one entry, an expired one if a few random ones hold one.
-func (c *cache) evict(now time.Time) {
+func evict[E interface{ expired(now time.Time) bool }](entries map[string]E, now time.Time) {
 	var victim string
 	n := 0
-	for k, e := range c.entries {
+	for k, e := range entries {
 		victim = k
-		if n++; n == evictionSample || !now.Before(e.until) {
+		if n++; n == evictionSample || e.expired(now) {
 			break
 		}
 	}
-	delete(c.entries, victim)
+	delete(entries, victim)
 }
 
 // lifetime is how long m may be remembered; 0 means not at all.

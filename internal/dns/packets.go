@@ -39,6 +39,8 @@ type packet struct {
 	until  time.Time
 }
 
+func (p packet) expired(now time.Time) bool { return !now.Before(p.until) }
+
 func newPackets(from func(netip.Addr) bool) *packets {
 	return &packets{from: from, in: make([]byte, maxUDPQuery), entries: make(map[string]packet)}
 }
@@ -102,7 +104,7 @@ func (p *packets) answer(q []byte) bool {
 	e, ok := p.entries[string(q[idLen:])]
 	p.mu.RUnlock()
 	now := time.Now()
-	if !ok || !now.Before(e.until) {
+	if !ok || e.expired(now) {
 		return false
 	}
 	p.out = append(append(p.out[:0], q[:idLen]...), e.b[idLen:]...)
@@ -141,22 +143,9 @@ func (p *packets) put(q, m *dns.Msg, until time.Time) {
 	defer p.mu.Unlock()
 	k = k[idLen:]
 	if _, ok := p.entries[string(k)]; !ok && len(p.entries) >= maxPackets {
-		p.evict(now)
+		evict(p.entries, now)
 	}
 	p.entries[string(k)] = packet{b: b, ttls: ttls, packed: now, until: until}
-}
-
-// evict removes one entry, an expired one if a few random ones hold one.
-func (p *packets) evict(now time.Time) {
-	var victim string
-	n := 0
-	for k, e := range p.entries {
-		victim = k
-		if n++; n == evictionSample || !now.Before(e.until) {
-			break
-		}
-	}
-	delete(p.entries, victim)
 }
 
 // lifetimes are the places in a message of ours of its records' lifetimes, but for the one of OPT, which is none.
