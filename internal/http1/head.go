@@ -13,6 +13,8 @@ import (
 const (
 	// MaxHead bounds a head, and the trailers behind a chunked body: more than servers take (8 to 64 KiB).
 	MaxHead = 64 << 10
+	// maxFields is more than servers take too (100 in some, 2,000 in others). Taken apart, a field of two bytes needs a hundred.
+	maxFields = 2000
 	// maxMethod is more than any registered method has (18).
 	maxMethod = 24
 )
@@ -26,8 +28,9 @@ type Head struct {
 	// within the first line: who speaks another protocol may be waiting for its answer.
 	Request bool
 
-	read []byte
-	line int // where the current line begins
+	read   []byte
+	line   int // where the current line begins
+	fields int
 }
 
 // Read takes the bytes of p that belong to the head: all of them until it is whole. After an error the head is no
@@ -57,8 +60,11 @@ func (h *Head) Read(p []byte) (n int, whole bool, err error) {
 			return n, false, err
 		case h.line > 0 && len(text) == 0:
 			return n, true, nil
+		case h.fields == maxFields:
+			return n, false, ErrTooLong
 		case h.line > 0:
 			_, err = field(text)
+			h.fields++
 		case h.Request:
 			_, _, _, err = requestLine(text, true)
 		default:

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -92,6 +93,15 @@ func TestAnotherProtocolIsKnownAtOnce(t *testing.T) {
 		h := Head{Request: true}
 		if _, _, err := h.Read([]byte(text)); err == nil {
 			t.Errorf("%q may become a request", text)
+		}
+	}
+}
+
+func TestAHeadHasSoManyFieldsAndNoMore(t *testing.T) {
+	for more, want := range []error{nil, ErrTooLong} {
+		text := "GET / HTTP/1.1\r\n" + strings.Repeat("a:\r\n", maxFields+more) + "\r\n"
+		if _, whole, err := (&Head{Request: true}).Read([]byte(text)); err != want || whole != (want == nil) {
+			t.Errorf("with %d fields: whole %v, %v", maxFields+more, whole, err)
 		}
 	}
 }
