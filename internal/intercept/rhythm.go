@@ -44,8 +44,8 @@ const (
 	// quietLong is a silence that needs no other reason: longer than the pauses of most answers.
 	quietLong = 512 * time.Millisecond
 	// quietFresh is that of a connection which nothing has come through yet: its first request is
-	// likely under way, and no client repeats that one by itself.
-	quietFresh = time.Second
+	// likely under way, on a busy node for seconds, and no client repeats that one by itself.
+	quietFresh = 3 * time.Second
 )
 
 func (r *rhythm) fromCaller(now time.Time, p []byte) {
