@@ -325,6 +325,29 @@ func TestSteadyReadersAreNotReset(t *testing.T) {
 	wg.Wait()
 }
 
+// A window whose reader is behind doubles as it is read, and halves while memory is scarce; what was allowed stays allowed.
+func TestAWindowShrinksWhileMemoryIsScarce(t *testing.T) {
+	h := new(hold)
+	h.init(false)
+	w, b := window{limit: firstWindow, size: firstWindow, held: h}, new(budget)
+	for i, want := range []uint64{2 * firstWindow, 4 * firstWindow, 2 * firstWindow, firstWindow, leastWindow, leastWindow} {
+		if i == 2 {
+			h.limit = 1
+		}
+		allowed, grown := w.limit, b.used
+		if !w.arrived(uint32(allowed-w.got), true) {
+			t.Fatalf("turn %d: what was allowed has no room", i)
+		}
+		w.read(int(allowed-w.taken-w.size/2), b)
+		if w.size != want || w.limit < allowed {
+			t.Errorf("turn %d: a window of %d bytes to %d, want %d to %d at least", i, w.size, w.limit, want, allowed)
+		}
+		if h.scarce() && b.used != grown/2 {
+			t.Errorf("turn %d: it keeps %d bytes of the budget, of %d", i, b.used, grown)
+		}
+	}
+}
+
 // The sessions of one process share the limit: who has more than its share makes room, also when it is another to which more comes.
 func TestSessionsShareTheirMemory(t *testing.T) {
 	shared := &Memory{}
