@@ -254,7 +254,7 @@ func TestMembersKilledAtEachPoint(t *testing.T) {
 				b.says("is answered here for")
 				b.signal(syscall.SIGTERM)
 			}
-			<-b.ended
+			b.dies(p)
 			w.each("ada")
 			w.await("an answer by original", func() bool { return w.asks("x-user: bob") == "original" })
 			if again {
@@ -274,7 +274,7 @@ func TestMembersKilledAtEachPoint(t *testing.T) {
 		before := w.snapshot()
 		args := shareArgs(t, "ada", "--self-restore", "never")
 		a := w.bridgeAs(s.kubeconfig, []string{point.Env + "=" + string(point.Shared) + ":kill"}, args...)
-		<-a.ended
+		a.dies(point.Shared)
 		b := w.elsewhere().bridge(shareArgs(t, "bob")...)
 		b.says("is answered here for --header x-user=bob")
 		w.each("bob")
