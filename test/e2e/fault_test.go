@@ -87,6 +87,14 @@ func stages() (all []stage) {
 	return append(all, stage{point: point.SessionForgotten, how: ending, answers: original, nothing: true})
 }
 
+// proxied is whether the proxy's pod runs for certain.
+func (st stage) proxied() bool {
+	return st.how == takingUp || slices.Contains([]point.Point{
+		point.ProxyReady, point.Checked, point.Recorded, point.Reachable, point.Moved, point.Alone, point.Scaled, point.Stopped, point.SessionHeld,
+		point.Watched, point.SessionEnding, point.RestoreTaken, point.ScaledBack, point.OriginalReady, point.MovedBack, point.Settled,
+	}, st.point)
+}
+
 // What else happens after the kill, and how it is given back.
 const (
 	leaseDeleted  = "Lease deleted"
@@ -152,10 +160,10 @@ func TestKilledAtEachPoint(t *testing.T) {
 				args = append(args, soon...)
 			}
 			w.killedAt(c.stage, args)
+			w.loseAt(c.stage, c.also) // before a keeper has done anything
 			if c.answers != "" {
 				w.answersSteadily(c.answers)
 			}
-			w.lose(c.also)
 			w.giveBack(c.stage, c.also, c.way, args)
 			w.await("the namespace to be as it was", func() bool {
 				return w.snapshot() == before && w.lease() == nil || c.also != leaseDeleted && c.way != byKeeper
@@ -214,7 +222,7 @@ func (c shape) world(t *testing.T) (w *world, swap []string) {
 	return w, swap
 }
 
-// Of the other shapes it is the same, at each point once: by the keeper alone or by restore from elsewhere, and without the Lease.
+// Of the other shapes it is the same, at each point once: by the keeper alone or by restore from elsewhere, and without the Lease or the proxies.
 func TestKilledAtEachPointOf(t *testing.T) {
 	t.Parallel()
 	type moment struct {
@@ -234,8 +242,8 @@ func TestKilledAtEachPointOf(t *testing.T) {
 				continue // while it restores it does the same as while it gives back
 			}
 			seen[st.point] = true
-			for _, also := range []string{"", leaseDeleted} {
-				if !soak(true, slices.Contains(short, moment{c.name, st.point, st.how, also})) {
+			for _, also := range []string{"", leaseDeleted, podDeleted} {
+				if !soak(true, slices.Contains(short, moment{c.name, st.point, st.how, also})) || also == podDeleted && !st.proxied() {
 					continue
 				}
 				way := []string{byKeeper, byRestore}[i%2]
@@ -253,10 +261,15 @@ func TestKilledAtEachPointOf(t *testing.T) {
 						args = append(args, soon...)
 					}
 					w.killedAt(st, args)
+					if also == podDeleted {
+						w.loseAt(st, also)
+					}
 					if st.answers != "" {
 						w.answersAt("http://"+c.workload, st.answers)
 					}
-					w.lose(also)
+					if also == leaseDeleted { // with it the proxies go, on which callers depend in standby
+						w.loseAt(st, also)
+					}
 					w.giveBack(st, also, way, args)
 					w.await("the namespace to be as it was", func() bool {
 						return w.snapshot() == before && w.lease() == nil || also != leaseDeleted && way != byKeeper
@@ -334,43 +347,56 @@ func (p *process) dies(at point.Point) {
 	}
 }
 
-// lose has something else go than bridge, if it is there.
-func (w *world) lose(what string) {
+// lose has something else go than bridge, if it is there, and is how many of it there were.
+func (w *world) lose(what string) (n int) {
 	w.t.Helper()
 	switch what {
 	case leaseDeleted:
 		l := w.lease()
 		if l == nil {
-			return
+			return 0
 		}
 		err := s.client.CoordinationV1().Leases(w.ns).Delete(w.t.Context(), l.Name, metav1.DeleteOptions{})
 		if err != nil && !strings.Contains(err.Error(), "not found") {
 			w.t.Fatal(err)
 		}
+		return 1
 	case podDeleted:
 		for _, p := range w.pods("bridge.internal/proxy") {
 			err := s.client.CoreV1().Pods(w.ns).Delete(w.t.Context(), p.Name, metav1.DeleteOptions{})
 			if err != nil && !strings.Contains(err.Error(), "not found") {
 				w.t.Fatal(err)
 			}
+			n++
 		}
 	case processKilled:
 		for _, p := range w.pods("bridge.internal/proxy") {
-			w.killIn(string(p.UID))
+			n += w.killIn(string(p.UID))
 		}
+	}
+	return n
+}
+
+// loseAt is lose of what is lost beside a bridge that was killed at that stage, where a proxy that has to be there was.
+func (w *world) loseAt(st stage, what string) {
+	w.t.Helper()
+	if n := w.lose(what); n == 0 && st.proxied() && slices.Contains([]string{podDeleted, processKilled}, what) {
+		w.t.Errorf("%s: there is none at %s", what, st.point)
 	}
 }
 
-// killIn kills the proxy's process in the pod, as the kernel would when memory is short.
-func (w *world) killIn(uid string) {
+// killIn kills the proxy's process in the pod, as the kernel would when memory is short, and is how many it found.
+func (w *world) killIn(uid string) int {
 	w.t.Helper()
-	for _, id := range processesIn(w.t, uid, "--tunnel") {
+	ids := processesIn(w.t, uid, "--tunnel")
+	for _, id := range ids {
 		var pid int
 		if _, err := fmt.Sscan(id, &pid); err != nil {
 			w.t.Fatal(err)
 		}
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
 	}
+	return len(ids)
 }
 
 // processesIn are those in the pod with this UID that have the argument.
@@ -663,7 +689,9 @@ func TestProxyLostAtEachStep(t *testing.T) {
 				b.signal(syscall.SIGTERM)
 			}
 			b.stops(m.point)
-			w.lose(m.lost)
+			if w.lose(m.lost) == 0 {
+				t.Fatalf("%s: there is none", m.lost)
+			}
 			if m.how == ending {
 				b.resumes(128 + int(syscall.SIGTERM))
 			} else {
