@@ -100,6 +100,7 @@ const (
 	leaseDeleted  = "Lease deleted"
 	podDeleted    = "proxy's pod deleted"
 	processKilled = "proxy's process killed"
+	keeperDeleted = "keeper's pod deleted"
 
 	byRestore    = "restore"
 	byRestoreAll = "restore --all"
@@ -117,12 +118,14 @@ func TestKilledAtEachPoint(t *testing.T) {
 	}
 	var trials []trial
 	ways := []string{byRestore, byRestoreAll, bySwap, byKeeper}
-	also := []string{"", leaseDeleted, podDeleted, processKilled}
+	also := []string{"", leaseDeleted, podDeleted, processKilled, keeperDeleted}
 	for i, st := range stages() {
 		for j, lost := range also {
 			for k, way := range ways {
+				keeps := way == byKeeper && lost == keeperDeleted // of who gives back in another way a keeper is no part
 				// In short, each point once and one of the ways after it, and every now and then with something else lost.
-				if !soak(true, k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2]) {
+				short := k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2] || keeps && st.point == point.Scaled
+				if !soak(true, short) || lost == keeperDeleted && (!keeps || st.nothing || st.unkept) {
 					continue
 				}
 				if way == byKeeper && (st.nothing || st.unkept || lost == leaseDeleted) {
@@ -373,14 +376,17 @@ func (w *world) lose(what string) (n int) {
 		for _, p := range w.pods("bridge.internal/proxy") {
 			n += w.killIn(string(p.UID))
 		}
+	case keeperDeleted:
+		n = len(w.pods("bridge.internal/keeper"))
+		w.deleteKeeper()
 	}
 	return n
 }
 
-// loseAt is lose of what is lost beside a bridge that was killed at that stage, where a proxy that has to be there was.
+// loseAt is lose of what is lost beside a bridge that was killed at that stage; proxy and keeper, where they have to be, have been there.
 func (w *world) loseAt(st stage, what string) {
 	w.t.Helper()
-	if n := w.lose(what); n == 0 && st.proxied() && slices.Contains([]string{podDeleted, processKilled}, what) {
+	if n := w.lose(what); n == 0 && st.proxied() && what != "" && what != leaseDeleted {
 		w.t.Errorf("%s: there is none at %s", what, st.point)
 	}
 }
