@@ -60,14 +60,14 @@ func TestStandbyLosesNoRequest(t *testing.T) {
 	}
 	b.terminate()
 
-	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+	for name, l := range map[string]*load{newConnections: fresh, keptConnections: pooled} {
 		r := l.end(t)
 		t.Logf("%s: %+v", name, r)
 		if r.Failed > 0 {
 			t.Errorf("%s: %d of %d requests failed: %q", name, r.Failed, r.Requests, r.Errors)
 		}
 		// Connections that are open to the original stay there.
-		if r.By["original"] == 0 || r.By["laptop"] == 0 && name == "new connections" {
+		if r.By["original"] == 0 || r.By["laptop"] == 0 && name == newConnections {
 			t.Errorf("%s: answered by %v of %d", name, r.By, r.Requests)
 		}
 	}
@@ -78,14 +78,19 @@ func TestStandbyLosesNoRequest(t *testing.T) {
 // 50 ms, so ten are under way at any moment; with threefold slack.
 const inFlight = 30
 
-// steady are loads of 200 requests a second on orders: with connections of their own, and with kept ones.
-func (w *world) steady() map[string]*load {
+// The names of the two loads of steady.
+const (
+	newConnections  = "new connections"
+	keptConnections = "kept connections"
+)
+
+// steady are two loads of 200 requests a second each on a path of orders.
+func (w *world) steady(path string) map[string]*load {
 	w.t.Helper()
-	const rate = "200"
-	return map[string]*load{
-		"new connections":  w.load("--url", "http://orders", "--rate", rate),
-		"kept connections": w.load("--url", "http://orders", "--rate", rate, "--pooled"),
+	begin := func(more ...string) *load {
+		return w.load(append([]string{"--url", "http://orders" + path, "--rate", "200"}, more...)...)
 	}
+	return map[string]*load{newConnections: begin(), keptConnections: begin("--pooled")}
 }
 
 // unharmed: of the requests that were begun in that time none has failed or stalled.
@@ -155,7 +160,7 @@ func TestStandbyFaults(t *testing.T) {
 			b.says(swapped)
 			w.proxies()
 			w.answeredBy("laptop")
-			loads := w.steady()
+			loads := w.steady("/")
 			heal := c.fault(w, b)
 			fault := time.Now()
 			w.answeredBy(c.during)
@@ -180,7 +185,7 @@ func TestStandbyFaults(t *testing.T) {
 					t.Errorf("%s: %v", name, r)
 				}
 				from := c.fresh
-				if name == "kept connections" {
+				if name == keptConnections {
 					from = c.kept
 				}
 				r.unharmed(t, name, from(fault, healed), time.Now())
@@ -275,7 +280,7 @@ func TestStandbyBothProxiesDeleted(t *testing.T) {
 	before := w.snapshot()
 	b := w.swap(standing...)
 	old := w.proxies()
-	loads := w.steady()
+	loads := w.steady("/")
 	fault := time.Now()
 	w.deleteProxies(2)
 	w.await("two other proxies", func() bool {
@@ -315,7 +320,7 @@ func TestStandbyNodeLostUnderLoad(t *testing.T) {
 	if on("node1") != 1 || on("node2") != 1 {
 		t.Fatalf("%d proxies are on one node, %d on the other", on("node1"), on("node2"))
 	}
-	loads := w.steady()
+	loads := w.steady("/")
 	fault := time.Now()
 	lose(true)
 	w.await("a proxy in its place", func() bool { return on("node1") == 2 })
@@ -325,7 +330,7 @@ func TestStandbyNodeLostUnderLoad(t *testing.T) {
 	for name, l := range loads {
 		r := l.end(t)
 		t.Logf("%s, which may fail for %v: %v", name, noticed.Sub(fault).Round(time.Second), r)
-		if name == "new connections" { // of one that is kept to the lost proxy nobody tells the caller
+		if name == newConnections { // of one that is kept to the lost proxy nobody tells the caller
 			r.unharmed(t, name+" afterwards", noticed, time.Now())
 		}
 		if r.By["laptop"] == 0 {
