@@ -14,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -341,6 +342,73 @@ func TestLookout(t *testing.T) {
 			t.Errorf("without the right to: %q", line)
 		}
 	}
+}
+
+// kedaYAML is KEDA's kind of object, as far as bridge reads it.
+const kedaYAML = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: scaledobjects.keda.sh}
+spec:
+  group: keda.sh
+  scope: Namespaced
+  names: {plural: scaledobjects, singular: scaledobject, kind: ScaledObject, listKind: ScaledObjectList}
+  versions:
+  - {name: v1alpha1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+`
+
+// KEDA's objects and a claim that one node at a time can have are read from the cluster, and nothing is said of KEDA where there is none.
+func TestLookoutAtKEDAAndAVolume(t *testing.T) {
+	embedded(t) // a real KEDA would act
+	t.Parallel()
+	w := newWorld(t)
+	w.volume("data")
+	w.create(`{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Mi}}}}`)
+	w.apply(strings.NewReplacer(
+		"      containers:", "      volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]\n      containers:",
+		"        ports:", "        volumeMounts: [{name: data, mountPath: /data}]\n        ports:").Replace(fmt.Sprintf(ordersYAML, s.image)))
+	w.awaitReady("app=orders", 2)
+	who := w.as("ada", granting("least", rights.Swap.Required(true)))
+	before := w.snapshot()
+	args := slices.Concat(swapArgs(localOrders(t)), []string{"--dry-run", "--mode"})
+	unread := func() string {
+		t.Helper()
+		b := w.bridgeAs(who, nil, append(args, "replace")...)
+		b.exits(0)
+		return b.prints("# note: not looked at, since your account may not read them")
+	}
+	const ofKEDA, ofVolumes = "KEDA's ScaledObjects", "volume claims"
+	objects := s.dynamic.Resource(schema.GroupVersionResource{Group: "keda.sh", Version: "v1alpha1", Resource: "scaledobjects"}).Namespace(w.ns)
+	if _, err := objects.List(t.Context(), metav1.ListOptions{}); apierrors.IsNotFound(err) { // else a run before this one has left it
+		if line := unread(); strings.Contains(line, ofKEDA) || !strings.Contains(line, ofVolumes) {
+			t.Errorf("without KEDA: %q", line)
+		}
+		crd := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(kedaYAML), &crd.Object); err != nil {
+			t.Fatal(err)
+		}
+		crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+		if _, err := s.dynamic.Resource(crds).Create(t.Context(), crd, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.await("KEDA's kind of object", func() bool { _, err := objects.List(t.Context(), metav1.ListOptions{}); return err == nil })
+	w.create("apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: orders}\nspec: {scaleTargetRef: {name: orders}, minReplicaCount: 2, triggers: []}")
+
+	b := w.bridge(append(args, "replace")...)
+	b.exits(0)
+	for _, words := range []string{"scaledobject/orders (KEDA) scales the original up from 0 when a trigger fires", "persistentvolumeclaim/data can be used on one node at a time: the proxy is without it"} {
+		if line := b.prints(words); !strings.HasPrefix(line, "# note: ") {
+			t.Errorf("it says %q", line)
+		}
+	}
+	b = w.bridge(append(args, "standby")...)
+	b.exits(0)
+	b.prints("# note: scaledobject/orders (KEDA) goes on, and may take the original, which gets little traffic now, down to its minimum of 2")
+	if line := unread(); !strings.Contains(line, ofKEDA) || !strings.Contains(line, ofVolumes) {
+		t.Errorf("without the right to: %q", line)
+	}
+	w.assertSnapshot(before)
 }
 
 // force is apply in the name of manager, as a GitOps controller does it: with force.
