@@ -1,6 +1,10 @@
 package lookout
 
 import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/kube"
@@ -192,6 +197,67 @@ func TestLines(t *testing.T) {
 				t.Errorf("it says %q", notes)
 			case c.want != "" && (len(notes) != 1 || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n")):
 				t.Errorf("it says %q, want one line with %q", notes, c.want)
+			}
+		})
+	}
+}
+
+// What is read of KEDA and of claims, and what is said of what may not be: an API server says that of what it does not have, too.
+func TestReadsOfKEDAAndClaims(t *testing.T) {
+	const (
+		api     = "/apis/keda.sh/v1alpha1"
+		objects = api + "/namespaces/shop/scaledobjects"
+		claim   = "/api/v1/namespaces/shop/persistentvolumeclaims/orders"
+		unread  = "not looked at"
+	)
+	has := map[string]string{
+		api:     `{"kind":"APIResourceList","groupVersion":"keda.sh/v1alpha1","resources":[]}`,
+		objects: `{"items":[{"metadata":{"name":"o"},"spec":{"scaleTargetRef":{"name":"orders"}}}]}`,
+		claim:   `{"kind":"PersistentVolumeClaim","apiVersion":"v1","metadata":{"name":"orders"},"spec":{"accessModes":["ReadWriteOnce"]}}`,
+	}
+	for _, c := range []struct {
+		name    string
+		refused map[string]int // what else than has is answered with
+		want    []string
+	}{
+		{"all is there", nil, []string{"scaledobject/o (KEDA) scales", "persistentvolumeclaim/orders can be used"}},
+		{"no KEDA", map[string]int{api: 404, objects: 404}, []string{"persistentvolumeclaim/orders can be used"}},
+		{"no KEDA, for who may not read it", map[string]int{api: 404, objects: 403}, []string{"persistentvolumeclaim/orders can be used"}},
+		{"KEDA may not be read", map[string]int{objects: 403}, []string{"persistentvolumeclaim/orders can be used", unread + ": KEDA's ScaledObjects"}},
+		{"the claim may not be read", map[string]int{claim: 403}, []string{"scaledobject/o (KEDA) scales", unread + ": volume claims"}},
+		{"the claim is gone", map[string]int{claim: 404}, []string{"scaledobject/o (KEDA) scales"}},
+		{"KEDA's own server is down", map[string]int{objects: 503}, []string{"persistentvolumeclaim/orders can be used", unread + ": KEDA's ScaledObjects"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				code, body := http.StatusOK, has[r.URL.Path]
+				if refused, is := c.refused[r.URL.Path]; is {
+					code = refused
+				} else if body == "" {
+					code = http.StatusNotFound // of other kinds there is nothing
+				}
+				if code != http.StatusOK {
+					reason := map[int]string{403: "Forbidden", 404: "NotFound", 503: "ServiceUnavailable"}[code]
+					body = fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d}`, reason, code)
+				}
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(code)
+				_, _ = io.WriteString(w, body)
+			}))
+			defer server.Close()
+			k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			notes := Look(t.Context(), k, *subject(t))
+			if len(notes) != len(c.want) {
+				t.Fatalf("it says %q", notes)
+			}
+			for i, want := range c.want {
+				first, rest, _ := strings.Cut(want, ": ")
+				if !strings.HasPrefix(notes[i], first) || !strings.HasSuffix(notes[i], rest) {
+					t.Errorf("it says %q, want %q", notes[i], want)
+				}
 			}
 		})
 	}

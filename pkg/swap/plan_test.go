@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
@@ -113,6 +114,14 @@ func TestPlanGoldens(t *testing.T) {
 			f.MayPodProxy, o.PodProxy = true, true
 			// A port is chosen that nobody in the pod declares.
 			f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 27102}}
+		}},
+		{golden: "container.golden.yaml", src: carried, change: func(f *Facts, o *Options) {
+			// The second container is stood in for, and the first goes on with its own ports.
+			o.Container = "sidecar"
+			sidecar := &f.Workload.Template.Spec.Containers[1]
+			sidecar.Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
+			sidecar.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("metrics")}}}
+			f.Services[0].Spec.Ports = append(f.Services[0].Spec.Ports, corev1.ServicePort{Name: "metrics", Port: 9102, TargetPort: intstr.FromString("metrics")})
 		}},
 	} {
 		t.Run(c.golden, func(t *testing.T) {

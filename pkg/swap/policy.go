@@ -15,6 +15,9 @@ type admission struct {
 	// ofCallers let out to the proxies who may go out to the originals, by the labels of these.
 	ofCallers []networkingv1.NetworkPolicySpec
 	because   []string // the policies for whose sake, by name
+	// opening are those that hold for the proxies alone, for want of the original's labels, and by which others could call them than may
+	// call the original: no policy beside them takes that back.
+	opening []string
 }
 
 // admitting are the policies that proxies with these labels need where those in list hold for the original's
@@ -29,6 +32,7 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 		ingress          []networkingv1.NetworkPolicyIngressRule
 		egress           []networkingv1.NetworkPolicyEgressRule
 		originalConfined bool
+		open             []string // to the proxies, and not to the original
 	)
 	for _, p := range list {
 		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
@@ -36,8 +40,8 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 			continue
 		}
 		in, out := slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress), slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-		holds := false
-		if selector.Matches(labels.Set(original)) {
+		holds, mine := false, selector.Matches(labels.Set(original))
+		if mine {
 			if in {
 				closed, holds = true, true
 				ingress = append(ingress, p.Spec.Ingress...)
@@ -49,6 +53,12 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 		}
 		if selector.Matches(labels.Set(proxy)) {
 			shut, confined, holds = shut || in, confined || out, true
+			if !mine && in && len(p.Spec.Ingress) > 0 {
+				open = append(open, p.Name)
+			}
+		}
+		if out && strays(p.Spec.Egress, original, proxy) {
+			a.opening = append(a.opening, p.Name)
 		}
 		if rules := towards(p.Spec.Egress, original, proxy, proxies); out && len(rules) > 0 {
 			a.ofCallers = append(a.ofCallers, networkingv1.NetworkPolicySpec{
@@ -61,12 +71,15 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 		}
 	}
 	slices.Sort(a.because)
-	if closed {
+	if closed { // else everybody may call the original
+		a.opening = append(a.opening, open...)
 		a.toOriginals = &networkingv1.NetworkPolicySpec{
 			PodSelector: originals, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{from}}},
 		}
 	}
+	slices.Sort(a.opening)
+	a.opening = slices.Compact(a.opening)
 	if !closed && !shut && !confined {
 		return a
 	}
@@ -87,16 +100,21 @@ func admitting(list []networkingv1.NetworkPolicy, original, proxy map[string]str
 	return a
 }
 
+// strays tells whether rules let pods go to the proxies that do not let them go to the original.
+func strays(egress []networkingv1.NetworkPolicyEgressRule, original, proxy map[string]string) bool {
+	return slices.ContainsFunc(egress, func(rule networkingv1.NetworkPolicyEgressRule) bool {
+		return slices.ContainsFunc(rule.To, func(peer networkingv1.NetworkPolicyPeer) bool {
+			return selects(peer, proxy) && !selects(peer, original)
+		})
+	})
+}
+
 // towards are the rules by which pods may go to the original for its labels, as rules for the proxies, which have others.
 func towards(egress []networkingv1.NetworkPolicyEgressRule, original, proxy map[string]string, proxies metav1.LabelSelector) (rules []networkingv1.NetworkPolicyEgressRule) {
 	for _, rule := range egress {
 		var to []networkingv1.NetworkPolicyPeer
 		for _, peer := range rule.To {
-			if peer.PodSelector == nil {
-				continue // whole namespaces, or addresses, of which nobody knows whose they are
-			}
-			selector, err := metav1.LabelSelectorAsSelector(peer.PodSelector)
-			if err == nil && selector.Matches(labels.Set(original)) && !selector.Matches(labels.Set(proxy)) {
+			if selects(peer, original) && !selects(peer, proxy) {
 				to = append(to, networkingv1.NetworkPolicyPeer{PodSelector: &proxies, NamespaceSelector: peer.NamespaceSelector})
 			}
 		}
@@ -105,4 +123,13 @@ func towards(egress []networkingv1.NetworkPolicyEgressRule, original, proxy map[
 		}
 	}
 	return rules
+}
+
+// selects tells whether a peer is pods with these labels; whole namespaces, or addresses, of which nobody knows whose they are, it is not.
+func selects(peer networkingv1.NetworkPolicyPeer, of map[string]string) bool {
+	if peer.PodSelector == nil {
+		return false
+	}
+	selector, err := metav1.LabelSelectorAsSelector(peer.PodSelector)
+	return err == nil && selector.Matches(labels.Set(of))
 }

@@ -255,6 +255,11 @@ func (p *Plan) admit(f Facts) error {
 	lease, ns := p.Proxy.Name, p.Proxy.Namespace
 	a := admitting(f.Standby.Policies, f.Workload.Template.Labels, p.Proxy.Spec.Template.Labels,
 		*f.Workload.Selector, proxypod.ProxySelector(lease))
+	if len(a.opening) > 0 {
+		return hint.Newf(hint.Usage, "have them hold for the original's pods as well; or "+p.insist(),
+			"%s cannot be swapped in mode standby: by network policies that hold for pods without its labels (%s) others could call it through the proxies than may call it now",
+			f.Workload.Target(), hint.Printable(strings.Join(a.opening, ", ")))
+	}
 	if a.toOriginals != nil {
 		p.Standby.Policies = append(p.Standby.Policies, proxypod.Policy(lease, ns, proxypod.OriginalsName(lease), *a.toOriginals))
 	}

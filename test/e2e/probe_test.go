@@ -145,7 +145,7 @@ func TestProbesBesideTheKubelet(t *testing.T) {
 }
 
 // Callers of a process that is not ready by the target's own probe are refused, as by a pod, until it is again: when the probe
-// fails, when nothing answers (a breakpoint), and when the process is gone.
+// fails, when nothing answers (a breakpoint), and when the process is gone. None of it restarts anything.
 func TestReadinessFollowsTheLaptop(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withProbes("orders", `readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, timeoutSeconds: 4}
@@ -158,6 +158,7 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 	b := w.bridge(local.swapFlags()...)
 	b.says("waiting for the local process: GET http://localhost:")
 	b.says(swapped)
+	running := w.running()
 	get := func() (string, error) {
 		out := newLines()
 		err := w.exec(t.Context(), nil, out, "get", "--url", "http://orders")
@@ -197,8 +198,23 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 	w.await("the status", func() bool {
 		return slices.Equal(w.probeResults(), []string{"startup success", "readiness success", "liveness success"})
 	})
+	if now := w.running(); !slices.Equal(now, running) {
+		t.Errorf("the pods are %q, and were %q", now, running)
+	}
 	b.terminate()
 	w.assertSnapshot(before)
+}
+
+// running are the containers of bridge's pods, each with how often it was restarted, in order.
+func (w *world) running() (containers []string) {
+	w.t.Helper()
+	for _, p := range append(w.pods("bridge.internal/proxy"), w.pods("bridge.internal/keeper")...) {
+		for _, c := range p.Status.ContainerStatuses {
+			containers = append(containers, fmt.Sprintf("%s %s %s restarted %d times", p.UID, p.Name, c.Name, c.RestartCount))
+		}
+	}
+	slices.Sort(containers)
+	return containers
 }
 
 // readyEndpoints is how many a Service has.

@@ -43,7 +43,7 @@ func TestSwapLosesNoRequest(t *testing.T) {
 		t.Error("what giving back does is told as somebody else's")
 	}
 
-	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+	for name, l := range map[string]*load{newConnections: fresh, keptConnections: pooled} {
 		r := l.end(t)
 		t.Logf("%s: %+v", name, r)
 		if r.Failed > 0 || len(r.Errors) > 0 {
