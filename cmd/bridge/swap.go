@@ -100,6 +100,7 @@ bridge connect -- CMD, and the files are at their paths.`,
 	f.Var(newChoice("auto", func(word string) { o.network.outside = word == "host" }, "auto", "host"), "network",
 		"auto: CMD has a network of its own where this machine allows that (Linux), else variables that name a proxy; host: this machine's, and no such variables")
 	f.IntSliceVar(&o.toPod, "to-pod", nil, "a TCP port of the pod's other containers that CMD finds at its own 127.0.0.1 (repeatable; takes mode replace)")
+	f.BoolVar(&o.init, "init", false, "run the pod's init containers in the proxy's pod too, before it answers (default: sidecars alone; takes mode replace)")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(newChoice(string(swap.ModeAuto), func(word string) { o.mode = swap.Mode(word) }, string(swap.ModeAuto), string(swap.ModeReplace), string(swap.ModeStandby)), "mode",
 		"replace: the original is stopped. standby: it goes on, callers come by way of proxies, and those whom this machine cannot take go to it. auto: replace if somebody can start it again when this machine is gone, else standby")
@@ -137,6 +138,7 @@ type swapOptions struct {
 	program                    []string // CMD
 	network                    network
 	toPod                      []int
+	init                       bool
 	noProbes, execProbes       bool
 }
 
@@ -162,7 +164,7 @@ func (o *swapOptions) check() error {
 	if _, err := portNumbers("--to-pod", o.toPod); err != nil {
 		return err
 	}
-	return swap.Options{Mode: o.mode, Choice: choice, ToPod: toPod(o.toPod)}.Check()
+	return swap.Options{Mode: o.mode, Choice: choice, ToPod: toPod(o.toPod), Init: o.init}.Check()
 }
 
 func toPod(numbers []int) (ports []int32) {
@@ -175,7 +177,7 @@ func toPod(numbers []int) (ports []int32) {
 func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
 		Mode: o.mode, Choice: o.choice, TakeOver: o.takeOver, Version: versionString(), SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter,
-		ToPod: toPod(o.toPod)}
+		ToPod: toPod(o.toPod), Init: o.init}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
 		return a.dryRun(ctx, k, t, options, source, o)

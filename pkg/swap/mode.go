@@ -26,13 +26,24 @@ func (o Options) Check() error {
 	if o.Mode == ModeReplace && !o.Choice.All() {
 		return hint.Newf(hint.Usage, "use --mode standby, or leave --mode out, which chooses that then", "%s leaves requests to the original, and --mode replace stops it", o.Choice)
 	}
-	if len(o.ToPod) > 0 && (o.Mode == ModeStandby || !o.Choice.All()) {
-		return errToPod
+	if o.Mode == ModeStandby || !o.Choice.All() {
+		return o.takesReplace()
 	}
 	return nil
 }
 
-var errToPod = hint.Newf(hint.Usage, "use --mode replace, or leave --to-pod out", "--to-pod takes mode replace: the proxies of mode standby have none of the pod's other containers")
+// takesReplace says which option is about the pod's other containers, of which the proxies of ModeStandby have none.
+func (o Options) takesReplace() error {
+	flag := "--to-pod"
+	switch {
+	case len(o.ToPod) > 0:
+	case o.Init:
+		flag = "--init"
+	default:
+		return nil
+	}
+	return hint.Newf(hint.Usage, "use --mode replace, or leave "+flag+" out", "%s takes mode replace: the proxies of mode standby have none of the pod's other containers", flag)
+}
 
 // MakePlan plans a swap in the mode that o asks for, with a keeper as o asks for one. It reads and tries only.
 func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
@@ -94,8 +105,8 @@ func keptPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 }
 
 func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
-	if len(o.ToPod) > 0 {
-		return nil, errToPod
+	if err := o.takesReplace(); err != nil {
+		return nil, err
 	}
 	if err := GatherStandby(ctx, k, &f); err != nil {
 		return nil, err
