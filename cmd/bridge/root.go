@@ -30,6 +30,8 @@ type app struct {
 	log    *slog.Logger // to stderr; debug with -v
 
 	level        *slog.LevelVar
+	keeping      bool     // say's lines wait for the command's first one
+	kept         []string // while keeping
 	secondSignal atomic.Pointer[func()]
 	program      atomic.Pointer[func(os.Signal)] // gets the signals; nil: bridge does
 }
@@ -46,7 +48,28 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 }
 
 // say prints a line for the person at the terminal.
-func (a *app) say(line string) { fmt.Fprintln(a.stderr, printable(line)) }
+func (a *app) say(line string) {
+	if a.keeping {
+		a.kept = append(a.kept, line)
+		return
+	}
+	fmt.Fprintln(a.stderr, printable(line))
+}
+
+// keep has say keep its lines until sayFirst is called: those about a command whose first line can be said only later.
+func (a *app) keep() { a.keeping = true }
+
+// sayFirst says line, if it is not empty, and then what was kept.
+func (a *app) sayFirst(line string) {
+	a.keeping = false
+	if line != "" {
+		a.say(line)
+	}
+	for _, after := range a.kept {
+		a.say(after)
+	}
+	a.kept = nil
+}
 
 // progress returns a function that prints a step with the seconds since progress was called, for
 // commands whose steps take time.

@@ -69,6 +69,8 @@ bridge connect -- CMD, and the files are at their paths.`,
 			if err != nil {
 				return err
 			}
+			a.keep()
+			defer a.sayFirst("") // an error comes after what it is about
 			if t, err = a.workload(cmd.Context(), k, t); err != nil {
 				return err
 			}
@@ -180,8 +182,10 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		ToPod: toPod(o.toPod), Init: o.init}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
+		a.sayFirst("")
 		return a.dryRun(ctx, k, t, options, source, o)
 	}
+	a.keep() // anew, with --rejoin
 	program, err := a.programOf(ctx, k, t, o)
 	if err != nil {
 		return err
@@ -218,19 +222,13 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore,
 		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
-	if program == nil {
-		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
-			return err
-		}
-	}
 	switch {
 	case session.Joins():
-		a.say("mode standby: " + plan.Sharing())
+		a.sayFirst(plan.SharingHeadline())
 	case session.TakenUp():
-		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
-			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
+		a.sayFirst(plan.TakeUpHeadline(k))
 	default:
-		a.say(plan.Headline(k))
+		a.sayFirst(plan.Headline(k))
 	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
@@ -240,6 +238,11 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 	}
 	for _, p := range plan.Probes {
 		a.say("probe " + p.String())
+	}
+	if program == nil {
+		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
+			return err
+		}
 	}
 	a.onSecondSignal(func() {
 		if plan.Shared() { // restore would take everybody's
