@@ -27,7 +27,8 @@ type app struct {
 	stdout io.Writer // results
 	stderr io.Writer // progress, hints and errors
 	flags  *genericclioptions.ConfigFlags
-	log    *slog.Logger // to stderr; debug with -v
+	lines  *live        // stderr, for whoever writes lines
+	log    *slog.Logger // to lines; debug with -v
 
 	level        *slog.LevelVar
 	keeping      bool     // say's lines wait for the command's first one
@@ -38,12 +39,12 @@ type app struct {
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	a := &app{
-		stdin: stdin, stdout: stdout, stderr: stderr,
+		stdin: stdin, stdout: stdout, stderr: stderr, lines: newLive(stderr),
 		flags: genericclioptions.NewConfigFlags(true),
 		level: new(slog.LevelVar),
 	}
 	a.level.Set(slog.LevelWarn)
-	a.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: a.level}))
+	a.log = slog.New(slog.NewTextHandler(a.lines, &slog.HandlerOptions{Level: a.level}))
 	return a
 }
 
@@ -53,7 +54,7 @@ func (a *app) say(line string) {
 		a.kept = append(a.kept, line)
 		return
 	}
-	fmt.Fprintln(a.stderr, printable(line))
+	fmt.Fprintln(a.lines, printable(line))
 }
 
 // keep has say keep its lines until sayFirst is called: those about a command whose first line can be said only later.
@@ -75,7 +76,7 @@ func (a *app) sayFirst(line string) {
 // commands whose steps take time.
 func (a *app) progress() func(line string) {
 	start := time.Now()
-	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), printable(line)) }
+	return func(line string) { fmt.Fprintf(a.lines, "%5.1fs  %s\n", time.Since(start).Seconds(), printable(line)) }
 }
 
 // kube is the cluster that the flags and the kubeconfig name. Whoever goes there first removes what a killed bridge has left on this machine.

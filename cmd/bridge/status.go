@@ -131,7 +131,7 @@ func state(m swap.Member) string {
 	return m.State + " for " + duration.HumanDuration(time.Since(m.StateSince))
 }
 
-// probes are their results, "readiness failure for 12s".
+// probes are their results, "readiness failure for 12s", and what the kubelet would have done.
 func probes(m swap.Member) string {
 	var out []string
 	for _, p := range m.Probes {
@@ -139,9 +139,21 @@ func probes(m swap.Member) string {
 		if !p.Since.IsZero() {
 			text += " for " + duration.HumanDuration(time.Since(p.Since))
 		}
+		if !p.Restart.IsZero() {
+			text += " (the kubelet would have restarted it at " + clock(p.Restart) + ")"
+		}
 		out = append(out, text)
 	}
 	return strings.Join(out, ", ")
+}
+
+// clock is a time of today's, or one with its day.
+func clock(t time.Time) string {
+	t = t.Local()
+	if t.Format(time.DateOnly) == time.Now().Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format("15:04:05 on 2 Jan")
 }
 
 func age(t time.Time) string {

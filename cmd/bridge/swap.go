@@ -244,6 +244,10 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 			return err
 		}
 	}
+	if program == nil { // else the terminal is CMD's
+		s.Live = a.lines.show
+		defer a.lines.show("")
+	}
 	a.onSecondSignal(func() {
 		if plan.Shared() { // restore would take everybody's
 			a.say("your share of the swap is not given back; do it by starting and ending the same command again")

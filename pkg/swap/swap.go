@@ -59,7 +59,9 @@ type Swap struct {
 	Why func(ctx context.Context, err error) error
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
-	Log *slog.Logger
+	// Live gets what each probe gave last, in a line that takes the place of the one before, while it is swapped; nil: nobody looks.
+	Live func(string)
+	Log  *slog.Logger
 
 	claim   *claim
 	proxy   *proxypod.Proxy

@@ -235,6 +235,14 @@ func (w *world) probeResults() (results []string) {
 	return results
 }
 
+// bridgeStatus is the table.
+func (w *world) bridgeStatus() []string {
+	w.t.Helper()
+	st := w.bridge("status")
+	st.exits(0)
+	return st.stdout.all()
+}
+
 // Before anything is changed the process has to be ready; without the probes any process will do. Liveness is told, and
 // restarts nothing.
 func TestProbesOnAndOff(t *testing.T) {
@@ -262,8 +270,18 @@ func TestProbesOnAndOff(t *testing.T) {
 	if _, err := time.Parse(time.TimeOnly, at[:len(time.TimeOnly)]); err != nil {
 		t.Errorf("%q: %v", line, err)
 	}
+	w.await("the status", func() bool {
+		return slices.ContainsFunc(w.bridgeStatus(), func(line string) bool { return strings.Contains(line, "(the kubelet would have restarted it at ") })
+	})
 	local.answers("S")
 	b.says("liveness: good: ")
 	b.terminate()
+	w.assertSnapshot(before)
+
+	// At a terminal there is a line that is rewritten in place, until another takes its row.
+	c := w.atTerminal(local.swapFlags()...)
+	c.shows(swapped)
+	c.terminate()
+	c.shows("readiness success at ")
 	w.assertSnapshot(before)
 }
