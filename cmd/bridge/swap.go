@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
 	"bridge/pkg/swap"
@@ -52,7 +54,7 @@ bridge connect -- CMD, and the files are at their paths.`,
 					return hint.Newf(hint.Usage, "see: bridge swap --help", "there is nothing behind --")
 				}
 			}
-			for _, name := range []string{"token", "cidr", "local-port", "publish", "network", "to-pod"} {
+			for _, name := range []string{"token", "cidr", "local-port", "publish", "network", "to-pod", "restart-on-liveness"} {
 				if len(o.program) == 0 && cmd.Flags().Changed(name) {
 					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge swap KIND NAME --%s ... -- CMD", name), "--%s is for a CMD", name)
 				}
@@ -97,6 +99,7 @@ bridge connect -- CMD, and the files are at their paths.`,
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes (default with CMD: as long as it runs)")
 	f.Var(newChoice("on", func(word string) { o.noProbes = word == "off" }, "on", "off"), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
+	f.BoolVar(&o.restart, "restart-on-liveness", false, "end CMD, and start it again, when the pod's liveness or startup probe fails, as the kubelet would have done (default: that is only said)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	networkFlags(cmd, &o.network)
 	f.Var(newChoice("auto", func(word string) { o.network.outside = word == "host" }, "auto", "host"), "network",
@@ -136,7 +139,7 @@ type swapOptions struct {
 	rejoin, takeOver           bool
 	dryRun                     dryRun
 	output                     string // yaml or json, of a dry run; empty is yaml
-	token                      bool
+	restart, token             bool
 	program                    []string // CMD
 	network                    network
 	toPod                      []int
@@ -159,6 +162,9 @@ func (o *swapOptions) check() error {
 	o.choice = choice
 	if o.takeOver && (choice.All() || choice.Mirror) {
 		return hint.Newf(hint.Usage, "to have all of a swap that somebody left behind give it back: bridge restore KIND NAME", "--take-over is for --header and --path")
+	}
+	if o.restart && o.noProbes {
+		return hint.Newf(hint.Usage, "leave out one of them", "--restart-on-liveness and --probes off do not go together: no probe is run that could ask for it")
 	}
 	if err := o.network.check(o.toPod); err != nil {
 		return err
@@ -217,6 +223,9 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		if err := a.apart(o.network, program, plan.Ports); err != nil {
 			return err
 		}
+		if o.restart && !slices.ContainsFunc(plan.Probes, func(p *probe.Probe) bool { return p.Kind != probe.Readiness }) {
+			a.say("note: --restart-on-liveness: no liveness or startup probe is run here, so nothing restarts CMD")
+		}
 	}
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore,
@@ -274,7 +283,7 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, t kube.Target, o sw
 	for _, port := range c.PodPorts {
 		a.own(c, port)
 	}
-	p := &swap.Program{Program: *c, Token: o.token}
+	p := &swap.Program{Program: *c, Restart: o.restart, Token: o.token}
 	if o.localTimeoutSet {
 		p.LocalTimeout = o.localTimeout
 	}

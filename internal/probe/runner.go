@@ -257,6 +257,22 @@ func (r *Runner) observe(w *worker, began time.Time, out Outcome) time.Duration 
 	return w.due.Sub(now)
 }
 
+// Ended tells that the process has been ended, why in a few words: whoever answers next is another container.
+func (r *Runner) Ended(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.running {
+		return
+	}
+	w := r.worker(Readiness)
+	if w == nil {
+		w = r.workers[0]
+	}
+	w.last, w.gave, w.at = Outcome{Result: Failure, Why: why, Absent: true}, Failure, time.Now()
+	r.absent(w)
+	w.hurry()
+}
+
 // absent is that nobody listens: until somebody does there is no container. mu is held.
 func (r *Runner) absent(found *worker) {
 	if !r.running {

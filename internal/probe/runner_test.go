@@ -106,6 +106,38 @@ func TestWhatTheKubeletWouldHaveDone(t *testing.T) {
 	}
 }
 
+// A process that has been ended is nobody from then on, and what its probes have counted is nothing to the next one, also if that is there before
+// anybody has looked.
+func TestTheNextProcessBeginsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		startup := &play{Probe: Probe{Kind: Startup}, letters: "S"}
+		liveness := &play{Probe: Probe{Kind: Liveness, InitialDelay: 5 * time.Second}, letters: "F"}
+		start := time.Now()
+		var probes []*Probe
+		for _, p := range []*play{startup, liveness} {
+			p.start, p.Check, p.Period, p.Timeout, p.SuccessThreshold, p.FailureThreshold = start, p.check, 10*time.Second, time.Second, 1, 3
+			probes = append(probes, &p.Probe)
+		}
+		r := NewRunner(probes)
+		r.Ended("there was none")
+		var changes []string
+		r.OnChange(func(c Change) {
+			changes = append(changes, fmt.Sprintf("%s %v %v %s", c.Kind, c.Result, c.Time.Sub(start), c.Last))
+		})
+		ctx, stop := context.WithTimeout(t.Context(), 70*time.Second)
+		defer stop()
+		time.AfterFunc(33*time.Second, func() { r.Ended("it is restarted") })
+		r.Run(ctx)
+		want := []string{
+			"startup success 0s good", "liveness failure 25s bad",
+			"startup unknown 33s it is restarted", "startup success 33s good", "liveness failure 58s bad",
+		}
+		if !slices.Equal(changes, want) {
+			t.Errorf("%q, want %q", changes, want)
+		}
+	})
+}
+
 // What the kubelet's documentation and code say of one probe's thresholds, results and delays; times are of the runs that decide.
 func TestThresholds(t *testing.T) {
 	for name, tt := range map[string]struct {

@@ -102,6 +102,7 @@ type Plan struct {
 	have      []Port                // what --port chose from
 	toPod     []int32
 	init      bool                  // Options.Init
+	grace     time.Duration         // that the pod gives a container to end
 	place     atomic.Pointer[place] // of the local process; nil: it is on this machine
 	source    proxypod.Source
 	podProxy  bool   // was asked for
@@ -177,8 +178,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
-	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o, p.reach)
-	p.Notes = append(p.Notes, notes...)
+	p.probeLikeThePod(app, template.Spec, o)
 
 	lease := leaseName(d.Target())
 	var tcp, udp []int32

@@ -16,6 +16,24 @@ import (
 	"bridge/internal/proxypod"
 )
 
+// probeLikeThePod has the container's probes run against the process on the laptop, of which the notes say what is done otherwise.
+func (p *Plan) probeLikeThePod(c corev1.Container, pod corev1.PodSpec, o Options) {
+	var notes []string
+	p.Probes, notes = localProbes(c, p.Ports, others(pod, c.Name), o, p.reach)
+	p.Notes = append(p.Notes, notes...)
+	p.grace = maxGrace
+	if seconds := pod.TerminationGracePeriodSeconds; seconds != nil {
+		p.grace = min(max(time.Duration(*seconds)*time.Second, minGrace), maxGrace)
+	}
+}
+
+const (
+	// minGrace is what the kubelet gives at least.
+	minGrace = 2 * time.Second
+	// maxGrace is a pod's usual one. Who has given it more is not kept waiting for it here.
+	maxGrace = 30 * time.Second
+)
+
 // localProbes are the container's probes, as they are run against the process on the laptop; others are the ports of the
 // pod's other containers.
 func localProbes(c corev1.Container, ports []Port, others map[at]string, o Options, dial probe.Dial) (probes []*probe.Probe, notes []string) {
@@ -116,6 +134,8 @@ func (s *Swap) sayProbe(c probe.Change) {
 			why, times(c.Row)))
 	case c.Kind == probe.Readiness:
 		s.Say("ready again: " + why)
+	case c.Result == probe.Failure && s.askRestart():
+		s.Say(fmt.Sprintf("%s: %s, %s: CMD is restarted, as the kubelet would have done", c.Kind, why, times(c.Row)))
 	case c.Result == probe.Failure:
 		s.Say(fmt.Sprintf("%s: the kubelet would have restarted it at %s: %s, %s (nothing is restarted here)", c.Kind, c.Time.Format(time.TimeOnly), why, times(c.Row)))
 	default:

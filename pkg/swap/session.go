@@ -312,7 +312,7 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
 	p := &Plan{Ports: ports, Choice: o.Choice}
-	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o, p.reach)
+	p.probeLikeThePod(app, d.Template.Spec, o)
 	return p, nil
 }
 

@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -233,6 +234,39 @@ func (w *world) probeResults() (results []string) {
 		results = append(results, p.Kind+" "+p.Result)
 	}
 	return results
+}
+
+// A program is ended and started again as the kubelet would do it, within the same swap.
+func TestProgramIsRestartedOnLiveness(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withProbes("orders", "livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}\n        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}", 1)
+	before := w.snapshot()
+	port := freePort(t)
+	b := w.bridge("swap", "deployment", "orders", "--port", port+":http", "--restart-on-liveness", "--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:"+port)
+	b.says(swapped)
+	proxy := w.proxy()
+	reached := func() bool {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}
+	w.await("its port", reached)
+	healthy{b, port}.answers("F")
+	b.says("3 times in a row: CMD is restarted, as the kubelet would have done")
+	b.says("the program has ended with exit code 0: starting it again")
+	b.says("ready again: GET http://localhost:" + port + "/: status 200")
+	w.await("its port", reached)
+	w.await("the status", func() bool {
+		return slices.Equal(w.probeResults(), []string{"readiness success", "liveness success"})
+	})
+	if now := w.proxy(); now.UID != proxy.UID {
+		t.Error("the proxy is another one")
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(0)
+	w.assertSnapshot(before)
 }
 
 // bridgeStatus is the table.
