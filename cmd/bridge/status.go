@@ -23,7 +23,7 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "List who has swapped what, the connects and the forwards",
 		Long: `status lists the swaps, connects and forwards of the namespace, with who made them, their last heartbeat, and the
 state of the tunnel that it told: connecting, ready, degraded, reconnecting or lost. Without a heartbeat for 25
-seconds that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
+seconds (sooner with a --restore-after of less than a minute) that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
 Below each forward through a proxy pod is what it forwards, as the last heartbeat told. One straight to pods has nothing in the
 cluster and is not listed. -o wide says why a state is what it is, and has the command that gives it back.`,
 		Args: cobra.NoArgs,
