@@ -53,6 +53,8 @@ type Program struct {
 	Env            []string
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Grace is how long it has to end after SIGTERM, as child.Command's.
+	Grace time.Duration
 
 	// Ranges are the cluster's, as far as they are known. What its resolver answers with is the cluster's as well.
 	Ranges []netip.Prefix
@@ -150,7 +152,7 @@ func (p *Program) Run(ctx context.Context, t Tunnel) error {
 
 // command is the program as internal/child takes it.
 func (p *Program) command() *child.Command {
-	return &child.Command{Args: p.Args, Env: p.Env, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}
+	return &child.Command{Args: p.Args, Env: p.Env, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Grace: p.Grace}
 }
 
 // withProxy runs it beside an Entrance.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -40,6 +41,8 @@ type Spec struct {
 	Listen, ListenUDP []int32
 	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
 	ToPod []int32
+	// Init has the template's init containers run too that are no sidecars, which run in any case; not with Alone, where none does.
+	Init bool
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
@@ -85,13 +88,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	}
 
 	before := pod.Containers[app]
-	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
-		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-		if !sidecar {
-			notes = append(notes, fmt.Sprintf("init container %q is not run in the proxy's pod", c.Name))
-		}
-		return !sidecar
-	})
+	notes = initContainers(pod, s.Init)
 	pod.Containers[app] = container(before, pod, s)
 	l := &literals{template: &s.Template, proxy: s.Container, alone: s.Alone}
 	l.apply(pod)
@@ -175,6 +172,27 @@ func deployment(name, namespace string, label map[string]string, replicas int32,
 			Template:             template,
 		},
 	}
+}
+
+// initContainers leaves a pod its sidecars, and the init containers before and between them only if they are wanted: what they do (a migration)
+// the original's have done already.
+func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
+	var names []string
+	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
+		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if !sidecar {
+			names = append(names, c.Name)
+		}
+		return !sidecar && !wanted
+	})
+	switch list := strings.Join(names, ", "); {
+	case len(names) == 0:
+	case wanted:
+		notes = append(notes, fmt.Sprintf("init containers are run once more, in the proxy's pod, before it answers: %s", list))
+	default:
+		notes = append(notes, fmt.Sprintf("init containers are not run in the proxy's pod: %s; --init runs them", list))
+	}
+	return notes
 }
 
 // alone takes everything off that is another's than the container's.

@@ -63,6 +63,8 @@ type Options struct {
 	Version string
 	// ToPod are TCP ports of the pod's other containers that Program finds at its own 127.0.0.1. They take ModeReplace.
 	ToPod []int32
+	// Init has the pod's init containers run in the proxy's too, sidecars or not. It takes ModeReplace.
+	Init bool
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -99,6 +101,8 @@ type Plan struct {
 	joined    []string              // those of them that have the proxy beside the original, and where that can be waited for
 	have      []Port                // what --port chose from
 	toPod     []int32
+	init      bool                  // Options.Init
+	grace     time.Duration         // that the pod gives a container to end
 	place     atomic.Pointer[place] // of the local process; nil: it is on this machine
 	source    proxypod.Source
 	podProxy  bool   // was asked for
@@ -111,7 +115,7 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
 	template := d.Template
-	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, noKeeper: "there is no keeper"}
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, init: o.Init, noKeeper: "there is no keeper"}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
 			"%s is bridge's own", d.Target())
@@ -174,8 +178,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
-	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o, p.reach)
-	p.Notes = append(p.Notes, notes...)
+	p.probeLikeThePod(app, template.Spec, o)
 
 	lease := leaseName(d.Target())
 	var tcp, udp []int32
@@ -197,7 +200,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, Init: o.Init, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
 		Labels: ownLabels(d),
 	})
 	if err != nil {

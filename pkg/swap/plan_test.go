@@ -123,6 +123,7 @@ func TestPlanGoldens(t *testing.T) {
 			sidecar.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("metrics")}}}
 			f.Services[0].Spec.Ports = append(f.Services[0].Spec.Ports, corev1.ServicePort{Name: "metrics", Port: 9102, TargetPort: intstr.FromString("metrics")})
 		}},
+		{golden: "init.golden.yaml", src: proxypod.Source{Image: "bridge-proxy:1"}, change: func(_ *Facts, o *Options) { o.Init = true }},
 	} {
 		t.Run(c.golden, func(t *testing.T) {
 			f := facts(t, "orders.yaml")
@@ -252,8 +253,11 @@ func TestPortsOfOtherContainersForTheProgram(t *testing.T) {
 	if !strings.Contains(args, "--to-pod 9090 --to-pod 27100") || p.Own.Tunnel == 27100 || p.Own.Health == 27100 {
 		t.Errorf("%s, %+v", args, p.Own)
 	}
-	for _, mode := range []Options{{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}}} {
-		if err := mode.Check(); hint.CodeOf(err) != hint.Usage {
+	for _, mode := range []Options{
+		{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}},
+		{Mode: ModeStandby, Init: true}, {Choice: route.Choice{Filter: route.Filter{Path: "/api"}}, Init: true},
+	} {
+		if err := mode.Check(); hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "takes mode replace") {
 			t.Errorf("%+v: %v", mode, err)
 		}
 	}

@@ -24,6 +24,8 @@ import (
 // and where this machine allows it in a network of its own.
 type Program struct {
 	connect.Program
+	// Restart has it ended and started again when the target's liveness or startup probe wants that.
+	Restart bool
 	// Token hands out tokens of the workload's ServiceAccount.
 	Token bool
 	// LocalTimeout is how long it may take until it answers on the local ports; 0: as long as it likes. The original serves meanwhile.
@@ -71,6 +73,9 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 
 	c := p.Program
 	c.Say, c.Env = s.Say, podview.Environ(p.Env, vars)
+	if p.Restart {
+		c.Grace = s.Plan.grace
+	}
 	if c.Inside() {
 		c.Ranges = append(slices.Clone(c.Ranges), s.Kube.Ranges(held)...)
 	}
@@ -94,6 +99,7 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 	starting, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	answered := false
+	var awaited sync.Once
 	var published sync.Map
 	c.Published = func(port uint16, has bool) {
 		if has {
@@ -111,17 +117,18 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 			s.Say(own)
 		}
 		s.Plan.place.Store(&place{reach, inside, &published})
-		running.Go(func() {
-			if err := p.await(starting, s); err != nil {
-				giveUp(err)
-				return
-			}
-			answered = true
-			ready()
+		awaited.Do(func() {
+			running.Go(func() {
+				if err := p.await(starting, s); err != nil {
+					giveUp(err)
+					return
+				}
+				answered = true
+				ready()
+			})
 		})
 	}
-	err = c.Run(starting, s.lines.main)
-	s.Plan.leave()
+	err = s.keepProgram(starting, held, &c)
 	giveUp(errEnded)
 	stop()
 	running.Wait()
@@ -137,6 +144,58 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 }
 
 var errEnded = errors.New("the program has ended")
+
+// errRestart ends a program that is to be started anew.
+var errRestart = errors.New("the program is restarted")
+
+// askRestart has Program started anew, and tells whether that can be.
+func (s *Swap) askRestart() bool {
+	if s.Program == nil || !s.Program.Restart {
+		return false
+	}
+	select {
+	case s.restarting <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// keepProgram runs the program, and again when it is restarted while the swap is held. It returns how the last one has ended.
+func (s *Swap) keepProgram(ctx, held context.Context, c *connect.Program) error {
+	for {
+		again, err := s.runProgram(ctx, c)
+		if !again || held.Err() != nil {
+			return err
+		}
+		s.Say(fmt.Sprintf("%v: starting it again", err))
+	}
+}
+
+// runProgram runs the program until it has ended, and tells whether that was for a new one: then err is how it has.
+func (s *Swap) runProgram(ctx context.Context, c *connect.Program) (again bool, err error) {
+	select {
+	case <-s.restarting: // was about the one before
+	default:
+	}
+	running, end := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-s.restarting:
+			end(errRestart)
+		case <-running.Done():
+		}
+	})
+	err = c.Run(running, s.lines.main)
+	end(nil)
+	watching.Wait()
+	s.Plan.leave()
+	_, ran := err.(*child.ExitError) //nolint:errorlint // nobody wraps it
+	if again = ran && ctx.Err() == nil && errors.Is(context.Cause(running), errRestart); again {
+		s.probes.Ended("it is restarted")
+	}
+	return again, err
+}
 
 // await waits until the program answers.
 func (p *Program) await(ctx context.Context, s *Swap) error {

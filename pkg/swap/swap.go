@@ -59,7 +59,9 @@ type Swap struct {
 	Why func(ctx context.Context, err error) error
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
-	Log *slog.Logger
+	// Live gets what each probe gave last, in a line that takes the place of the one before, while it is swapped; nil: nobody looks.
+	Live func(string)
+	Log  *slog.Logger
 
 	claim   *claim
 	proxy   *proxypod.Proxy
@@ -75,6 +77,7 @@ type Swap struct {
 	guard      guard
 	probes     *probe.Runner
 	probed     chan struct{} // there is news of them for the Lease
+	restarting chan struct{} // Program is to be started anew
 }
 
 func (s *Swap) init() {
@@ -82,7 +85,7 @@ func (s *Swap) init() {
 		if s.Program != nil {
 			s.Plan.leave()
 		}
-		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+		s.probes, s.probed, s.restarting = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1), make(chan struct{}, 1)
 		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
 }

@@ -288,7 +288,7 @@ func TestKeeperProvesItsRights(t *testing.T) {
 
 	// It is what mode replace was chosen for; who insists on that mode is told.
 	b = w.bridgeAs(who, nil, args...)
-	b.says("mode replace: ")
+	b.says("mode replace, since a keeper can start the original again: ")
 	b.exits(int(hint.ProxyNotReady))
 	b.says(`nobody would give deployment/orders in ` + w.ns + ` back when this machine is gone: the keeper's pod is not Ready`)
 	b.says("--mode standby")
