@@ -399,11 +399,7 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err := s.awaitKeeper(ctx); err != nil {
 		return err
 	}
-	record, err := u.Marshal()
-	if err != nil {
-		return err
-	}
-	if err := fault.After(fault.Recorded, x.annotate(ctx, u.Target, "", record)); err != nil {
+	if err := fault.After(fault.Recorded, x.record(ctx, s.Plan)); err != nil {
 		return explainMoved(err, u.Target)
 	}
 	if err := s.moveEndpoints(ctx, x); err != nil {
