@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -32,9 +33,38 @@ type apiServer struct {
 	proxy bool
 	// availableAt is when the Rollout's pods, which are Ready, are available.
 	availableAt time.Time
+	// sets are the namespace's ReplicaSets, by name.
+	sets map[string]*replicaSet
+	// controller is called after each write to one of them.
+	controller func()
 
 	mu     sync.Mutex
 	writes []string // that it took, "METHOD PATH"
+	told   string   // the last event
+}
+
+// replicaSet is one of the Deployment with the UID owner, with or without a copy of the record.
+type replicaSet struct {
+	owner  string
+	marked bool
+}
+
+// page is one of the list of the ReplicaSets, each of one.
+func (a *apiServer) page(from string) string {
+	names := slices.Sorted(maps.Keys(a.sets))
+	i := max(0, slices.Index(names, from))
+	if len(names) == 0 {
+		return `{"items":[]}`
+	}
+	next, annotations := "", "{}"
+	if i+1 < len(names) {
+		next = names[i+1]
+	}
+	if a.sets[names[i]].marked {
+		annotations = `{"bridge.internal/undo":"{}"}`
+	}
+	return fmt.Sprintf(`{"metadata":{"continue":%q},"items":[{"metadata":{"name":%q,"ownerReferences":[{"uid":%q}],"annotations":%s}}]}`,
+		next, names[i], a.sets[names[i]].owner, annotations)
 }
 
 func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -59,8 +89,21 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if a.proxy {
 		objects["deployments/l"] = `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`
 	}
+	objects["replicasets"] = a.page(r.URL.Query().Get("continue"))
+	name, _ := strings.CutPrefix(path, "replicasets/")
+	set := a.sets[name]
+	if set != nil {
+		objects[path] = "{}"
+	}
+	if r.Method == http.MethodPost {
+		objects[path] = "{}" // it makes what is not there
+	}
 	answer := httptest.NewRecorder()
-	code, object := a.refuses(r.Method, path), objects[path]
+	var code int
+	if a.refuses != nil {
+		code = a.refuses(r.Method, path)
+	}
+	object := objects[path]
 	if path == "deployments/l" && strings.Contains(string(body), `"propagationPolicy":"Background"`) {
 		a.proxy = false // else its pods stay, and it with them
 	}
@@ -72,19 +115,27 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 		answer.WriteHeader(http.StatusNotFound)
 	case r.Method != http.MethodGet:
 		a.writes = append(a.writes, r.Method+" "+path)
+		if path == "events" {
+			a.told = string(body)
+		}
+		if set != nil && r.URL.Query().Get("dryRun") == "" {
+			if set.marked = false; a.controller != nil {
+				a.controller()
+			}
+		}
 	}
 	_, _ = answer.WriteString(object)
 	return answer.Result(), nil
 }
 
-// giveBack is what a keeper does with that swap, or with dry tries to.
+// giveBack is what a keeper does with that swap, or with dry tries to; it knows of one ReplicaSet.
 func (a *apiServer) giveBack(ctx context.Context, t *testing.T, dry bool) error {
 	t.Helper()
 	record, err := undo.Parse(orders)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", Log: slog.New(slog.DiscardHandler)}
+	k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", ReplicaSets: []string{"orders-1"}, Log: slog.New(slog.DiscardHandler)}
 	k.client, k.uid = newClient(k.API), "lease"
 	k.client.http.Transport = a
 	c := k.client
@@ -122,7 +173,7 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 // its heartbeat says that it is at work.
 func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &apiServer{proxy: true, refuses: func(string, string) int { return 0 }}
+		a := &apiServer{proxy: true}
 		ctx, cancel := context.WithTimeout(t.Context(), 2*goneTimeout)
 		defer cancel()
 		if err := a.giveBack(ctx, t, false); err != nil || a.proxy || !slices.Contains(a.writes, "DELETE leases/l") {
@@ -136,6 +187,67 @@ func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 		}
 		if beats < 6 {
 			t.Errorf("%d heartbeats in a minute: %q", beats, a.writes)
+		}
+	})
+}
+
+// The deployment controller copies the record to the ReplicaSet of a rollout that somebody makes while it is swapped, too. Others' are not written to.
+func TestRecordGoesFromAReplicaSetOfARollout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sets := map[string]*replicaSet{"orders-1": {"d", true}, "orders-2": {"d", true}, "orders-3": {"d", false}, "other-1": {"e", true}}
+		a := &apiServer{sets: sets}
+		late := 2 // times that it has not seen yet that the target has none
+		a.controller = func() {
+			if late--; late >= 0 {
+				sets["orders-2"].marked = true
+			}
+		}
+		if err := a.giveBack(t.Context(), t, false); err != nil {
+			t.Fatal(err)
+		}
+		if sets["orders-1"].marked || sets["orders-2"].marked || !sets["other-1"].marked || slices.Contains(a.writes, "PATCH replicasets/orders-3") {
+			t.Errorf("the record is on orders-1: %v, orders-2: %v; gave back with %q", sets["orders-1"].marked, sets["orders-2"].marked, a.writes)
+		}
+		a.writes = nil
+		if err := a.giveBack(t.Context(), t, true); err != nil || !slices.Contains(a.writes, "PATCH replicasets/orders-3") || slices.Contains(a.writes, "PATCH replicasets/other-1") {
+			t.Errorf("the dry run: %v with %q", err, a.writes)
+		}
+	})
+}
+
+// What keeps the record there, whatever that is, does not keep the rest from being given back.
+func TestRecordThatComesBackIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sets := map[string]*replicaSet{"orders-1": {"d", true}}
+		a := &apiServer{sets: sets, controller: func() { sets["orders-1"].marked = true }}
+		begun := time.Now()
+		if err := a.giveBack(t.Context(), t, false); err != nil || !slices.Contains(a.writes, "DELETE leases/l") {
+			t.Errorf("gave back with %q: %v", a.writes, err)
+		}
+		if took := time.Since(begun); took > cleanTimeout+2*settle {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// A Role that was prepared before keepers listed ReplicaSets still does for those that are known by name; that it may be less than all is told.
+func TestReplicaSetsThatMayNotBeListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sets := map[string]*replicaSet{"orders-1": {"d", true}, "orders-2": {"d", true}}
+		a := &apiServer{sets: sets, refuses: func(_, path string) int {
+			if path == "replicasets" {
+				return http.StatusForbidden
+			}
+			return 0
+		}}
+		if err := a.giveBack(t.Context(), t, true); err != nil {
+			t.Errorf("the dry run: %v", err)
+		}
+		if err := a.giveBack(t.Context(), t, false); err != nil || sets["orders-1"].marked || !sets["orders-2"].marked {
+			t.Errorf("gave back with %q: %v", a.writes, err)
+		}
+		if !strings.Contains(a.told, "not allowed to list replicasets") {
+			t.Errorf("told %s", a.told)
 		}
 	})
 }
@@ -157,7 +269,7 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &apiServer{refuses: func(string, string) int { return 0 }, availableAt: time.Now().Add(readyTimeout / 2)}
+		a := &apiServer{availableAt: time.Now().Add(readyTimeout / 2)}
 		k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", Log: slog.New(slog.DiscardHandler)}
 		c := newClient(k.API)
 		c.http.Transport = a

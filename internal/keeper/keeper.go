@@ -28,14 +28,16 @@ type Keeper struct {
 	API *API
 	// Lease is the swap's, by name; Name is who this is, other than any other keeper.
 	Lease, Name string
-	// ReplicaSets are the target's at the time of the swap, by name: the deployment controller copies the record to them.
+	// ReplicaSets are the target's at the time of the swap, by name, to which the deployment controller copies the record: where they may not be
+	// listed, these are known.
 	ReplicaSets []string
 	// OnReady is called once it is proven that the Lease can be read and everything be given back.
 	OnReady func()
 	Log     *slog.Logger
 
-	client *client
-	uid    string // the Lease's, once it was read: another one is another swap's
+	client   *client
+	uid      string // the Lease's, once it was read: another one is another swap's
+	unlisted bool   // the ReplicaSets, at the last time that they were wanted
 }
 
 // Run proves what it may do, waits until the Lease lapses, and gives back; then it waits for ctx to end, since its own
