@@ -42,11 +42,7 @@ func newCluster(t *testing.T, objects map[string]any) (*cluster, *kube.Client) {
 	t.Helper()
 	c := &cluster{objects: map[string]*unstructured.Unstructured{}}
 	for path, o := range objects {
-		text, err := json.Marshal(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.set(path, text)
+		c.keep(path, o)
 	}
 	k, err := kube.NewForConfig(&rest.Config{Host: "https://cluster", Transport: c, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, "shop")
 	if err != nil {
@@ -55,8 +51,12 @@ func newCluster(t *testing.T, objects map[string]any) (*cluster, *kube.Client) {
 	return c, k
 }
 
-// set puts an object there. mu is held, or nobody asks yet.
-func (c *cluster) set(path string, text []byte) *unstructured.Unstructured {
+// keep puts an object there. mu is held, as it is for controller, or nobody asks yet.
+func (c *cluster) keep(path string, object any) *unstructured.Unstructured {
+	text, err := json.Marshal(object)
+	if err != nil {
+		panic(err)
+	}
 	o := &unstructured.Unstructured{}
 	if err := json.Unmarshal(text, &o.Object); err != nil {
 		panic(err)
@@ -139,7 +139,7 @@ func (c *cluster) do(r *http.Request, body []byte) (code int, answer any) {
 		if c.objects[at+"/"+name] != nil {
 			return http.StatusConflict, nil
 		}
-		made := c.set(at+"/"+name, body)
+		made := c.keep(at+"/"+name, sent)
 		made.SetUID(types.UID(fmt.Sprint("made-", c.version)))
 		return http.StatusOK, made.Object
 	case o == nil:
@@ -163,23 +163,15 @@ func (c *cluster) do(r *http.Request, body []byte) (code int, answer any) {
 		if err := unstructured.SetNestedField(now.Object, replicas, "spec", "replicas"); err != nil {
 			panic(err)
 		}
-		return http.StatusOK, scaleOf(c.write(at, now.Object))
+		return http.StatusOK, scaleOf(c.keep(at, now.Object))
 	case r.Method == http.MethodPut:
-		return http.StatusOK, c.write(at, sent).Object
+		return http.StatusOK, c.keep(at, sent).Object
 	case r.Method == http.MethodPatch:
 		now := o.DeepCopy()
 		merge(now.Object, sent)
-		return http.StatusOK, c.write(at, now.Object).Object
+		return http.StatusOK, c.keep(at, now.Object).Object
 	}
 	return http.StatusOK, o.Object
-}
-
-func (c *cluster) write(at string, object map[string]any) *unstructured.Unstructured {
-	text, err := json.Marshal(object)
-	if err != nil {
-		panic(err)
-	}
-	return c.set(at, text)
 }
 
 func (c *cluster) list(collection, selector string) any {

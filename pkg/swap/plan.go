@@ -204,7 +204,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
 		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
-		Labels: ownLabels(d),
+		Labels: ownLabels(d), Linger: linger(services),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -269,6 +269,14 @@ func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
 		}
 	}
 	return nil
+}
+
+// linger is how long callers of these Services may come to the proxy after it has left their endpoints, if that is longer than usual.
+func linger(services []corev1.Service) time.Duration {
+	if slices.ContainsFunc(services, func(s corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }) {
+		return settle + dnsTTL
+	}
+	return 0
 }
 
 // selecting are the Services that select pods with these labels.

@@ -318,9 +318,14 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err != nil {
 		return err
 	}
+	end := "ending the proxy"
 	if ready && changed {
-		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, back)); err != nil {
+		headless, err := r.moveBack(ctx, x, proxy, back)
+		if err := fault.After(fault.Settled, err); err != nil {
 			return err
+		}
+		if headless {
+			end += fmt.Sprintf(": it takes callers of a headless service for %v more, who go by what DNS has told them", settle+dnsTTL)
 		}
 	}
 
@@ -342,7 +347,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			return err
 		}
 	}
-	r.Say("ending the proxy")
+	r.Say(end)
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
@@ -473,12 +478,12 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 }
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
-// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun. Those
-// who found it by DNS have twice that.
-func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
+// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
+// endpoints at the latest. Where a Service is headless it takes them for dnsTTL more.
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) (headless bool, err error) {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return false, kube.IgnoreTransient(err) // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -487,20 +492,13 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	headless := false
 	err = x.awaitEndpoints(bounded, proxy, services, func(e endpoints) bool {
 		headless = headless || e.headless
 		return e.reachOriginal()
 	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
+	if err != nil && ctx.Err() == nil {
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
-		return nil
+		return headless, nil
 	}
-	if headless {
-		return sleep(ctx, settle) // CoreDNS's records are good for 5 s
-	}
-	return nil
+	return headless, err
 }
