@@ -152,16 +152,19 @@ func (g giving) fence(ctx context.Context) error {
 	return nil
 }
 
+// undoAll takes back all changes of these fields: one that is refused is no reason to leave the others, whose callers have nobody else.
 func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
-	return func(ctx context.Context) error {
+	return func(ctx context.Context) (failed error) {
 		for _, f := range fields {
 			for _, c := range g.record.Of(f) {
-				if err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) }); err != nil {
+				err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) })
+				if errors.Is(err, errTaken) || ctx.Err() != nil {
 					return err
 				}
+				failed = errors.Join(failed, err)
 			}
 		}
-		return nil
+		return failed
 	}
 }
 
@@ -398,7 +401,7 @@ func (g giving) giveBackFields(ctx context.Context) error {
 
 // tell writes an event about the target, as the laptop would. That is a courtesy: a failure is nothing.
 func (g giving) tell(ctx context.Context) error {
-	if g.api.dry {
+	if g.api.dry || g.told {
 		return nil
 	}
 	now, t := time.Now().UTC().Format(time.RFC3339), g.record.Target
@@ -406,7 +409,7 @@ func (g giving) tell(ctx context.Context) error {
 	if g.unlisted {
 		message += "; it is " + unlisted
 	}
-	_ = g.api.create(ctx, g.api.path(events), map[string]any{
+	err := g.api.create(ctx, g.api.path(events), map[string]any{
 		"metadata": map[string]any{"generateName": t.Name + ".", "namespace": t.Namespace},
 		"involvedObject": map[string]any{
 			"apiVersion": t.APIVersion, "kind": t.Kind, "namespace": t.Namespace, "name": t.Name, "uid": t.UID,
@@ -415,6 +418,7 @@ func (g giving) tell(ctx context.Context) error {
 		"firstTimestamp": now, "lastTimestamp": now, "count": 1,
 		"source": map[string]any{"component": "bridge"}, "reportingComponent": "bridge",
 	})
+	g.told = err == nil
 	return nil
 }
 
@@ -428,10 +432,6 @@ func (g giving) release(ctx context.Context) error {
 				return err
 			}
 		}
-		err := g.api.remove(ctx, path, g.uid, background)
-		if isConflict(err) {
-			return nil // another Lease by now
-		}
-		return err
+		return g.api.remove(ctx, path, g.uid, background)
 	})
 }

@@ -391,8 +391,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 }
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, err error) {
+// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
 	for _, change := range u.Of(f) {
 		var left string
 		err := r.patiently(ctx, c, func() (err error) {
@@ -400,9 +400,11 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 			return err
 		})
 		err = fault.After(point, err)
-		switch {
+		switch taken := new(proxypod.TakenError); {
+		case errors.As(err, &taken) || ctx.Err() != nil:
+			return nil, err
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", change.Object, err)
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", change.Object, err))
 		case left != "":
 			if !said[left] {
 				r.Say(hint.Printable(left))
@@ -412,7 +414,7 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 			back = append(back, change.Object)
 		}
 	}
-	return back, nil
+	return back, failed
 }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or

@@ -3,6 +3,7 @@
 package swap
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -193,4 +194,35 @@ func TestCopiesOfARecordScaleNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Where one Service may not be changed back the callers of the others are, and the record stays.
+func TestOneServiceKeepsNoOther(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	second := *f.Services[0].DeepCopy()
+	second.Name, second.UID = "second", "second"
+	f.Services = append(f.Services, second)
+	plan, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease}
+	for _, v := range f.Services {
+		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
+		objects[servicePath+v.Name] = v
+	}
+	synctest.Test(t, func(t *testing.T) {
+		cl, k := newCluster(t, objects)
+		cl.refuses = func(method, path string) int {
+			if method == http.MethodPatch && path == servicePath+"orders" {
+				return http.StatusForbidden
+			}
+			return 0
+		}
+		c := &claim{kube: k, lease: plan.Lease}
+		back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
+		if !strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second" {
+			t.Errorf("back are %v: %v", back, err)
+		}
+	})
 }
