@@ -325,6 +325,28 @@ func TestReplicaSetsThatMayNotBeListed(t *testing.T) {
 	})
 }
 
+// An original that is never Ready, as when its image is gone, is waited for two minutes; then all else is given back, and that is said.
+func TestOriginalThatIsNeverReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		begun := time.Now()
+		a.readyAt = begun.Add(time.Hour)
+		var moved time.Duration
+		a.controller = func() {
+			if moved == 0 && a.writes[len(a.writes)-1] == "PATCH services/orders" && !strings.Contains(fmt.Sprint(a.objects["services/orders"]["spec"]), undo.ProxyLabel) {
+				moved = time.Since(begun)
+			}
+		}
+		log, _ := a.run(t, "", "", 0, 0)
+		if to := a.come(); !slices.Equal(to, milestones) || !strings.Contains(log, "the original is not Ready; going on") {
+			t.Errorf("came to %q:\n%s", to, log)
+		}
+		if lapsed := time.Minute; moved < lapsed+readyTimeout || moved > lapsed+readyTimeout+20*time.Second {
+			t.Errorf("the callers went back after %v", moved)
+		}
+	})
+}
+
 // A Rollout says as text which generation its controller has seen.
 func TestObservedGenerationOfEachKind(t *testing.T) {
 	for text, want := range map[string]int64{`{"observedGeneration":4}`: 4, `{"observedGeneration":"4"}`: 4, `{"observedGeneration":"6b5f7c"}`: 0, `{}`: 0} {

@@ -8,10 +8,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"bridge/internal/hint"
 	"bridge/internal/proxypod"
 )
 
@@ -111,6 +113,96 @@ func TestCallersOfAHeadlessServiceAreWaitedFor(t *testing.T) {
 				at := slices.Index(pod.Containers[i].Args, "--drain-delay")
 				if lingers := at >= 0 && pod.Containers[i].Args[at+1] == "33s" && *pod.TerminationGracePeriodSeconds == 63; lingers != c.headless {
 					t.Errorf("the proxy is run with %q, and has %ds to end", pod.Containers[i].Args, *pod.TerminationGracePeriodSeconds)
+				}
+			})
+		})
+	}
+}
+
+// Endpoints that do not follow, since nobody sees to them, end a swap while the original still answers.
+func TestEndpointsThatDoNotFollowEndASwap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, x, _ := moving(t, ModeReplace, false, true)
+		begin := time.Now()
+		err := s.moveEndpoints(t.Context(), x)
+		if want := `did not follow in time: those that are ready are ["original" "proxy"]`; !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(hint.Of(err), "kubectl describe endpointslices") {
+			t.Errorf("%v (%s)", err, hint.Of(err))
+		}
+		if took := time.Since(begin); took < endpointsTimeout || took > endpointsTimeout+2*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// Pods that take their time to end, with what they are asked, are named and not waited for.
+func TestOriginalsThatDoNotEndAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, said := moving(t, ModeReplace, false, false)
+		begin := time.Now()
+		if err := s.awaitStopped(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took < stopTimeout || took > stopTimeout+time.Second {
+			t.Errorf("took %v", took)
+		}
+		if want := []string{"still ending, and answering those who are connected to them: original"}; !slices.Equal(*said, want) {
+			t.Errorf("said %q", *said)
+		}
+	})
+}
+
+// What does not come back keeps nothing else from being given back: an original that is never Ready, which is an error in the end, and endpoints that do
+// not follow.
+func TestGivingBackGoesOnWithoutWhatDoesNotCome(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		ready      bool
+		least      time.Duration
+		says, errs string
+	}{
+		{name: "an original that is never Ready", least: readyTimeout, says: "waiting for deployment/orders: 0 of 3 pods are Ready", errs: "0 of 3 pods are Ready after 2m0s"},
+		{name: "endpoints that do not follow", ready: true, least: endpointsTimeout, says: `the endpoints of service/orders did not follow in time: those that are ready are ["proxy"]`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := ordersPlan(t)
+				record, lease := p.Lease.Annotations[proxypod.UndoAnnotation], p.Lease.DeepCopy()
+				lease.UID = "lease"
+				none := int32(0)
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: p.target.UID, Annotations: map[string]string{proxypod.UndoAnnotation: record}})
+				if d.Spec.Replicas = &none; c.ready {
+					d.Status.ReadyReplicas = 3
+				}
+				v := facts(t, "orders.yaml").Services[0]
+				v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: lease.Name}
+				pod := podNamed("proxy", lease.Name)
+				pod.OwnerReferences = []metav1.OwnerReference{{UID: "proxies"}}
+				cl, k := newCluster(t, map[string]any{
+					leasePath + lease.Name: lease, deploymentPath + "orders": d, servicePath + v.Name: v, podPath + pod.Name: pod,
+					deploymentPath + lease.Name: deploymentWith(metav1.ObjectMeta{Name: lease.Name, Namespace: "shop", UID: "proxies", OwnerReferences: proxypod.OwnedBy(lease)}),
+					slicePath + v.Name:          sliceOf(v.Name, false, pod.Name),
+				})
+				var said []string
+				begin := time.Now()
+				err := (&Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}).giveBack(t.Context(), &p.Undo, &claim{kube: k, lease: lease})
+				if took := time.Since(begin); took < c.least || took > c.least+10*time.Second {
+					t.Errorf("took %v, want %v", took, c.least)
+				}
+				if (err != nil) != (c.errs != "") || !strings.Contains(fmt.Sprint(err), c.errs) || err != nil && hint.CodeOf(err) != hint.RestoreIncomplete {
+					t.Errorf("%v, code %d", err, hint.CodeOf(err))
+				}
+				if !slices.ContainsFunc(said, func(line string) bool { return strings.HasPrefix(line, c.says) }) {
+					t.Errorf("said %q", said)
+				}
+				var now appsv1.Deployment
+				var service corev1.Service
+				if !cl.at(deploymentPath+"orders", &now) || *now.Spec.Replicas != 3 || len(now.Annotations) > 0 || !cl.at(servicePath+v.Name, &service) || len(service.Spec.Selector) != 1 {
+					t.Errorf("is %+v and %+v", now, service)
+				}
+				for _, gone := range []string{leasePath + lease.Name, deploymentPath + lease.Name, podPath + pod.Name} {
+					if cl.at(gone, &metav1.PartialObjectMetadata{}) {
+						t.Errorf("%s is left", gone)
+					}
 				}
 			})
 		})
