@@ -108,6 +108,7 @@ type Plan struct {
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
 	forKeeper bool   // bridge chose mode replace because there is to be one
+	stale     string // what the target has in the place of the record's copy
 	why       string // this mode, if that was bridge's choice; "" if the user's
 }
 
@@ -121,11 +122,16 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			"%s is bridge's own", d.Target())
 	}
 
-	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
-		if u, err := undo.Parse(record); err != nil || u.Target.UID == string(d.UID) {
+	if p.stale = d.Annotations[proxypod.UndoAnnotation]; p.stale != "" {
+		back, err := broughtBack(d.ManagedFields)
+		if err != nil {
+			return nil, hint.Newf(hint.Other, "", "%s: %w", d.Target(), err)
+		}
+		if u, err := undo.Parse(p.stale); !back && (err != nil || u.Target.UID == string(d.UID)) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}
+		p.Notes = append(p.Notes, fmt.Sprintf("the annotation %s of %s is of another time, or another's, and goes", proxypod.UndoAnnotation, d.Target()))
 	}
 
 	app, err := proxypod.AppContainer(template, o.Container)
@@ -201,7 +207,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
 		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, Init: o.Init, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
-		Labels: ownLabels(d),
+		Labels: ownLabels(d), Linger: linger(services),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -266,6 +272,14 @@ func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
 		}
 	}
 	return nil
+}
+
+// linger is how long callers of these Services may come to the proxy after it has left their endpoints, if that is longer than usual.
+func linger(services []corev1.Service) time.Duration {
+	if slices.ContainsFunc(services, func(s corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }) {
+		return settle + dnsTTL
+	}
+	return 0
 }
 
 // selecting are the Services that select pods with these labels.
