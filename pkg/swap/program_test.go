@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +49,7 @@ func TestProgramIsRestartedForItsLiveness(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			<-pass
 			up()
 			s.sayProbe(probe.Change{State: probe.State{Kind: probe.Readiness, Result: probe.Failure, Row: 3}}) // restarts nothing
 			s.sayProbe(probe.Change{State: probe.State{Kind: probe.Liveness, What: "GET it", Last: "status 503", Result: probe.Failure, Row: 3}})
@@ -56,10 +59,66 @@ func TestProgramIsRestartedForItsLiveness(t *testing.T) {
 					t.Errorf("it says %q, want %q", line, want)
 				}
 			}
-			<-pass
 			(<-pass)(os.Kill)
 			if exit := new(child.ExitError); !errors.As(<-ended, &exit) || exit.Code != 137 {
 				t.Errorf("the last one has ended with %v", exit)
+			}
+		})
+	}
+}
+
+// Whoever ends bridge while CMD is restarted, or before, has it ended for good, and so does Ctrl-C once it ends.
+func TestProgramThatIsToEndIsNotStartedAgain(t *testing.T) {
+	const slow = `trap "" TERM HUP; trap "" INT; echo up; while :; do sleep 0.02; done`
+	for name, tt := range map[string]struct {
+		script        string
+		before, after []os.Signal // that it is asked to be restarted
+		code          int
+		again         bool
+	}{
+		"SIGTERM meanwhile":                {script: slow, after: []os.Signal{syscall.SIGTERM}, code: 137},
+		"SIGHUP meanwhile":                 {script: slow, after: []os.Signal{syscall.SIGHUP}, code: 137},
+		"SIGINT meanwhile":                 {script: slow, after: []os.Signal{os.Interrupt}, code: 137},
+		"SIGTERM before":                   {script: slow, before: []os.Signal{syscall.SIGTERM}, code: 137},
+		"SIGINT before, which it survives": {script: slow, before: []os.Signal{os.Interrupt}, code: 137, again: true},
+		"another meanwhile":                {script: slow, after: []os.Signal{syscall.SIGCONT}, code: 137, again: true},
+		"the terminal's Ctrl-C":            {script: `trap "exit 130" TERM; echo up; while :; do sleep 0.02; done`, code: 130},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, in := io.Pipe()
+			pass := make(chan func(os.Signal), 2)
+			s := &Swap{Plan: &Plan{}, Program: &Program{Restart: true}, lines: &lines{}, Say: func(string) {}}
+			s.init()
+			c := connect.Program{Args: []string{"sh", "-c", tt.script}, Env: os.Environ(), Stdout: in, Outside: true, Grace: 200 * time.Millisecond, OnSignal: func(f func(os.Signal)) {
+				if f != nil {
+					pass <- f
+				}
+			}}
+			ended := make(chan error, 1)
+			go func() { ended <- s.keepProgram(t.Context(), t.Context(), &c) }()
+			up := func() {
+				if _, err := io.ReadFull(out, make([]byte, len("up\n"))); err != nil {
+					t.Error(err)
+				}
+			}
+			first := <-pass
+			up()
+			for _, sig := range tt.before {
+				first(sig)
+			}
+			if asked := s.askRestart(); asked == slices.Contains(tt.before, os.Signal(syscall.SIGTERM)) {
+				t.Errorf("a restart can be: %v", asked)
+			}
+			for _, sig := range tt.after {
+				first(sig)
+			}
+			if tt.again {
+				second := <-pass
+				up()
+				second(os.Kill)
+			}
+			if exit := new(child.ExitError); !errors.As(<-ended, &exit) || exit.Code != tt.code {
+				t.Errorf("it has ended with %v, want %d", exit, tt.code)
 			}
 		})
 	}
@@ -85,15 +144,11 @@ func TestNothingIsRestartedUnasked(t *testing.T) {
 	var said []string
 	s := &Swap{Plan: &Plan{}, Program: &Program{}, Say: func(line string) { said = append(said, line) }}
 	s.init()
+	s.restarts.pass = func(os.Signal) { t.Error("it would be restarted") }
 	s.sayProbe(failure)
 	s.Program.Restart = true
 	s.ending.Store(true)
 	s.sayProbe(failure)
-	select {
-	case <-s.restarting:
-		t.Error("it would be restarted")
-	default:
-	}
 	if len(said) != 1 || !strings.Contains(said[0], "(nothing is restarted here)") {
 		t.Errorf("%q", said)
 	}

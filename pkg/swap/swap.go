@@ -77,7 +77,7 @@ type Swap struct {
 	guard      guard
 	probes     *probe.Runner
 	probed     chan struct{} // there is news of them for the Lease
-	restarting chan struct{} // Program is to be started anew
+	restarts   restarts
 }
 
 func (s *Swap) init() {
@@ -85,7 +85,7 @@ func (s *Swap) init() {
 		if s.Program != nil {
 			s.Plan.leave()
 		}
-		s.probes, s.probed, s.restarting = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1), make(chan struct{}, 1)
+		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
 		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
 }
