@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -184,7 +185,15 @@ func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
 	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
 		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 		if !sidecar {
-			names = append(names, c.Name)
+			name := c.Name
+			if shared := sharedVolumes(pod, c); wanted && len(shared) > 0 {
+				word := "volume"
+				if len(shared) > 1 {
+					word = "volumes"
+				}
+				name += fmt.Sprintf(" (with the original's own %s %s, which that uses meanwhile)", word, strings.Join(shared, " and "))
+			}
+			names = append(names, name)
 		}
 		return !sidecar && !wanted
 	})
@@ -196,6 +205,17 @@ func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
 		notes = append(notes, fmt.Sprintf("init containers are not run in the proxy's pod: %s; --init runs them", list))
 	}
 	return notes
+}
+
+// sharedVolumes are those that a container may write to and the original's pod has too: the very same, not a copy.
+func sharedVolumes(pod *corev1.PodSpec, c corev1.Container) (names []string) {
+	for _, v := range pod.Volumes {
+		own := keptVolume(v) || v.Ephemeral != nil || v.CSI != nil || v.Image != nil
+		if !own && slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name && !m.ReadOnly }) {
+			names = append(names, strconv.Quote(v.Name))
+		}
+	}
+	return names
 }
 
 // alone takes everything off that is another's than the container's.
