@@ -104,6 +104,12 @@ func TestLines(t *testing.T) {
 			return look(t, s)
 		}
 	}
+	started := func(init string, look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Pod.Spec.InitContainers = decode[corev1.PodSpec](t, "initContainers: "+init).InitContainers
+			return look(t, s)
+		}
+	}
 	ranges := func(item string) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
 			return limitRangeNotes([]corev1.LimitRange{decode[corev1.LimitRange](t, "metadata: {name: l}\nspec: {limits: ["+item+"]}")}, s)
@@ -169,6 +175,12 @@ func TestLines(t *testing.T) {
 		{"a quota with room for one", kept(quotas("status: {hard: {pods: 3}, used: {pods: 2}}")), "has room for the proxy or its keeper, not both: pods (2 of 3 used, 2 more needed)"},
 		{"a quota with room for two", kept(quotas("status: {hard: {pods: 4}, used: {pods: 2}}")), ""},
 		{"a quota with room for none", kept(quotas("status: {hard: {pods: 2}, used: {pods: 2}}")), "no room for the proxy beside"},
+		{"a quota with room for the larger of an init container and the others", started("[{name: i, resources: {requests: {cpu: 1}}}, {name: j, resources: {requests: {cpu: 1}}}]",
+			quotas("status: {hard: {requests.cpu: 1, limits.cpu: 100m}, used: {}}")), ""},
+		{"a quota without room for an init container", started("[{name: i, resources: {limits: {cpu: 2}, requests: {cpu: 1}}}]",
+			quotas("status: {hard: {requests.cpu: 900m}, used: {}}")), "requests.cpu (0 of 900m used, 1 more needed)"},
+		{"a quota without room for one after a sidecar", started("[{name: s, restartPolicy: Always, resources: {limits: {cpu: 1}}}, {name: i, resources: {limits: {cpu: 2}}}]",
+			quotas("status: {hard: {limits.cpu: 2}, used: {}}")), "limits.cpu (0 of 2 used, 3 more needed)"},
 		{"a quota for other pods", quotas("spec: {scopes: [BestEffort]}\nstatus: {hard: {pods: 2}, used: {pods: 2}}"), ""},
 		{"a range with a minimum", ranges("{type: Container, min: {memory: 64Mi}}"), "limitrange/l wants 64Mi memory at least of every container, the proxy asks for 32Mi"},
 		{"a range with a maximum", ranges("{type: Container, max: {memory: 128Mi}}"), "the proxy's limit is 256Mi"},
