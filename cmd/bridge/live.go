@@ -19,7 +19,10 @@ type live struct {
 }
 
 func newLive(out io.Writer) *live {
-	return &live{out: out, front: func() bool { return os.Getenv("TERM") != "dumb" && terminal.Foreground(out) }}
+	return &live{out: out, front: func() bool {
+		term := os.Getenv("TERM")
+		return term != "" && term != "dumb" && terminal.Foreground(out)
+	}}
 }
 
 const (

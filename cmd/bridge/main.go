@@ -52,8 +52,8 @@ func (s signalError) Error() string { return "ended by a signal: " + s.Signal.St
 func (s signalError) code() int { return 128 + int(s.Signal) }
 
 // handleSignals cancels at the first signal, so that the command gives back what it took, and exits at
-// the second, for a person who will not wait. While a program of the user's runs, signals are its own; without one, those are nothing
-// that mean something to such a program alone.
+// the second, for a person who will not wait. While a program of the user's runs, signals are its own; without one SIGUSR1
+// and SIGUSR2 are ignored.
 func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
 	for first := true; ; {
 		select {
@@ -76,6 +76,7 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 				cancel(signalError{sig})
 				continue
 			}
+			a.lines.show("") // the shell's prompt comes next
 			if hook := a.secondSignal.Load(); hook != nil {
 				(*hook)()
 			}
