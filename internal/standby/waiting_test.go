@@ -140,9 +140,10 @@ func TestARefusalIsPassedOnWithoutWaiting(t *testing.T) {
 			t.Fatalf("a process that is there: %v after %v, %d streams", err, waited, opened)
 		}
 		b.gone.Store(true)
-		if waited, opened, err := b.dial(); !errors.Is(err, ErrAway) || !errors.Is(err, syscall.ECONNREFUSED) || waited > 0 || opened != 1 {
+		if waited, opened, err := b.dial(); !errors.Is(err, ErrAway) || !errors.Is(err, syscall.ECONNREFUSED) || waited > 0 || opened < 1 { // Laptop's own try may come in between
 			t.Errorf("the first: %v after %v, %d streams", err, waited, opened)
 		}
+		synctest.Wait() // it has tried, and pauses
 		if waited, opened, err := b.dial(); !errors.Is(err, ErrAway) || waited > 0 || opened != 0 {
 			t.Errorf("the second: %v after %v, %d streams", err, waited, opened)
 		}
