@@ -357,7 +357,8 @@ spec:
   - {name: v1alpha1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
 `
 
-// KEDA's objects and a claim that one node at a time can have are read from the cluster, and nothing is said of KEDA where there is none.
+// KEDA's objects and a claim that one node at a time can have are read from the cluster, and nothing is said of KEDA where there is none:
+// that is looked at once in a cluster, where the definition then stays.
 func TestLookoutAtKEDAAndAVolume(t *testing.T) {
 	embedded(t) // a real KEDA would act
 	t.Parallel()

@@ -414,6 +414,9 @@ func TestLaptopComesBackInTime(t *testing.T) {
 	b.kill()
 	b = w.bridge(args...)
 	b.says("taking up the swap")
+	if first := b.stderr.all()[0]; !strings.Contains(first, "taking up the swap") {
+		t.Errorf("its first line is %q", first)
+	}
 	b.says("1m0s after this machine's last heartbeat a keeper in the cluster gives it back")
 	b.says(swapped)
 	w.answeredBy("laptop")

@@ -487,7 +487,7 @@ func TestProgramHasThePodsNetwork(t *testing.T) {
 	_, local, _ := strings.Cut(laptop.Listener.Addr().String(), ":")
 	script := fmt.Sprintf(`get() { echo "$(curl -sS --max-time 20 "$@" 2>&1)"; }
 %[1]s serve --name laptop --http 127.0.0.1:8080 &
-%[1]s serve --name "laptop, low" --http 127.0.0.1:80 &
+%[1]s serve --name "low on the laptop" --http 127.0.0.1:80 &
 until curl -s -o /dev/null http://127.0.0.1:8080 && curl -s -o /dev/null http://127.0.0.1:80; do sleep 0.1; done
 get http://localhost:9090/
 %[1]s get --url http://127.0.0.1:9090/
@@ -509,7 +509,7 @@ wait`, s.sample, local, w.ns)
 	touch(t, goOn)
 	pid := strings.TrimPrefix(b.prints("pid "), "pid ")
 	got := b.stdout.all()
-	want := []string{"sidecar", "sidecar", "curl: ", "on the laptop", "on the laptop", "laptop", "laptop, low", "laptop"}
+	want := []string{"sidecar", "sidecar", "curl: ", "on the laptop", "on the laptop", "laptop", "low on the laptop", "laptop"}
 	for i, line := range want {
 		if i >= len(got) || !strings.HasPrefix(got[i], line) {
 			t.Fatalf("%q, want %q", got, want)

@@ -62,6 +62,9 @@ func TestMembers(t *testing.T) {
 	dry.prints("# 2. patch configmap/bridge-deployment-orders-members: tells the proxies")
 	b := pc.bridge(shareArgs(t, "bob")...)
 	b.says("mode standby: requests of --header x-user=bob come here while this machine can take them; deployment/orders in " + w.ns + " is shared with ")
+	if first := b.stderr.all()[0]; !strings.HasPrefix(first, "mode standby: ") {
+		t.Errorf("its first line is %q", first)
+	}
 	b.says("(--header x-user=ada)")
 	b.says("is answered here for --header x-user=bob")
 	w.each("ada", "bob")
