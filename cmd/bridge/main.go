@@ -30,7 +30,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	defer cancel(nil)
 
 	signals := make(chan os.Signal, 2) // the first and the second
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	notify(signals)
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -48,11 +48,12 @@ type signalError struct{ syscall.Signal }
 
 func (s signalError) Error() string { return "ended by a signal: " + s.Signal.String() }
 
-// code is what a shell reports for a program that the signal killed: 130, 143, 129.
+// code is what a shell reports for a program that the signal killed: 130, 143, 129, 131.
 func (s signalError) code() int { return 128 + int(s.Signal) }
 
 // handleSignals cancels at the first signal, so that the command gives back what it took, and exits at
-// the second, for a person who will not wait. While a program of the user's runs, signals are its own.
+// the second, for a person who will not wait. While a program of the user's runs, signals are its own; without one SIGUSR1
+// and SIGUSR2 are ignored.
 func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
 	for first := true; ; {
 		select {
@@ -67,11 +68,15 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 				(*pass)(sig)
 				continue
 			}
+			if programsOnly(sig) {
+				continue
+			}
 			if first {
 				first = false
 				cancel(signalError{sig})
 				continue
 			}
+			a.lines.show("") // the shell's prompt comes next
 			if hook := a.secondSignal.Load(); hook != nil {
 				(*hook)()
 			}

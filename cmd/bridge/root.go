@@ -27,32 +27,56 @@ type app struct {
 	stdout io.Writer // results
 	stderr io.Writer // progress, hints and errors
 	flags  *genericclioptions.ConfigFlags
-	log    *slog.Logger // to stderr; debug with -v
+	lines  *live        // stderr, for whoever writes lines
+	log    *slog.Logger // to lines; debug with -v
 
 	level        *slog.LevelVar
+	keeping      bool     // say's lines wait for the command's first one
+	kept         []string // while keeping
 	secondSignal atomic.Pointer[func()]
 	program      atomic.Pointer[func(os.Signal)] // gets the signals; nil: bridge does
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	a := &app{
-		stdin: stdin, stdout: stdout, stderr: stderr,
+		stdin: stdin, stdout: stdout, stderr: stderr, lines: newLive(stderr),
 		flags: genericclioptions.NewConfigFlags(true),
 		level: new(slog.LevelVar),
 	}
 	a.level.Set(slog.LevelWarn)
-	a.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: a.level}))
+	a.log = slog.New(slog.NewTextHandler(a.lines, &slog.HandlerOptions{Level: a.level}))
 	return a
 }
 
 // say prints a line for the person at the terminal.
-func (a *app) say(line string) { fmt.Fprintln(a.stderr, printable(line)) }
+func (a *app) say(line string) {
+	if a.keeping {
+		a.kept = append(a.kept, line)
+		return
+	}
+	fmt.Fprintln(a.lines, printable(line))
+}
+
+// keep has say keep its lines until sayFirst is called: those about a command whose first line can be said only later.
+func (a *app) keep() { a.keeping = true }
+
+// sayFirst says line, if it is not empty, and then what was kept.
+func (a *app) sayFirst(line string) {
+	a.keeping = false
+	if line != "" {
+		a.say(line)
+	}
+	for _, after := range a.kept {
+		a.say(after)
+	}
+	a.kept = nil
+}
 
 // progress returns a function that prints a step with the seconds since progress was called, for
 // commands whose steps take time.
 func (a *app) progress() func(line string) {
 	start := time.Now()
-	return func(line string) { fmt.Fprintf(a.stderr, "%5.1fs  %s\n", time.Since(start).Seconds(), printable(line)) }
+	return func(line string) { fmt.Fprintf(a.lines, "%5.1fs  %s\n", time.Since(start).Seconds(), printable(line)) }
 }
 
 // kube is the cluster that the flags and the kubeconfig name. Whoever goes there first removes what a killed bridge has left on this machine.

@@ -23,7 +23,7 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "List who has swapped what, the connects and the forwards",
 		Long: `status lists the swaps, connects and forwards of the namespace, with who made them, their last heartbeat, and the
 state of the tunnel that it told: connecting, ready, degraded, reconnecting or lost. Without a heartbeat for 25
-seconds that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
+seconds (sooner with a --restore-after of less than a minute) that is unknown; after 60 (--restore-after of the swap) it was left behind. What becomes of a swap then is told too.
 Below each forward through a proxy pod is what it forwards, as the last heartbeat told. One straight to pods has nothing in the
 cluster and is not listed. -o wide says why a state is what it is, and has the command that gives it back.`,
 		Args: cobra.NoArgs,
@@ -131,7 +131,7 @@ func state(m swap.Member) string {
 	return m.State + " for " + duration.HumanDuration(time.Since(m.StateSince))
 }
 
-// probes are their results, "readiness failure for 12s".
+// probes are their results, "readiness failure for 12s", and what the kubelet would have done.
 func probes(m swap.Member) string {
 	var out []string
 	for _, p := range m.Probes {
@@ -139,9 +139,21 @@ func probes(m swap.Member) string {
 		if !p.Since.IsZero() {
 			text += " for " + duration.HumanDuration(time.Since(p.Since))
 		}
+		if !p.Restart.IsZero() {
+			text += " (the kubelet would have restarted it at " + clock(p.Restart) + ")"
+		}
 		out = append(out, text)
 	}
 	return strings.Join(out, ", ")
+}
+
+// clock is a time of today's, or one with its day.
+func clock(t time.Time) string {
+	t = t.Local()
+	if t.Format(time.DateOnly) == time.Now().Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format("15:04:05 on 2 Jan")
 }
 
 func age(t time.Time) string {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
 	"bridge/pkg/swap"
@@ -52,7 +54,7 @@ bridge connect -- CMD, and the files are at their paths.`,
 					return hint.Newf(hint.Usage, "see: bridge swap --help", "there is nothing behind --")
 				}
 			}
-			for _, name := range []string{"token", "cidr", "local-port", "publish", "network", "to-pod"} {
+			for _, name := range []string{"token", "cidr", "local-port", "publish", "network", "to-pod", "restart-on-liveness"} {
 				if len(o.program) == 0 && cmd.Flags().Changed(name) {
 					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge swap KIND NAME --%s ... -- CMD", name), "--%s is for a CMD", name)
 				}
@@ -69,6 +71,8 @@ bridge connect -- CMD, and the files are at their paths.`,
 			if err != nil {
 				return err
 			}
+			a.keep()
+			defer a.sayFirst("") // an error comes after what it is about
 			if t, err = a.workload(cmd.Context(), k, t); err != nil {
 				return err
 			}
@@ -95,11 +99,13 @@ bridge connect -- CMD, and the files are at their paths.`,
 	f.DurationVar(&o.localTimeout, "local-timeout", 10*time.Second, "how long to wait for a process on the local ports, and for its probes (default with CMD: as long as it runs)")
 	f.Var(newChoice("on", func(word string) { o.noProbes = word == "off" }, "on", "off"), "probes", "on: the container's own startup, readiness and liveness probes are run against the process here, and callers are refused while it is not ready")
 	f.BoolVar(&o.execProbes, "allow-exec-probes", false, "run the commands of exec probes, which are the cluster's, on this machine (default: a TCP connection takes their place)")
+	f.BoolVar(&o.restart, "restart-on-liveness", false, "end CMD, and start it again, when the pod's liveness or startup probe fails, as the kubelet would have done (default: that is only said)")
 	f.BoolVar(&o.token, "token", false, "give CMD tokens of the workload's ServiceAccount too, good for an hour and refreshed; needs the right to create serviceaccounts/token")
 	networkFlags(cmd, &o.network)
 	f.Var(newChoice("auto", func(word string) { o.network.outside = word == "host" }, "auto", "host"), "network",
 		"auto: CMD has a network of its own where this machine allows that (Linux), else variables that name a proxy; host: this machine's, and no such variables")
 	f.IntSliceVar(&o.toPod, "to-pod", nil, "a TCP port of the pod's other containers that CMD finds at its own 127.0.0.1 (repeatable; takes mode replace)")
+	f.BoolVar(&o.init, "init", false, "run the pod's init containers in the proxy's pod too, before it answers (default: sidecars alone; takes mode replace)")
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	f.Var(newChoice(string(swap.ModeAuto), func(word string) { o.mode = swap.Mode(word) }, string(swap.ModeAuto), string(swap.ModeReplace), string(swap.ModeStandby)), "mode",
 		"replace: the original is stopped. standby: it goes on, callers come by way of proxies, and those whom this machine cannot take go to it. auto: replace if somebody can start it again when this machine is gone, else standby")
@@ -133,10 +139,11 @@ type swapOptions struct {
 	rejoin, takeOver           bool
 	dryRun                     dryRun
 	output                     string // yaml or json, of a dry run; empty is yaml
-	token                      bool
+	restart, token             bool
 	program                    []string // CMD
 	network                    network
 	toPod                      []int
+	init                       bool
 	noProbes, execProbes       bool
 }
 
@@ -156,13 +163,16 @@ func (o *swapOptions) check() error {
 	if o.takeOver && (choice.All() || choice.Mirror) {
 		return hint.Newf(hint.Usage, "to have all of a swap that somebody left behind give it back: bridge restore KIND NAME", "--take-over is for --header and --path")
 	}
+	if o.restart && o.noProbes {
+		return hint.Newf(hint.Usage, "leave out one of them", "--restart-on-liveness and --probes off do not go together: no probe is run that could ask for it")
+	}
 	if err := o.network.check(o.toPod); err != nil {
 		return err
 	}
 	if _, err := portNumbers("--to-pod", o.toPod); err != nil {
 		return err
 	}
-	return swap.Options{Mode: o.mode, Choice: choice, ToPod: toPod(o.toPod)}.Check()
+	return swap.Options{Mode: o.mode, Choice: choice, ToPod: toPod(o.toPod), Init: o.init}.Check()
 }
 
 func toPod(numbers []int) (ports []int32) {
@@ -175,11 +185,13 @@ func toPod(numbers []int) (ports []int32) {
 func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOptions) error {
 	options := swap.Options{Container: o.container, Ports: o.ports, PodProxy: o.podProxy, Owner: identity(), Now: time.Now(), NoProbes: o.noProbes, ExecProbes: o.execProbes,
 		Mode: o.mode, Choice: o.choice, TakeOver: o.takeOver, Version: versionString(), SelfRestore: o.selfRestore, RestoreAfter: o.restoreAfter,
-		ToPod: toPod(o.toPod)}
+		ToPod: toPod(o.toPod), Init: o.init}
 	source := proxypod.Source{Image: o.image, Arch: o.arch}
 	if o.dryRun != "" {
+		a.sayFirst("")
 		return a.dryRun(ctx, k, t, options, source, o)
 	}
+	a.keep() // anew, with --rejoin
 	program, err := a.programOf(ctx, k, t, o)
 	if err != nil {
 		return err
@@ -211,24 +223,21 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 		if err := a.apart(o.network, program, plan.Ports); err != nil {
 			return err
 		}
+		if o.restart && !slices.ContainsFunc(plan.Probes, func(p *probe.Probe) bool { return p.Kind != probe.Readiness }) {
+			a.say("note: --restart-on-liveness: no liveness or startup probe is run here, so nothing restarts CMD")
+		}
 	}
 	s := &swap.Swap{
 		Kube: k, Plan: plan, Parts: parts, Session: session, SelfRestore: o.selfRestore,
 		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Version: versionString(), Program: program, Say: step, Log: a.log,
 	}
-	if program == nil {
-		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
-			return err
-		}
-	}
 	switch {
 	case session.Joins():
-		a.say("mode standby: " + plan.Sharing())
+		a.sayFirst(plan.SharingHeadline())
 	case session.TakenUp():
-		a.say(fmt.Sprintf("taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
-			plan.Undo.Since.Local().Format("15:04:05 on 2 Jan"), plan.Restores(k)))
+		a.sayFirst(plan.TakeUpHeadline(k))
 	default:
-		a.say(plan.Headline(k))
+		a.sayFirst(plan.Headline(k))
 	}
 	for _, n := range plan.Notes {
 		a.say("note: " + n)
@@ -238,6 +247,15 @@ func (a *app) swap(ctx context.Context, k *kube.Client, t kube.Target, o swapOpt
 	}
 	for _, p := range plan.Probes {
 		a.say("probe " + p.String())
+	}
+	if program == nil {
+		if err := s.AwaitLocal(ctx, o.localTimeout); err != nil {
+			return err
+		}
+	}
+	if program == nil { // else the terminal is CMD's
+		s.Live = a.lines.show
+		defer a.lines.show("")
 	}
 	a.onSecondSignal(func() {
 		if plan.Shared() { // restore would take everybody's
@@ -265,7 +283,7 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, t kube.Target, o sw
 	for _, port := range c.PodPorts {
 		a.own(c, port)
 	}
-	p := &swap.Program{Program: *c, Token: o.token}
+	p := &swap.Program{Program: *c, Restart: o.restart, Token: o.token}
 	if o.localTimeoutSet {
 		p.LocalTimeout = o.localTimeout
 	}

@@ -120,22 +120,19 @@ func (p *Process) Wait(ctx context.Context) *ExitError {
 	return p.exit
 }
 
-// Signal passes a signal on that bridge got, unless the terminal has sent it to the program as well. After all but SIGINT the program has
-// the grace period to end, and is killed then.
+// Signal passes a signal on that bridge got, unless the terminal has sent it to the program as well. After SIGTERM and SIGHUP the program
+// has the grace period to end, and is killed then; what it does at others is its own affair.
 func (p *Process) Signal(sig os.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.running {
 		return
 	}
-	if sig == os.Interrupt {
-		if p.group || !atTerminal() {
-			p.send(sig)
-		}
+	if (sig == os.Interrupt || sig == syscall.SIGQUIT) && !p.group && atTerminal() {
 		return
 	}
 	p.send(sig)
-	if p.killer == nil {
+	if (sig == syscall.SIGTERM || sig == syscall.SIGHUP) && p.killer == nil {
 		p.killer = time.AfterFunc(p.grace, p.kill)
 	}
 }

@@ -80,13 +80,13 @@ func TestExitCodes(t *testing.T) {
 
 // Away from a terminal signals reach the program, and all that it has started.
 func TestSignalsReachTheProgramAndItsChildren(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2} {
 		if signal.Ignored(sig) {
 			continue // under nohup: a shell cannot catch what was ignored before it
 		}
 		o := newOutput()
 		// The inner shell is not replaced by exec, and the outer one passes nothing on.
-		p := start(t, o, `trap 'echo outer' INT TERM HUP; sh -c 'trap "echo inner; exit 1" INT TERM HUP; echo ready; while :; do sleep 0.05; done'; exit 5`, time.Hour)
+		p := start(t, o, `trap 'echo outer' INT TERM HUP QUIT USR1 USR2; sh -c 'trap "echo inner; exit 1" INT TERM HUP QUIT USR1 USR2; echo ready; while :; do sleep 0.05; done'; exit 5`, time.Hour)
 		if line := <-o.lines; line != "ready" {
 			t.Fatal(line)
 		}
@@ -102,14 +102,19 @@ func TestSignalsReachTheProgramAndItsChildren(t *testing.T) {
 	}
 }
 
-// SIGINT may be ignored for as long as one likes; SIGTERM for the grace period.
+// SIGINT, SIGQUIT and SIGUSR1 may be answered otherwise than by ending; SIGTERM may be ignored for the grace period.
 func TestAProgramThatDoesNotEndIsKilled(t *testing.T) {
 	o := newOutput()
-	p := start(t, o, `trap '' TERM; trap 'echo no' INT; echo ready; while :; do sleep 0.05; done`, 50*time.Millisecond)
+	p := start(t, o, `trap '' TERM; trap 'echo no' INT QUIT USR1; echo ready; while :; do sleep 0.05; done`, 50*time.Millisecond)
 	<-o.lines
-	p.Signal(os.Interrupt)
-	if line := <-o.lines; line != "no" {
-		t.Fatal(line)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGQUIT, syscall.SIGUSR1} {
+		p.Signal(sig)
+		if line := <-o.lines; line != "no" {
+			t.Fatal(line)
+		}
+	}
+	if p.killer != nil {
+		t.Error("it would be killed all the same")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

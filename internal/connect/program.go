@@ -53,6 +53,8 @@ type Program struct {
 	Env            []string
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Grace is how long it has to end after SIGTERM, as child.Command's.
+	Grace time.Duration
 
 	// Ranges are the cluster's, as far as they are known. What its resolver answers with is the cluster's as well.
 	Ranges []netip.Prefix
@@ -82,6 +84,7 @@ type Program struct {
 	Entrance Options // of the proxy
 
 	proxied bool // there is no namespace, which has been said
+	told    bool // which Files are at their paths
 }
 
 // Check says what keeps the program from being run: that there is none, or no namespace for what takes one. It makes a namespace and ends
@@ -150,7 +153,7 @@ func (p *Program) Run(ctx context.Context, t Tunnel) error {
 
 // command is the program as internal/child takes it.
 func (p *Program) command() *child.Command {
-	return &child.Command{Args: p.Args, Env: p.Env, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}
+	return &child.Command{Args: p.Args, Env: p.Env, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Grace: p.Grace}
 }
 
 // withProxy runs it beside an Entrance.
@@ -260,11 +263,14 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 		_ = process.Wait(ended)
 		return errors.New("the pod told nothing of its resolver")
 	}
-	for _, line := range n.Left() {
-		p.Say(hint.Printable("not at its path: " + line))
-	}
-	for _, path := range n.Hidden() {
-		p.Say(hint.Printable("the container's, and not this machine's: " + path))
+	if !p.told {
+		p.told = true
+		for _, line := range n.Left() {
+			p.Say(hint.Printable("not at its path: " + line))
+		}
+		for _, path := range n.Hidden() {
+			p.Say(hint.Printable("the container's, and not this machine's: " + path))
+		}
 	}
 	g := &gate{
 		dial: t.dial, ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ const (
 	requestTimeout = 10 * time.Second
 	// maxAnswer bounds an answer's size: etcd's limit for an object is 1.5 MiB.
 	maxAnswer = 4 << 20
+	// pageSize is how many objects' metadata are asked for at once: the annotations of one may have 256 KiB.
+	pageSize = 10
 )
 
 // API is the API server, as the pod's ServiceAccount sees it, and the namespace that this is for.
@@ -89,6 +92,7 @@ func (c *client) dryRun() *client {
 // object is what is read of an object, of whatever kind.
 type object struct {
 	Metadata struct {
+		Name            string            `json:"name"`
 		UID             string            `json:"uid"`
 		ResourceVersion string            `json:"resourceVersion"`
 		Generation      int64             `json:"generation"`
@@ -112,6 +116,14 @@ type object struct {
 		ReadyReplicas      int64           `json:"readyReplicas"`
 		AvailableReplicas  int64           `json:"availableReplicas"`
 	} `json:"status"`
+}
+
+// page is a part of a list, with no more of the objects than their metadata.
+type page struct {
+	Metadata struct {
+		Continue string `json:"continue"`
+	} `json:"metadata"`
+	Items []object `json:"items"`
 }
 
 // observed is the generation that its controller has seen; 0 when it has said none.
@@ -145,6 +157,23 @@ func (c *client) get(ctx context.Context, path string) (o object, err error) {
 	return o, err
 }
 
+// list reads the metadata of all objects of a resource in the namespace, and gives take each.
+func (c *client) list(ctx context.Context, resource string, take func(object)) error {
+	for next := ""; ; {
+		query := url.Values{"limit": {strconv.Itoa(pageSize)}, "continue": {next}}
+		var p page
+		if err := c.do(ctx, http.MethodGet, c.path(resource)+"?"+query.Encode(), nil, &p); err != nil {
+			return err
+		}
+		for _, o := range p.Items {
+			take(o)
+		}
+		if next = p.Metadata.Continue; next == "" {
+			return nil
+		}
+	}
+}
+
 // patch sends a JSON merge patch in bridge's name.
 func (c *client) patch(ctx context.Context, path string, body map[string]any) error {
 	path += "?fieldManager=" + undo.FieldManager
@@ -174,7 +203,7 @@ func (c *client) remove(ctx context.Context, path, uid, propagation string) erro
 	return c.do(ctx, http.MethodDelete, path, options, nil)
 }
 
-func (c *client) do(ctx context.Context, method, url string, body map[string]any, into *object) error {
+func (c *client) do(ctx context.Context, method, url string, body map[string]any, into any) error {
 	var send io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -188,6 +217,9 @@ func (c *client) do(ctx context.Context, method, url string, body map[string]any
 		return err
 	}
 	r.Header.Set("Accept", "application/json")
+	if _, list := into.(*page); list {
+		r.Header.Set("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
+	}
 	r.Header.Set("Content-Type", "application/json")
 	if method == http.MethodPatch {
 		r.Header.Set("Content-Type", "application/merge-patch+json")

@@ -17,8 +17,10 @@ const (
 	readyTimeout = 2 * time.Minute
 	// settle is how long callers may still be sent to an endpoint that they were sent to before.
 	settle = 3 * time.Second
-	// cleanAfter is how long the deployment controller may still copy an annotation that is gone.
-	cleanAfter = time.Second
+	// cleanAfter is how long the deployment controller may still copy an annotation that is gone, and the ReplicaSets have to stay clean;
+	// cleanTimeout is how long they may take to.
+	cleanAfter   = time.Second
+	cleanTimeout = 10 * time.Second
 	// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
 	fenceTimeout = 5 * time.Second
 	// goneTimeout is how long the proxy's pods may take to end: their grace period and a slow node.
@@ -150,16 +152,19 @@ func (g giving) fence(ctx context.Context) error {
 	return nil
 }
 
+// undoAll takes back all changes of these fields: one that is refused is no reason to leave the others, whose callers have nobody else.
 func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
-	return func(ctx context.Context) error {
+	return func(ctx context.Context) (failed error) {
 		for _, f := range fields {
 			for _, c := range g.record.Of(f) {
-				if err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) }); err != nil {
+				err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) })
+				if errors.Is(err, errTaken) || ctx.Err() != nil {
 					return err
 				}
+				failed = errors.Join(failed, err)
 			}
 		}
-		return nil
+		return failed
 	}
 }
 
@@ -251,19 +256,15 @@ func (g giving) unmarkFirst(ctx context.Context) error {
 	return nil
 }
 
-// unmarkTarget removes the record's copy from the target, if it is this record.
+// unmarkTarget removes the record's copy from the target, if it is not another swap's.
 func (g giving) unmarkTarget(ctx context.Context) error {
-	record, err := g.record.Marshal()
-	if err != nil {
-		return err
-	}
 	return g.patiently(ctx, "annotate "+g.record.Target.String(), func() error {
 		path := g.api.pathOf(g.record.Target)
 		target, err := g.same(ctx, g.record.Target, path)
 		if err != nil {
 			return err
 		}
-		if target.Metadata.Annotations[undo.Annotation] != record && !g.api.dry {
+		if !g.api.dry && !g.record.Removes(target.Metadata.Annotations[undo.Annotation], target.Metadata.ManagedFields) {
 			return nil
 		}
 		return g.api.patch(ctx, path, undo.AnnotationPatch("", target.Metadata.ResourceVersion))
@@ -305,18 +306,68 @@ func (o object) ownedBy(uid string) bool {
 	return false
 }
 
-// unmarkRest removes what is left of the record: the only copy, or those on the target's ReplicaSets, once the deployment controller has
-// seen that the target has none.
+// unmarkRest removes what is left of the record: the only copy, or those on the target's ReplicaSets, those of a rollout that somebody has made
+// meanwhile too, until the deployment controller has seen that the target has none.
 func (g giving) unmarkRest(ctx context.Context) error {
 	if !g.record.Target.Copied() {
 		return g.unmarkTarget(ctx)
 	}
+	for begun, clean := time.Now(), time.Now(); ; {
+		sets, err := g.marked(ctx)
+		if g.unlisted = isForbidden(err); g.unlisted {
+			g.Log.Warn(unlisted, "because", err)
+			return g.unmarkNamed(ctx)
+		}
+		if err == nil {
+			err = g.unmark(ctx, sets)
+		}
+		if err != nil || g.api.dry {
+			return err
+		}
+		if len(sets) > 0 {
+			clean = time.Now()
+		}
+		switch {
+		case time.Since(clean) >= cleanAfter:
+			return nil
+		case time.Since(begun) >= cleanTimeout:
+			g.Log.Warn("the record comes back; going on", "replicasets", sets)
+			return nil
+		}
+		if err := sleep(ctx, retryPause/4); err != nil {
+			return err
+		}
+	}
+}
+
+// unlisted is what a Role means that was prepared before keepers listed ReplicaSets.
+const unlisted = "not allowed to list replicasets: one of a rollout since the swap began may keep a copy of the record, which bridge restore removes"
+
+// marked are the target's ReplicaSets that have a copy of the record, by name; for a dry run all of them.
+func (g giving) marked(ctx context.Context) (names []string, err error) {
+	err = g.patiently(ctx, "list replicasets", func() error {
+		names = nil
+		return g.api.list(ctx, replicaSets, func(rs object) {
+			if _, has := rs.Metadata.Annotations[undo.Annotation]; (has || g.api.dry) && rs.ownedBy(g.record.Target.UID) {
+				names = append(names, rs.Metadata.Name)
+			}
+		})
+	})
+	return names, err
+}
+
+// unmarkNamed is unmarkRest where the ReplicaSets are known as of the swap's begin.
+func (g giving) unmarkNamed(ctx context.Context) error {
 	if !g.api.dry {
 		if err := sleep(ctx, cleanAfter); err != nil {
 			return err
 		}
 	}
-	for _, name := range g.ReplicaSets {
+	return g.unmark(ctx, g.ReplicaSets)
+}
+
+func (g giving) unmark(ctx context.Context, replicaSetNames []string) error {
+	for _, name := range replicaSetNames {
 		err := g.patiently(ctx, "annotate replicaset/"+name, func() error {
 			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.AnnotationPatch("", ""))
 		})
@@ -350,19 +401,24 @@ func (g giving) giveBackFields(ctx context.Context) error {
 
 // tell writes an event about the target, as the laptop would. That is a courtesy: a failure is nothing.
 func (g giving) tell(ctx context.Context) error {
-	if g.api.dry {
+	if g.api.dry || g.told {
 		return nil
 	}
 	now, t := time.Now().UTC().Format(time.RFC3339), g.record.Target
-	_ = g.api.create(ctx, g.api.path(events), map[string]any{
+	message := "the keeper has given it back: no heartbeat of " + g.from + " any more"
+	if g.unlisted {
+		message += "; it is " + unlisted
+	}
+	err := g.api.create(ctx, g.api.path(events), map[string]any{
 		"metadata": map[string]any{"generateName": t.Name + ".", "namespace": t.Namespace},
 		"involvedObject": map[string]any{
 			"apiVersion": t.APIVersion, "kind": t.Kind, "namespace": t.Namespace, "name": t.Name, "uid": t.UID,
 		},
-		"type": "Normal", "reason": undo.GivenBack, "message": "the keeper has given it back: no heartbeat of " + g.from + " any more",
+		"type": "Normal", "reason": undo.GivenBack, "message": message,
 		"firstTimestamp": now, "lastTimestamp": now, "count": 1,
 		"source": map[string]any{"component": "bridge"}, "reportingComponent": "bridge",
 	})
+	g.told = err == nil
 	return nil
 }
 
@@ -376,10 +432,6 @@ func (g giving) release(ctx context.Context) error {
 				return err
 			}
 		}
-		err := g.api.remove(ctx, path, g.uid, background)
-		if isConflict(err) {
-			return nil // another Lease by now
-		}
-		return err
+		return g.api.remove(ctx, path, g.uid, background)
 	})
 }

@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,17 +25,76 @@ const orders = `{"version":1,"target":{"apiVersion":"apps/v1","kind":"Deployment
 	`{"object":{"apiVersion":"apps/v1","kind":"Deployment","namespace":"shop","name":"orders","uid":"d"},"path":"spec.replicas","before":3,"set":0}],` +
 	`"created":[],"owner":"ada@laptop","since":"2026-11-24T06:30:00Z"}`
 
-// apiServer has that swap, which is the keeper's to give back. It answers without a network, so that the clock is synctest's.
+// apiServer has that swap, whose laptop is gone, and keeps what is written to it. It answers without a network, so that the clock is synctest's.
 type apiServer struct {
-	// refuses is the status that a request gets; 0 takes it.
+	// refuses is the status that a request is answered with, or noAnswer; 0 takes it, and nil takes all.
 	refuses func(method, path string) int
-	// proxy is whether the proxy's Deployment is there.
-	proxy bool
-	// availableAt is when the Rollout's pods, which are Ready, are available.
-	availableAt time.Time
+	// lost is whether the proxy's pods do not end.
+	lost bool
+	// readyAt is when the original's pods are Ready, availableAt when those of a Rollout are available, which are Ready.
+	readyAt, availableAt time.Time
+	// controller is called after each write.
+	controller func()
 
-	mu     sync.Mutex
-	writes []string // that it took, "METHOD PATH"
+	mu      sync.Mutex
+	objects map[string]map[string]any // by path
+	writes  []string                  // that it took, "METHOD PATH"
+	told    []string                  // the events
+}
+
+// noAnswer has a request fail as if the API server were away.
+const noAnswer = -1
+
+func newAPIServer() *apiServer {
+	a := &apiServer{objects: map[string]map[string]any{}}
+	for path, text := range map[string]string{
+		"leases/l":             fmt.Sprintf(`{"metadata":{"uid":"lease","annotations":{"bridge.internal/undo":%q}},"spec":{"holderIdentity":"ada@laptop","renewTime":"noon","leaseDurationSeconds":60}}`, orders),
+		"services/orders":      `{"metadata":{"uid":"s","managedFields":[]},"spec":{"selector":{"app":"orders","bridge.internal/proxy":"l"}}}`,
+		"deployments/orders":   fmt.Sprintf(`{"metadata":{"uid":"d","managedFields":[],"annotations":{"bridge.internal/undo":%q}},"spec":{"replicas":0},"status":{}}`, orders),
+		"rollouts/orders":      `{"metadata":{"uid":"d","generation":2},"spec":{"replicas":3},"status":{"observedGeneration":"2"}}`,
+		"deployments/l":        `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`,
+		"replicasets/orders-1": replicaSet("orders-1", "d", true),
+	} {
+		a.objects[path] = parse(text)
+	}
+	return a
+}
+
+func parse(text string) (o map[string]any) {
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		panic(err)
+	}
+	return o
+}
+
+// replicaSet is one of the Deployment with the UID owner, with or without a copy of the record.
+func replicaSet(name, owner string, marked bool) string {
+	mark := ""
+	if marked {
+		mark = `"bridge.internal/undo":"{}"`
+	}
+	return fmt.Sprintf(`{"metadata":{"name":%q,"ownerReferences":[{"uid":%q}],"annotations":{%s}}}`, name, owner, mark)
+}
+
+// at is a field of an object, or of one that is not there, as JSON.
+func (a *apiServer) at(path string, names ...string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var v any = a.objects[path]
+	for _, name := range names {
+		below, _ := v.(map[string]any)
+		v = below[name]
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
+// marked tells whether an object has a copy of the record.
+func (a *apiServer) marked(path string) bool {
+	return a.at(path, "metadata", "annotations", undo.Annotation) != "null"
 }
 
 func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -45,51 +105,109 @@ func (a *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	_, path, _ := strings.Cut(r.URL.Path, "/namespaces/shop/")
-	objects := map[string]string{
-		"leases/l":                 `{"metadata":{"uid":"lease"},"spec":{"holderIdentity":"restore by keeper k"}}`,
-		"services/orders":          `{"metadata":{"uid":"s","managedFields":[]},"spec":{"selector":{"app":"orders","bridge.internal/proxy":"l"}}}`,
-		"deployments/orders":       `{"metadata":{"uid":"d","managedFields":[]},"spec":{"replicas":3},"status":{"readyReplicas":3}}`,
-		"deployments/orders/scale": `{"metadata":{"uid":"d"},"spec":{}}`,
+	code := 0
+	if a.refuses != nil {
+		code = a.refuses(r.Method, path)
 	}
-	available := 0
-	if !time.Now().Before(a.availableAt) {
-		available = 3
-	}
-	objects["rollouts/orders"] = fmt.Sprintf(`{"metadata":{"uid":"d","generation":2},"spec":{"replicas":3},"status":{"observedGeneration":"2","readyReplicas":3,"availableReplicas":%d}}`, available)
-	if a.proxy {
-		objects["deployments/l"] = `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`
+	if code == noAnswer {
+		return nil, errors.New("no answer")
 	}
 	answer := httptest.NewRecorder()
-	code, object := a.refuses(r.Method, path), objects[path]
-	if path == "deployments/l" && strings.Contains(string(body), `"propagationPolicy":"Background"`) {
-		a.proxy = false // else its pods stay, and it with them
+	var object any
+	if code == 0 {
+		code, object = a.do(r, path, body)
 	}
-	switch {
-	case code != 0:
-		answer.WriteHeader(code)
-		object = fmt.Sprintf(`{"message":"refused with %d"}`, code)
-	case object == "":
-		answer.WriteHeader(http.StatusNotFound)
-	case r.Method != http.MethodGet:
-		a.writes = append(a.writes, r.Method+" "+path)
+	if answer.WriteHeader(code); code != http.StatusOK {
+		object = map[string]any{"message": fmt.Sprintf("refused with %d", code)}
 	}
-	_, _ = answer.WriteString(object)
-	return answer.Result(), nil
+	err := json.NewEncoder(answer).Encode(object)
+	return answer.Result(), err
 }
 
-// giveBack is what a keeper does with that swap, or with dry tries to.
+func (a *apiServer) do(r *http.Request, path string, body []byte) (code int, answer any) {
+	at, scale := strings.CutSuffix(path, "/scale")
+	o := a.objects[at]
+	dry := r.URL.Query().Has("dryRun") || strings.Contains(string(body), `"dryRun"`)
+	switch {
+	case r.Method == http.MethodGet && path == "replicasets":
+		return http.StatusOK, a.page(r.URL.Query().Get("continue"))
+	case r.Method == http.MethodPost:
+		a.told = append(a.told, string(body))
+	case o == nil:
+		return http.StatusNotFound, nil
+	case r.Method == http.MethodGet && at == "deployments/orders" && !scale:
+		o["status"] = map[string]any{}
+		if !time.Now().Before(a.readyAt) {
+			o["status"] = map[string]any{"readyReplicas": o["spec"].(map[string]any)["replicas"]}
+		}
+	case r.Method == http.MethodGet && at == "rollouts/orders" && !time.Now().Before(a.availableAt):
+		merge(o, parse(`{"status":{"availableReplicas":3}}`))
+	case r.Method == http.MethodPatch && !dry:
+		merge(o, parse(string(body)))
+	case r.Method == http.MethodDelete && !dry && !(a.lost && strings.Contains(string(body), foreground)):
+		delete(a.objects, at)
+	}
+	if r.Method != http.MethodGet {
+		if a.writes = append(a.writes, r.Method+" "+path); a.controller != nil {
+			a.controller()
+		}
+	}
+	return http.StatusOK, o
+}
+
+// page is one of the list of the ReplicaSets, each of one.
+func (a *apiServer) page(from string) any {
+	var paths []string
+	for path := range a.objects {
+		if strings.HasPrefix(path, "replicasets/") {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	if len(paths) == 0 {
+		return map[string]any{}
+	}
+	i, next := max(0, slices.Index(paths, from)), ""
+	if i+1 < len(paths) {
+		next = paths[i+1]
+	}
+	return map[string]any{"metadata": map[string]any{"continue": next}, "items": []any{a.objects[paths[i]]}}
+}
+
+// merge is RFC 7396.
+func merge(into, patch map[string]any) {
+	for key, value := range patch {
+		below, deep := value.(map[string]any)
+		if is, ok := into[key].(map[string]any); ok && deep {
+			merge(is, below)
+		} else if into[key] = value; value == nil {
+			delete(into, key)
+		}
+	}
+}
+
+// keeper is that swap's, which knows of one ReplicaSet.
+func (a *apiServer) keeper() *Keeper {
+	k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", ReplicaSets: []string{"orders-1"}, OnReady: func() {}, Log: slog.New(slog.DiscardHandler)}
+	k.client = newClient(k.API)
+	k.client.http.Transport = a
+	return k
+}
+
+// giveBack is what a keeper does with that swap when it has taken it, or with dry tries to.
 func (a *apiServer) giveBack(ctx context.Context, t *testing.T, dry bool) error {
 	t.Helper()
 	record, err := undo.Parse(orders)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", Log: slog.New(slog.DiscardHandler)}
-	k.client, k.uid = newClient(k.API), "lease"
-	k.client.http.Transport = a
+	k := a.keeper()
+	k.uid = "lease"
 	c := k.client
 	if dry {
 		c = c.dryRun()
+	} else {
+		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
 	}
 	return k.giveBack(ctx, c, claim{"1", "ada@laptop", record})
 }
@@ -99,12 +217,13 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 	for _, code := range []int{http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusInternalServerError} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &apiServer{refuses: func(method, path string) int {
+				a := newAPIServer()
+				a.refuses = func(method, path string) int {
 					if method == http.MethodPatch && path == "services/orders" {
 						return code
 					}
 					return 0
-				}}
+				}
 				ctx, cancel := context.WithTimeout(t.Context(), 2*fenceTimeout)
 				defer cancel()
 				if err := a.giveBack(ctx, t, false); err == nil || !slices.Contains(a.writes, "PATCH deployments/orders/scale") {
@@ -122,11 +241,12 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 // its heartbeat says that it is at work.
 func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &apiServer{proxy: true, refuses: func(string, string) int { return 0 }}
+		a := newAPIServer()
+		a.lost = true
 		ctx, cancel := context.WithTimeout(t.Context(), 2*goneTimeout)
 		defer cancel()
-		if err := a.giveBack(ctx, t, false); err != nil || a.proxy || !slices.Contains(a.writes, "DELETE leases/l") {
-			t.Errorf("gave back with %q, the proxy there still: %v: %v", a.writes, a.proxy, err)
+		if err := a.giveBack(ctx, t, false); err != nil || a.objects["deployments/l"] != nil || a.objects["leases/l"] != nil {
+			t.Errorf("gave back with %q: %v", a.writes, err)
 		}
 		beats := 0
 		for _, w := range a.writes {
@@ -136,6 +256,93 @@ func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
 		}
 		if beats < 6 {
 			t.Errorf("%d heartbeats in a minute: %q", beats, a.writes)
+		}
+	})
+}
+
+// The deployment controller copies the record to the ReplicaSet of a rollout that somebody makes while it is swapped, too. Others' are not written to.
+func TestRecordGoesFromAReplicaSetOfARollout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		for name, text := range map[string]string{"orders-2": replicaSet("orders-2", "d", true), "orders-3": replicaSet("orders-3", "d", false), "other-1": replicaSet("other-1", "e", true)} {
+			a.objects["replicasets/"+name] = parse(text)
+		}
+		late := 2 // times that it has not seen yet that the target has none
+		a.controller = func() {
+			if a.writes[len(a.writes)-1] == "PATCH replicasets/orders-2" && late > 0 {
+				late--
+				a.objects["replicasets/orders-2"] = parse(replicaSet("orders-2", "d", true))
+			}
+		}
+		if err := a.giveBack(t.Context(), t, true); err != nil || !slices.Contains(a.writes, "PATCH replicasets/orders-3") || slices.Contains(a.writes, "PATCH replicasets/other-1") {
+			t.Errorf("the dry run: %v with %q", err, a.writes)
+		}
+		late, a.writes = 2, nil
+		if err := a.giveBack(t.Context(), t, false); err != nil {
+			t.Fatal(err)
+		}
+		if a.marked("replicasets/orders-1") || a.marked("replicasets/orders-2") || !a.marked("replicasets/other-1") || slices.Contains(a.writes, "PATCH replicasets/orders-3") {
+			t.Errorf("gave back with %q", a.writes)
+		}
+	})
+}
+
+// What keeps the record there, whatever that is, does not keep the rest from being given back.
+func TestRecordThatComesBackIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		a.controller = func() { a.objects["replicasets/orders-1"] = parse(replicaSet("orders-1", "d", true)) }
+		begun := time.Now()
+		if err := a.giveBack(t.Context(), t, false); err != nil || a.objects["leases/l"] != nil {
+			t.Errorf("gave back with %q: %v", a.writes, err)
+		}
+		if took := time.Since(begun); took > cleanTimeout+3*settle {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// A Role that was prepared before keepers listed ReplicaSets still does for those that are known by name; that it may be less than all is told.
+func TestReplicaSetsThatMayNotBeListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		a.objects["replicasets/orders-2"] = parse(replicaSet("orders-2", "d", true))
+		a.refuses = func(_, path string) int {
+			if path == "replicasets" {
+				return http.StatusForbidden
+			}
+			return 0
+		}
+		if err := a.giveBack(t.Context(), t, true); err != nil {
+			t.Errorf("the dry run: %v", err)
+		}
+		if err := a.giveBack(t.Context(), t, false); err != nil || a.marked("replicasets/orders-1") || !a.marked("replicasets/orders-2") {
+			t.Errorf("gave back with %q: %v", a.writes, err)
+		}
+		if len(a.told) != 1 || !strings.Contains(a.told[0], "not allowed to list replicasets") {
+			t.Errorf("told %q", a.told)
+		}
+	})
+}
+
+// An original that is never Ready, as when its image is gone, is waited for two minutes; then all else is given back, and that is said.
+func TestOriginalThatIsNeverReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		begun := time.Now()
+		a.readyAt = begun.Add(time.Hour)
+		var moved time.Duration
+		a.controller = func() {
+			if moved == 0 && a.writes[len(a.writes)-1] == "PATCH services/orders" && !strings.Contains(fmt.Sprint(a.objects["services/orders"]["spec"]), undo.ProxyLabel) {
+				moved = time.Since(begun)
+			}
+		}
+		log, _ := a.run(t, "", "", 0, 0)
+		if to := a.come(); !slices.Equal(to, milestones) || !strings.Contains(log, "the original is not Ready; going on") {
+			t.Errorf("came to %q:\n%s", to, log)
+		}
+		if lapsed := time.Minute; moved < lapsed+readyTimeout || moved > lapsed+readyTimeout+20*time.Second {
+			t.Errorf("the callers went back after %v", moved)
 		}
 	})
 }
@@ -157,11 +364,10 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &apiServer{refuses: func(string, string) int { return 0 }, availableAt: time.Now().Add(readyTimeout / 2)}
-		k := &Keeper{API: &API{URL: "https://cluster", Namespace: "shop"}, Lease: "l", Name: "k", Log: slog.New(slog.DiscardHandler)}
-		c := newClient(k.API)
-		c.http.Transport = a
-		if err := (giving{k, c, claim{"1", "ada@laptop", record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
+		a := newAPIServer()
+		a.availableAt = time.Now().Add(readyTimeout / 2)
+		k := a.keeper()
+		if err := (giving{k, k.client, claim{"1", "ada@laptop", record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
 			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
 		}
 	})

@@ -28,20 +28,25 @@ type Keeper struct {
 	API *API
 	// Lease is the swap's, by name; Name is who this is, other than any other keeper.
 	Lease, Name string
-	// ReplicaSets are the target's at the time of the swap, by name: the deployment controller copies the record to them.
+	// ReplicaSets are the target's at the time of the swap, by name, to which the deployment controller copies the record: where they may not be
+	// listed, these are known.
 	ReplicaSets []string
 	// OnReady is called once it is proven that the Lease can be read and everything be given back.
 	OnReady func()
 	Log     *slog.Logger
 
-	client *client
-	uid    string // the Lease's, once it was read: another one is another swap's
+	client   *client
+	uid      string // the Lease's, once it was read: another one is another swap's
+	unlisted bool   // the ReplicaSets, at the last time that they were wanted
+	told     bool   // in an event, that all is given back
 }
 
 // Run proves what it may do, waits until the Lease lapses, and gives back; then it waits for ctx to end, since its own
 // pod is among what goes with the Lease. It returns nil when ctx ends, and an error when the proof fails.
 func (k *Keeper) Run(ctx context.Context) error {
-	k.client = newClient(k.API)
+	if k.client == nil {
+		k.client = newClient(k.API)
+	}
 	defer k.client.http.CloseIdleConnections()
 	if err := k.prove(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -148,7 +153,9 @@ func (k *Keeper) awaitLapse(ctx context.Context) (claim, error) {
 		switch {
 		case err == nil:
 			return c, nil
-		case !isConflict(err): // else it was renewed at the last moment
+		case isConflict(err): // it was renewed at the last moment
+			k.Log.Info("the lease has changed as it was taken; its period begins anew", "lease", k.Lease, "because", err)
+		default:
 			k.Log.Error("take the lease", "lease", k.Lease, "error", err)
 		}
 		if err := sleep(ctx, retryPause); err != nil {

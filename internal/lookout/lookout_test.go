@@ -1,6 +1,10 @@
 package lookout
 
 import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/kube"
@@ -99,6 +104,12 @@ func TestLines(t *testing.T) {
 			return look(t, s)
 		}
 	}
+	started := func(init string, look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Pod.Spec.InitContainers = decode[corev1.PodSpec](t, "initContainers: "+init).InitContainers
+			return look(t, s)
+		}
+	}
 	ranges := func(item string) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
 			return limitRangeNotes([]corev1.LimitRange{decode[corev1.LimitRange](t, "metadata: {name: l}\nspec: {limits: ["+item+"]}")}, s)
@@ -164,6 +175,12 @@ func TestLines(t *testing.T) {
 		{"a quota with room for one", kept(quotas("status: {hard: {pods: 3}, used: {pods: 2}}")), "has room for the proxy or its keeper, not both: pods (2 of 3 used, 2 more needed)"},
 		{"a quota with room for two", kept(quotas("status: {hard: {pods: 4}, used: {pods: 2}}")), ""},
 		{"a quota with room for none", kept(quotas("status: {hard: {pods: 2}, used: {pods: 2}}")), "no room for the proxy beside"},
+		{"a quota with room for the larger of an init container and the others", started("[{name: i, resources: {requests: {cpu: 1}}}, {name: j, resources: {requests: {cpu: 1}}}]",
+			quotas("status: {hard: {requests.cpu: 1, limits.cpu: 100m}, used: {}}")), ""},
+		{"a quota without room for an init container", started("[{name: i, resources: {limits: {cpu: 2}, requests: {cpu: 1}}}]",
+			quotas("status: {hard: {requests.cpu: 900m}, used: {}}")), "requests.cpu (0 of 900m used, 1 more needed)"},
+		{"a quota without room for one after a sidecar", started("[{name: s, restartPolicy: Always, resources: {limits: {cpu: 1}}}, {name: i, resources: {limits: {cpu: 2}}}]",
+			quotas("status: {hard: {limits.cpu: 2}, used: {}}")), "limits.cpu (0 of 2 used, 3 more needed)"},
 		{"a quota for other pods", quotas("spec: {scopes: [BestEffort]}\nstatus: {hard: {pods: 2}, used: {pods: 2}}"), ""},
 		{"a range with a minimum", ranges("{type: Container, min: {memory: 64Mi}}"), "limitrange/l wants 64Mi memory at least of every container, the proxy asks for 32Mi"},
 		{"a range with a maximum", ranges("{type: Container, max: {memory: 128Mi}}"), "the proxy's limit is 256Mi"},
@@ -192,6 +209,67 @@ func TestLines(t *testing.T) {
 				t.Errorf("it says %q", notes)
 			case c.want != "" && (len(notes) != 1 || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n")):
 				t.Errorf("it says %q, want one line with %q", notes, c.want)
+			}
+		})
+	}
+}
+
+// What is read of KEDA and of claims, and what is said of what may not be: an API server says that of what it does not have, too.
+func TestReadsOfKEDAAndClaims(t *testing.T) {
+	const (
+		api     = "/apis/keda.sh/v1alpha1"
+		objects = api + "/namespaces/shop/scaledobjects"
+		claim   = "/api/v1/namespaces/shop/persistentvolumeclaims/orders"
+		unread  = "not looked at"
+	)
+	has := map[string]string{
+		api:     `{"kind":"APIResourceList","groupVersion":"keda.sh/v1alpha1","resources":[]}`,
+		objects: `{"items":[{"metadata":{"name":"o"},"spec":{"scaleTargetRef":{"name":"orders"}}}]}`,
+		claim:   `{"kind":"PersistentVolumeClaim","apiVersion":"v1","metadata":{"name":"orders"},"spec":{"accessModes":["ReadWriteOnce"]}}`,
+	}
+	for _, c := range []struct {
+		name    string
+		refused map[string]int // what else than has is answered with
+		want    []string
+	}{
+		{"all is there", nil, []string{"scaledobject/o (KEDA) scales", "persistentvolumeclaim/orders can be used"}},
+		{"no KEDA", map[string]int{api: 404, objects: 404}, []string{"persistentvolumeclaim/orders can be used"}},
+		{"no KEDA, for who may not read it", map[string]int{api: 404, objects: 403}, []string{"persistentvolumeclaim/orders can be used"}},
+		{"KEDA may not be read", map[string]int{objects: 403}, []string{"persistentvolumeclaim/orders can be used", unread + ": KEDA's ScaledObjects"}},
+		{"the claim may not be read", map[string]int{claim: 403}, []string{"scaledobject/o (KEDA) scales", unread + ": volume claims"}},
+		{"the claim is gone", map[string]int{claim: 404}, []string{"scaledobject/o (KEDA) scales"}},
+		{"KEDA's own server is down", map[string]int{objects: 503}, []string{"persistentvolumeclaim/orders can be used", unread + ": KEDA's ScaledObjects"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				code, body := http.StatusOK, has[r.URL.Path]
+				if refused, is := c.refused[r.URL.Path]; is {
+					code = refused
+				} else if body == "" {
+					code = http.StatusNotFound // of other kinds there is nothing
+				}
+				if code != http.StatusOK {
+					reason := map[int]string{403: "Forbidden", 404: "NotFound", 503: "ServiceUnavailable"}[code]
+					body = fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d}`, reason, code)
+				}
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(code)
+				_, _ = io.WriteString(w, body)
+			}))
+			defer server.Close()
+			k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			notes := Look(t.Context(), k, *subject(t))
+			if len(notes) != len(c.want) {
+				t.Fatalf("it says %q", notes)
+			}
+			for i, want := range c.want {
+				first, rest, _ := strings.Cut(want, ": ")
+				if !strings.HasPrefix(notes[i], first) || !strings.HasSuffix(notes[i], rest) {
+					t.Errorf("it says %q, want %q", notes[i], want)
+				}
 			}
 		})
 	}

@@ -3,6 +3,7 @@ package lookout
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -92,28 +93,54 @@ func needed(s *Subject, pods ...corev1.PodTemplateSpec) corev1.ResourceList {
 	return out
 }
 
-// totals are what the pods' containers ask for together. A limit without a request is one too.
+// totals are what the pods ask for together. A limit without a request is one too.
 func totals(pods []corev1.PodTemplateSpec) (requests, limits corev1.ResourceList) {
 	requests, limits = corev1.ResourceList{}, corev1.ResourceList{}
-	add := func(to corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
-		sum := to[name]
-		sum.Add(q)
-		to[name] = sum
-	}
-	var all []corev1.Container
 	for _, pod := range pods {
-		all = append(append(all, pod.Spec.InitContainers...), pod.Spec.Containers...) // those of the proxy's pod are sidecars
-	}
-	for _, c := range all {
-		for name, q := range c.Resources.Limits {
-			add(limits, name, q)
-			if _, has := c.Resources.Requests[name]; !has {
-				add(requests, name, q)
+		sum(requests, together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList {
+			all := maps.Clone(r.Limits)
+			if all == nil {
+				return r.Requests
 			}
-		}
-		for name, q := range c.Resources.Requests {
-			add(requests, name, q)
-		}
+			maps.Copy(all, r.Requests)
+			return all
+		}))
+		sum(limits, together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList { return r.Limits }))
 	}
 	return requests, limits
+}
+
+// together is what a quota counts for a pod: all its containers and sidecars, or, if that is more, an init container with the sidecars before it.
+func together(p *corev1.PodSpec, of func(corev1.ResourceRequirements) corev1.ResourceList) corev1.ResourceList {
+	all, starting := corev1.ResourceList{}, corev1.ResourceList{}
+	for _, c := range p.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			sum(all, of(c.Resources))
+			continue
+		}
+		with := maps.Clone(all)
+		sum(with, of(c.Resources))
+		most(starting, with)
+	}
+	for _, c := range p.Containers {
+		sum(all, of(c.Resources))
+	}
+	most(all, starting)
+	return all
+}
+
+func sum(to, l corev1.ResourceList) {
+	for name, q := range l {
+		both := to[name].DeepCopy()
+		both.Add(q)
+		to[name] = both
+	}
+}
+
+func most(to, l corev1.ResourceList) {
+	for name, q := range l {
+		if q.Cmp(to[name]) > 0 {
+			to[name] = q
+		}
+	}
 }

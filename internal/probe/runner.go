@@ -31,6 +31,9 @@ type worker struct {
 	result Result // as the kubelet has it
 	since  time.Time
 	last   Outcome
+	gave   Result // last's own; last has the one of the row that it does not break
+	at     time.Time
+	killed time.Time // as State's Restart
 	row    int       // how often in a row Result was last's
 	due    time.Time // when a failure counts again
 	kick   chan struct{}
@@ -47,6 +50,11 @@ type State struct {
 	// Last is what the last run gave, in words; empty before it. Row is how often in a row its result came.
 	Last string `json:"last,omitempty"`
 	Row  int    `json:"inARow,omitempty"`
+	// LastResult and LastAt are that run's.
+	LastResult Result    `json:"lastResult,omitempty"`
+	LastAt     time.Time `json:"lastAt,omitzero"`
+	// Restart is when the kubelet would have restarted the container last, for this probe; zero if it would not have since that began.
+	Restart time.Time `json:"kubeletRestart,omitzero"`
 
 	prints bool // the Probe's
 }
@@ -158,7 +166,8 @@ func (r *Runner) Watch() (states []State, ready bool, changed <-chan struct{}) {
 }
 
 func (w *worker) state() State {
-	return State{Kind: w.Kind, What: w.What, Result: w.result, Since: w.since, Last: w.last.Why, Row: w.row, prints: w.prints}
+	return State{Kind: w.Kind, What: w.What, Result: w.result, Since: w.since, Last: w.last.Why, Row: w.row,
+		LastResult: w.gave, LastAt: w.at, Restart: w.killed, prints: w.prints}
 }
 
 // Hurry runs the readiness probe now: somebody has seen that the process does not answer.
@@ -220,6 +229,10 @@ func (r *Runner) work(ctx context.Context, w *worker) {
 func (r *Runner) observe(w *worker, began time.Time, out Outcome) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
+	if !began.Before(r.since) {
+		w.gave, w.at = out.Result, now
+	}
 	switch {
 	case began.Before(r.since):
 		// It asked the process of before.
@@ -235,7 +248,6 @@ func (r *Runner) observe(w *worker, began time.Time, out Outcome) time.Duration 
 		}
 		r.count(w, began, out)
 	}
-	now := time.Now()
 	switch {
 	case !r.running:
 		return absentPoll
@@ -243,6 +255,22 @@ func (r *Runner) observe(w *worker, began time.Time, out Outcome) time.Duration 
 		return min(newPoll, w.due.Sub(now))
 	}
 	return w.due.Sub(now)
+}
+
+// Ended tells that the process has been ended, why in a few words: whoever answers next is another container.
+func (r *Runner) Ended(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.running {
+		return
+	}
+	w := r.worker(Readiness)
+	if w == nil {
+		w = r.workers[0]
+	}
+	w.last, w.gave, w.at = Outcome{Result: Failure, Why: why, Absent: true}, Failure, time.Now()
+	r.absent(w)
+	w.hurry()
 }
 
 // absent is that nobody listens: until somebody does there is no container. mu is held.
@@ -253,7 +281,7 @@ func (r *Runner) absent(found *worker) {
 	}
 	r.running, r.settled, r.since = false, false, time.Now()
 	for _, w := range r.workers {
-		w.result, w.since, w.row = initial(w.Kind), r.since, 0
+		w.result, w.since, w.row, w.killed = initial(w.Kind), r.since, 0, time.Time{}
 		if w != found {
 			w.hurry()
 		}
@@ -286,6 +314,9 @@ func (r *Runner) count(w *worker, began time.Time, out Outcome) {
 		return
 	}
 	w.result, w.since = out.Result, time.Now()
+	if w.result == Failure && w.Kind != Readiness {
+		w.killed = w.since
+	}
 	if w.Kind == Startup && w.result == Success {
 		for _, other := range r.workers {
 			other.hurry()

@@ -48,7 +48,7 @@ func (p *play) check(context.Context) Outcome {
 }
 
 // perform runs the probes for a minute and a half, and returns the changes, "readiness success 20s".
-func perform(t *testing.T, plays ...*play) (changes []string) {
+func perform(t *testing.T, plays ...*play) (changes []string, r *Runner) {
 	t.Helper()
 	start := time.Now()
 	var probes []*Probe
@@ -58,7 +58,7 @@ func perform(t *testing.T, plays ...*play) (changes []string) {
 		p.SuccessThreshold, p.FailureThreshold = cmp.Or(p.SuccessThreshold, 1), cmp.Or(p.FailureThreshold, 3)
 		probes = append(probes, &p.Probe)
 	}
-	r := NewRunner(probes)
+	r = NewRunner(probes)
 	r.OnChange(func(c Change) {
 		text := fmt.Sprintf("%s %v %v", c.Kind, c.Result, c.Time.Sub(start))
 		if c.Absent {
@@ -72,7 +72,70 @@ func perform(t *testing.T, plays ...*play) (changes []string) {
 	ctx, stop := context.WithTimeout(t.Context(), 95*time.Second)
 	defer stop()
 	r.Run(ctx)
-	return changes
+	return changes, r
+}
+
+// What the kubelet would have done is told with its time, until another container has begun, and what the last run gave with its own.
+func TestWhatTheKubeletWouldHaveDone(t *testing.T) {
+	for name, tt := range map[string]struct {
+		play
+		want string // after the minute and a half
+	}{
+		"liveness, and it is good again": {play{Probe: Probe{Kind: Liveness}, letters: "SFFFS"}, "success, would have been restarted at 30s; success at 1m30s"},
+		"liveness, twice":                {play{Probe: Probe{Kind: Liveness}, letters: "FFFSFFFS"}, "success, would have been restarted at 1m0s; success at 1m30s"},
+		"startup":                        {play{Probe: Probe{Kind: Startup}, letters: strings.Repeat("F", 25) + "S"}, "success, would have been restarted at 20s; success at 25s"},
+		"readiness restarts nothing":     {play{Probe: Probe{Kind: Readiness}, letters: "SFFFF"}, "failure; failure at 1m30s"},
+		"not often enough":               {play{Probe: Probe{Kind: Liveness}, letters: "FFSFU"}, "success; unknown at 1m30s"},
+		"it has ended, and is back":      {play{Probe: Probe{Kind: Liveness}, letters: "FFFAS"}, "success; success at 1m30.2s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, start := tt.play, time.Now()
+				_, r := perform(t, &p)
+				states, _, _ := r.Watch()
+				s := states[0]
+				got := s.Result.String()
+				if !s.Restart.IsZero() {
+					got += fmt.Sprintf(", would have been restarted at %v", s.Restart.Sub(start))
+				}
+				if got += fmt.Sprintf("; %v at %v", s.LastResult, s.LastAt.Sub(start)); got != tt.want {
+					t.Errorf("%q, want %q", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// A process that has been ended is nobody from then on, and what its probes have counted is nothing to the next one, also if that is there before
+// anybody has looked.
+func TestTheNextProcessBeginsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		startup := &play{Probe: Probe{Kind: Startup}, letters: "S"}
+		liveness := &play{Probe: Probe{Kind: Liveness, InitialDelay: 5 * time.Second}, letters: "F"}
+		start := time.Now()
+		var probes []*Probe
+		for _, p := range []*play{startup, liveness} {
+			p.start, p.Check, p.Period, p.Timeout, p.SuccessThreshold, p.FailureThreshold = start, p.check, 10*time.Second, time.Second, 1, 3
+			probes = append(probes, &p.Probe)
+		}
+		r := NewRunner(probes)
+		r.Ended("there was none")
+		var changes []string
+		r.OnChange(func(c Change) {
+			changes = append(changes, fmt.Sprintf("%s %v %v %s", c.Kind, c.Result, c.Time.Sub(start), c.Last))
+		})
+		ctx, stop := context.WithTimeout(t.Context(), 70*time.Second)
+		defer stop()
+		time.AfterFunc(33*time.Second, func() { r.Ended("it is restarted") })
+		r.Run(ctx)
+		want := []string{
+			"startup success 0s good", "liveness failure 25s bad",
+			"startup unknown 33s it is restarted", "startup success 33s good", "liveness failure 58s bad",
+		}
+		if !slices.Equal(changes, want) {
+			t.Errorf("%q, want %q", changes, want)
+		}
+	})
 }
 
 // What the kubelet's documentation and code say of one probe's thresholds, results and delays; times are of the runs that decide.
@@ -117,7 +180,7 @@ func TestThresholds(t *testing.T) {
 					tt.Kind = Readiness
 				}
 				p := tt.play
-				if got := perform(t, &p); !slices.Equal(got, tt.want) {
+				if got, _ := perform(t, &p); !slices.Equal(got, tt.want) {
 					t.Errorf("changes %q\nwant    %q\nruns at %v", got, tt.want, p.runs)
 				}
 			})
@@ -131,7 +194,7 @@ func TestStartupGoesFirst(t *testing.T) {
 		startup := &play{Probe: Probe{Kind: Startup, Period: 5 * time.Second}, letters: "FFSFS"}
 		readiness := &play{Probe: Probe{Kind: Readiness}, letters: "SSASSSSSSSS"}
 		liveness := &play{Probe: Probe{Kind: Liveness, Period: 30 * time.Second}, letters: "S"}
-		changes := perform(t, startup, readiness, liveness)
+		changes, _ := perform(t, startup, readiness, liveness)
 		want := []string{
 			"startup success 2s", "readiness success 2s ready",
 			"readiness failure 22s absent", "startup success 23s", "readiness success 23s ready",

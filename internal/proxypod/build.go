@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -40,10 +43,14 @@ type Spec struct {
 	Listen, ListenUDP []int32
 	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
 	ToPod []int32
+	// Init has the template's init containers run too that are no sidecars, which run in any case; not with Alone, where none does.
+	Init bool
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
 	Labels map[string]string
+	// Linger is how long the proxy takes new callers after it was told to end; zero means 3 s, the proxy's own default.
+	Linger time.Duration
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -85,13 +92,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	}
 
 	before := pod.Containers[app]
-	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
-		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-		if !sidecar {
-			notes = append(notes, fmt.Sprintf("init container %q is not run in the proxy's pod", c.Name))
-		}
-		return !sidecar
-	})
+	notes = initContainers(pod, s.Init)
 	pod.Containers[app] = container(before, pod, s)
 	l := &literals{template: &s.Template, proxy: s.Container, alone: s.Alone}
 	l.apply(pod)
@@ -134,7 +135,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	leaveLostNodes(pod)
 	pod.RestartPolicy = corev1.RestartPolicyAlways
 	pod.ActiveDeadlineSeconds = nil
-	grace := drainSeconds
+	grace := drainSeconds + int64(s.Linger/time.Second)
 	pod.TerminationGracePeriodSeconds = &grace
 
 	label := map[string]string{ProxyLabel: LabelValue(s.Lease)}
@@ -175,6 +176,46 @@ func deployment(name, namespace string, label map[string]string, replicas int32,
 			Template:             template,
 		},
 	}
+}
+
+// initContainers leaves a pod its sidecars, and the init containers before and between them only if they are wanted: what they do (a migration)
+// the original's have done already.
+func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
+	var names []string
+	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
+		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if !sidecar {
+			name := c.Name
+			if shared := sharedVolumes(pod, c); wanted && len(shared) > 0 {
+				word := "volume"
+				if len(shared) > 1 {
+					word = "volumes"
+				}
+				name += fmt.Sprintf(" (with the original's own %s %s, which that uses meanwhile)", word, strings.Join(shared, " and "))
+			}
+			names = append(names, name)
+		}
+		return !sidecar && !wanted
+	})
+	switch list := strings.Join(names, ", "); {
+	case len(names) == 0:
+	case wanted:
+		notes = append(notes, fmt.Sprintf("init containers are run once more, in the proxy's pod, before it answers: %s", list))
+	default:
+		notes = append(notes, fmt.Sprintf("init containers are not run in the proxy's pod: %s; --init runs them", list))
+	}
+	return notes
+}
+
+// sharedVolumes are those that a container may write to and the original's pod has too: the very same, not a copy.
+func sharedVolumes(pod *corev1.PodSpec, c corev1.Container) (names []string) {
+	for _, v := range pod.Volumes {
+		own := keptVolume(v) || v.Ephemeral != nil || v.CSI != nil || v.Image != nil
+		if !own && slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name && !m.ReadOnly }) {
+			names = append(names, strconv.Quote(v.Name))
+		}
+	}
+	return names
 }
 
 // alone takes everything off that is another's than the container's.

@@ -452,6 +452,43 @@ func TestUpgradesFollowTheirRequest(t *testing.T) {
 	}
 }
 
+// A tunnel is its whose the request for it is, with all that is said in it, also after requests of others.
+func TestConnectFollowsItsRequest(t *testing.T) {
+	const accept = "HTTP/1.1 200 Connection established\r\n\r\n"
+	tunnel := func(name string) func(net.Conn) {
+		return func(c net.Conn) {
+			in := bufio.NewReader(c)
+			if _, err := http.ReadRequest(in); err == nil {
+				io.WriteString(c, accept+name)
+				io.Copy(c, in)
+			}
+		}
+	}
+	const request = "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n"
+	for _, c := range []struct{ head, name, inside string }{
+		{request + "X-User: ada\r\n\r\n", "laptop", plain},
+		{request + "X-User: ada\r\n\r\n", "laptop", "\x16\x03\x01 and more"},
+		{request + "X-User: bob\r\n\r\n", "original", adas},
+	} {
+		for _, size := range []int{1 << 20, 1, 7} {
+			dial := through(t, &Router{Original: server(t, tunnel("original")), Routes: ada(server(t, tunnel("laptop")))})
+			if got, want := ask(t, dial, c.head+c.inside, size), accept+c.name+c.inside; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+	}
+
+	original := &record{name: "original"}
+	dial := through(t, &Router{Original: server(t, original.serve), Routes: ada(server(t, tunnel("laptop")))})
+	const o = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\noriginal"
+	if got, want := ask(t, dial, plain+plain+request+"X-User: ada\r\n\r\n"+plain, 1<<20), o+o+accept+"laptop"+plain; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := original.all(); got != plain+plain {
+		t.Errorf("the original got %q", got)
+	}
+}
+
 // An upgrade that is declined leaves the connection as it was.
 func TestADeclinedUpgradeIsAnAnswer(t *testing.T) {
 	original, laptop := &record{name: "original"}, &record{name: "laptop"}

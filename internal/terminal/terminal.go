@@ -1,5 +1,5 @@
 // Package terminal gives the user's own terminal to a program elsewhere: what is typed goes there as it is, and the sizes are told.
-// cmd/bridge's exec and debug call it; it alone imports golang.org/x/term.
+// It says too what is a terminal, and whose. cmd/bridge calls it; it alone imports golang.org/x/term.
 package terminal
 
 import (
@@ -35,6 +35,12 @@ func Open(in io.Reader, out io.Writer) *Terminal {
 func Is(out io.Writer) bool {
 	f, ok := out.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// Foreground tells whether out is a terminal, and bridge has it: no shell has put bridge into the background.
+func Foreground(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && Is(f) && foreground(f)
 }
 
 // Raw has each key go to who reads, Ctrl-C too, until Restore.

@@ -91,7 +91,13 @@ func TestNoTerminal(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	if Open(r, w) != nil || Open(strings.NewReader(""), w) != nil {
+	if Open(r, w) != nil || Open(strings.NewReader(""), w) != nil || Foreground(w) || Foreground(&bytes.Buffer{}) {
 		t.Error("a pipe is taken for a terminal")
+	}
+	screen, tty := pty.Open(t)
+	defer screen.Close()
+	defer tty.Close()
+	if !Is(tty) || Foreground(tty) {
+		t.Error("a terminal that the test was not started at has it in the foreground")
 	}
 }

@@ -3,6 +3,7 @@
 package terminal
 
 import (
+	"os"
 	"time"
 
 	"golang.org/x/term"
@@ -10,6 +11,8 @@ import (
 
 // lookEvery is how often the size is looked at, where no signal tells.
 const lookEvery = 250 * time.Millisecond
+
+func foreground(*os.File) bool { return false } // nobody knows
 
 func (t *Terminal) watch(changed chan<- struct{}) (until func(done <-chan struct{})) {
 	lastWidth, lastHeight, _ := term.GetSize(int(t.out.Fd()))

@@ -99,7 +99,7 @@ func (c Change) Undo(now json.RawMessage) (json.RawMessage, error) {
 
 // Left says of ErrMoved what was left.
 func (c Change) Left(now json.RawMessage) string {
-	return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is", c.Path, c.Object, now)
+	return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is (it was %s before the swap)", c.Path, c.Object, now, c.Before)
 }
 
 // equal compares two values of the field. No value, null, is the empty selector.

@@ -32,20 +32,15 @@ type managed struct {
 
 type fields map[string]fields
 
-// below walks down the path, "spec.selector"; nil when it leads nowhere.
-func (f fields) below(path string) fields {
-	for name := range strings.SplitSeq(path, ".") {
+// has tells whether the field is in the set; names are those on the way down to it.
+func (f fields) has(names ...string) bool {
+	for _, name := range names {
 		if f = f["f:"+name]; f == nil {
-			return nil
+			return false
 		}
 	}
-	return f
-}
-
-func (f fields) has(path string) bool {
-	at := f.below(path)
-	_, self := at["."]
-	return at != nil && (self || len(at) == 0)
+	_, self := f["."]
+	return self || len(f) == 0
 }
 
 // insert adds the field to the set.
@@ -79,16 +74,27 @@ func OwnersOf(managedFields json.RawMessage, path string) ([]Owner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ownersOf(list, path), nil
+	return ownersOf(list, strings.Split(path, ".")...), nil
 }
 
-func ownersOf(list []managed, path string) (owners []Owner) {
+func ownersOf(list []managed, names ...string) (owners []Owner) {
 	for _, e := range list {
-		if e.FieldsV1.has(path) {
+		if e.FieldsV1.has(names...) {
 			owners = append(owners, e.Owner)
 		}
 	}
 	return owners
+}
+
+// BroughtBack tells of an object's copy of the record, by its metadata.managedFields as JSON, whether somebody else than bridge has written it:
+// kubectl rollout undo takes all annotations from the ReplicaSet that it goes back to. Where nobody is noted it is bridge's.
+func BroughtBack(managedFields json.RawMessage) (bool, error) {
+	list, err := entries(managedFields)
+	if err != nil {
+		return false, err
+	}
+	owners := ownersOf(list, "metadata", "annotations", Annotation)
+	return len(owners) > 0 && !slices.ContainsFunc(owners, func(o Owner) bool { return o.Manager == FieldManager }), nil
 }
 
 // OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the fields of changes, all
@@ -100,7 +106,7 @@ func OwnershipPatch(managedFields json.RawMessage, changes []Change, resourceVer
 	}
 	list = slices.DeleteFunc(list, func(e managed) bool { return e.Manager == FieldManager })
 	for _, c := range changes {
-		if len(ownersOf(list, c.Path)) > 0 {
+		if len(ownersOf(list, strings.Split(c.Path, ".")...)) > 0 {
 			continue
 		}
 		for _, o := range c.Owners {

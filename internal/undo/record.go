@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -120,11 +121,21 @@ func (r *Record) Marshal() (string, error) {
 	return string(b), nil
 }
 
-// Equal is whether o is the same record.
+// Equal is whether o is of the same swap: the same record, or what remains of it.
 func (r *Record) Equal(o *Record) bool {
-	a, err := r.Marshal()
-	b, err2 := o.Marshal()
+	a, err := r.Remains().Marshal()
+	b, err2 := o.Remains().Marshal()
 	return err == nil && err2 == nil && a == b
+}
+
+// Removes tells whether who gives r back removes what the target has for a record, with these metadata.managedFields as JSON: that is r, or one
+// that was brought back. Another is another swap's.
+func (r *Record) Removes(record string, managedFields json.RawMessage) bool {
+	if found, err := Parse(record); err == nil && r.Equal(found) {
+		return true
+	}
+	back, err := BroughtBack(managedFields)
+	return back && err == nil
 }
 
 // Parse reads a record. It refuses what a newer bridge wrote, and what names no target.
@@ -172,7 +183,25 @@ func Parse(s string) (*Record, error) {
 }
 
 // Replaces tells whether the original is stopped (mode replace). Else it goes on (mode standby).
-func (r *Record) Replaces() bool { return len(r.Of(Replicas)) > 0 }
+func (r *Record) Replaces() bool {
+	return slices.ContainsFunc(r.Of(Replicas), func(c Change) bool {
+		stopped, err := c.equal(c.Set, json.RawMessage("0"))
+		return stopped && err == nil
+	})
+}
+
+// Remains is what holds of r where the target has it no more, or has it again from somebody else: the replicas, which are given back before
+// the target's copy goes, are nobody's to change then.
+func (r *Record) Remains() *Record {
+	out := *r
+	out.Changes = slices.Clone(r.Changes)
+	for i, c := range out.Changes {
+		if c.Field() == Replicas {
+			out.Changes[i].Set = c.Before
+		}
+	}
+	return &out
+}
 
 // Of are the changes of one field, in the record's order.
 func (r *Record) Of(f Field) (list []Change) {

@@ -235,6 +235,69 @@ func TestOwnershipGoesBack(t *testing.T) {
 	}
 }
 
+// What remains of a record changes no replicas, gives back the rest, and is still the same swap's.
+func TestRemains(t *testing.T) {
+	r, err := Parse(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := r.Remains().Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest, err := Parse(text)
+	if err != nil || rest.Replaces() || !r.Replaces() || !rest.Equal(r) || !r.Equal(rest) {
+		t.Fatalf("read %+v, %v", rest, err)
+	}
+	for _, now := range []string{"0", "3", "5"} {
+		if to, err := rest.Of(Replicas)[0].Undo(json.RawMessage(now)); to != nil {
+			t.Errorf("%s replicas become %s, %v", now, to, err)
+		}
+	}
+	if to, err := rest.Of(Selector)[0].Undo(r.Of(Selector)[0].Set); err != nil || string(to) != string(r.Of(Selector)[0].Before) {
+		t.Errorf("the selector becomes %s, %v", to, err)
+	}
+	later := *r
+	later.Since = r.Since.Add(1)
+	if later.Equal(rest) {
+		t.Error("another swap's is the same")
+	}
+}
+
+// The record on the target is removed by who gives that swap back; another one only when somebody else than bridge has put it there.
+func TestRemoves(t *testing.T) {
+	r, err := Parse(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Replace(golden(t), "ada@laptop", "bob@desk", 1)
+	by := func(managers ...string) string {
+		var list []string
+		for _, m := range managers {
+			list = append(list, `{"manager":"`+m+`","operation":"Update","apiVersion":"apps/v1","fieldsType":"FieldsV1","fieldsV1":{"f:metadata":{"f:annotations":{"f:bridge.internal/undo":{}}}}}`)
+		}
+		return "[" + strings.Join(list, ",") + "]"
+	}
+	for _, c := range []struct {
+		name, record, managed string
+		removes               bool
+	}{
+		{"its own", golden(t), by("bridge"), true},
+		{"its own, brought back", golden(t), by("kubectl"), true},
+		{"none", "", by(), false},
+		{"another's", other, by("bridge"), false},
+		{"another's, that somebody has applied as well", other, by("kubectl", "bridge"), false},
+		{"another's, and nobody is noted", other, `null`, false},
+		{"another's, brought back", other, by("kubectl"), true},
+		{"one that cannot be read, brought back", "{", by("kubectl"), true},
+		{"another's, with fields that cannot be read", other, `{}`, false},
+	} {
+		if got := r.Removes(c.record, json.RawMessage(c.managed)); got != c.removes {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
 // A field is owned when it is a leaf of the set, or marked with "." beside what is below it.
 func TestFieldSets(t *testing.T) {
 	for _, c := range []struct {
@@ -253,7 +316,7 @@ func TestFieldSets(t *testing.T) {
 		if err := json.Unmarshal([]byte(c.set), &f); err != nil {
 			t.Fatal(err)
 		}
-		if got := f.has("spec.selector"); got != c.has {
+		if got := f.has("spec", "selector"); got != c.has {
 			t.Errorf("%s has it: %v", c.set, got)
 		}
 		f.insert("spec.selector")

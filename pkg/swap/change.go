@@ -149,24 +149,39 @@ func (x changer) changed(ctx context.Context, target Object) bool {
 	return err != nil || d.Annotations[proxypod.UndoAnnotation] != ""
 }
 
-// annotate changes the copy of the undo record on the target from one value to another; "" is none.
-// A copy that is neither is another swap's, and undo.ErrMoved.
-func (x changer) annotate(ctx context.Context, o Object, from, to string) error {
+// record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
+func (x changer) record(ctx context.Context, p *Plan) error {
+	record, err := p.Undo.Marshal()
+	if err != nil {
+		return err
+	}
+	return x.annotate(ctx, p.Undo.Target, record, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
+}
+
+// unrecord removes it. Another swap's is undo.ErrMoved.
+func (x changer) unrecord(ctx context.Context, u *Undo) error {
+	return x.annotate(ctx, u.Target, "", func(d *kube.Workload) bool {
+		managed, err := json.Marshal(d.ManagedFields)
+		return err == nil && u.Removes(d.Annotations[proxypod.UndoAnnotation], managed)
+	})
+}
+
+func (x changer) annotate(ctx context.Context, o Object, to string, may func(*kube.Workload) bool) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		d, err := x.workload(ctx, o)
 		if err := same(err, o, d.UID); err != nil {
 			return err
 		}
-		switch d.Annotations[proxypod.UndoAnnotation] {
-		case to:
+		if d.Annotations[proxypod.UndoAnnotation] == to {
 			return nil
-		case from:
-			if err := x.ours(ctx); err != nil {
-				return err
-			}
-			return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
 		}
-		return undo.ErrMoved
+		if !may(d) {
+			return undo.ErrMoved
+		}
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
+		return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
 	})
 	return explainUnlessOurs(err, fmt.Sprintf("annotate %s in %s", o, o.Namespace))
 }

@@ -106,7 +106,7 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	}
 	d.Steps = append(d.Steps, Step{
 		Verb: "patch", Name: u.Target.String(), Patch: undo.AnnotationPatch(record, ""), Why: "a copy of the record, once the proxy is Ready",
-		try: func(ctx context.Context) error { return x.annotate(ctx, u.Target, "", record) },
+		try: func(ctx context.Context) error { return x.record(ctx, p) },
 	})
 	for _, c := range u.Changes {
 		patch, err := c.Patch(c.Before, c.Set, "")

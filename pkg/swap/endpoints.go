@@ -22,6 +22,10 @@ import (
 // is nothing to wait for in the API.
 const settle = 3 * time.Second
 
+// dnsTTL is how long callers of a headless Service may go by what DNS has told them: kubeadm, GKE and AKS have its records good for 30 s and a cache keep them so long,
+// CoreDNS has 5 s where nobody says anything.
+const dnsTTL = 30 * time.Second
+
 // endpoints of one Service, by the pods behind them.
 type endpoints struct {
 	ready   []string // names of the pods that new connections go to

@@ -158,7 +158,7 @@ func (s *Session) sharing(ctx context.Context, u *Undo, lease *coordinationv1.Le
 		container: app.Name, have: have, podProxy: o.PodProxy, source: src,
 		noKeeper: noKeeper(ctx, s.kube, lease), with: slices.DeleteFunc(slices.Clone(l.Members), func(m member.Member) bool { return s.displacing(m) }),
 	}
-	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o, p.reach)
+	p.probeLikeThePod(app, d.Template.Spec, o)
 	if o.SelfRestore == SelfRestoreAlways && p.noKeeper != "" {
 		return nil, hint.Newf(hint.ProxyNotReady, "share it without --self-restore always", "nobody would give %s in %s back when those who share it are gone: %s", target, target.Namespace, p.noKeeper)
 	}

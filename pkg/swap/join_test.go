@@ -91,6 +91,30 @@ func joinsOne(t *testing.T, knowing int) {
 	}
 }
 
+// A second proxy that never comes is waited for, said, and done without.
+func TestSecondProxyThatNeverComes(t *testing.T) { bubble(t, secondProxyNeverComes) }
+
+func secondProxyNeverComes(t *testing.T) {
+	k, ada, learn := joiner(t)
+	learn(0)
+	ada.Session.joins = false
+	if err := k.Clientset.CoreV1().Pods("shop").Delete(t.Context(), "proxy-b", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := ada.awaitProxies(t.Context(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < secondTimeout || took > secondTimeout+5*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if !slices.ContainsFunc(ada.said, func(line string) bool {
+		return strings.HasPrefix(line, "note: one proxy alone is there, and callers depend on it: ")
+	}) {
+		t.Errorf("said %q", ada.said)
+	}
+}
+
 // The proxies' pods are patched for as long as a proxy may take to learn of a share, and not for as long as CMD takes to answer.
 func TestNudgingEnds(t *testing.T) { bubble(t, nudgingEnds) }
 

@@ -132,7 +132,8 @@ func (p *Plan) add(k *Keeper) error {
 	return nil
 }
 
-// replicaSets are the target's, to which the deployment controller will copy the record, by name; none of another kind's.
+// replicaSets are the target's, to which the deployment controller will copy the record, by name, for a keeper that may not list them; none of
+// another kind's.
 func (p *Plan) replicaSets(ctx context.Context, k *kube.Client) (names []string, err error) {
 	if !p.Undo.Target.Copied() {
 		return nil, nil
@@ -149,8 +150,8 @@ func (p *Plan) replicaSets(ctx context.Context, k *kube.Client) (names []string,
 	return names, nil
 }
 
-// newKeeper is a keeper with a Role that names each object: what internal/keeper does, and nothing else. tells is whether it may
-// tell in the target's events that it has given back: an event's name is not known before.
+// newKeeper is a keeper with a Role that names each object whose name is known before: what internal/keeper does, and nothing else. tells is
+// whether it may tell in the target's events that it has given back.
 func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 	name := proxypod.KeeperName(p.Lease.Name)
 	meta := metav1.ObjectMeta{
@@ -173,8 +174,8 @@ func newKeeper(p *Plan, replicaSets []string, tells bool) *Keeper {
 	if len(p.Services) > 0 {
 		rules = append(rules, rule("", "services", p.Services, "get", "patch"))
 	}
-	if len(replicaSets) > 0 {
-		rules = append(rules, rule("apps", "replicasets", replicaSets, "patch"))
+	if p.Undo.Target.Copied() {
+		rules = append(rules, rule("apps", "replicasets", nil, "list", "patch")) // one of a rollout meanwhile has no name yet
 	}
 	if tells {
 		rules = append(rules, rule("", "events", nil, "create"))

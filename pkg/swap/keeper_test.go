@@ -2,6 +2,7 @@ package swap
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -110,14 +111,25 @@ func TestPreparedRoleIsTheKeepersOwn(t *testing.T) {
 	}
 }
 
-// Every right of a keeper's Role is for named objects, those of one swap, but for the event that it tells.
+// Every right of a keeper's Role is for named objects, those of one swap, but for the event that it tells, and for the ReplicaSets that somebody's
+// rollout makes meanwhile.
 func TestKeepersRoleNamesEverything(t *testing.T) {
-	for _, rule := range kept(t, kube.Deployment).Keeper.Role.Rules {
-		if slices.Equal(rule.Resources, []string{"events"}) && slices.Equal(rule.Verbs, []string{"create"}) {
-			continue
+	for _, kind := range kube.WorkloadKinds() {
+		p := kept(t, kind)
+		var unnamed []string
+		for _, rule := range p.Keeper.Role.Rules {
+			if len(rule.ResourceNames) == 0 {
+				unnamed = append(unnamed, fmt.Sprint(rule.Resources, rule.Verbs))
+			} else if slices.Contains(rule.Verbs, "list") || slices.Contains(rule.Verbs, "create") { // which names do not restrict
+				t.Errorf("%s: %v", kind, rule)
+			}
 		}
-		if len(rule.ResourceNames) == 0 || slices.Contains(rule.Verbs, "list") || slices.Contains(rule.Verbs, "create") {
-			t.Errorf("%v", rule)
+		want := []string{"[events] [create]"}
+		if p.Undo.Target.Copied() {
+			want = []string{"[replicasets] [list patch]", "[events] [create]"}
+		}
+		if !slices.Equal(unnamed, want) {
+			t.Errorf("%s: without names are %q", kind, unnamed)
 		}
 	}
 }

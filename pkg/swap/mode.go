@@ -26,13 +26,24 @@ func (o Options) Check() error {
 	if o.Mode == ModeReplace && !o.Choice.All() {
 		return hint.Newf(hint.Usage, "use --mode standby, or leave --mode out, which chooses that then", "%s leaves requests to the original, and --mode replace stops it", o.Choice)
 	}
-	if len(o.ToPod) > 0 && (o.Mode == ModeStandby || !o.Choice.All()) {
-		return errToPod
+	if o.Mode == ModeStandby || !o.Choice.All() {
+		return o.takesReplace()
 	}
 	return nil
 }
 
-var errToPod = hint.Newf(hint.Usage, "use --mode replace, or leave --to-pod out", "--to-pod takes mode replace: the proxies of mode standby have none of the pod's other containers")
+// takesReplace says which option is about the pod's other containers, of which the proxies of ModeStandby have none.
+func (o Options) takesReplace() error {
+	flag := "--to-pod"
+	switch {
+	case len(o.ToPod) > 0:
+	case o.Init:
+		flag = "--init"
+	default:
+		return nil
+	}
+	return hint.Newf(hint.Usage, "use --mode replace, or leave "+flag+" out", "%s takes mode replace: the proxies of mode standby have none of the pod's other containers", flag)
+}
 
 // MakePlan plans a swap in the mode that o asks for, with a keeper as o asks for one. It reads and tries only.
 func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
@@ -65,11 +76,15 @@ func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 	}
 	o.Mode = ModeReplace
 	p, err := keptPlan(ctx, k, f, o)
-	if err != nil || mode == ModeReplace || o.SelfRestore == SelfRestoreNever {
+	if err != nil || mode == ModeReplace {
 		return p, err
 	}
-	if p.Keeper != nil {
-		p.forKeeper = true
+	switch {
+	case o.SelfRestore == SelfRestoreNever:
+		p.why = "with --self-restore never nobody has to start the original again"
+		return p, nil
+	case p.Keeper != nil:
+		p.why, p.forKeeper = "a keeper can start the original again", true
 		return p, nil
 	}
 	o.Mode = ModeStandby
@@ -94,8 +109,8 @@ func keptPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 }
 
 func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, error) {
-	if len(o.ToPod) > 0 {
-		return nil, errToPod
+	if err := o.takesReplace(); err != nil {
+		return nil, err
 	}
 	if err := GatherStandby(ctx, k, &f); err != nil {
 		return nil, err
@@ -112,9 +127,6 @@ func standbyPlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan
 
 // Headline says which mode it is, why, and who gives the swap back when this machine is gone.
 func (p *Plan) Headline(k *kube.Client) string {
-	if p.Undo.Replaces() {
-		return fmt.Sprintf("mode replace: the %s is scaled to 0 while you have its traffic; %s", targetOf(p.Undo.Target).Kind, p.Restores(k))
-	}
 	because := ""
 	if p.why != "" {
 		because = ", since " + p.why
@@ -122,12 +134,23 @@ func (p *Plan) Headline(k *kube.Client) string {
 	kind := targetOf(p.Undo.Target).Kind
 	what := fmt.Sprintf("the %s goes on, and answers what this machine cannot take", kind)
 	switch {
+	case p.Undo.Replaces():
+		what = fmt.Sprintf("the %s is scaled to 0 while you have its traffic", kind)
 	case p.Choice.Mirror:
 		what = fmt.Sprintf("the %s answers, and this machine gets a copy of what its callers send", kind)
 	case !p.Choice.All():
 		what = fmt.Sprintf("requests of %s come here while this machine can take them, and the %s answers all others", p.Choice, kind)
 	}
-	return fmt.Sprintf("mode standby%s: %s; %s", because, what, p.Restores(k))
+	return fmt.Sprintf("mode %s%s: %s; %s", modeOf(&p.Undo), because, what, p.Restores(k))
+}
+
+// SharingHeadline is the Headline of a swap that is joined.
+func (p *Plan) SharingHeadline() string { return fmt.Sprintf("mode %s: %s", ModeStandby, p.Sharing()) }
+
+// TakeUpHeadline is the Headline of a swap that is taken up.
+func (p *Plan) TakeUpHeadline(k *kube.Client) string {
+	return fmt.Sprintf("mode %s: taking up the swap that an earlier bridge of yours made at %s and did not give back; the cluster stays as it is; %s",
+		modeOf(&p.Undo), p.Undo.Since.Local().Format("15:04:05 on 2 Jan"), p.Restores(k))
 }
 
 // modeOf is a record's, for people.

@@ -63,6 +63,8 @@ type Options struct {
 	Version string
 	// ToPod are TCP ports of the pod's other containers that Program finds at its own 127.0.0.1. They take ModeReplace.
 	ToPod []int32
+	// Init has the pod's init containers run in the proxy's too, sidecars or not. It takes ModeReplace.
+	Init bool
 	// NoProbes has the target's probes not run on the laptop, ExecProbes has their commands run there.
 	NoProbes, ExecProbes bool
 }
@@ -99,11 +101,14 @@ type Plan struct {
 	joined    []string              // those of them that have the proxy beside the original, and where that can be waited for
 	have      []Port                // what --port chose from
 	toPod     []int32
+	init      bool                  // Options.Init
+	grace     time.Duration         // that the pod gives a container to end
 	place     atomic.Pointer[place] // of the local process; nil: it is on this machine
 	source    proxypod.Source
 	podProxy  bool   // was asked for
 	noKeeper  string // why there is none
 	forKeeper bool   // bridge chose mode replace because there is to be one
+	stale     string // what the target has in the place of the record's copy
 	why       string // this mode, if that was bridge's choice; "" if the user's
 }
 
@@ -111,17 +116,22 @@ type Plan struct {
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
 	template := d.Template
-	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, noKeeper: "there is no keeper"}
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, init: o.Init, noKeeper: "there is no keeper"}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
 			"%s is bridge's own", d.Target())
 	}
 
-	if record, ok := d.Annotations[proxypod.UndoAnnotation]; ok {
-		if u, err := undo.Parse(record); err != nil || u.Target.UID == string(d.UID) {
+	if p.stale = d.Annotations[proxypod.UndoAnnotation]; p.stale != "" {
+		back, err := broughtBack(d.ManagedFields)
+		if err != nil {
+			return nil, hint.Newf(hint.Other, "", "%s: %w", d.Target(), err)
+		}
+		if u, err := undo.Parse(p.stale); !back && (err != nil || u.Target.UID == string(d.UID)) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}
+		p.Notes = append(p.Notes, fmt.Sprintf("the annotation %s of %s is of another time, or another's, and goes", proxypod.UndoAnnotation, d.Target()))
 	}
 
 	app, err := proxypod.AppContainer(template, o.Container)
@@ -174,8 +184,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Notes = append(p.Notes, fmt.Sprintf("port %s is refused while swapped: no --port maps it", q.remote()))
 		}
 	}
-	p.Probes, notes = localProbes(app, p.Ports, others(template.Spec, app.Name), o, p.reach)
-	p.Notes = append(p.Notes, notes...)
+	p.probeLikeThePod(app, template.Spec, o)
 
 	lease := leaseName(d.Target())
 	var tcp, udp []int32
@@ -197,8 +206,8 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	p.Proxy, notes, err = proxypod.Deployment(proxypod.Spec{
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
-		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
-		Labels: ownLabels(d),
+		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, Init: o.Init, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
+		Labels: ownLabels(d), Linger: linger(services),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -263,6 +272,14 @@ func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
 		}
 	}
 	return nil
+}
+
+// linger is how long callers of these Services may come to the proxy after it has left their endpoints, if that is longer than usual.
+func linger(services []corev1.Service) time.Duration {
+	if slices.ContainsFunc(services, func(s corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }) {
+		return settle + dnsTTL
+	}
+	return 0
 }
 
 // selecting are the Services that select pods with these labels.

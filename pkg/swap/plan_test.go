@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/carry"
@@ -22,6 +25,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -114,6 +118,15 @@ func TestPlanGoldens(t *testing.T) {
 			// A port is chosen that nobody in the pod declares.
 			f.Workload.Template.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 27102}}
 		}},
+		{golden: "container.golden.yaml", src: carried, change: func(f *Facts, o *Options) {
+			// The second container is stood in for, and the first goes on with its own ports.
+			o.Container = "sidecar"
+			sidecar := &f.Workload.Template.Spec.Containers[1]
+			sidecar.Ports = []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9102}}
+			sidecar.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("metrics")}}}
+			f.Services[0].Spec.Ports = append(f.Services[0].Spec.Ports, corev1.ServicePort{Name: "metrics", Port: 9102, TargetPort: intstr.FromString("metrics")})
+		}},
+		{golden: "init.golden.yaml", src: proxypod.Source{Image: "bridge-proxy:1"}, change: func(_ *Facts, o *Options) { o.Init = true }},
 	} {
 		t.Run(c.golden, func(t *testing.T) {
 			f := facts(t, "orders.yaml")
@@ -212,6 +225,45 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 	if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
 		t.Errorf("got %v, hint %q", err, hint.Of(err))
 	}
+
+	// One that kubectl rollout undo has brought back from a ReplicaSet, long after, is none, and nor is what came with another's manifest: the swap puts its own there.
+	own := f.Workload.ManagedFields
+	f.Workload.ManagedFields = append(slices.Clone(own), annotatedBy("kubectl")...)
+	for _, stale := range []string{record, "{", strings.ReplaceAll(record, p.Undo.Target.UID, "another")} {
+		if f.Workload.Annotations[proxypod.UndoAnnotation] = stale; strings.Contains(stale, "another") {
+			f.Workload.ManagedFields = own
+		}
+		p, err := NewPlan(f, Options{Owner: "bob@desk"})
+		if err != nil {
+			t.Errorf("over %q: %v", stale, err)
+			continue
+		}
+		at := deploymentPath + "orders"
+		cl, k := newCluster(t, map[string]any{at: deploymentWith(f.Workload.ObjectMeta)})
+		x := changer{kube: k}
+		var now appsv1.Deployment
+		if err := x.record(t.Context(), p); err != nil || !cl.at(at, &now) || !strings.Contains(now.Annotations[proxypod.UndoAnnotation], "bob@desk") {
+			t.Errorf("over %q: %v, %v", stale, err, now.Annotations)
+		}
+		var after appsv1.Deployment
+		if err := x.unrecord(t.Context(), &p.Undo); err != nil || !cl.at(at, &after) || len(after.Annotations) > 0 {
+			t.Errorf("over %q: %v, %v", stale, err, after.Annotations)
+		}
+		// What comes there after the plan was made is somebody else's.
+		now.Annotations[proxypod.UndoAnnotation] = "[]"
+		_, x.kube = newCluster(t, map[string]any{at: now})
+		if err := x.record(t.Context(), p); !errors.Is(err, undo.ErrMoved) {
+			t.Errorf("over what came meanwhile: %v", err)
+		}
+	}
+}
+
+// annotatedBy are the managedFields of an object on which manager has written the record's copy.
+func annotatedBy(manager string) []metav1.ManagedFieldsEntry {
+	return []metav1.ManagedFieldsEntry{{
+		Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "apps/v1", FieldsType: "FieldsV1",
+		FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{"f:annotations":{"f:bridge.internal/undo":{}}}}`),
+	}}
 }
 
 // The sidecar goes on beside the proxy: its port stays its own, also where a Service names it.
@@ -243,8 +295,11 @@ func TestPortsOfOtherContainersForTheProgram(t *testing.T) {
 	if !strings.Contains(args, "--to-pod 9090 --to-pod 27100") || p.Own.Tunnel == 27100 || p.Own.Health == 27100 {
 		t.Errorf("%s, %+v", args, p.Own)
 	}
-	for _, mode := range []Options{{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}}} {
-		if err := mode.Check(); hint.CodeOf(err) != hint.Usage {
+	for _, mode := range []Options{
+		{Mode: ModeStandby, ToPod: []int32{9090}}, {Choice: route.Choice{Mirror: true}, ToPod: []int32{9090}},
+		{Mode: ModeStandby, Init: true}, {Choice: route.Choice{Filter: route.Filter{Path: "/api"}}, Init: true},
+	} {
+		if err := mode.Check(); hint.CodeOf(err) != hint.Usage || !strings.Contains(err.Error(), "takes mode replace") {
 			t.Errorf("%+v: %v", mode, err)
 		}
 	}

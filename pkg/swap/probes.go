@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,24 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
+)
+
+// probeLikeThePod has the container's probes run against the process on the laptop, of which the notes say what is done otherwise.
+func (p *Plan) probeLikeThePod(c corev1.Container, pod corev1.PodSpec, o Options) {
+	var notes []string
+	p.Probes, notes = localProbes(c, p.Ports, others(pod, c.Name), o, p.reach)
+	p.Notes = append(p.Notes, notes...)
+	p.grace = maxGrace
+	if seconds := pod.TerminationGracePeriodSeconds; seconds != nil {
+		p.grace = min(max(time.Duration(*seconds)*time.Second, minGrace), maxGrace)
+	}
+}
+
+const (
+	// minGrace is what the kubelet gives at least.
+	minGrace = 2 * time.Second
+	// maxGrace is a pod's usual one. Who has given it more is not kept waiting for it here.
+	maxGrace = 30 * time.Second
 )
 
 // localProbes are the container's probes, as they are run against the process on the laptop; others are the ports of the
@@ -49,10 +68,14 @@ func (s *Swap) awaitProbes(ctx, bounded context.Context) error {
 	return hint.Newf(hint.Other, "--local-timeout waits longer; --probes off does without the pod's probes", "the local process is not ready: %w", last)
 }
 
-// followProbes tells the tunnel whether the local process is ready, until ctx is done. Without a readiness probe it is.
+// followProbes tells the tunnel whether the local process is ready, and Live what its probes give, until ctx is done. Without a readiness probe
+// it is ready.
 func (s *Swap) followProbes(ctx context.Context) {
 	for told := false; ; {
-		_, ready, changed := s.probes.Watch()
+		states, ready, changed := s.probes.Watch()
+		if s.Live != nil {
+			s.Live(liveLine(states))
+		}
 		if ready = (ready || !s.probes.Has(probe.Readiness)) && !s.left.Load(); ready != told {
 			told = ready
 			s.lines.setReady(ready)
@@ -63,6 +86,25 @@ func (s *Swap) followProbes(ctx context.Context) {
 		case <-changed:
 		}
 	}
+}
+
+// liveLine is what each probe gave last, and when: "readiness success at 12:03:41: status 200".
+func liveLine(states []probe.State) string {
+	var probes []string
+	for _, p := range states {
+		if p.LastAt.IsZero() {
+			continue
+		}
+		text := fmt.Sprintf("%s %s at %s: %s", p.Kind, p.LastResult, p.LastAt.Format(time.TimeOnly), p.Last)
+		if p.LastResult == probe.Failure && p.Row > 1 {
+			text += ", " + times(p.Row)
+		}
+		if !p.Restart.IsZero() {
+			text += "; the kubelet would have restarted it at " + p.Restart.Format(time.TimeOnly)
+		}
+		probes = append(probes, text)
+	}
+	return strings.Join(probes, " | ")
 }
 
 // sayProbe says what a change means, and has it written into the Lease.
@@ -92,6 +134,8 @@ func (s *Swap) sayProbe(c probe.Change) {
 			why, times(c.Row)))
 	case c.Kind == probe.Readiness:
 		s.Say("ready again: " + why)
+	case c.Result == probe.Failure && s.askRestart():
+		s.Say(fmt.Sprintf("%s: %s, %s: CMD is restarted, as the kubelet would have done", c.Kind, why, times(c.Row)))
 	case c.Result == probe.Failure:
 		s.Say(fmt.Sprintf("%s: the kubelet would have restarted it at %s: %s, %s (nothing is restarted here)", c.Kind, c.Time.Format(time.TimeOnly), why, times(c.Row)))
 	default:
@@ -111,7 +155,9 @@ func (s *Swap) probeStates() []probe.State {
 	states, _, _ := s.probes.Watch()
 	for i := range states {
 		states[i] = states[i].ForOthers()
-		states[i].Since = states[i].Since.UTC().Truncate(time.Second)
+		for _, at := range []*time.Time{&states[i].Since, &states[i].LastAt, &states[i].Restart} {
+			*at = at.UTC().Truncate(time.Second)
+		}
 	}
 	return states
 }

@@ -1,11 +1,14 @@
 package swap
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -74,10 +77,51 @@ func TestPlanProbes(t *testing.T) {
 	}
 }
 
+// A person at a terminal sees what each probe gave last, as long as it is swapped.
+func TestProbesAreSeenLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		check := func(context.Context) probe.Outcome {
+			if time.Since(start) < 5*time.Second {
+				return probe.Outcome{Result: probe.Success, Why: "status 200"}
+			}
+			return probe.Outcome{Result: probe.Failure, Why: "status 503"}
+		}
+		kind := func(k probe.Kind) *probe.Probe {
+			return &probe.Probe{Kind: k, What: "GET it", Period: 10 * time.Second, Timeout: time.Second, SuccessThreshold: 1, FailureThreshold: 2, Check: check}
+		}
+		shown := make(chan string, 1)
+		s := &Swap{Plan: &Plan{}, lines: &lines{}, Live: func(line string) {
+			select {
+			case <-shown:
+			default:
+			}
+			shown <- line
+		}}
+		s.probes = probe.NewRunner([]*probe.Probe{kind(probe.Readiness), kind(probe.Liveness)})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { s.probes.Run(ctx) })
+		running.Go(func() { s.followProbes(ctx) })
+		sees := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			if got, want := <-shown, strings.ReplaceAll(want, "NOW", time.Now().Format(time.TimeOnly)); got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+		}
+		sees("readiness success at NOW: status 200 | liveness success at NOW: status 200")
+		time.Sleep(20 * time.Second)
+		sees("readiness failure at NOW: status 503, 2 times in a row | liveness failure at NOW: status 503, 2 times in a row; the kubelet would have restarted it at NOW")
+		stop()
+		running.Wait()
+	})
+}
+
 // What the Lease says of the probes is told while it can be believed.
 func TestProbesOfAnEntry(t *testing.T) {
 	now := time.Date(2026, 11, 24, 6, 30, 0, 0, time.UTC)
-	told := []probe.State{{Kind: probe.Readiness, What: "GET it", Result: probe.Failure, Since: now, Last: "status 503", Row: 3}}
+	told := []probe.State{{Kind: probe.Liveness, What: "GET it", Result: probe.Failure, Since: now, Last: "status 503", Row: 3, LastResult: probe.Failure, LastAt: now, Restart: now}}
 	b, err := json.Marshal(told)
 	if err != nil {
 		t.Fatal(err)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"bridge/internal/child"
@@ -24,6 +26,8 @@ import (
 // and where this machine allows it in a network of its own.
 type Program struct {
 	connect.Program
+	// Restart has it ended and started again when the target's liveness or startup probe wants that.
+	Restart bool
 	// Token hands out tokens of the workload's ServiceAccount.
 	Token bool
 	// LocalTimeout is how long it may take until it answers on the local ports; 0: as long as it likes. The original serves meanwhile.
@@ -71,6 +75,9 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 
 	c := p.Program
 	c.Say, c.Env = s.Say, podview.Environ(p.Env, vars)
+	if p.Restart {
+		c.Grace = s.Plan.grace
+	}
 	if c.Inside() {
 		c.Ranges = append(slices.Clone(c.Ranges), s.Kube.Ranges(held)...)
 	}
@@ -94,6 +101,7 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 	starting, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	answered := false
+	var awaited sync.Once
 	var published sync.Map
 	c.Published = func(port uint16, has bool) {
 		if has {
@@ -107,21 +115,22 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 		if placed {
 			own += "; the files are at their paths too"
 		}
-		if inside {
-			s.Say(own)
-		}
 		s.Plan.place.Store(&place{reach, inside, &published})
-		running.Go(func() {
-			if err := p.await(starting, s); err != nil {
-				giveUp(err)
-				return
+		awaited.Do(func() { // of one that is started again it is known
+			if inside {
+				s.Say(own)
 			}
-			answered = true
-			ready()
+			running.Go(func() {
+				if err := p.await(starting, s); err != nil {
+					giveUp(err)
+					return
+				}
+				answered = true
+				ready()
+			})
 		})
 	}
-	err = c.Run(starting, s.lines.main)
-	s.Plan.leave()
+	err = s.keepProgram(starting, held, &c)
 	giveUp(errEnded)
 	stop()
 	running.Wait()
@@ -137,6 +146,84 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 }
 
 var errEnded = errors.New("the program has ended")
+
+// restarts has Program started anew, unless it was told to end for good.
+type restarts struct {
+	mu       sync.Mutex
+	pass     func(os.Signal) // to the program; nil while none runs
+	asked    bool            // the one that runs ends for a new one
+	unwanted bool            // whoever has started bridge wants no other
+}
+
+// ask has the program end for a new one, and tells whether there may be one. As in a pod it keeps its network until it has ended.
+func (r *restarts) ask() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unwanted {
+		return false
+	}
+	if r.pass != nil && !r.asked {
+		r.asked = true
+		r.pass(syscall.SIGTERM)
+	}
+	return true
+}
+
+// heed passes on what bridge is told of the program's signals, and takes note of those that end it: a program that ends for them,
+// however long that takes, is not started again. What SIGINT does is its own affair, unless it ends already.
+func (r *restarts) heed(tell func(func(os.Signal))) func(func(os.Signal)) {
+	return func(pass func(os.Signal)) {
+		r.mu.Lock()
+		r.pass = pass
+		unwanted := r.unwanted
+		r.mu.Unlock()
+		if pass == nil {
+			tell(nil)
+			return
+		}
+		if unwanted { // the signal came when one had just ended
+			pass(syscall.SIGTERM)
+		}
+		tell(func(sig os.Signal) {
+			r.mu.Lock()
+			r.unwanted = r.unwanted || sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == os.Interrupt && r.asked
+			r.mu.Unlock()
+			pass(sig)
+		})
+	}
+}
+
+// again tells whether the program, which has ended, is to be started anew. A terminal's Ctrl-C may have gone to it alone.
+func (r *restarts) again(exit *child.ExitError) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	again := r.asked && !r.unwanted && exit.Code != 128+int(syscall.SIGINT)
+	r.asked = false
+	return again
+}
+
+// askRestart has Program started anew, and tells whether that can be.
+func (s *Swap) askRestart() bool {
+	return s.Program != nil && s.Program.Restart && s.restarts.ask()
+}
+
+// keepProgram runs the program, and again when it is restarted while the swap is held. It returns how the last one has ended.
+func (s *Swap) keepProgram(ctx, held context.Context, c *connect.Program) error {
+	c.OnSignal = s.restarts.heed(c.OnSignal)
+	for {
+		err := c.Run(ctx, s.lines.main)
+		s.Plan.leave()
+		exit, ran := err.(*child.ExitError) //nolint:errorlint // nobody wraps it
+		if !ran || ctx.Err() != nil || !s.restarts.again(exit) {
+			return err
+		}
+		s.probes.Ended("it is restarted")
+		if held.Err() != nil {
+			return err
+		}
+		s.Say(fmt.Sprintf("%v: starting it again", err))
+	}
+}
 
 // await waits until the program answers.
 func (p *Program) await(ctx context.Context, s *Swap) error {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -107,7 +108,7 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 	for {
 		lease, err := leases.Get(ctx, leaseName(t), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			u, record, err := r.copyOnTarget(ctx, t)
+			u, own, err := r.copyOnTarget(ctx, t)
 			if err == nil {
 				err = wanted(nil, u)
 			}
@@ -115,7 +116,17 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 				return nil, nil, err
 			}
 			// Who may annotate the target may have written it.
-			r.Say(fmt.Sprintf("its Lease is gone; by the record on %s, of %s, this is to be as before: %s", u.Target, hint.Printable(u.Owner), before(u)))
+			owner := hint.Printable(u.Owner)
+			found := fmt.Sprintf("by the record on %s, of %s,", u.Target, owner)
+			if !own {
+				found = fmt.Sprintf("by a copy of %s's record, which scales nothing any more,", owner)
+				u = u.Remains()
+			}
+			r.Say(fmt.Sprintf("its Lease is gone; %s this is to be as before: %s", found, before(u)))
+			record, err := u.Marshal()
+			if err != nil {
+				return nil, nil, err
+			}
 			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
@@ -153,7 +164,9 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 func before(u *Undo) string {
 	var out []string
 	for _, c := range u.Changes {
-		out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
+		if c.Field() == undo.Selector || u.Replaces() {
+			out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
+		}
 	}
 	return hint.Printable(strings.Join(out, ", "))
 }
@@ -167,7 +180,10 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 	if err == nil {
 		return u, nil
 	}
-	if u, _, copyErr := r.copyOnTarget(ctx, t); copyErr == nil {
+	if u, own, copyErr := r.copyOnTarget(ctx, t); copyErr == nil {
+		if !own {
+			u = u.Remains()
+		}
 		return u, nil
 	}
 	return nil, hint.Newf(hint.RestoreIncomplete,
@@ -175,39 +191,59 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
 }
 
-// copyOnTarget is the record's copy on the target, or on one of its ReplicaSets.
-func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, record string, err error) {
+// copyOnTarget is the record's copy on the target, or on one of its ReplicaSets. own is whether bridge has written it and not removed it: then
+// the swap is not given back. Else the replicas are, and the copy may be one of long ago.
+func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, own bool, err error) {
 	ns := r.Kube.Namespace
 	d, err := r.Kube.Workload(ctx, ns, t)
 	if apierrors.IsNotFound(err) && (t.Kind == kube.Pod || t.Kind == kube.ReplicaSet) {
 		err = hint.New(hint.NotFound, err, besideGone)
 	}
 	if err != nil {
-		return nil, "", kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
+		return nil, false, kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
 	}
-	record, ok := d.Annotations[proxypod.UndoAnnotation]
-	if !ok && objectOf(d).Copied() {
+	record := d.Annotations[proxypod.UndoAnnotation]
+	if record != "" {
+		back, err := broughtBack(d.ManagedFields)
+		if err != nil {
+			return nil, false, fmt.Errorf("%s in %s: %w", t, ns, err)
+		}
+		own = !back
+	} else if objectOf(d).Copied() {
 		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
 		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
 		if err != nil {
-			return nil, "", err
+			return nil, false, err
 		}
-		if ok = len(copies) > 0; ok {
-			record = copies[0].Annotations[proxypod.UndoAnnotation]
-		}
+		record = latest(copies)
 	}
-	if !ok {
-		return nil, "", hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, ns)
+	if record == "" {
+		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, ns)
 	}
 	u, err = undo.Parse(record)
 	if err != nil {
-		return nil, "", hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", t, ns, err)
+		return nil, false, hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", t, ns, err)
 	}
 	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns || targetOf(u.Target) != t {
-		return nil, "", hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another "+string(t.Kind)+"; remove it",
+		return nil, false, hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another "+string(t.Kind)+"; remove it",
 			"%s in %s is not swapped", t, ns)
 	}
-	return u, record, nil
+	return u, own, nil
+}
+
+// latest is the record on these ReplicaSets that was written last; one that cannot be read only where there is no other.
+func latest(copies []appsv1.ReplicaSet) (record string) {
+	var since time.Time
+	for _, rs := range copies {
+		text := rs.Annotations[proxypod.UndoAnnotation]
+		switch u, err := undo.Parse(text); {
+		case err == nil && u.Since.After(since):
+			record, since = text, u.Since
+		case record == "":
+			record = text
+		}
+	}
+	return record
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
@@ -250,10 +286,6 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	x := changer{kube: r.Kube, claim: c}
 	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
-	record, err := u.Marshal()
-	if err != nil {
-		return err
-	}
 	if strings.HasPrefix(holder(c.lease), proxypod.RestoreBy) { // else it is the swap's own, and has its heartbeat
 		renewing, stop := context.WithCancel(ctx)
 		var running sync.WaitGroup
@@ -286,15 +318,20 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err != nil {
 		return err
 	}
+	end := "ending the proxy"
 	if ready && changed {
-		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, back)); err != nil {
+		headless, err := r.moveBack(ctx, x, proxy, back)
+		if err := fault.After(fault.Settled, err); err != nil {
 			return err
+		}
+		if headless {
+			end += fmt.Sprintf(": it takes callers of a headless service for %v more, who go by what DNS has told them", settle+dnsTTL)
 		}
 	}
 
 	unrecord := func() error {
 		return r.patiently(ctx, c, func() error {
-			switch err := x.annotate(ctx, u.Target, record, ""); {
+			switch err := x.unrecord(ctx, u); {
 			case errors.Is(err, undo.ErrMoved):
 				r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
 			case !errors.Is(err, errGone):
@@ -310,7 +347,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			return err
 		}
 	}
-	r.Say("ending the proxy")
+	r.Say(end)
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
@@ -354,8 +391,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 }
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, err error) {
+// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
 	for _, change := range u.Of(f) {
 		var left string
 		err := r.patiently(ctx, c, func() (err error) {
@@ -363,19 +400,21 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f und
 			return err
 		})
 		err = fault.After(point, err)
-		switch {
+		switch taken := new(proxypod.TakenError); {
+		case errors.As(err, &taken) || ctx.Err() != nil:
+			return nil, err
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", change.Object, err)
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", change.Object, err))
 		case left != "":
 			if !said[left] {
-				r.Say(left)
+				r.Say(hint.Printable(left))
 			}
 			said[left] = true
 		default:
 			back = append(back, change.Object)
 		}
 	}
-	return back, nil
+	return back, failed
 }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
@@ -441,12 +480,12 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 }
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
-// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun. Those
-// who found it by DNS have twice that.
-func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) error {
+// proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
+// endpoints at the latest. Where a Service is headless it takes them for dnsTTL more.
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) (headless bool, err error) {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return false, kube.IgnoreTransient(err) // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -455,20 +494,13 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
-	headless := false
 	err = x.awaitEndpoints(bounded, proxy, services, func(e endpoints) bool {
 		headless = headless || e.headless
 		return e.reachOriginal()
 	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
+	if err != nil && ctx.Err() == nil {
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
-		return nil
+		return headless, nil
 	}
-	if headless {
-		return sleep(ctx, settle) // CoreDNS's records are good for 5 s
-	}
-	return nil
+	return headless, err
 }

@@ -3,13 +3,17 @@
 package swap
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -120,4 +124,105 @@ func TestAPodThatIsGone(t *testing.T) {
 	if hint.CodeOf(err) != hint.NotFound || !strings.Contains(hint.Of(err), "name the workload itself") {
 		t.Errorf("swap: %v (%s)", err, hint.Of(err))
 	}
+}
+
+// Where only copies of a record are left, or one that somebody has brought back, they go, and with them what is still bridge's; nobody is scaled, who
+// may stand at 0 for a reason of their own. The record that bridge has left is another matter.
+func TestCopiesOfARecordScaleNothing(t *testing.T) {
+	plan := ordersPlan(t)
+	record := plan.Lease.Annotations[proxypod.UndoAnnotation]
+	controls := true
+	set := func(name, owner, record string) appsv1.ReplicaSet {
+		return appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: "shop", UID: types.UID(name), Annotations: map[string]string{proxypod.UndoAnnotation: record},
+			OwnerReferences: []metav1.OwnerReference{{UID: types.UID(owner), Controller: &controls}},
+		}}
+	}
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/"
+	for _, c := range []struct {
+		name, onTarget string
+		managed        []metav1.ManagedFieldsEntry
+		all            bool
+		replicas       int32
+	}{
+		{"on a replicaset", "", nil, false, 0},
+		{"on a replicaset, all", "", nil, true, 0},
+		{"brought back", record, annotatedBy("kubectl"), false, 0},
+		{"brought back, all", record, annotatedBy("kubectl"), true, 0},
+		{"bridge's own", record, annotatedBy("bridge"), false, 3},
+		{"bridge's own, all", record, annotatedBy("bridge"), true, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("XDG_STATE_HOME", t.TempDir())
+			synctest.Test(t, func(t *testing.T) {
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.managed})
+				if c.onTarget != "" {
+					d.Annotations = map[string]string{proxypod.UndoAnnotation: c.onTarget}
+				}
+				none := int32(0)
+				d.Spec.Replicas, d.Status.ReadyReplicas = &none, 3
+				v := facts(t, "orders.yaml").Services[0] // one that is still as bridge has set it
+				v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
+				cl, k := newCluster(t, map[string]any{
+					deploymentPath + "orders": d, servicePath + v.Name: v,
+					setPath + "one": set("one", "another", strings.Replace(record, "2026-11-24T12", "2026-11-24T11", 1)), setPath + "two": set("two", string(d.UID), record),
+				})
+				r := &Restorer{Kube: k, Say: func(line string) { t.Log(line) }}
+				var err error
+				if c.all {
+					err = r.RestoreAll(t.Context(), "shop", "root@desk", false)
+				} else {
+					err = r.Restore(t.Context(), orders, "root@desk")
+				}
+				var now appsv1.Deployment
+				var service corev1.Service
+				if err != nil || !cl.at(deploymentPath+"orders", &now) || *now.Spec.Replicas != c.replicas || len(now.Annotations) > 0 {
+					t.Errorf("%v; the deployment is %+v", err, now)
+				}
+				if !cl.at(servicePath+v.Name, &service) || len(service.Spec.Selector) != 1 || len(service.Annotations) > 0 || len(service.ManagedFields) != 1 {
+					t.Errorf("the service is %+v", service)
+				}
+				for name, stays := range map[string]bool{"one": true, "two": false} {
+					var rs appsv1.ReplicaSet
+					if there := cl.at(setPath+name, &rs); !there || (rs.Annotations[proxypod.UndoAnnotation] != "") != stays {
+						t.Errorf("replicaset %s is %+v", name, rs)
+					}
+				}
+				if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+					t.Error("the Lease is left")
+				}
+			})
+		})
+	}
+}
+
+// Where one Service may not be changed back the callers of the others are, and the record stays.
+func TestOneServiceKeepsNoOther(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	second := *f.Services[0].DeepCopy()
+	second.Name, second.UID = "second", "second"
+	f.Services = append(f.Services, second)
+	plan, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease}
+	for _, v := range f.Services {
+		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
+		objects[servicePath+v.Name] = v
+	}
+	synctest.Test(t, func(t *testing.T) {
+		cl, k := newCluster(t, objects)
+		cl.refuses = func(method, path string) int {
+			if method == http.MethodPatch && path == servicePath+"orders" {
+				return http.StatusForbidden
+			}
+			return 0
+		}
+		c := &claim{kube: k, lease: plan.Lease}
+		back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
+		if !strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second" {
+			t.Errorf("back are %v: %v", back, err)
+		}
+	})
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +77,7 @@ type savedSession struct {
 	Ports     []Port         `json:"ports"`
 	Own       proxypod.Ports `json:"proxyPorts"`
 	ToPod     []int32        `json:"toPod,omitempty"`
+	Init      bool           `json:"init,omitempty"`
 }
 
 // notKept is what a user is told when nothing can be kept.
@@ -304,11 +306,13 @@ func (s *Session) sameOptions(ctx context.Context, u *Undo, o Options, src proxy
 		return nil, differs("choice of requests", o.Choice.String(), s.saved.Choice.String())
 	case !slices.Equal(portSet(o.ToPod), portSet(s.saved.ToPod)):
 		return nil, differs("--to-pod", cmp.Or(joinPorts(o.ToPod), "none"), cmp.Or(joinPorts(s.saved.ToPod), "none"))
+	case o.Init != s.saved.Init:
+		return nil, differs("--init", strconv.FormatBool(o.Init), strconv.FormatBool(s.saved.Init))
 	case o.PodProxy != s.saved.PodProxy:
 		return nil, differs("--carrier", carrierName(o.PodProxy), carrierName(s.saved.PodProxy))
 	}
 	p := &Plan{Ports: ports, Choice: o.Choice}
-	p.Probes, p.Notes = localProbes(app, ports, others(d.Template.Spec, app.Name), o, p.reach)
+	p.probeLikeThePod(app, d.Template.Spec, o)
 	return p, nil
 }
 
@@ -347,7 +351,7 @@ func (s *Session) begin(p *Plan) error {
 		*saved = savedSession{
 			Version: sessionVersion, Process: os.Getpid(), Server: s.kube.Config.Host, Target: p.Undo.Target, Lease: p.Lease.Name,
 			Key: s.key, Epoch: epoch,
-			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Choice: p.Choice, Have: p.have, Ports: p.Ports, Own: p.Own, ToPod: p.toPod,
+			Container: p.container, Image: p.source.Image, Arch: p.source.Arch, PodProxy: p.podProxy, Choice: p.Choice, Have: p.have, Ports: p.Ports, Own: p.Own, ToPod: p.toPod, Init: p.init,
 		}
 	})
 	return fault.After(fault.SessionKept, err)

@@ -166,6 +166,9 @@ func TestTakingUpAlwaysNeedsItsKeeper(t *testing.T) {
 		t.Errorf("without its keeper, by default: %v", err)
 	}
 	keeper.Status.ReadyReplicas = 1
+	if _, err := takeUp(Options{Init: true}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(err.Error(), "with another --init: false and not true") {
+		t.Errorf("its init containers were not run: %v", err)
+	}
 	if p, err := takeUp(always); err != nil || p == nil || !s.TakenUp() {
 		t.Errorf("with its keeper: %v", err)
 	}

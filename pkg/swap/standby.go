@@ -249,12 +249,17 @@ func (p *Plan) originalsPort(name string, number int32) proxypod.OriginalsPort {
 // proxies, which have none of these.
 func (p *Plan) admit(f Facts) error {
 	if f.Standby.PoliciesUnknown {
-		p.Notes = append(p.Notes, "your account may not read network policies: where they hold for the original, they keep the proxies from it, which are not Ready then; where they let callers out by its labels, they keep these from the proxies")
+		p.Notes = append(p.Notes, "your account may not read network policies: where they hold for the original, they keep the proxies from it, which are not Ready then; where they let callers out by its labels, they keep these from the proxies; where they mean pods without its labels, others may reach the original by the proxies")
 		return nil
 	}
 	lease, ns := p.Proxy.Name, p.Proxy.Namespace
 	a := admitting(f.Standby.Policies, f.Workload.Template.Labels, p.Proxy.Spec.Template.Labels,
 		*f.Workload.Selector, proxypod.ProxySelector(lease))
+	if len(a.opening) > 0 {
+		return hint.Newf(hint.Usage, fmt.Sprintf("leave bridge's pods out of the selectors that mean such pods, with the expression {key: %s, operator: DoesNotExist}; or %s", proxypod.ProxyLabel, p.insist()),
+			"%s cannot be swapped in mode standby: by network policies that mean pods without its labels, as the proxies are (%s), others could call it through the proxies than may call it now",
+			f.Workload.Target(), hint.Printable(strings.Join(a.opening, ", ")))
+	}
 	if a.toOriginals != nil {
 		p.Standby.Policies = append(p.Standby.Policies, proxypod.Policy(lease, ns, proxypod.OriginalsName(lease), *a.toOriginals))
 	}

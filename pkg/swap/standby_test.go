@@ -96,6 +96,11 @@ func TestStandbyRefuses(t *testing.T) {
 			f.Pods = append(f.Pods, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"app": "orders"}}})
 		}},
 		{"a right that is missing", "your account may not create services", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.Lacking = rights.Standing() }},
+		{"a policy that opens the proxies", "mean pods without its labels, as the proxies are (plain), others could call it through the proxies", hint.Usage, func(f *Facts, _ *Options) {
+			plain := policy("plain", nil, "batch", networkingv1.PolicyTypeIngress)
+			plain.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpDoesNotExist}}
+			f.Standby.Policies = append(f.Standby.Policies, plain)
+		}},
 		{"a policy that cannot be met", "network policies (web, web-out) keep callers from the proxies", hint.Forbidden, func(f *Facts, _ *Options) { f.Standby.MayAdmit = false }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -228,6 +233,9 @@ proxies:
 		b, _ := yaml.Marshal(want)
 		if string(a) != string(b) {
 			t.Errorf("%s:\n%swant\n%s", c.name, a, b)
+		}
+		if len(got.opening) > 0 {
+			t.Errorf("%s: refused for %q", c.name, got.opening)
 		}
 	}
 }

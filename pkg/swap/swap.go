@@ -59,7 +59,9 @@ type Swap struct {
 	Why func(ctx context.Context, err error) error
 	// Say gets each step as it begins, a line in plain words; from several goroutines.
 	Say func(string)
-	Log *slog.Logger
+	// Live gets what each probe gave last, in a line that takes the place of the one before, while it is swapped; nil: nobody looks.
+	Live func(string)
+	Log  *slog.Logger
 
 	claim   *claim
 	proxy   *proxypod.Proxy
@@ -75,6 +77,7 @@ type Swap struct {
 	guard      guard
 	probes     *probe.Runner
 	probed     chan struct{} // there is news of them for the Lease
+	restarts   restarts
 }
 
 func (s *Swap) init() {
@@ -399,11 +402,7 @@ func (s *Swap) apply(ctx context.Context) error {
 	if err := s.awaitKeeper(ctx); err != nil {
 		return err
 	}
-	record, err := u.Marshal()
-	if err != nil {
-		return err
-	}
-	if err := fault.After(fault.Recorded, x.annotate(ctx, u.Target, "", record)); err != nil {
+	if err := fault.After(fault.Recorded, x.record(ctx, s.Plan)); err != nil {
 		return explainMoved(err, u.Target)
 	}
 	if err := s.moveEndpoints(ctx, x); err != nil {
@@ -458,37 +457,47 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 	if len(services) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, endpointsTimeout)
+	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
 	s.Say("moving callers to it: " + serviceList(services))
 	// The endpoint controller has to know the proxy as Ready before the selector leaves it alone:
 	// at no time is there no endpoint.
 	var err error
 	if s.Plan.standby() {
-		err = s.awaitKnown(ctx, x)
+		err = s.awaitKnown(bounded, x)
 	} else {
-		err = x.awaitEndpoints(ctx, s.proxy, services, endpoints.reachProxy)
+		err = x.awaitEndpoints(bounded, s.proxy, services, endpoints.reachProxy)
 	}
 	if err := fault.After(fault.Reachable, err); err != nil {
 		return err
 	}
 	if s.Plan.standby() {
-		if err := x.unchanged(ctx, s.Plan); err != nil {
+		if err := x.unchanged(bounded, s.Plan); err != nil {
 			return err
 		}
 	}
 	for _, c := range s.Plan.Undo.Changes {
 		if c.Object.Kind == "Service" {
-			if err := fault.After(fault.Moved, x.apply(ctx, c)); err != nil {
+			if err := fault.After(fault.Moved, x.apply(bounded, c)); err != nil {
 				return err
 			}
 			s.guard.changed(c)
 		}
 	}
-	if err := x.awaitEndpoints(ctx, s.proxy, s.Plan.Services, endpoints.reachProxyOnly); err != nil {
+	headless := false
+	err = x.awaitEndpoints(bounded, s.proxy, s.Plan.Services, func(e endpoints) bool {
+		headless = headless || e.headless
+		return e.reachProxyOnly()
+	})
+	if err != nil {
 		return err
 	}
-	return fault.After(fault.Alone, sleep(ctx, settle))
+	wait := settle
+	if headless && !s.Plan.standby() {
+		wait += dnsTTL
+		s.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may go to the original, by what DNS has told them", wait))
+	}
+	return fault.After(fault.Alone, sleep(ctx, wait))
 }
 
 // proxyError gives what the cluster refuses to create (a quota, an admission rule) its exit code.

@@ -1,10 +1,12 @@
 package swap
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
@@ -30,6 +32,15 @@ func recordOf(l *coordinationv1.Lease) (*Undo, error) {
 		return nil, fmt.Errorf("undo record: is about %s in %s", u.Target, u.Target.Namespace)
 	}
 	return u, err
+}
+
+// broughtBack is undo.BroughtBack.
+func broughtBack(managed []metav1.ManagedFieldsEntry) (bool, error) {
+	b, err := json.Marshal(managed)
+	if err != nil {
+		return false, err
+	}
+	return undo.BroughtBack(b)
 }
 
 // objectOf names a workload in a record.

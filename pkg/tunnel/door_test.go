@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ type house struct {
 	pod     Key
 	address string
 	ctx     context.Context
+	door    *Door
 
 	mu      sync.Mutex
 	servers map[Fingerprint]*Server
@@ -29,14 +31,14 @@ func newHouse(t *testing.T) *house {
 	h := &house{t: t, pod: newKey(t), address: ln.Addr().String(), servers: map[Fingerprint]*Server{}}
 	ctx, stop := context.WithCancel(context.Background())
 	h.ctx = ctx
-	door := &Door{Key: h.pod, Log: testLog(t, "door"), Server: func(f Fingerprint) *Server {
+	h.door = &Door{Key: h.pod, Log: testLog(t, "door"), Server: func(f Fingerprint) *Server {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return h.servers[f]
 	}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := door.Serve(ctx, ln); err != nil {
+		if err := h.door.Serve(ctx, ln); err != nil {
 			t.Error(err)
 		}
 	})
@@ -164,4 +166,74 @@ func TestKeyPatience(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Error(err)
 	}
+}
+
+// A member who knows another's session gets nothing of it: not its carrier, not its bulk lane, and with a session of that name one of their own.
+// The other does not notice, and the attempts are counted.
+func TestAnothersSessionIsNotAMembers(t *testing.T) {
+	h := newHouse(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ada, bob := newKey(t), newKey(t)
+	h.knows(ada)
+	bobs := h.knows(bob)
+	b, _ := h.laptop(bob, 0)
+	if err := b.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for !bobs.Connected() && ctx.Err() == nil { // the laptop knows it a moment before
+		time.Sleep(time.Millisecond)
+	}
+	before := b.State()
+	session, err := bobs.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := testAttach()
+	stolen.id, stolen.epoch = session.id, b.Epoch+1
+	as := func(kind attachKind) (*link, verdict) {
+		t.Helper()
+		conn, err := net.Dial("tcp", h.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stolen.kind = kind
+		l, met, err := dialHandshake(ctx, conn, ada, h.pod.Fingerprint(), hello{protocol: Protocol}, stolen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, met.answer.verdict
+	}
+	for i, kind := range []attachKind{attachResume, attachLane} {
+		l, got := as(kind)
+		if got != attachUnknown {
+			t.Errorf("attach of kind %d: verdict %d", kind, got)
+		}
+		if answer, err := l.offer(ctx, stolen); err != nil || answer.verdict != attachUnknown {
+			t.Errorf("again: %+v, %v", answer, err)
+		}
+		if rest, err := io.ReadAll(l); len(rest) > 0 {
+			t.Errorf("then %d bytes, %v", len(rest), err)
+		}
+		_ = l.Close()
+		for h.door.refused.Load() < uint64(i+1) && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if n := h.door.refused.Load(); n != 2 {
+		t.Errorf("%d were counted", n)
+	}
+	l, got := as(attachNew)
+	if got != attachOK {
+		t.Errorf("a session of her own: verdict %d", got)
+	}
+	st, err := bobs.Open(ctx, Header{Kind: Inbound, Network: "tcp", Address: ":80"})
+	if err == nil {
+		err = st.WaitStatus(ctx)
+		_ = st.Close()
+	}
+	if now, e := bobs.current(); err != nil || e != nil || now != session || b.State() != before {
+		t.Errorf("bob's session: %v, %v; %+v, then %+v", err, e, before, b.State())
+	}
+	_ = l.Close()
 }

@@ -118,7 +118,7 @@ func TestABarePodWhereverBridgeIsKilled(t *testing.T) {
 				flags = []string{"--self-restore", "never"}
 			}
 			b := w.faulty(c.at, "kill", swapWeb(t, flags...)...)
-			<-b.ended
+			b.dies(c.at)
 			w.answersAt("http://web", original)
 			if c.restore {
 				w.elsewhere().bridge("restore", "pod", "web").exits(0)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -35,6 +37,11 @@ func granting(name string, list []rights.Right) rbacv1.Role {
 	return r
 }
 
+// without is what is in all and not in others.
+func without(all []rights.Right, others ...rights.Right) []rights.Right {
+	return slices.DeleteFunc(slices.Clone(all), func(r rights.Right) bool { return slices.Contains(others, r) })
+}
+
 // Whichever right is missing, a command names it and has not touched anything; with all of them it does not complain of rights.
 func TestEachMissingRightIsNamed(t *testing.T) {
 	t.Parallel()
@@ -43,9 +50,16 @@ func TestEachMissingRightIsNamed(t *testing.T) {
 	type attempt struct {
 		command rights.Command
 		args    []string
-		needs   []rights.Right
+		needs   []rights.Right // of which one is missing
+		has     []rights.Right // besides
+		// says is what it says before the right, in a sentence; "" names all that are missing in lines, and ends with the Role.
+		says string
 	}
-	swap := append([]string{"swap", "deployment", "orders"}, localOrders(t)...)
+	local := localOrders(t)
+	swap := func(kind, name string, flags ...string) []string {
+		return slices.Concat([]string{"swap", kind, name}, local, flags)
+	}
+	orders := func(flags ...string) []string { return swap("deployment", "orders", flags...) }
 	forward := func(kind kube.Kind, more ...rights.Right) []rights.Right {
 		group := ""
 		if kind == kube.Deployment {
@@ -54,33 +68,47 @@ func TestEachMissingRightIsNamed(t *testing.T) {
 		return append(more, rights.Right{Group: group, Resource: string(kind) + "s", Verb: "get"},
 			rights.Right{Resource: "pods/portforward", Verb: "get"}, rights.Right{Resource: "pods/portforward", Verb: "create"})
 	}
-	for i, a := range []attempt{
-		{rights.Swap, swap, rights.Swap.Required(true)},
-		{rights.Connect, []string{"connect"}, rights.Connect.Required(true)},
-		{rights.Restore, []string{"restore", "deployment", "orders"}, rights.Restore.Required(false)},
-		{rights.Status, []string{"status"}, rights.Status.Required(false)},
-		{rights.Forward, []string{"forward", "svc/orders", "0:80"}, forward(kube.Service)},
-		{rights.Forward, []string{"forward", "deployment/orders", "0:8080"}, forward(kube.Deployment, rights.Right{Resource: "pods", Verb: "list"})},
-		{rights.Forward, []string{"forward", "pod/" + pod, "0:8080"}, forward(kube.Pod)},
-	} {
+	first := rights.Swap.Required(true)
+	stands := without(slices.Concat(rights.Moving(), rights.Standing()), first...)
+	const cannot = "deployment/orders cannot be swapped in mode standby: your account may not "
+	attempts := []attempt{
+		{rights.Swap, orders(), first, nil, ""},
+		{rights.Connect, []string{"connect"}, rights.Connect.Required(true), nil, ""},
+		{rights.Restore, []string{"restore", "deployment", "orders"}, rights.Restore.Required(false), nil, ""},
+		// A single right: the API server's own word.
+		{rights.Status, []string{"status"}, rights.Status.Required(false), nil, "may not "},
+		{rights.Forward, []string{"forward", "svc/orders", "0:80"}, forward(kube.Service), []rights.Right{{Group: "discovery.k8s.io", Resource: "endpointslices", Verb: "list"}}, ""},
+		{rights.Forward, []string{"forward", "deployment/orders", "0:8080"}, forward(kube.Deployment, rights.Right{Resource: "pods", Verb: "list"}), nil, ""},
+		{rights.Forward, []string{"forward", "pod/" + pod, "0:8080"}, forward(kube.Pod), nil, ""},
+		{rights.Swap, orders("--mode", "standby"), stands, first, cannot},
+		{rights.Swap, orders("--header", "x-user=ada"), without(rights.Sharing(), first...), slices.Concat(first, stands), cannot},
+		{rights.Swap, orders("--self-restore", "always", "--mode", "replace"), without(rights.Keeping(kube.Deployment), first...), first,
+			"nobody would give deployment/orders in " + w.ns + " back when this machine is gone: your account may not "},
+		{rights.Connect, []string{"files", "deployment", "orders", filepath.Join(t.TempDir(), "files"), "--token"},
+			[]rights.Right{{Resource: "serviceaccounts/token", Verb: "create"}}, rights.Connect.Required(true), "--token: your account may not "},
+	}
+	if soak(true, false) {
+		set := rights.Swap.For(kube.StatefulSet)
+		attempts = append(attempts,
+			attempt{rights.Connect, []string{"env", "deployment", "orders"}, rights.Connect.Required(true), nil, ""},
+			attempt{set, swap("statefulset", "db"), set.Required(true), nil, ""},
+			attempt{rights.Restore.For(kube.StatefulSet), []string{"restore", "statefulset", "db"}, rights.Restore.For(kube.StatefulSet).Required(false), nil, ""})
+	}
+	for i, a := range attempts {
 		who := make([]string, len(a.needs))
-		for j := range a.needs {
-			less := slices.Delete(slices.Clone(a.needs), j, j+1)
-			if a.args[0] == "forward" && a.args[1] == "svc/orders" {
-				less = append(less, rights.Right{Group: "discovery.k8s.io", Resource: "endpointslices", Verb: "list"})
-			}
+		for j, missing := range a.needs {
 			name := fmt.Sprintf("without-%d-%d", i, j)
-			who[j] = w.as(name, granting(name, less))
+			who[j] = w.as(name, granting(name, slices.Concat(without(a.needs, missing), a.has)))
 		}
 		before := w.snapshot()
 		t.Run(strings.Join(a.args[:min(2, len(a.args))], " "), func(t *testing.T) {
 			for j, r := range a.needs {
 				t.Run(r.String(), func(t *testing.T) {
 					t.Parallel()
-					b := start(t, s.bridge, []string{"KUBECONFIG=" + who[j], "XDG_STATE_HOME=" + t.TempDir()}, append(a.args, "-n", w.ns)...)
+					b := start(t, s.bridge, []string{"KUBECONFIG=" + who[j], "XDG_STATE_HOME=" + t.TempDir()}, slices.Concat(a.args, []string{"-n", w.ns})...)
 					b.exits(int(hint.Forbidden))
-					if a.command == rights.Status { // a single right: the API server's own word
-						b.says("may not list leases.coordination.k8s.io")
+					if a.says != "" {
+						b.says(a.says + r.String())
 						return
 					}
 					b.says("your account may not do this:")
@@ -314,6 +342,74 @@ func TestLookout(t *testing.T) {
 			t.Errorf("without the right to: %q", line)
 		}
 	}
+}
+
+// kedaYAML is KEDA's kind of object, as far as bridge reads it.
+const kedaYAML = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: scaledobjects.keda.sh}
+spec:
+  group: keda.sh
+  scope: Namespaced
+  names: {plural: scaledobjects, singular: scaledobject, kind: ScaledObject, listKind: ScaledObjectList}
+  versions:
+  - {name: v1alpha1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+`
+
+// KEDA's objects and a claim that one node at a time can have are read from the cluster, and nothing is said of KEDA where there is none:
+// that is looked at once in a cluster, where the definition then stays.
+func TestLookoutAtKEDAAndAVolume(t *testing.T) {
+	embedded(t) // a real KEDA would act
+	t.Parallel()
+	w := newWorld(t)
+	w.volume("data")
+	w.create(`{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Mi}}}}`)
+	w.apply(strings.NewReplacer(
+		"      containers:", "      volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]\n      containers:",
+		"        ports:", "        volumeMounts: [{name: data, mountPath: /data}]\n        ports:").Replace(fmt.Sprintf(ordersYAML, s.image)))
+	w.awaitReady("app=orders", 2)
+	who := w.as("ada", granting("least", rights.Swap.Required(true)))
+	before := w.snapshot()
+	args := slices.Concat(swapArgs(localOrders(t)), []string{"--dry-run", "--mode"})
+	unread := func() string {
+		t.Helper()
+		b := w.bridgeAs(who, nil, append(args, "replace")...)
+		b.exits(0)
+		return b.prints("# note: not looked at, since your account may not read them")
+	}
+	const ofKEDA, ofVolumes = "KEDA's ScaledObjects", "volume claims"
+	objects := s.dynamic.Resource(schema.GroupVersionResource{Group: "keda.sh", Version: "v1alpha1", Resource: "scaledobjects"}).Namespace(w.ns)
+	if _, err := objects.List(t.Context(), metav1.ListOptions{}); apierrors.IsNotFound(err) { // else a run before this one has left it
+		if line := unread(); strings.Contains(line, ofKEDA) || !strings.Contains(line, ofVolumes) {
+			t.Errorf("without KEDA: %q", line)
+		}
+		crd := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(kedaYAML), &crd.Object); err != nil {
+			t.Fatal(err)
+		}
+		crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+		if _, err := s.dynamic.Resource(crds).Create(t.Context(), crd, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.await("KEDA's kind of object", func() bool { _, err := objects.List(t.Context(), metav1.ListOptions{}); return err == nil })
+	w.create("apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: orders}\nspec: {scaleTargetRef: {name: orders}, minReplicaCount: 2, triggers: []}")
+
+	b := w.bridge(append(args, "replace")...)
+	b.exits(0)
+	for _, words := range []string{"scaledobject/orders (KEDA) scales the original up from 0 when a trigger fires", "persistentvolumeclaim/data can be used on one node at a time: the proxy is without it"} {
+		if line := b.prints(words); !strings.HasPrefix(line, "# note: ") {
+			t.Errorf("it says %q", line)
+		}
+	}
+	b = w.bridge(append(args, "standby")...)
+	b.exits(0)
+	b.prints("# note: scaledobject/orders (KEDA) goes on, and may take the original, which gets little traffic now, down to its minimum of 2")
+	if line := unread(); !strings.Contains(line, ofKEDA) || !strings.Contains(line, ofVolumes) {
+		t.Errorf("without the right to: %q", line)
+	}
+	w.assertSnapshot(before)
 }
 
 // force is apply in the name of manager, as a GitOps controller does it: with force.

@@ -255,7 +255,7 @@ func TestMirror(t *testing.T) {
 	for _, l := range loads {
 		r := l.end(t)
 		t.Logf("%+v", r)
-		if r.Failed > 0 || r.By["original"] != r.Requests {
+		if r.Failed > 0 || r.Stalled > 0 || r.By["original"] != r.Requests {
 			t.Errorf("%+v", r)
 		}
 	}

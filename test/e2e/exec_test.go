@@ -46,7 +46,7 @@ func (w *world) atTerminal(args ...string) *screen {
 	c.process = w.bridgeWith(func(cmd *exec.Cmd) {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	}, s.kubeconfig, nil, args...)
+	}, s.kubeconfig, []string{"TERM=xterm"}, args...)
 	_ = tty.Close()
 	return c
 }

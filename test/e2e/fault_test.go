@@ -87,11 +87,20 @@ func stages() (all []stage) {
 	return append(all, stage{point: point.SessionForgotten, how: ending, answers: original, nothing: true})
 }
 
+// proxied is whether the proxy's pod runs for certain.
+func (st stage) proxied() bool {
+	return st.how == takingUp || slices.Contains([]point.Point{
+		point.ProxyReady, point.Checked, point.Recorded, point.Reachable, point.Moved, point.Alone, point.Scaled, point.Stopped, point.SessionHeld,
+		point.Watched, point.SessionEnding, point.RestoreTaken, point.ScaledBack, point.OriginalReady, point.MovedBack, point.Settled,
+	}, st.point)
+}
+
 // What else happens after the kill, and how it is given back.
 const (
 	leaseDeleted  = "Lease deleted"
 	podDeleted    = "proxy's pod deleted"
 	processKilled = "proxy's process killed"
+	keeperDeleted = "keeper's pod deleted"
 
 	byRestore    = "restore"
 	byRestoreAll = "restore --all"
@@ -109,12 +118,14 @@ func TestKilledAtEachPoint(t *testing.T) {
 	}
 	var trials []trial
 	ways := []string{byRestore, byRestoreAll, bySwap, byKeeper}
-	also := []string{"", leaseDeleted, podDeleted, processKilled}
+	also := []string{"", leaseDeleted, podDeleted, processKilled, keeperDeleted}
 	for i, st := range stages() {
 		for j, lost := range also {
 			for k, way := range ways {
+				keeps := way == byKeeper && lost == keeperDeleted // of who gives back in another way a keeper is no part
 				// In short, each point once and one of the ways after it, and every now and then with something else lost.
-				if !soak(true, k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2]) {
+				short := k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2] || keeps && st.point == point.Scaled
+				if !soak(true, short) || lost == keeperDeleted && (!keeps || st.nothing || st.unkept) {
 					continue
 				}
 				if way == byKeeper && (st.nothing || st.unkept || lost == leaseDeleted) {
@@ -152,10 +163,10 @@ func TestKilledAtEachPoint(t *testing.T) {
 				args = append(args, soon...)
 			}
 			w.killedAt(c.stage, args)
+			w.loseAt(c.stage, c.also) // before a keeper has done anything
 			if c.answers != "" {
 				w.answersSteadily(c.answers)
 			}
-			w.lose(c.also)
 			w.giveBack(c.stage, c.also, c.way, args)
 			w.await("the namespace to be as it was", func() bool {
 				return w.snapshot() == before && w.lease() == nil || c.also != leaseDeleted && c.way != byKeeper
@@ -166,23 +177,26 @@ func TestKilledAtEachPoint(t *testing.T) {
 	}
 }
 
-// stagesOf are all moments of another kind of swap: of what stands by, and of a workload whose record no controller copies.
-func stagesOf(stands, copied bool) (all []stage) {
+// stages are all moments of this kind of swap: of what stands by, of what may be shared, and of a workload whose record no controller copies.
+func (c shape) stages() (all []stage) {
 	for _, st := range stages() {
-		if !copied && st.point == point.RecordRemoved {
+		if c.kind != "deployment" && st.point == point.RecordRemoved {
 			st.recorded = false // there it comes after all else
 		}
-		if stands && slices.Contains([]point.Point{point.Scaled, point.Stopped, point.ScaledBack}, st.point) {
+		if c.stands && slices.Contains([]point.Point{point.Scaled, point.Stopped, point.ScaledBack}, st.point) {
 			continue
 		}
-		if stands {
+		if c.stands {
 			st.answers = original
 		}
 		all = append(all, st)
-		if stands && st.point == point.Claimed {
+		if c.stands && st.point == point.Claimed {
 			for _, p := range point.StandbyPoints() {
 				all = append(all, stage{point: p, how: making, answers: original, unkept: true})
 			}
+		}
+		if c.shared && st.point == point.Alone {
+			all = append(all, stage{point: point.Shared, how: making, answers: original, recorded: true})
 		}
 	}
 	return all
@@ -191,53 +205,80 @@ func stagesOf(stands, copied bool) (all []stage) {
 // shape is a kind of swap, each with steps, or with places where the record is, of its own.
 type shape struct {
 	name, kind, workload, manifest string
-	stands                         bool
+	stands, shared                 bool
 }
 
 func shapes() []shape {
 	return []shape{
-		{"a deployment", "deployment", "orders", ordersYAML, false},
-		{"a deployment that stands by", "deployment", "orders", ordersYAML, true},
-		{"a statefulset", "statefulset", "db", db(), false},
+		{"a deployment", "deployment", "orders", ordersYAML, false, false},
+		{"a deployment that stands by", "deployment", "orders", ordersYAML, true, false},
+		{"a statefulset", "statefulset", "db", db(), false, false},
+		{"a pod", "pod", "web", webYAML, true, false},
+		{"a deployment that may be shared", "deployment", "orders", ordersYAML, true, true},
 	}
 }
 
 // world has the workload, and swap swaps it.
 func (c shape) world(t *testing.T) (w *world, swap []string) {
 	t.Helper()
-	w = newWorld(t).withKind(c.manifest, c.workload)
+	w = newWorld(t)
+	if c.kind == "pod" {
+		w.withWeb()
+	} else {
+		w.withKind(c.manifest, c.workload)
+	}
 	swap = slices.Concat([]string{"swap", c.kind, c.workload}, localOrders(t))
 	if c.stands {
 		w.admitClientsOnly(c.workload)
 		swap = append(swap, standing...)
 	}
+	if c.shared {
+		swap = append(swap, "--header", "x-user=ada")
+	}
 	return w, swap
 }
 
-// Of the other shapes it is the same, at each point once: by the keeper alone or by restore from elsewhere, and without the Lease.
+// bare is the text of what is swapped where a snapshot does not have it.
+func (c shape) bare(w *world) string {
+	w.t.Helper()
+	if c.kind != "pod" {
+		return ""
+	}
+	return w.web()
+}
+
+// answers waits until that one answers all requests.
+func (c shape) answers(w *world, name string) {
+	w.t.Helper()
+	w.answersAt("http://"+c.workload, name)
+	if c.shared {
+		w.await("an answer to ada's requests by "+name, func() bool { return w.asks("x-user: ada") == name })
+	}
+}
+
+// Of the other shapes it is the same, at each point once: by the keeper alone or by restore from elsewhere, and without the Lease or the proxies.
 func TestKilledAtEachPointOf(t *testing.T) {
 	t.Parallel()
 	type moment struct {
-		shape     string
-		point     point.Point
-		how, also string
+		shape          string
+		point          point.Point
+		how, also, way string
 	}
 	short := []moment{
-		{"a deployment that stands by", point.Serving, making, ""},
-		{"a deployment that stands by", point.Moved, making, leaseDeleted},
-		{"a statefulset", point.RecordRemoved, ending, leaseDeleted},
+		{"a deployment that stands by", point.Serving, making, "", byRestore},
+		{"a deployment that stands by", point.Moved, making, leaseDeleted, byRestoreAll},
+		{"a statefulset", point.RecordRemoved, ending, leaseDeleted, byRestore},
+		{"a pod", point.Alone, making, leaseDeleted, byRestoreAll},
+		{"a deployment that may be shared", point.Shared, making, leaseDeleted, byRestoreAll},
 	}
+	seen := map[moment]bool{}
 	for _, c := range shapes()[1:] {
-		seen := map[point.Point]bool{}
-		for i, st := range stagesOf(c.stands, c.kind == "deployment") {
-			if seen[st.point] {
+		for i, st := range c.stages() {
+			if seen[moment{shape: c.name, point: st.point}] {
 				continue // while it restores it does the same as while it gives back
 			}
-			seen[st.point] = true
-			for _, also := range []string{"", leaseDeleted} {
-				if !soak(true, slices.Contains(short, moment{c.name, st.point, st.how, also})) {
-					continue
-				}
+			seen[moment{shape: c.name, point: st.point}] = true
+			for _, also := range []string{"", leaseDeleted, podDeleted} {
 				way := []string{byKeeper, byRestore}[i%2]
 				if also == leaseDeleted {
 					way = []string{byRestoreAll, byRestore}[i%2]
@@ -245,26 +286,45 @@ func TestKilledAtEachPointOf(t *testing.T) {
 				if way == byKeeper && (st.nothing || st.unkept) {
 					way = byRestore
 				}
+				if i := slices.IndexFunc(short, func(m moment) bool { return m == moment{c.name, st.point, st.how, also, m.way} }); i >= 0 {
+					way = short[i].way
+					seen[short[i]] = true
+				} else if !soak(true, false) || also == podDeleted && (!st.proxied() || c.shared || c.kind == "pod") {
+					continue // the proxies are the same of all that stands by
+				}
 				t.Run(strings.TrimSpace(fmt.Sprintf("%s, %s %s %s, then %s", c.name, st.point, st.how, also, way)), func(t *testing.T) {
 					t.Parallel()
 					w, args := c.world(t)
-					before := w.snapshot()
+					before, bare := w.snapshot(), c.bare(w)
 					if way == byKeeper {
 						args = append(args, soon...)
 					}
 					w.killedAt(st, args)
-					if st.answers != "" {
-						w.answersAt("http://"+c.workload, st.answers)
+					if also == podDeleted {
+						w.loseAt(st, also)
 					}
-					w.lose(also)
+					if st.answers != "" {
+						c.answers(w, st.answers)
+					}
+					if also == leaseDeleted { // with it the proxies go, on which callers depend in standby
+						w.loseAt(st, also)
+					}
 					w.giveBack(st, also, way, args)
 					w.await("the namespace to be as it was", func() bool {
-						return w.snapshot() == before && w.lease() == nil || also != leaseDeleted && way != byKeeper
+						return w.snapshot() == before && c.bare(w) == bare && w.lease() == nil || also != leaseDeleted && way != byKeeper
 					})
-					w.answersAt("http://"+c.workload, original)
+					c.answers(w, original)
+					if now := c.bare(w); now != bare {
+						t.Errorf("it is not as it was:\n%s\nbefore:\n%s", now, bare)
+					}
 					w.assertManifest(before, c.manifest)
 				})
 			}
+		}
+	}
+	for _, m := range short {
+		if !seen[m] {
+			t.Errorf("%+v was not tried", m)
 		}
 	}
 }
@@ -334,43 +394,60 @@ func (p *process) dies(at point.Point) {
 	}
 }
 
-// lose has something else go than bridge, if it is there.
-func (w *world) lose(what string) {
+// lose has something else go than bridge, if it is there, and is how many of it there were.
+func (w *world) lose(what string) (n int) {
 	w.t.Helper()
 	switch what {
 	case leaseDeleted:
 		l := w.lease()
 		if l == nil {
-			return
+			return 0
 		}
 		err := s.client.CoordinationV1().Leases(w.ns).Delete(w.t.Context(), l.Name, metav1.DeleteOptions{})
 		if err != nil && !strings.Contains(err.Error(), "not found") {
 			w.t.Fatal(err)
 		}
+		return 1
 	case podDeleted:
 		for _, p := range w.pods("bridge.internal/proxy") {
 			err := s.client.CoreV1().Pods(w.ns).Delete(w.t.Context(), p.Name, metav1.DeleteOptions{})
 			if err != nil && !strings.Contains(err.Error(), "not found") {
 				w.t.Fatal(err)
 			}
+			n++
 		}
 	case processKilled:
 		for _, p := range w.pods("bridge.internal/proxy") {
-			w.killIn(string(p.UID))
+			n += w.killIn(string(p.UID))
 		}
+	case keeperDeleted:
+		n = len(w.pods("bridge.internal/keeper"))
+		w.deleteKeeper()
+	}
+	return n
+}
+
+// loseAt is lose of what is lost beside a bridge that was killed at that stage; proxy and keeper, where they have to be, have been there.
+func (w *world) loseAt(st stage, what string) {
+	w.t.Helper()
+	early := what == keeperDeleted && st.point == point.ProxyReady // its pod is awaited next
+	if n := w.lose(what); n == 0 && st.proxied() && !early && what != "" && what != leaseDeleted {
+		w.t.Errorf("%s: there is none at %s", what, st.point)
 	}
 }
 
-// killIn kills the proxy's process in the pod, as the kernel would when memory is short.
-func (w *world) killIn(uid string) {
+// killIn kills the proxy's process in the pod, as the kernel would when memory is short, and is how many it found.
+func (w *world) killIn(uid string) int {
 	w.t.Helper()
-	for _, id := range processesIn(w.t, uid, "--tunnel") {
+	ids := processesIn(w.t, uid, "--tunnel")
+	for _, id := range ids {
 		var pid int
 		if _, err := fmt.Sscan(id, &pid); err != nil {
 			w.t.Fatal(err)
 		}
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
 	}
+	return len(ids)
 }
 
 // processesIn are those in the pod with this UID that have the argument.
@@ -663,7 +740,9 @@ func TestProxyLostAtEachStep(t *testing.T) {
 				b.signal(syscall.SIGTERM)
 			}
 			b.stops(m.point)
-			w.lose(m.lost)
+			if w.lose(m.lost) == 0 {
+				t.Fatalf("%s: there is none", m.lost)
+			}
 			if m.how == ending {
 				b.resumes(128 + int(syscall.SIGTERM))
 			} else {

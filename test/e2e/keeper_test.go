@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/yaml"
 
 	point "bridge/internal/fault"
 	"bridge/internal/hint"
@@ -96,14 +97,14 @@ func TestKeeperKilledAtEachPoint(t *testing.T) {
 		for i, p := range point.KeeperPoints() {
 			for _, also := range []string{"", leaseDeleted} {
 				short := c.workload == "orders" && !c.stands && also == "" && i%3 == 0 || c.workload == "db" && also != "" && p == point.KeeperUnrecorded
-				long := !c.stands || also == "" // where the record is differs with the kind alone
+				long := !c.shared && (!c.stands || also == "") // where the record is differs with the kind alone, and members are nothing to a keeper
 				if !soak(long, short) || p == point.KeeperReleased && also != "" {
 					continue
 				}
 				t.Run(strings.TrimSpace(fmt.Sprintf("%s, %s %s", c.name, p, also)), func(t *testing.T) {
 					t.Parallel()
 					w, args := c.world(t)
-					before := w.snapshot()
+					before, bare := w.snapshot(), c.bare(w)
 					b := w.bridge(append(args, soon...)...)
 					b.says("swapped: ")
 					w.faultyKeeper(string(p) + ":kill")
@@ -124,8 +125,8 @@ func TestKeeperKilledAtEachPoint(t *testing.T) {
 					case p != point.KeeperReleased:
 						w.faultyKeeper("")
 					}
-					w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before })
-					w.answersAt("http://"+c.workload, original)
+					w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before && c.bare(w) == bare })
+					c.answers(w, original)
 					w.assertManifest(before, c.manifest)
 				})
 			}
@@ -288,7 +289,7 @@ func TestKeeperProvesItsRights(t *testing.T) {
 
 	// It is what mode replace was chosen for; who insists on that mode is told.
 	b = w.bridgeAs(who, nil, args...)
-	b.says("mode replace: ")
+	b.says("mode replace, since a keeper can start the original again: ")
 	b.exits(int(hint.ProxyNotReady))
 	b.says(`nobody would give deployment/orders in ` + w.ns + ` back when this machine is gone: the keeper's pod is not Ready`)
 	b.says("--mode standby")
@@ -302,6 +303,70 @@ func TestKeeperProvesItsRights(t *testing.T) {
 	}
 	b.terminate()
 	w.assertSnapshot(before)
+}
+
+// Each right of deploy/keeper.yaml that a deployment takes is missed before anything is changed, and without the others a swap has its keeper.
+func TestKeeperMissesEachRight(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join(s.root, "deploy", "keeper.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs := strings.Split(string(b), "\n---\n") // the account, the Role, the binding
+	var role rbacv1.Role
+	if err := yaml.Unmarshal([]byte(docs[1]), &role); err != nil {
+		t.Fatal(err)
+	}
+	var each []rbacv1.PolicyRule
+	for _, rule := range role.Rules {
+		for _, resource := range rule.Resources {
+			for _, verb := range rule.Verbs {
+				each = append(each, rbacv1.PolicyRule{APIGroups: rule.APIGroups, Resources: []string{resource}, Verbs: []string{verb}})
+			}
+		}
+	}
+	needed := []string{
+		"get leases", "patch leases", "delete leases", "get deployments/scale", "patch deployments/scale", "get deployments", "patch deployments", "delete deployments",
+		"patch replicasets", "get services", "patch services",
+	}
+	tried := 0
+	for i, without := range each {
+		right := without.Verbs[0] + " " + without.Resources[0]
+		need := slices.Contains(needed, right)
+		if need {
+			tried++
+		}
+		if !soak(true, right == "patch deployments/scale" || right == "list replicasets") {
+			continue
+		}
+		t.Run("without "+right, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			role := role.DeepCopy()
+			role.Rules = slices.Delete(slices.Clone(each), i, i+1)
+			if _, err := s.client.RbacV1().Roles(w.ns).Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			w.apply(docs[0])
+			w.apply(docs[2])
+			who := w.editor()
+			before := w.snapshot()
+			b := w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders", "--self-restore", "always"}, localOrders(t)...)...)
+			if need {
+				b.exits(int(hint.ProxyNotReady))
+				b.says(fmt.Sprintf(`cannot %s resource \"%s\"`, without.Verbs[0], without.Resources[0]))
+				w.assertSnapshot(before)
+				return
+			}
+			b.says("keeper: ready")
+			b.says(swapped)
+			b.terminate()
+			w.assertGivenBack(before)
+		})
+	}
+	if tried != len(needed) {
+		t.Errorf("deploy/keeper.yaml has %d of %q", tried, needed)
+	}
 }
 
 // A laptop that was away for longer than that finds the original serving. It says so and leaves it alone, or swaps anew if
@@ -349,6 +414,9 @@ func TestLaptopComesBackInTime(t *testing.T) {
 	b.kill()
 	b = w.bridge(args...)
 	b.says("taking up the swap")
+	if first := b.stderr.all()[0]; !strings.Contains(first, "taking up the swap") {
+		t.Errorf("its first line is %q", first)
+	}
 	b.says("1m0s after this machine's last heartbeat a keeper in the cluster gives it back")
 	b.says(swapped)
 	w.answeredBy("laptop")

@@ -60,7 +60,7 @@ func TestStatefulSet(t *testing.T) {
 	before := w.snapshot()
 	args := append(append([]string{"swap", "statefulset", "db"}, localOrders(t)...), soon...)
 	b := w.bridge(args...)
-	b.says("mode replace: the statefulset is scaled to 0")
+	b.says("mode replace, since a keeper can start the original again: the statefulset is scaled to 0")
 	b.says("one proxy stands in for all 2 pods of statefulset/db, with the host name db-0")
 	b.says("swapped: statefulset/db in " + w.ns)
 	w.await("the originals' end", func() bool { return len(w.pods("app=db,!bridge.internal/proxy")) == 0 })

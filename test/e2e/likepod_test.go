@@ -430,7 +430,8 @@ func touch(t *testing.T, path string) {
 	}
 }
 
-// withSidecarYAML is a workload with a second container, which answers on the pod's loopback alone.
+// withSidecarYAML is a workload with a native sidecar and another container, which answer on the pod's loopback alone, and with a port below 1024, at
+// which nobody answers: its own user may not.
 const withSidecarYAML = `
 apiVersion: apps/v1
 kind: Deployment
@@ -441,19 +442,20 @@ spec:
   template:
     metadata: {labels: {app: orders}}
     spec:
+      initContainers:
+      - name: sidecar
+        restartPolicy: Always
+        image: %[1]s
+        args: [serve, --name, sidecar, --http, "127.0.0.1:9090"]%[2]s
       containers:
       - name: app
         image: %[1]s
-        args: [serve, --name, original, --http, ":80"]
-        ports: [{name: http, containerPort: 80}]
+        args: [serve, --name, original]
+        ports: [{name: http, containerPort: 8080}, {name: low, containerPort: 80}]
         readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}%[2]s
-      - name: sidecar
-        image: %[1]s
-        args: [serve, --name, sidecar, --http, "127.0.0.1:9090"]%[2]s
       - name: secret
         image: %[1]s
         args: [serve, --name, secret, --http, "127.0.0.1:9091"]%[2]s
-      securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "0"}]}
 ---
 apiVersion: v1
 kind: Service
@@ -461,10 +463,17 @@ metadata: {name: orders}
 spec:
   selector: {app: orders}
   ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: low}
+spec:
+  selector: {app: orders}
+  ports: [{name: low, port: 80, targetPort: low}]
 `
 
 // A program's network is the pod's: the cluster's names and addresses, the ports of the pod's other containers that are asked for, and of
-// this machine's. When bridge is killed it is gone, and the next bridge takes the swap up with a new one.
+// this machine's. Its port below 1024 is the pod's too. When bridge is killed it is gone, and the next bridge takes the swap up with a new one.
 func TestProgramHasThePodsNetwork(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -477,8 +486,9 @@ func TestProgramHasThePodsNetwork(t *testing.T) {
 	defer laptop.Close()
 	_, local, _ := strings.Cut(laptop.Listener.Addr().String(), ":")
 	script := fmt.Sprintf(`get() { echo "$(curl -sS --max-time 20 "$@" 2>&1)"; }
-%[1]s serve --name laptop --http 127.0.0.1:80 &
-until curl -s -o /dev/null http://127.0.0.1:80; do sleep 0.1; done
+%[1]s serve --name laptop --http 127.0.0.1:8080 &
+%[1]s serve --name "low on the laptop" --http 127.0.0.1:80 &
+until curl -s -o /dev/null http://127.0.0.1:8080 && curl -s -o /dev/null http://127.0.0.1:80; do sleep 0.1; done
 get http://localhost:9090/
 %[1]s get --url http://127.0.0.1:9090/
 get http://localhost:9091/
@@ -486,6 +496,7 @@ get http://localhost:%[2]s/
 get http://host.bridge.internal:%[2]s/
 until [ -e "$0" ]; do sleep 0.1; done
 get http://orders
+get http://low
 %[1]s get --url http://orders.%[3]s
 echo pid $$
 wait`, s.sample, local, w.ns)
@@ -498,7 +509,7 @@ wait`, s.sample, local, w.ns)
 	touch(t, goOn)
 	pid := strings.TrimPrefix(b.prints("pid "), "pid ")
 	got := b.stdout.all()
-	want := []string{"sidecar", "sidecar", "curl: ", "on the laptop", "on the laptop", "laptop", "laptop"}
+	want := []string{"sidecar", "sidecar", "curl: ", "on the laptop", "on the laptop", "laptop", "low on the laptop", "laptop"}
 	for i, line := range want {
 		if i >= len(got) || !strings.HasPrefix(got[i], line) {
 			t.Fatalf("%q, want %q", got, want)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"syscall"
@@ -61,6 +62,9 @@ func TestMembers(t *testing.T) {
 	dry.prints("# 2. patch configmap/bridge-deployment-orders-members: tells the proxies")
 	b := pc.bridge(shareArgs(t, "bob")...)
 	b.says("mode standby: requests of --header x-user=bob come here while this machine can take them; deployment/orders in " + w.ns + " is shared with ")
+	if first := b.stderr.all()[0]; !strings.HasPrefix(first, "mode standby: ") {
+		t.Errorf("its first line is %q", first)
+	}
 	b.says("(--header x-user=ada)")
 	b.says("is answered here for --header x-user=bob")
 	w.each("ada", "bob")
@@ -236,45 +240,53 @@ func TestRestorerDiesBesideABridge(t *testing.T) {
 	}
 }
 
-// Who is killed while joining or leaving costs the other nothing, and the same command goes on from there; without it the keeper gives back when
-// the other is gone too.
+// Who is killed while joining or leaving costs the other nothing, and the same command goes on from there. When the other is gone too all is given
+// back, by the keeper alone, or by restore from elsewhere, also without the Lease.
 func TestMembersKilledAtEachPoint(t *testing.T) {
 	t.Parallel()
+	type end struct{ also, way string }
 	for i, p := range []point.Point{point.SessionKept, point.Joined, point.JoinTold, point.TakeUpReady, point.SessionHeld, point.Beat, point.SessionEnding, point.Left, point.LeftTold} {
-		again := soak(true, i%2 == 0)
-		t.Run(string(p), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t).withOrders()
-			before := w.snapshot()
-			a := w.bridge(shareArgs(t, "ada", "--restore-after", "10s")...)
-			a.says("is answered here for")
-			pc, args := w.elsewhere(), shareArgs(t, "bob")
-			b := pc.bridgeAs(s.kubeconfig, []string{point.Env + "=" + string(p) + ":kill"}, args...)
-			if slices.Contains([]point.Point{point.SessionEnding, point.Left, point.LeftTold}, p) {
-				b.says("is answered here for")
-				b.signal(syscall.SIGTERM)
+		for _, e := range []end{{"", byKeeper}, {"", byRestore}, {"", byRestoreAll}, {leaseDeleted, byRestore}, {leaseDeleted, byRestoreAll}} {
+			if !soak(true, e == end{"", byKeeper} || p == point.Joined && e == end{leaseDeleted, byRestoreAll}) {
+				continue
 			}
-			<-b.ended
-			w.each("ada")
-			w.await("an answer by original", func() bool { return w.asks("x-user: bob") == "original" })
-			if again {
-				b = pc.bridge(args...)
-				b.says("is answered here for --header x-user=bob")
-				w.each("ada", "bob")
-				b.terminate()
+			again := e.way == byKeeper && soak(true, i%2 == 0)
+			t.Run(strings.TrimSpace(fmt.Sprintf("%s %s, then %s", p, e.also, e.way)), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t).withOrders()
+				before := w.snapshot()
+				a := w.bridge(shareArgs(t, "ada", "--restore-after", "10s")...)
+				a.says("is answered here for")
+				pc, args := w.elsewhere(), shareArgs(t, "bob")
+				b := pc.faulty(p, "kill", args...)
+				if slices.Contains([]point.Point{point.SessionEnding, point.Left, point.LeftTold}, p) {
+					b.says("is answered here for")
+					b.signal(syscall.SIGTERM)
+				}
+				b.dies(p)
 				w.each("ada")
-			}
-			a.kill()
-			w.awaitGivenBack(before)
-		})
+				w.await("an answer by original", func() bool { return w.asks("x-user: bob") == "original" })
+				if again {
+					b = pc.bridge(args...)
+					b.says("is answered here for --header x-user=bob")
+					w.each("ada", "bob")
+					b.terminate()
+					w.each("ada")
+				}
+				a.kill()
+				w.lose(e.also)
+				w.giveBack(stage{recorded: true}, e.also, e.way, args)
+				w.awaitGivenBack(before)
+			})
+		}
 	}
 	t.Run(string(point.Shared), func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t).withOrders()
 		before := w.snapshot()
 		args := shareArgs(t, "ada", "--self-restore", "never")
-		a := w.bridgeAs(s.kubeconfig, []string{point.Env + "=" + string(point.Shared) + ":kill"}, args...)
-		<-a.ended
+		a := w.faulty(point.Shared, "kill", args...)
+		a.dies(point.Shared)
 		b := w.elsewhere().bridge(shareArgs(t, "bob")...)
 		b.says("is answered here for --header x-user=bob")
 		w.each("bob")

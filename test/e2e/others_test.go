@@ -70,7 +70,7 @@ func (w *world) foreign() string {
 	return b.String()
 }
 
-// What somebody does to the workload while it is swapped is still so afterwards, whoever gives back: the holder, or a restore.
+// What somebody does to the workload while it is swapped is still so afterwards, whoever gives back: the holder, a restore, or the keeper.
 func TestWhatOthersDidSurvives(t *testing.T) {
 	t.Parallel()
 	anew := s.image
@@ -84,6 +84,7 @@ func TestWhatOthersDidSurvives(t *testing.T) {
 	}{
 		{"rollout", func(w *world) {
 			w.patch("Deployment", "somebody", fmt.Sprintf(`{"spec":{"template":{"spec":{"containers":[{"name":"app","image":%q,"env":[{"name":"ROLLOUT","value":"1"}]}]}}}}`, anew))
+			w.await("the record on both replicasets", func() bool { return len(w.recorded()) == 2 })
 		}, 2},
 		{"scale", func(w *world) {
 			d := s.client.AppsV1().Deployments(w.ns)
@@ -101,20 +102,28 @@ func TestWhatOthersDidSurvives(t *testing.T) {
 		}, 2},
 	}
 	for i, edit := range edits {
-		for j, by := range []string{"the holder", "restore"} {
-			if !soak(true, i%2 == j) {
+		for j, by := range []string{"the keeper", "the holder", "restore"} {
+			if !soak(true, i%3 == j) {
 				continue
 			}
 			t.Run(edit.what+", given back by "+by, func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t).withOrders()
-				b := w.swap()
+				var flags []string
+				if by == "the keeper" {
+					flags = soon
+				}
+				b := w.swap(flags...)
 				edit.do(w)
 				during := w.foreign()
-				if by == "restore" {
+				switch by {
+				case "the keeper":
+					b.kill()
+					w.await("the keeper's end", func() bool { return w.lease() == nil })
+				case "restore":
 					b.kill()
 					w.elsewhere().bridge("restore", "deployment", "orders").exits(0)
-				} else {
+				default:
 					b.terminate()
 				}
 				if after := w.foreign(); after != during {
@@ -127,6 +136,71 @@ func TestWhatOthersDidSurvives(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// recorded are the names of orders' ReplicaSets that have a copy of the record.
+func (w *world) recorded() (names []string) {
+	w.t.Helper()
+	list, err := s.client.AppsV1().ReplicaSets(w.ns).List(w.t.Context(), metav1.ListOptions{LabelSelector: "app=orders,!bridge.internal/proxy"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, rs := range list.Items {
+		if rs.Annotations["bridge.internal/undo"] != "" {
+			names = append(names, rs.Name)
+		}
+	}
+	return names
+}
+
+// A copy of the record that an earlier keeper has left on a ReplicaSet is no swap that was left behind, and neither is it when kubectl rollout undo has
+// put it on the deployment: nobody is scaled up by it, and the next swap is made.
+func TestRecordOfLongAgo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	deployments, sets := s.client.AppsV1().Deployments(w.ns), s.client.AppsV1().ReplicaSets(w.ns)
+	b := w.swap()
+	d, err := deployments.Get(t.Context(), "orders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.await("the record on the replicaset", func() bool { return len(w.recorded()) == 1 })
+	set := w.recorded()[0]
+	annotation, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{"bridge.internal/undo": d.Annotations["bridge.internal/undo"]}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.terminate()
+	scale := func(to int32) {
+		t.Helper()
+		w.patch("Deployment", "somebody", fmt.Sprintf(`{"spec":{"replicas":%d}}`, to))
+		w.awaitReady("app=orders,!bridge.internal/proxy", int(to))
+	}
+	for _, on := range []string{"the replicaset", "the deployment"} {
+		for _, restore := range [][]string{{"restore", "--all"}, {"restore", "deployment", "orders"}} {
+			scale(0)
+			before := w.snapshot()
+			if on == "the deployment" {
+				w.patch("Deployment", "kubectl", string(annotation))
+				w.await("its controller's copy", func() bool { return len(w.recorded()) == 1 })
+			} else if _, err := sets.Patch(t.Context(), set, types.MergePatchType, annotation, metav1.PatchOptions{FieldManager: "kube-controller-manager"}); err != nil {
+				t.Fatal(err)
+			}
+			b := w.elsewhere().bridge(restore...)
+			b.exits(0)
+			b.says("scales nothing any more")
+			w.assertSnapshot(before)
+		}
+	}
+	scale(2)
+	w.patch("Deployment", "kubectl", string(annotation))
+	b = w.swap()
+	w.answersSteadily("laptop")
+	b.terminate()
+	w.answersSteadily(original)
+	if left := w.snapshot(); strings.Contains(left, "bridge.internal") || strings.Contains(left, "manager: bridge") {
+		t.Errorf("something of ours is left:\n%s", left)
 	}
 }
 

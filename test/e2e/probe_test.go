@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -145,7 +146,7 @@ func TestProbesBesideTheKubelet(t *testing.T) {
 }
 
 // Callers of a process that is not ready by the target's own probe are refused, as by a pod, until it is again: when the probe
-// fails, when nothing answers (a breakpoint), and when the process is gone.
+// fails, when nothing answers (a breakpoint), and when the process is gone. None of it restarts anything.
 func TestReadinessFollowsTheLaptop(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withProbes("orders", `readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, timeoutSeconds: 4}
@@ -158,6 +159,7 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 	b := w.bridge(local.swapFlags()...)
 	b.says("waiting for the local process: GET http://localhost:")
 	b.says(swapped)
+	running := w.running()
 	get := func() (string, error) {
 		out := newLines()
 		err := w.exec(t.Context(), nil, out, "get", "--url", "http://orders")
@@ -197,8 +199,23 @@ func TestReadinessFollowsTheLaptop(t *testing.T) {
 	w.await("the status", func() bool {
 		return slices.Equal(w.probeResults(), []string{"startup success", "readiness success", "liveness success"})
 	})
+	if now := w.running(); !slices.Equal(now, running) {
+		t.Errorf("the pods are %q, and were %q", now, running)
+	}
 	b.terminate()
 	w.assertSnapshot(before)
+}
+
+// running are the containers of bridge's pods, each with how often it was restarted, in order.
+func (w *world) running() (containers []string) {
+	w.t.Helper()
+	for _, p := range append(w.pods("bridge.internal/proxy"), w.pods("bridge.internal/keeper")...) {
+		for _, c := range p.Status.ContainerStatuses {
+			containers = append(containers, fmt.Sprintf("%s %s %s restarted %d times", p.UID, p.Name, c.Name, c.RestartCount))
+		}
+	}
+	slices.Sort(containers)
+	return containers
 }
 
 // readyEndpoints is how many a Service has.
@@ -235,6 +252,47 @@ func (w *world) probeResults() (results []string) {
 	return results
 }
 
+// A program is ended and started again as the kubelet would do it, within the same swap.
+func TestProgramIsRestartedOnLiveness(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withProbes("orders", "livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}\n        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 10}", 1)
+	before := w.snapshot()
+	port := freePort(t)
+	b := w.bridge("swap", "deployment", "orders", "--port", port+":http", "--restart-on-liveness", "--", s.sample, "serve", "--name", "laptop", "--http", "127.0.0.1:"+port)
+	b.says(swapped)
+	proxy := w.proxy()
+	reached := func() bool {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}
+	w.await("its port", reached)
+	healthy{b, port}.answers("F")
+	b.says("3 times in a row: CMD is restarted, as the kubelet would have done")
+	b.says("the program has ended with exit code 0: starting it again")
+	b.says("ready again: GET http://localhost:" + port + "/: status 200")
+	w.await("its port", reached)
+	w.await("the status", func() bool {
+		return slices.Equal(w.probeResults(), []string{"readiness success", "liveness success"})
+	})
+	if now := w.proxy(); now.UID != proxy.UID {
+		t.Error("the proxy is another one")
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(0)
+	w.assertSnapshot(before)
+}
+
+// bridgeStatus is the table.
+func (w *world) bridgeStatus() []string {
+	w.t.Helper()
+	st := w.bridge("status")
+	st.exits(0)
+	return st.stdout.all()
+}
+
 // Before anything is changed the process has to be ready; without the probes any process will do. Liveness is told, and
 // restarts nothing.
 func TestProbesOnAndOff(t *testing.T) {
@@ -262,8 +320,18 @@ func TestProbesOnAndOff(t *testing.T) {
 	if _, err := time.Parse(time.TimeOnly, at[:len(time.TimeOnly)]); err != nil {
 		t.Errorf("%q: %v", line, err)
 	}
+	w.await("the status", func() bool {
+		return slices.ContainsFunc(w.bridgeStatus(), func(line string) bool { return strings.Contains(line, "(the kubelet would have restarted it at ") })
+	})
 	local.answers("S")
 	b.says("liveness: good: ")
 	b.terminate()
+	w.assertSnapshot(before)
+
+	// At a terminal there is a line that is rewritten in place, until another takes its row.
+	c := w.atTerminal(local.swapFlags()...)
+	c.shows(swapped)
+	c.terminate()
+	c.shows("readiness success at ")
 	w.assertSnapshot(before)
 }

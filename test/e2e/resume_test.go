@@ -170,6 +170,7 @@ func TestTakeUpWithOtherOptions(t *testing.T) {
 		"--arch":        append(localOrders(t), "--arch", "arm64"),
 		"--carrier":     append(localOrders(t), "--carrier", "podproxy"),
 		"--mode":        append(localOrders(t), "--header", "x-user=ada"),
+		"--init":        append(localOrders(t), "--init"),
 	} {
 		b := w.bridge(append([]string{"swap", "deployment", "orders"}, args...)...)
 		b.exits(int(hint.Conflict))

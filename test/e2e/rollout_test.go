@@ -134,7 +134,7 @@ func TestARolloutIsReplaced(t *testing.T) {
 			before := w.snapshot()
 			load := w.load("--url", "http://orders", "--rate", "50")
 			b := w.bridge(swapRollout(t, soon...)...)
-			b.says("mode replace: the rollout is scaled to 0")
+			b.says("mode replace, since a keeper can start the original again: the rollout is scaled to 0")
 			b.says("keeper: ready")
 			if strategy != basic {
 				b.says("service/orders is the rollout's own, and stays as it is")

@@ -293,39 +293,56 @@ func TestSafeFromStrangers(t *testing.T) {
 	t.Logf("%d strangers refused, %d round trips undisturbed", sf.refused, n)
 }
 
-// Of a swap a neighbour finds the ports that it stands in for, and two that say whether they are ready and nothing else.
+// Of a swap a neighbour finds the ports that it stands in for, and one of each pod that says whether it is ready and nothing else.
 func TestANeighbourFindsNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t).withOrders()
-	b := w.swap()
-	keepers := w.pods("bridge.internal/keeper")
-	if len(keepers) != 1 {
-		t.Fatalf("%d keepers", len(keepers))
-	}
 	for _, c := range []struct {
-		pod  corev1.Pod
-		open []string // what the target serves
-	}{{w.proxy(), []string{"7000", "8080"}}, {keepers[0], nil}} {
-		out := newLines()
-		if err := w.exec(t.Context(), nil, out, "ports", "--host", c.pod.Status.PodIP); err != nil {
-			t.Fatal(err)
+		mode    string
+		flags   []string
+		proxies int
+	}{{"replace", nil, 1}, {"standby", standing, 2}, {"shared", []string{"--header", "x-user=ada"}, 2}} {
+		if !soak(true, c.mode != "shared") {
+			continue
 		}
-		health := 0
-		for _, line := range out.all() {
-			port, answers, _ := strings.Cut(line, " ")
-			if slices.Contains(c.open, port) {
-				c.open = slices.DeleteFunc(c.open, func(p string) bool { return p == port })
-				continue
+		t.Run(c.mode, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).withOrders()
+			b := w.swap(c.flags...)
+			w.awaitReady("bridge.internal/proxy", c.proxies)
+			for _, p := range w.pods("bridge.internal/proxy") {
+				w.findsNothing(p, "7000", "8080")
 			}
-			health++
-			const want = `"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nready\n" "" ""`
-			if answers != want {
-				t.Errorf("port %s of %s says %s", port, c.pod.Name, answers)
+			keepers := w.pods("bridge.internal/keeper")
+			if len(keepers) != 1 {
+				t.Fatalf("%d keepers", len(keepers))
 			}
+			w.findsNothing(keepers[0])
+			b.terminate()
+		})
+	}
+}
+
+// findsNothing has the client's pod look at all ports of another, which has these open, and one that says "ready".
+func (w *world) findsNothing(p corev1.Pod, open ...string) {
+	w.t.Helper()
+	out := newLines()
+	if err := w.exec(w.t.Context(), nil, out, "ports", "--host", p.Status.PodIP); err != nil {
+		w.t.Fatal(err)
+	}
+	health := 0
+	for _, line := range out.all() {
+		port, answers, _ := strings.Cut(line, " ")
+		if slices.Contains(open, port) {
+			open = slices.DeleteFunc(open, func(p string) bool { return p == port })
+			continue
 		}
-		if health != 1 || len(c.open) > 0 {
-			t.Errorf("%s has %d ports beside the target's, and not %q: %q", c.pod.Name, health, c.open, out.all())
+		health++
+		const want = `"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nready\n" "" ""`
+		if answers != want {
+			w.t.Errorf("port %s of %s says %s", port, p.Name, answers)
 		}
 	}
-	b.terminate()
+	if health != 1 || len(open) > 0 {
+		w.t.Errorf("%s has %d ports beside the target's, and not %q: %q", p.Name, health, open, out.all())
+	}
 }

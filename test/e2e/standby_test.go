@@ -6,6 +6,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -59,14 +60,14 @@ func TestStandbyLosesNoRequest(t *testing.T) {
 	}
 	b.terminate()
 
-	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+	for name, l := range map[string]*load{newConnections: fresh, keptConnections: pooled} {
 		r := l.end(t)
 		t.Logf("%s: %+v", name, r)
 		if r.Failed > 0 {
 			t.Errorf("%s: %d of %d requests failed: %q", name, r.Failed, r.Requests, r.Errors)
 		}
 		// Connections that are open to the original stay there.
-		if r.By["original"] == 0 || r.By["laptop"] == 0 && name == "new connections" {
+		if r.By["original"] == 0 || r.By["laptop"] == 0 && name == newConnections {
 			t.Errorf("%s: answered by %v of %d", name, r.By, r.Requests)
 		}
 	}
@@ -77,30 +78,82 @@ func TestStandbyLosesNoRequest(t *testing.T) {
 // 50 ms, so ten are under way at any moment; with threefold slack.
 const inFlight = 30
 
-// What happens to the laptop, its process and the proxies costs the callers no more than the requests that are under way then.
+// The names of the two loads of steady.
+const (
+	newConnections  = "new connections"
+	keptConnections = "kept connections"
+)
+
+// steady are two loads of 200 requests a second each on a path of orders.
+func (w *world) steady(path string) map[string]*load {
+	w.t.Helper()
+	begin := func(more ...string) *load {
+		return w.load(append([]string{"--url", "http://orders" + path, "--rate", "200"}, more...)...)
+	}
+	return map[string]*load{newConnections: begin(), keptConnections: begin("--pooled")}
+}
+
+// unharmed: of the requests that were begun in that time none has failed or stalled.
+func (r report) unharmed(t *testing.T, what string, from, to time.Time) {
+	t.Helper()
+	if !s.embedded {
+		return // the cluster's clock is another
+	}
+	if n := r.harmedIn(from, to); n > 0 || r.Failed+r.Stalled > len(r.Harmed) {
+		t.Errorf("%s: %d of those begun from %s to %s are among them that failed or stalled: %v", what, n, from.Format(time.TimeOnly), to.Format(time.TimeOnly), r)
+	}
+}
+
+// What happens to the laptop, its process and the proxies costs the callers no more than the requests that are under way then. Where no proxy
+// ends, or one that drains, nobody fails who comes after that.
 func TestStandbyFaults(t *testing.T) {
 	t.Parallel()
-	const rate = "200"
+	type when func(fault, healed time.Time) time.Time
+	after := func(d time.Duration) when { return func(fault, _ time.Time) time.Time { return fault.Add(d) } }
+	ever := func(time.Time, time.Time) time.Time { return time.Time{} }
+	healed := func(_, healed time.Time) time.Time { return healed }
+	// Beside other tests the cluster itself may take longer than a proxy drains, and a lost packet costs seconds.
+	atOnce, none := soak(after(time.Second), after(slack*time.Second)), soak(when(ever), healed)
 	for _, c := range []struct {
 		name string
 		// fault makes the fault and returns what heals it; nil: another bridge does. during is who answers in between.
 		fault  func(w *world, b *process) (heal func())
 		during string
+		// From when on nobody fails or stalls, with new connections, and with kept ones, of which some go to the laptop until a proxy has noticed.
+		fresh, kept when
+		// sudden is whether a proxy ends without draining: until the cluster has noticed that it refuses connections.
+		sudden bool
 	}{
 		{"bridge killed", func(_ *world, b *process) func() {
 			b.kill()
 			return nil
-		}, "original"},
+		}, "original", atOnce, after(slack * time.Second), false},
 		{"bridge frozen", func(_ *world, b *process) func() {
 			b.signal(syscall.SIGSTOP)
 			return func() { b.signal(syscall.SIGCONT) }
-		}, "original"},
+		}, "original", atOnce, after(slack * time.Second), false},
 		{"a proxy deleted", func(w *world, _ *process) func() {
 			w.deleteProxies(1)
 			return func() {}
-		}, "laptop"},
+		}, "laptop", none, none, false},
+		{"a proxy killed", func(w *world, _ *process) func() {
+			p := w.pods("bridge.internal/proxy")[0]
+			if w.killIn(string(p.UID)) == 0 {
+				w.t.Fatal("it does not run")
+			}
+			return func() {
+				w.await("its restart", func() bool {
+					return slices.ContainsFunc(w.pods("bridge.internal/proxy"), func(now corev1.Pod) bool {
+						return now.UID == p.UID && len(now.Status.ContainerStatuses) > 0 && now.Status.ContainerStatuses[0].RestartCount > 0
+					})
+				})
+			}
+		}, "laptop", healed, healed, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.sudden {
+				embedded(t)
+			}
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
@@ -109,13 +162,13 @@ func TestStandbyFaults(t *testing.T) {
 			b.says(swapped)
 			w.proxies()
 			w.answeredBy("laptop")
-			loads := map[string]*load{
-				"new connections":  w.load("--url", "http://orders", "--rate", rate),
-				"kept connections": w.load("--url", "http://orders", "--rate", rate, "--pooled"),
-			}
+			loads := w.steady("/")
 			heal := c.fault(w, b)
+			fault := time.Now()
 			w.answeredBy(c.during)
-			w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+			if !c.sudden {
+				w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+			}
 			if heal == nil {
 				b = w.bridge(args...)
 				b.says("taking up the swap")
@@ -125,12 +178,19 @@ func TestStandbyFaults(t *testing.T) {
 			}
 			w.answeredBy("laptop")
 			w.proxies()
+			healed := time.Now()
+			w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
 			for name, l := range loads {
 				r := l.end(t)
-				t.Logf("%s: %+v", name, r)
-				if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 && c.during == "original" {
-					t.Errorf("%s: %+v", name, r)
+				t.Logf("%s: %v", name, r)
+				if r.Failed > inFlight && !c.sudden || r.By["laptop"] == 0 || r.By["original"] == 0 && c.during == "original" {
+					t.Errorf("%s: %v", name, r)
 				}
+				from := c.fresh
+				if name == keptConnections {
+					from = c.kept
+				}
+				r.unharmed(t, name, from(fault, healed), time.Now())
 			}
 			b.terminate()
 			w.assertGivenBack(before)
@@ -200,26 +260,30 @@ func TestStandbyProcessRestarts(t *testing.T) {
 	l := w.load("--url", "http://orders", "--rate", "200")
 	local.signal(syscall.SIGKILL)
 	<-local.ended
+	gone := time.Now()
 	w.answeredBy("original")
 	b.says("go to the original until")
 	start(t, s.sample, nil, serve...).says("listens on")
 	w.answeredBy("laptop")
 	r := l.end(t)
-	t.Logf("%+v", r)
-	if r.Failed > inFlight || r.By["laptop"] == 0 || r.By["original"] == 0 {
-		t.Errorf("%+v", r)
+	t.Logf("%v", r)
+	if r.Failed > inFlight || r.Stalled > 0 || r.By["laptop"] == 0 || r.By["original"] == 0 {
+		t.Errorf("%v", r)
 	}
+	r.unharmed(t, "a process that is not there", gone, time.Now())
 	b.terminate()
 	w.assertGivenBack(before)
 }
 
-// Both proxies go at once: callers are refused until others are there, and then the laptop answers again.
+// Both proxies go at once: callers are refused from when these have drained until others are there, and then the laptop answers again.
 func TestStandbyBothProxiesDeleted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
 	b := w.swap(standing...)
 	old := w.proxies()
+	loads := w.steady("/")
+	fault := time.Now()
 	w.deleteProxies(2)
 	w.await("two other proxies", func() bool {
 		pods := w.pods("bridge.internal/proxy")
@@ -227,8 +291,58 @@ func TestStandbyBothProxiesDeleted(t *testing.T) {
 	})
 	w.proxies()
 	w.answeredBy("laptop")
+	healed := time.Now()
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	for name, l := range loads {
+		r := l.end(t)
+		t.Logf("%s, which may fail for %v: %v", name, healed.Sub(fault).Round(time.Second), r)
+		r.unharmed(t, name+" before", time.Time{}, fault)
+		r.unharmed(t, name+" afterwards", healed, time.Now())
+	}
 	b.terminate()
 	w.assertGivenBack(before)
+}
+
+// The node of one of two proxies is lost: until the cluster knows that, those fail whom it sends there, and nobody from then on.
+func TestStandbyNodeLostUnderLoad(t *testing.T) {
+	// Not parallel: other tests' pods would come to the node.
+	cordon, lose := twoNodes(t)
+	w := newWorld(t).withOrders()
+	cordon("node2", false)
+	b := w.swap(standing...)
+	w.proxies()
+	on := func(node string) (n int) {
+		for _, p := range w.pods("bridge.internal/proxy") {
+			if p.Spec.NodeName == node {
+				n++
+			}
+		}
+		return n
+	}
+	if on("node1") != 1 || on("node2") != 1 {
+		t.Fatalf("%d proxies are on one node, %d on the other", on("node1"), on("node2"))
+	}
+	loads := w.steady("/")
+	fault := time.Now()
+	lose(true)
+	w.await("a proxy in its place", func() bool { return on("node1") == 2 })
+	w.answersSteadily("laptop")
+	noticed := time.Now()
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	for name, l := range loads {
+		r := l.end(t)
+		t.Logf("%s, which may fail for %v: %v", name, noticed.Sub(fault).Round(time.Second), r)
+		if name == newConnections { // of one that is kept to the lost proxy nobody tells the caller
+			r.unharmed(t, name+" afterwards", noticed, time.Now())
+		}
+		if r.By["laptop"] == 0 {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+	b.terminate()
+	w.answersSteadily(original)
+	lose(false)
+	w.await("the lost pod's end", func() bool { return len(w.pods("bridge.internal/proxy")) == 0 })
 }
 
 // Who may not have a keeper gets mode standby by default; a killed bridge leaves the original answering, and a keeper, where there is one,

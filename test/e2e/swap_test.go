@@ -43,7 +43,7 @@ func TestSwapLosesNoRequest(t *testing.T) {
 		t.Error("what giving back does is told as somebody else's")
 	}
 
-	for name, l := range map[string]*load{"new connections": fresh, "kept connections": pooled} {
+	for name, l := range map[string]*load{newConnections: fresh, keptConnections: pooled} {
 		r := l.end(t)
 		t.Logf("%s: %+v", name, r)
 		if r.Failed > 0 || len(r.Errors) > 0 {
@@ -54,6 +54,40 @@ func TestSwapLosesNoRequest(t *testing.T) {
 		}
 	}
 	w.assertGivenBack(before)
+}
+
+// Callers of a headless Service have the addresses from DNS, whose answers are good for a while; each of theirs goes to one, as it comes.
+func TestSwapLosesNoRequestOfAHeadlessService(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	const headless = `---
+apiVersion: v1
+kind: Service
+metadata: {name: each}
+spec: {clusterIP: None, selector: {app: orders}, ports: [{name: http, port: 8080, targetPort: http}]}
+`
+	w.apply(strings.TrimPrefix(headless, "---\n"))
+	before := w.snapshot()
+	l := w.load("--url", "http://each:8080", "--rate", "50", "--first")
+	b := w.bridge(swapArgs(localOrders(t))...)
+	b.says("moving callers to it: services each, orders")
+	b.says("so long callers of a headless service may go to the original")
+	b.says(swapped)
+	w.await("the original's pods to be gone", func() bool { return len(w.pods("app=orders,!bridge.internal/proxy")) == 0 })
+	while := w.load("--url", "http://each:8080", "--rate", "50", "--first")
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	if r := while.end(t); r.Failed > 0 || r.By["laptop"] != r.Requests {
+		t.Errorf("while swapped: %+v, want all by the laptop", r)
+	}
+	b.terminate()
+	b.says("it takes callers of a headless service for")
+	w.answersAt("http://each:8080", original)
+	r := l.end(t)
+	t.Logf("%+v", r)
+	if r.Failed > 0 || r.By["laptop"] == 0 || r.By[original] == 0 {
+		t.Errorf("%d of %d requests failed: %q; answered by %v", r.Failed, r.Requests, r.Errors, r.By)
+	}
+	w.assertManifest(before, ordersYAML+headless)
 }
 
 // assertGivenBack: the objects are as before, the previous manager's apply with other replicas works

@@ -337,13 +337,34 @@ func (w *world) check(args ...string) {
 
 // report as test/sample prints it.
 type report struct {
-	Requests, Failed int
-	Errors           []string
-	By               map[string]int
-	Turns            []struct { // when somebody else answered than before
+	Requests, Failed, Stalled int
+	Errors                    []string
+	By                        map[string]int
+	Worst, P99                time.Duration
+	Turns                     []struct { // when somebody else answered than before
 		At time.Time
 		By string
 	}
+	Harmed []struct { // the requests that failed or stalled
+		Begun time.Time
+		Took  time.Duration
+	}
+}
+
+func (r report) String() string {
+	return fmt.Sprintf("%d requests, answered by %v within %v, 99 %% of them within %v; %d have failed, %d were late: %q",
+		r.Requests, r.By, r.Worst.Round(time.Millisecond), r.P99, r.Failed, r.Stalled, r.Errors)
+}
+
+// harmedIn is how many requests failed or stalled of those that were begun then, by this machine's clock, which is the cluster's
+// too where that is embedded.
+func (r report) harmedIn(from, to time.Time) (n int) {
+	for _, h := range r.Harmed {
+		if !h.Begun.Before(from) && h.Begun.Before(to) {
+			n++
+		}
+	}
+	return n
 }
 
 // load is a steady load from the client's pod.

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,6 +19,9 @@ type load struct {
 	header header
 	rate   int
 	pooled bool
+	stall  time.Duration // who waits for longer has stalled
+	// first has each connection go to the first address of the name's alone, as most clients do; Go tries the others too.
+	first bool
 }
 
 // Report is what load counted.
@@ -24,8 +29,18 @@ type Report struct {
 	Requests int            `json:"requests"`
 	Failed   int            `json:"failed"`
 	Errors   []string       `json:"errors,omitempty"` // the first few
+	Stalled  int            `json:"stalled"`          // answered, but late
 	By       map[string]int `json:"by"`               // who answered
 	Turns    []Turn         `json:"turns"`            // the first ones
+	Worst    time.Duration  `json:"worst"`            // from the request to its answer or its failure
+	P99      time.Duration  `json:"p99"`              // of the same, 99 % took no longer; rounded up to a millisecond
+	Harmed   []Harmed       `json:"harmed,omitempty"` // the first ones that failed or stalled, as they ended
+}
+
+// Harmed is a request that failed or stalled.
+type Harmed struct {
+	Begun time.Time     `json:"begun"`
+	Took  time.Duration `json:"took"`
 }
 
 // Turn is when somebody else answered than before.
@@ -37,7 +52,25 @@ type Turn struct {
 const (
 	maxErrors = 10
 	maxTurns  = 1000
+	maxHarmed = 20_000 // of 200 a second all that are begun in more than a minute and a half
+	loadTime  = 10 * time.Second
 )
+
+// times counts how many requests took how many milliseconds; the last also counts all that took longer.
+type times [loadTime/time.Millisecond + 1]int
+
+func (t *times) add(took time.Duration) { t[min(took/time.Millisecond, loadTime/time.Millisecond)]++ }
+
+// most is what that part of n requests took at most.
+func (t *times) most(part float64, n int) time.Duration {
+	seen := 0
+	for i, count := range t {
+		if seen += count; seen > 0 && float64(seen) >= part*float64(n) {
+			return time.Duration(i+1) * time.Millisecond
+		}
+	}
+	return 0
+}
 
 func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 	stop := make(chan struct{})
@@ -45,13 +78,15 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 		_, _ = io.Copy(io.Discard, stdin)
 		close(stop)
 	}()
-	client := &http.Client{
-		Timeout:   10 * time.Second,
-		Transport: &http.Transport{DisableKeepAlives: !l.pooled, MaxIdleConnsPerHost: l.rate},
+	transport := &http.Transport{DisableKeepAlives: !l.pooled, MaxIdleConnsPerHost: l.rate}
+	if l.first {
+		transport.DialContext = dialFirst
 	}
+	client := &http.Client{Timeout: loadTime, Transport: transport}
 	var (
 		mu     sync.Mutex
 		report = Report{By: map[string]int{}}
+		took   times
 		wg     sync.WaitGroup
 	)
 	for {
@@ -71,14 +106,26 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 		select {
 		case <-stop:
 			wg.Wait()
+			report.P99 = took.most(.99, report.Requests)
 			return json.NewEncoder(stdout).Encode(report)
 		case <-tick.C:
 		}
 		wg.Go(func() {
+			begun := time.Now()
 			who, err := get(client, l.url, l.header)
+			this := Harmed{Begun: begun, Took: time.Since(begun)}
 			mu.Lock()
 			defer mu.Unlock()
 			report.Requests++
+			report.Worst = max(report.Worst, this.Took)
+			took.add(this.Took)
+			late := err == nil && this.Took > l.stall
+			if late {
+				report.Stalled++
+			}
+			if (late || err != nil) && len(report.Harmed) < maxHarmed {
+				report.Harmed = append(report.Harmed, this)
+			}
 			if err == nil {
 				report.By[who]++
 				if n := len(report.Turns); n < maxTurns && (n == 0 || report.Turns[n-1].By != who) {
@@ -92,6 +139,19 @@ func (l *load) run(stdin io.Reader, stdout io.Writer) error {
 			}
 		})
 	}
+}
+
+func dialFirst(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	all, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, net.JoinHostPort(all[0], port))
 }
 
 // header is one of a request's, NAME=VALUE; empty for none.

@@ -45,6 +45,8 @@ func run(args []string) error {
 		flags.StringVar((*string)(&l.header), "header", "", "NAME=VALUE of each request")
 		flags.IntVar(&l.rate, "rate", 50, "requests a second")
 		flags.BoolVar(&l.pooled, "pooled", false, "keep connections between requests")
+		flags.DurationVar(&l.stall, "stall", 5*time.Second, "how long a request may take without having stalled")
+		flags.BoolVar(&l.first, "first", false, "connect to the first address of the URL's name alone")
 		_ = flags.Parse(args[1:])
 		return l.run(os.Stdin, os.Stdout)
 	case "check":
