@@ -267,7 +267,7 @@ func (g giving) unmarkTarget(ctx context.Context) error {
 		if !g.api.dry && !g.record.Removes(target.Metadata.Annotations[undo.Annotation], target.Metadata.ManagedFields) {
 			return nil
 		}
-		return g.api.patch(ctx, path, undo.AnnotationPatch("", target.Metadata.ResourceVersion))
+		return g.api.patch(ctx, path, undo.UnmarkPatch(target.Metadata.ResourceVersion))
 	})
 }
 
@@ -369,7 +369,7 @@ func (g giving) unmarkNamed(ctx context.Context) error {
 func (g giving) unmark(ctx context.Context, replicaSetNames []string) error {
 	for _, name := range replicaSetNames {
 		err := g.patiently(ctx, "annotate replicaset/"+name, func() error {
-			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.AnnotationPatch("", ""))
+			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.UnmarkPatch(""))
 		})
 		if err != nil {
 			return err

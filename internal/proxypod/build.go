@@ -18,6 +18,7 @@ import (
 
 	"bridge/internal/carry"
 	"bridge/internal/kube"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -148,6 +149,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	maps.Copy(labels, s.Labels)
 	maps.Copy(labels, label)
 	delete(template.Annotations, UndoAnnotation) // a bare pod's own
+	delete(template.Annotations, undo.SwappedAnnotation)
 	replicas := int32(1)
 	if s.Standby != nil {
 		replicas = StandbyReplicas

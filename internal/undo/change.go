@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 )
 
 // Change is one field of one object. It is undone only if the object is the same (UID) and the
@@ -143,13 +144,19 @@ func (c Change) Patch(now, to json.RawMessage, resourceVersion string) (map[stri
 	return Versioned(map[string]any{"spec": spec}, resourceVersion), nil
 }
 
-// AnnotationPatch is the merge patch that sets the record's copy on an object, or removes it with "".
-func AnnotationPatch(record, resourceVersion string) map[string]any {
-	var v any
-	if record != "" {
-		v = record
-	}
-	return Versioned(map[string]any{"metadata": map[string]any{"annotations": map[string]any{Annotation: v}}}, resourceVersion)
+// MarkPatch is the merge patch that puts r's copy on the target, and what of it concerns people beside it.
+func (r *Record) MarkPatch(resourceVersion string) (map[string]any, error) {
+	record, err := r.Marshal()
+	return annotations(record, fmt.Sprintf("by %s since %s", r.Owner, r.Since.Format(time.RFC3339)), resourceVersion), err
+}
+
+// UnmarkPatch is the merge patch that removes both, from the target or what a controller has copied them to.
+func UnmarkPatch(resourceVersion string) map[string]any {
+	return annotations(nil, nil, resourceVersion)
+}
+
+func annotations(record, swapped any, resourceVersion string) map[string]any {
+	return Versioned(map[string]any{"metadata": map[string]any{"annotations": map[string]any{Annotation: record, SwappedAnnotation: swapped}}}, resourceVersion)
 }
 
 // FencePatch is the merge patch that writes value to an object of this UID, so that whoever has read it before can write to it no

@@ -16,6 +16,8 @@ import (
 const (
 	// Annotation holds the record, on the Lease and on the target.
 	Annotation = "bridge.internal/undo"
+	// SwappedAnnotation is beside the record on the target, for people: "by OWNER since TIME".
+	SwappedAnnotation = "bridge.internal/swapped"
 	// ProxyLabel is in a selector that bridge has set.
 	ProxyLabel = "bridge.internal/proxy"
 	// FenceAnnotation is on a Service while its swap is given back by another than made it.

@@ -298,6 +298,33 @@ func TestRemoves(t *testing.T) {
 	}
 }
 
+// The target has the record, and beside it what of that concerns people; both go at once.
+func TestMarks(t *testing.T) {
+	r, err := Parse(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := r.MarkPatch("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := json.Marshal(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		patch map[string]any
+		want  string
+	}{
+		{patch, `{"metadata":{"annotations":{"bridge.internal/swapped":"by ada@laptop since 2026-11-24T12:00:00Z","bridge.internal/undo":` + string(record) + `},"resourceVersion":"7"}}`},
+		{UnmarkPatch(""), `{"metadata":{"annotations":{"bridge.internal/swapped":null,"bridge.internal/undo":null}}}`},
+	} {
+		if b, err := json.Marshal(c.patch); err != nil || string(b) != c.want {
+			t.Errorf("%s, %v\nwant %s", b, err, c.want)
+		}
+	}
+}
+
 // A field is owned when it is a leaf of the set, or marked with "." beside what is below it.
 func TestFieldSets(t *testing.T) {
 	for _, c := range []struct {

@@ -151,22 +151,26 @@ func (x changer) changed(ctx context.Context, target Object) bool {
 
 // record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
 func (x changer) record(ctx context.Context, p *Plan) error {
-	record, err := p.Undo.Marshal()
-	if err != nil {
-		return err
-	}
-	return x.annotate(ctx, p.Undo.Target, record, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
+	return x.annotate(ctx, p.Undo.Target, &p.Undo, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
 }
 
 // unrecord removes it. Another swap's is undo.ErrMoved.
 func (x changer) unrecord(ctx context.Context, u *Undo) error {
-	return x.annotate(ctx, u.Target, "", func(d *kube.Workload) bool {
+	return x.annotate(ctx, u.Target, nil, func(d *kube.Workload) bool {
 		managed, err := json.Marshal(d.ManagedFields)
 		return err == nil && u.Removes(d.Annotations[proxypod.UndoAnnotation], managed)
 	})
 }
 
-func (x changer) annotate(ctx context.Context, o Object, to string, may func(*kube.Workload) bool) error {
+// annotate has the target have u's record, or with nil none, where that may take the place of what is there.
+func (x changer) annotate(ctx context.Context, o Object, u *Undo, may func(*kube.Workload) bool) error {
+	to := ""
+	if u != nil {
+		var err error
+		if to, err = u.Marshal(); err != nil {
+			return err
+		}
+	}
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		d, err := x.workload(ctx, o)
 		if err := same(err, o, d.UID); err != nil {
@@ -181,7 +185,13 @@ func (x changer) annotate(ctx context.Context, o Object, to string, may func(*ku
 		if err := x.ours(ctx); err != nil {
 			return err
 		}
-		return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
+		patch := undo.UnmarkPatch(d.ResourceVersion)
+		if u != nil {
+			if patch, err = u.MarkPatch(d.ResourceVersion); err != nil {
+				return err
+			}
+		}
+		return x.patch(ctx, o, patch)
 	})
 	return explainUnlessOurs(err, fmt.Sprintf("annotate %s in %s", o, o.Namespace))
 }
@@ -219,7 +229,7 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 	for _, rs := range copies {
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
-		if err := x.patch(ctx, o, undo.AnnotationPatch("", "")); err != nil && !apierrors.IsNotFound(err) {
+		if err := x.patch(ctx, o, undo.UnmarkPatch("")); err != nil && !apierrors.IsNotFound(err) {
 			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 		n++

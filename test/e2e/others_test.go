@@ -57,7 +57,7 @@ func (w *world) foreign() string {
 		for _, f := range []string{"generation", "resourceVersion"} {
 			unstructured.RemoveNestedField(o.Object, "metadata", f)
 		}
-		for _, a := range []string{"bridge.internal/undo", "deployment.kubernetes.io/revision"} {
+		for _, a := range []string{"bridge.internal/undo", "bridge.internal/swapped", "deployment.kubernetes.io/revision"} {
 			unstructured.RemoveNestedField(o.Object, "metadata", "annotations", a)
 		}
 		o.SetManagedFields(slices.DeleteFunc(o.GetManagedFields(), func(m metav1.ManagedFieldsEntry) bool { return m.Manager != "somebody" }))
