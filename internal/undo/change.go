@@ -98,6 +98,12 @@ func (c Change) Undo(now json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(selector)
 }
 
+// Held tells whether the field, which has the value now, is as the swap has made it, or in part: there is something to take back.
+func (c Change) Held(now json.RawMessage) bool {
+	to, err := c.Undo(now)
+	return to != nil || err != nil && !errors.Is(err, ErrMoved)
+}
+
 // Left says of ErrMoved what was left.
 func (c Change) Left(now json.RawMessage) string {
 	return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is (it was %s before the swap)", c.Path, c.Object, now, c.Before)

@@ -143,10 +143,29 @@ func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, d
 	return x.patch(ctx, c.Object, patch)
 }
 
-// changed tells whether the swap may have changed anything: the record's copy comes before the first change.
-func (x changer) changed(ctx context.Context, target Object) bool {
-	d, err := x.workload(ctx, target)
-	return err != nil || d.Annotations[proxypod.UndoAnnotation] != ""
+// changed tells whether the swap may have changed anything: the record's copy comes before the first change, and others may remove it after that.
+func (x changer) changed(ctx context.Context, u *Undo) bool {
+	d, err := x.workload(ctx, u.Target)
+	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
+		return true
+	}
+	held, err := x.held(ctx, u)
+	return err != nil || len(held) > 0
+}
+
+// held are the changes of u of which there is something to take back.
+func (x changer) held(ctx context.Context, u *Undo) (list []Change, err error) {
+	for _, c := range u.Changes {
+		now, err := x.write(ctx, c, func(json.RawMessage) (json.RawMessage, error) { return nil, nil })
+		switch {
+		case errors.Is(err, errGone):
+		case err != nil:
+			return nil, err
+		case c.Held(now):
+			list = append(list, c)
+		}
+	}
+	return list, nil
 }
 
 // record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
@@ -222,7 +241,13 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 const cleanFor = time.Second
 
 func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
-	copies, err := replicaSetCopies(ctx, x.kube, target.Namespace, target.UID)
+	d, err := x.workload(ctx, target)
+	if err := same(err, target, d.UID); errors.Is(err, errGone) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	copies, err := replicaSetCopies(ctx, x.kube, d)
 	if err != nil {
 		return 0, err
 	}
@@ -251,16 +276,20 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
 
-// replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
-func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {
-	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+// replicaSetCopies are the ReplicaSets of d that have a copy of its record.
+func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]appsv1.ReplicaSet, error) {
+	chosen, err := metav1.LabelSelectorAsSelector(d.Selector) // its ReplicaSets match it, and it never changes
 	if err != nil {
-		return nil, kube.Explain(err, "list replicasets in "+namespace)
+		return nil, fmt.Errorf("%s in %s: %w", d.Target(), d.Namespace, err)
+	}
+	list, err := k.Clientset.AppsV1().ReplicaSets(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: chosen.String()})
+	if err != nil {
+		return nil, kube.Explain(err, "list replicasets in "+d.Namespace)
 	}
 	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
 		_, has := rs.Annotations[proxypod.UndoAnnotation]
 		owner := metav1.GetControllerOf(&rs)
-		return !has || owner == nil || string(owner.UID) != target
+		return !has || owner == nil || owner.UID != d.UID
 	}), nil
 }
 
