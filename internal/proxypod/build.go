@@ -10,7 +10,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -49,8 +48,6 @@ type Spec struct {
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
 	Labels map[string]string
-	// Linger is how long the proxy takes new callers after it was told to end; zero means 3 s, the proxy's own default.
-	Linger time.Duration
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -135,7 +132,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	leaveLostNodes(pod)
 	pod.RestartPolicy = corev1.RestartPolicyAlways
 	pod.ActiveDeadlineSeconds = nil
-	grace := drainSeconds + int64(s.Linger/time.Second)
+	grace := drainSeconds
 	pod.TerminationGracePeriodSeconds = &grace
 
 	label := map[string]string{ProxyLabel: LabelValue(s.Lease)}

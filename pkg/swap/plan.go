@@ -209,7 +209,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
 		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, Init: o.Init, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
-		Labels: ownLabels(d), Linger: linger(services),
+		Labels: ownLabels(d),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -294,14 +294,6 @@ func (f Facts) held(record string) bool {
 			return string(s.UID) == c.Object.UID && (err != nil || c.Held(now))
 		})
 	})
-}
-
-// linger is how long callers of these Services may come to the proxy after it has left their endpoints, if that is longer than usual.
-func linger(services []corev1.Service) time.Duration {
-	if slices.ContainsFunc(services, func(s corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }) {
-		return settle + dnsTTL
-	}
-	return 0
 }
 
 // selecting are the Services that select pods with these labels.

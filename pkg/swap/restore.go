@@ -2,6 +2,7 @@ package swap
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -434,14 +435,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err != nil {
 		return err
 	}
-	end := "ending the proxy"
 	if ready && changed {
-		headless, err := r.moveBack(ctx, x, proxy, back)
-		if err := fault.After(fault.Settled, err); err != nil {
+		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, u, back)); err != nil {
 			return err
-		}
-		if headless {
-			end += fmt.Sprintf(": it takes callers of a headless service for %v more, who go by what DNS has told them", settle+dnsTTL)
 		}
 	}
 
@@ -463,7 +459,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			return err
 		}
 	}
-	r.Say(end)
+	r.Say("ending the proxy")
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
@@ -597,11 +593,11 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
 // proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
-// endpoints at the latest. Where a Service is headless it takes them for dnsTTL more.
-func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) (headless bool, err error) {
+// endpoints at the latest. Those of a headless Service know it only when DNS has told them.
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return false, kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return kube.IgnoreTransient(err) // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -610,13 +606,50 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
+	headless := false
 	err = x.awaitEndpoints(bounded, proxy, services, func(e endpoints) bool {
 		headless = headless || e.headless
 		return e.reachOriginal()
 	})
 	if err != nil && ctx.Err() == nil {
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
-		return headless, nil
+		return nil
 	}
-	return headless, err
+	if err != nil || !headless {
+		return err
+	}
+	return r.leaveDNS(ctx, x, proxy, u)
+}
+
+// leaveDNS has a proxy that is Ready leave the endpoints, by taking the labels of the original from its pods, and waits as long as callers may still come to it, by
+// what DNS has told them. It goes on as it is meanwhile, for it is not told to end.
+func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo) error {
+	labels := map[string]any{}
+	for _, c := range u.Of(undo.Selector) {
+		var before map[string]string
+		if err := json.Unmarshal(c.Before, &before); err != nil {
+			return err
+		}
+		for name := range before {
+			labels[name] = nil
+		}
+	}
+	pods, err := proxy.Pods(ctx)
+	if err != nil {
+		return kube.IgnoreTransient(err)
+	}
+	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !proxypod.Ready(p) })
+	if len(pods) == 0 {
+		return nil // it is nobody's endpoint
+	}
+	for _, p := range pods {
+		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+		err := x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, kube.Explain(err, "patch "+o.String())))
+			return nil
+		}
+	}
+	r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
+	return sleep(ctx, settle+dnsTTL)
 }
