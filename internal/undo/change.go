@@ -153,7 +153,14 @@ func (c Change) Patch(now, to json.RawMessage, resourceVersion string) (map[stri
 // MarkPatch is the merge patch that puts r's copy on the target, and what of it concerns people beside it.
 func (r *Record) MarkPatch(resourceVersion string) (map[string]any, error) {
 	record, err := r.Marshal()
-	return annotations(record, fmt.Sprintf("by %s since %s", r.Owner, r.Since.Format(time.RFC3339)), resourceVersion), err
+	return annotations(record, fmt.Sprintf("begun by %s at %s", r.Owner, r.Since.Format(time.RFC3339)), resourceVersion), err
+}
+
+// Marked tells whether an object with these annotations has one of the two.
+func Marked(annotations map[string]string) bool {
+	_, record := annotations[Annotation]
+	_, swapped := annotations[SwappedAnnotation]
+	return record || swapped
 }
 
 // UnmarkPatch is the merge patch that removes both, from the target or what a controller has copied them to.

@@ -15,7 +15,7 @@ import (
 const (
 	// Annotation holds the record, on the Lease and on the target.
 	Annotation = "bridge.internal/undo"
-	// SwappedAnnotation is beside the record on the target, for people: "by OWNER since TIME".
+	// SwappedAnnotation is beside the record on the target, for people: "begun by OWNER at TIME".
 	SwappedAnnotation = "bridge.internal/swapped"
 	// ProxyLabel is in a selector that bridge has set.
 	ProxyLabel = "bridge.internal/proxy"

@@ -310,7 +310,7 @@ func TestMarks(t *testing.T) {
 		patch map[string]any
 		want  string
 	}{
-		{patch, `{"metadata":{"annotations":{"bridge.internal/swapped":"by ada@laptop since 2026-11-24T12:00:00Z","bridge.internal/undo":` + string(record) + `},"resourceVersion":"7"}}`},
+		{patch, `{"metadata":{"annotations":{"bridge.internal/swapped":"begun by ada@laptop at 2026-11-24T12:00:00Z","bridge.internal/undo":` + string(record) + `},"resourceVersion":"7"}}`},
 		{UnmarkPatch(""), `{"metadata":{"annotations":{"bridge.internal/swapped":null,"bridge.internal/undo":null}}}`},
 	} {
 		if b, err := json.Marshal(c.patch); err != nil || string(b) != c.want {

@@ -195,10 +195,11 @@ func (x changer) annotate(ctx context.Context, o Object, u *Undo, may func(*kube
 		if err := same(err, o, d.UID); err != nil {
 			return err
 		}
-		if d.Annotations[proxypod.UndoAnnotation] == to {
+		is := d.Annotations[proxypod.UndoAnnotation]
+		if is == to && (u != nil || !undo.Marked(d.Annotations)) {
 			return nil
 		}
-		if !may(d) {
+		if is != to && !may(d) {
 			return undo.ErrMoved
 		}
 		if err := x.ours(ctx); err != nil {
@@ -222,19 +223,21 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 	if !target.Copied() {
 		return nil
 	}
-	for clean := time.Now(); time.Since(clean) < cleanFor; {
+	for clean := (time.Time{}); ; { // when a look ended that found one, or was the first
+		begun := time.Now()
 		n, err := x.cleanOnce(ctx, target)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if n > 0 {
+		case n > 0 || clean.IsZero():
 			clean = time.Now()
+		case begun.Sub(clean) >= cleanFor:
+			return nil
 		}
 		if err := sleep(ctx, proxypod.Poll); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // cleanFor is how long the ReplicaSets have to stay clean.
@@ -287,9 +290,8 @@ func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]
 		return nil, kube.Explain(err, "list replicasets in "+d.Namespace)
 	}
 	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
-		_, has := rs.Annotations[proxypod.UndoAnnotation]
 		owner := metav1.GetControllerOf(&rs)
-		return !has || owner == nil || owner.UID != d.UID
+		return !undo.Marked(rs.Annotations) || owner == nil || owner.UID != d.UID
 	}), nil
 }
 

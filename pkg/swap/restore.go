@@ -503,14 +503,29 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 }
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else.
+// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else; so each is tried before one is
+// tried again.
 func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
-	for _, change := range u.Of(f) {
-		var left string
-		err := r.patiently(ctx, c, func() (err error) {
+	changes := u.Of(f)
+	tried := len(changes)
+	for i := 0; i < len(changes); i++ {
+		change, left := changes[i], ""
+		step := func() (err error) {
 			left, err = x.undo(ctx, change)
 			return err
-		})
+		}
+		var err error
+		if i < tried {
+			if err = c.check(ctx); err == nil {
+				err = step()
+			}
+			if kube.Transient(err) || apierrors.IsConflict(err) {
+				changes = append(changes, change)
+				continue
+			}
+		} else {
+			err = r.patiently(ctx, c, step)
+		}
 		err = fault.After(point, err)
 		switch taken := new(proxypod.TakenError); {
 		case errors.As(err, &taken) || ctx.Err() != nil:

@@ -3,12 +3,15 @@
 package swap
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -251,18 +254,49 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
 		objects[servicePath+v.Name] = v
 	}
-	synctest.Test(t, func(t *testing.T) {
-		cl, k := newCluster(t, objects)
-		cl.refuses = func(method, path string) int {
-			if method == http.MethodPatch && path == servicePath+"orders" {
-				return http.StatusForbidden
+	for _, code := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+		synctest.Test(t, func(t *testing.T) {
+			cl, k := newCluster(t, objects)
+			cl.refuses = func(method, path string) int {
+				if method == http.MethodPatch && path == servicePath+"orders" {
+					return code
+				}
+				return 0
 			}
-			return 0
+			c := &claim{kube: k, lease: plan.Lease}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
+			if code == http.StatusForbidden && (!strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second") {
+				t.Errorf("%d: back are %v: %v", code, back, err)
+			}
+			var second corev1.Service
+			if !cl.at(servicePath+"second", &second) || len(second.Spec.Selector) != 1 || err == nil {
+				t.Errorf("%d: its selector is %v: %v", code, second.Spec.Selector, err)
+			}
+		})
+	}
+}
+
+// What says by whom it is swapped goes where somebody has removed the record beside it, too.
+func TestNoteWithoutARecordGoes(t *testing.T) {
+	plan := ordersPlan(t)
+	controls, note := true, map[string]string{undo.SwappedAnnotation: "begun by ada@laptop at noon"}
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	synctest.Test(t, func(t *testing.T) {
+		cl, k := newCluster(t, map[string]any{
+			leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: plan.target.UID, Annotations: note}),
+			setPath: appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "one", Namespace: "shop", UID: "one", Annotations: note, OwnerReferences: []metav1.OwnerReference{{UID: plan.target.UID, Controller: &controls}}}},
+		})
+		x := changer{kube: k, claim: &claim{kube: k, lease: plan.Lease}}
+		if err := errors.Join(x.unrecord(t.Context(), &plan.Undo), x.cleanReplicaSets(t.Context(), plan.Undo.Target)); err != nil {
+			t.Fatal(err)
 		}
-		c := &claim{kube: k, lease: plan.Lease}
-		back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
-		if !strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second" {
-			t.Errorf("back are %v: %v", back, err)
+		for _, path := range []string{deploymentPath + "orders", setPath} {
+			var o appsv1.ReplicaSet
+			if !cl.at(path, &o) || len(o.Annotations) > 0 {
+				t.Errorf("%s has %v", path, o.Annotations)
+			}
 		}
 	})
 }
