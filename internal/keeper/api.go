@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,6 +134,41 @@ func (o object) observed() (n int64) {
 	return n
 }
 
+// chosen is a workload's spec.selector as a list's labelSelector; "", which is all, where there is none.
+func chosen(selector json.RawMessage) (string, error) {
+	var s struct {
+		MatchLabels      map[string]string `json:"matchLabels"`
+		MatchExpressions []struct {
+			Key      string   `json:"key"`
+			Operator string   `json:"operator"`
+			Values   []string `json:"values"`
+		} `json:"matchExpressions"`
+	}
+	if len(selector) == 0 {
+		return "", nil
+	}
+	if err := json.Unmarshal(selector, &s); err != nil {
+		return "", fmt.Errorf("spec.selector: %w", err)
+	}
+	var terms []string
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		terms = append(terms, key+"="+s.MatchLabels[key])
+	}
+	for _, e := range s.MatchExpressions {
+		switch e.Operator {
+		case "In", "NotIn":
+			terms = append(terms, fmt.Sprintf("%s %s (%s)", e.Key, strings.ToLower(e.Operator), strings.Join(e.Values, ",")))
+		case "Exists":
+			terms = append(terms, e.Key)
+		case "DoesNotExist":
+			terms = append(terms, "!"+e.Key)
+		default:
+			return "", fmt.Errorf("spec.selector: unknown operator %q", e.Operator)
+		}
+	}
+	return strings.Join(terms, ","), nil
+}
+
 // Where objects are, for path.
 const (
 	leases      = "apis/coordination.k8s.io/v1/%s/leases"
@@ -157,10 +194,10 @@ func (c *client) get(ctx context.Context, path string) (o object, err error) {
 	return o, err
 }
 
-// list reads the metadata of all objects of a resource in the namespace, and gives take each.
-func (c *client) list(ctx context.Context, resource string, take func(object)) error {
+// list reads the metadata of the objects of a resource in the namespace that the selector chooses, and gives take each.
+func (c *client) list(ctx context.Context, resource, selector string, take func(object)) error {
 	for next := ""; ; {
-		query := url.Values{"limit": {strconv.Itoa(pageSize)}, "continue": {next}}
+		query := url.Values{"limit": {strconv.Itoa(pageSize)}, "continue": {next}, "labelSelector": {selector}}
 		var p page
 		if err := c.do(ctx, http.MethodGet, c.path(resource)+"?"+query.Encode(), nil, &p); err != nil {
 			return err

@@ -18,9 +18,9 @@ const (
 	// settle is how long callers may still be sent to an endpoint that they were sent to before.
 	settle = 3 * time.Second
 	// cleanAfter is how long the deployment controller may still copy an annotation that is gone, and the ReplicaSets have to stay clean;
-	// cleanTimeout is how long they may take to.
-	cleanAfter   = time.Second
-	cleanTimeout = 10 * time.Second
+	// cleanLooks is how often they may be found not to be.
+	cleanAfter = time.Second
+	cleanLooks = 10
 	// fenceTimeout bounds what giving back begins with: the original still stands at 0 then.
 	fenceTimeout = 5 * time.Second
 	// goneTimeout is how long the proxy's pods may take to end: their grace period and a slow node.
@@ -92,15 +92,9 @@ type giving struct {
 // gone needs nothing. A dry run is tried once.
 func (g giving) patiently(ctx context.Context, what string, step func() error) error {
 	for said := ""; ; {
-		var err error
-		if !g.api.dry {
-			err = g.check(ctx)
-		}
-		if err == nil {
-			err = step()
-		}
+		err := g.once(ctx, step)
 		switch {
-		case err == nil || isNotFound(err) || errors.Is(err, errGone):
+		case err == nil:
 			return nil
 		case errors.Is(err, errTaken) || ctx.Err() != nil:
 			return err
@@ -114,6 +108,19 @@ func (g giving) patiently(ctx context.Context, what string, step func() error) e
 			return err
 		}
 	}
+}
+
+// once is patiently with one try.
+func (g giving) once(ctx context.Context, step func() error) error {
+	if !g.api.dry {
+		if err := g.check(ctx); err != nil {
+			return err
+		}
+	}
+	if err := step(); !isNotFound(err) && !errors.Is(err, errGone) {
+		return err
+	}
+	return nil
 }
 
 // errGone says that another object has the name by now.
@@ -153,10 +160,21 @@ func (g giving) fence(ctx context.Context) error {
 }
 
 // undoAll takes back all changes of these fields: one that is refused is no reason to leave the others, whose callers have nobody else.
+// Each is tried before one is tried again.
 func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
 	return func(ctx context.Context) (failed error) {
 		for _, f := range fields {
+			var again []undo.Change
 			for _, c := range g.record.Of(f) {
+				err := g.once(ctx, func() error { return g.undo(ctx, c) })
+				if errors.Is(err, errTaken) || ctx.Err() != nil {
+					return err
+				}
+				if err != nil {
+					again = append(again, c)
+				}
+			}
+			for _, c := range again {
 				err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) })
 				if errors.Is(err, errTaken) || ctx.Err() != nil {
 					return err
@@ -264,10 +282,11 @@ func (g giving) unmarkTarget(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !g.api.dry && !g.record.Removes(target.Metadata.Annotations[undo.Annotation], target.Metadata.ManagedFields) {
+		is := target.Metadata.Annotations
+		if !g.api.dry && (!undo.Marked(is) || is[undo.Annotation] != "" && !g.record.Removes(is[undo.Annotation], target.Metadata.ManagedFields)) {
 			return nil
 		}
-		return g.api.patch(ctx, path, undo.AnnotationPatch("", target.Metadata.ResourceVersion))
+		return g.api.patch(ctx, path, undo.UnmarkPatch(target.Metadata.ResourceVersion))
 	})
 }
 
@@ -312,7 +331,8 @@ func (g giving) unmarkRest(ctx context.Context) error {
 	if !g.record.Target.Copied() {
 		return g.unmarkTarget(ctx)
 	}
-	for begun, clean := time.Now(), time.Now(); ; {
+	for clean, found := (time.Time{}), 0; ; { // clean is when a look ended that found one, or was the first
+		begun := time.Now()
 		sets, err := g.marked(ctx)
 		if g.unlisted = isForbidden(err); g.unlisted {
 			g.Log.Warn(unlisted, "because", err)
@@ -324,17 +344,19 @@ func (g giving) unmarkRest(ctx context.Context) error {
 		if err != nil || g.api.dry {
 			return err
 		}
-		if len(sets) > 0 {
-			clean = time.Now()
-		}
 		switch {
-		case time.Since(clean) >= cleanAfter:
-			return nil
-		case time.Since(begun) >= cleanTimeout:
-			g.Log.Warn("the record comes back; going on", "replicasets", sets)
+		case len(sets) > 0:
+			clean = time.Now()
+			if found++; found == cleanLooks {
+				g.Log.Warn("the record comes back; going on", "replicasets", sets)
+				return nil
+			}
+		case clean.IsZero():
+			clean = time.Now()
+		case begun.Sub(clean) >= cleanAfter:
 			return nil
 		}
-		if err := sleep(ctx, retryPause/4); err != nil {
+		if err := sleep(ctx, cleanAfter); err != nil {
 			return err
 		}
 	}
@@ -347,8 +369,19 @@ const unlisted = "not allowed to list replicasets: one of a rollout since the sw
 func (g giving) marked(ctx context.Context) (names []string, err error) {
 	err = g.patiently(ctx, "list replicasets", func() error {
 		names = nil
-		return g.api.list(ctx, replicaSets, func(rs object) {
-			if _, has := rs.Metadata.Annotations[undo.Annotation]; (has || g.api.dry) && rs.ownedBy(g.record.Target.UID) {
+		target, err := g.same(ctx, g.record.Target, g.api.pathOf(g.record.Target))
+		if isNotFound(err) || errors.Is(err, errGone) {
+			target, err = object{}, nil // so may they be: all are looked at
+		}
+		if err != nil {
+			return err
+		}
+		selector, err := chosen(target.Spec.Selector) // they match it, and it never changes
+		if err != nil {
+			return err
+		}
+		return g.api.list(ctx, replicaSets, selector, func(rs object) {
+			if (undo.Marked(rs.Metadata.Annotations) || g.api.dry) && rs.ownedBy(g.record.Target.UID) {
 				names = append(names, rs.Metadata.Name)
 			}
 		})
@@ -369,7 +402,7 @@ func (g giving) unmarkNamed(ctx context.Context) error {
 func (g giving) unmark(ctx context.Context, replicaSetNames []string) error {
 	for _, name := range replicaSetNames {
 		err := g.patiently(ctx, "annotate replicaset/"+name, func() error {
-			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.AnnotationPatch("", ""))
+			return g.api.patch(ctx, g.api.path(replicaSets, name), undo.UnmarkPatch(""))
 		})
 		if err != nil {
 			return err

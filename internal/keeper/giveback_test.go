@@ -296,7 +296,7 @@ func TestRecordThatComesBackIsLeft(t *testing.T) {
 		if err := a.giveBack(t.Context(), t, false); err != nil || a.objects["leases/l"] != nil {
 			t.Errorf("gave back with %q: %v", a.writes, err)
 		}
-		if took := time.Since(begun); took > cleanTimeout+3*settle {
+		if took := time.Since(begun); took > 2*cleanLooks*cleanAfter+3*settle {
 			t.Errorf("it took %v", took)
 		}
 	})
@@ -369,6 +369,67 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		k := a.keeper()
 		if err := (giving{k, k.client, claim{"1", "ada@laptop", record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
 			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
+		}
+	})
+}
+
+// One Service whose admission webhook is down keeps no other's callers waiting.
+func TestOneServiceThatFailsKeepsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		record, err := undo.Parse(strings.Replace(orders, `"changes":[`, `"changes":[{"object":{"apiVersion":"v1","kind":"Service","namespace":"shop","name":"first","uid":"f"},"path":"spec.selector","before":{"app":"orders"},"set":{"app":"orders","bridge.internal/proxy":"l"}},`, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := newAPIServer()
+		a.objects["services/first"] = parse(`{"metadata":{"uid":"f"},"spec":{"selector":{"app":"orders","bridge.internal/proxy":"l"}}}`)
+		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
+		a.refuses = func(method, path string) int {
+			if method == http.MethodPatch && path == "services/first" {
+				return http.StatusInternalServerError
+			}
+			return 0
+		}
+		k := a.keeper()
+		k.uid = "lease"
+		ctx, cancel := context.WithTimeout(t.Context(), 10*retryPause)
+		defer cancel()
+		err = giving{k, k.client, claim{"1", "ada@laptop", record}}.undoAll(undo.Selector)(ctx)
+		if err == nil || !slices.Contains(a.writes, "PATCH services/orders") {
+			t.Errorf("changed %q: %v", a.writes, err)
+		}
+	})
+}
+
+// A workload's selector is asked for in a list as the API server reads it.
+func TestChosen(t *testing.T) {
+	for selector, want := range map[string]string{
+		``:                                  "",
+		`{}`:                                "",
+		`{"matchLabels":{"b":"2","a":"1"}}`: "a=1,b=2",
+		`{"matchLabels":{"a":""}}`:          "a=",
+		`{"matchExpressions":[{"key":"t","operator":"In","values":["x","y"]},{"key":"u","operator":"NotIn","values":["z"]},{"key":"v","operator":"Exists"},{"key":"w","operator":"DoesNotExist"}]}`: "t in (x,y),u notin (z),v,!w",
+	} {
+		if got, err := chosen(json.RawMessage(selector)); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", selector, got, err, want)
+		}
+	}
+	if got, err := chosen(json.RawMessage(`{"matchExpressions":[{"key":"t","operator":"Like"}]}`)); err == nil {
+		t.Errorf("an operator that is not known: %q", got)
+	}
+}
+
+// What says by whom it is swapped goes where somebody has removed the record beside it, too.
+func TestNoteWithoutARecordGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		for _, path := range []string{"deployments/orders", "replicasets/orders-1"} {
+			merge(a.objects[path], parse(`{"metadata":{"annotations":{"bridge.internal/undo":null,"bridge.internal/swapped":"begun by ada@laptop at noon"}}}`))
+		}
+		err := a.giveBack(t.Context(), t, false)
+		for _, path := range []string{"deployments/orders", "replicasets/orders-1"} {
+			if is := a.at(path, "metadata", "annotations", undo.SwappedAnnotation); err != nil || is != "null" {
+				t.Errorf("%s has %s: %v", path, is, err)
+			}
 		}
 	})
 }

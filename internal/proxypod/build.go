@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +18,7 @@ import (
 
 	"bridge/internal/carry"
 	"bridge/internal/kube"
+	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
 
@@ -49,8 +49,6 @@ type Spec struct {
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
 	Labels map[string]string
-	// Linger is how long the proxy takes new callers after it was told to end; zero means 3 s, the proxy's own default.
-	Linger time.Duration
 	// LimitCPU sets a CPU limit: where a quota wants one of every container. Usually there is none, for
 	// throttling shows as tenfold tail latency.
 	LimitCPU bool
@@ -135,7 +133,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	leaveLostNodes(pod)
 	pod.RestartPolicy = corev1.RestartPolicyAlways
 	pod.ActiveDeadlineSeconds = nil
-	grace := drainSeconds + int64(s.Linger/time.Second)
+	grace := drainSeconds
 	pod.TerminationGracePeriodSeconds = &grace
 
 	label := map[string]string{ProxyLabel: LabelValue(s.Lease)}
@@ -149,6 +147,7 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 	maps.Copy(labels, s.Labels)
 	maps.Copy(labels, label)
 	delete(template.Annotations, UndoAnnotation) // a bare pod's own
+	delete(template.Annotations, undo.SwappedAnnotation)
 	replicas := int32(1)
 	if s.Standby != nil {
 		replicas = StandbyReplicas

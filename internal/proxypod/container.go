@@ -19,7 +19,7 @@ const (
 	// nobody is the user of our container where neither the pod nor the container names one that
 	// is not root. It is the number that distroless images use for "nonroot".
 	nobody int64 = 65532
-	// drainSeconds is the pod's termination grace period: the proxy's drain delay (3 s, if Spec.Linger is not more) and drain
+	// drainSeconds is the pod's termination grace period: the proxy's drain delay (3 s) and drain
 	// (10 s) at their defaults, and room for a slow node.
 	drainSeconds int64 = 30
 
@@ -105,9 +105,6 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 			args = append(args, "--mirror")
 		}
 		ports = s.Standby.names(ports)
-	}
-	if s.Linger > 0 {
-		args = append(args, "--drain-delay", s.Linger.String())
 	}
 	args = append(args, lookArgs(c, pod)...)
 	out := corev1.Container{

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 )
 
 // Change is one field of one object. It is undone only if the object is the same (UID) and the
@@ -97,6 +98,12 @@ func (c Change) Undo(now json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(selector)
 }
 
+// Held tells whether the field, which has the value now, is as the swap has made it, or in part: there is something to take back.
+func (c Change) Held(now json.RawMessage) bool {
+	to, err := c.Undo(now)
+	return to != nil || err != nil && !errors.Is(err, ErrMoved)
+}
+
 // Left says of ErrMoved what was left.
 func (c Change) Left(now json.RawMessage) string {
 	return fmt.Sprintf("%s of %s is %s, set by somebody else: left as it is (it was %s before the swap)", c.Path, c.Object, now, c.Before)
@@ -143,13 +150,26 @@ func (c Change) Patch(now, to json.RawMessage, resourceVersion string) (map[stri
 	return Versioned(map[string]any{"spec": spec}, resourceVersion), nil
 }
 
-// AnnotationPatch is the merge patch that sets the record's copy on an object, or removes it with "".
-func AnnotationPatch(record, resourceVersion string) map[string]any {
-	var v any
-	if record != "" {
-		v = record
-	}
-	return Versioned(map[string]any{"metadata": map[string]any{"annotations": map[string]any{Annotation: v}}}, resourceVersion)
+// MarkPatch is the merge patch that puts r's copy on the target, and what of it concerns people beside it.
+func (r *Record) MarkPatch(resourceVersion string) (map[string]any, error) {
+	record, err := r.Marshal()
+	return annotations(record, fmt.Sprintf("begun by %s at %s", r.Owner, r.Since.Format(time.RFC3339)), resourceVersion), err
+}
+
+// Marked tells whether an object with these annotations has one of the two.
+func Marked(annotations map[string]string) bool {
+	_, record := annotations[Annotation]
+	_, swapped := annotations[SwappedAnnotation]
+	return record || swapped
+}
+
+// UnmarkPatch is the merge patch that removes both, from the target or what a controller has copied them to.
+func UnmarkPatch(resourceVersion string) map[string]any {
+	return annotations(nil, nil, resourceVersion)
+}
+
+func annotations(record, swapped any, resourceVersion string) map[string]any {
+	return Versioned(map[string]any{"metadata": map[string]any{"annotations": map[string]any{Annotation: record, SwappedAnnotation: swapped}}}, resourceVersion)
 }
 
 // FencePatch is the merge patch that writes value to an object of this UID, so that whoever has read it before can write to it no

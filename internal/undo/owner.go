@@ -93,7 +93,9 @@ func BroughtBack(managedFields json.RawMessage) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	owners := ownersOf(list, "metadata", "annotations", Annotation)
+	owners := slices.DeleteFunc(ownersOf(list, "metadata", "annotations", Annotation), func(o Owner) bool {
+		return o.Manager == "ancient-changes" || o.Manager == "before-first-apply" // the API server's: it does not know whose they were
+	})
 	return len(owners) > 0 && !slices.ContainsFunc(owners, func(o Owner) bool { return o.Manager == FieldManager }), nil
 }
 

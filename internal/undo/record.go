@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -16,6 +15,8 @@ import (
 const (
 	// Annotation holds the record, on the Lease and on the target.
 	Annotation = "bridge.internal/undo"
+	// SwappedAnnotation is beside the record on the target, for people: "begun by OWNER at TIME".
+	SwappedAnnotation = "bridge.internal/swapped"
 	// ProxyLabel is in a selector that bridge has set.
 	ProxyLabel = "bridge.internal/proxy"
 	// FenceAnnotation is on a Service while its swap is given back by another than made it.
@@ -121,15 +122,15 @@ func (r *Record) Marshal() (string, error) {
 	return string(b), nil
 }
 
-// Equal is whether o is of the same swap: the same record, or what remains of it.
+// Equal is whether o is the same swap's.
 func (r *Record) Equal(o *Record) bool {
-	a, err := r.Remains().Marshal()
-	b, err2 := o.Remains().Marshal()
+	a, err := r.Marshal()
+	b, err2 := o.Marshal()
 	return err == nil && err2 == nil && a == b
 }
 
 // Removes tells whether who gives r back removes what the target has for a record, with these metadata.managedFields as JSON: that is r, or one
-// that was brought back. Another is another swap's.
+// that was brought back, of a swap that was given back before r's began. Another is another swap's.
 func (r *Record) Removes(record string, managedFields json.RawMessage) bool {
 	if found, err := Parse(record); err == nil && r.Equal(found) {
 		return true
@@ -183,25 +184,7 @@ func Parse(s string) (*Record, error) {
 }
 
 // Replaces tells whether the original is stopped (mode replace). Else it goes on (mode standby).
-func (r *Record) Replaces() bool {
-	return slices.ContainsFunc(r.Of(Replicas), func(c Change) bool {
-		stopped, err := c.equal(c.Set, json.RawMessage("0"))
-		return stopped && err == nil
-	})
-}
-
-// Remains is what holds of r where the target has it no more, or has it again from somebody else: the replicas, which are given back before
-// the target's copy goes, are nobody's to change then.
-func (r *Record) Remains() *Record {
-	out := *r
-	out.Changes = slices.Clone(r.Changes)
-	for i, c := range out.Changes {
-		if c.Field() == Replicas {
-			out.Changes[i].Set = c.Before
-		}
-	}
-	return &out
-}
+func (r *Record) Replaces() bool { return len(r.Of(Replicas)) > 0 }
 
 // Of are the changes of one field, in the record's order.
 func (r *Record) Of(f Field) (list []Change) {

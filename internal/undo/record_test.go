@@ -235,32 +235,25 @@ func TestOwnershipGoesBack(t *testing.T) {
 	}
 }
 
-// What remains of a record changes no replicas, gives back the rest, and is still the same swap's.
-func TestRemains(t *testing.T) {
+// There is something to take back while a field is as the swap has made it, or in part; and where that cannot be told.
+func TestHeld(t *testing.T) {
 	r, err := Parse(golden(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := r.Remains().Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	rest, err := Parse(text)
-	if err != nil || rest.Replaces() || !r.Replaces() || !rest.Equal(r) || !r.Equal(rest) {
-		t.Fatalf("read %+v, %v", rest, err)
-	}
-	for _, now := range []string{"0", "3", "5"} {
-		if to, err := rest.Of(Replicas)[0].Undo(json.RawMessage(now)); to != nil {
-			t.Errorf("%s replicas become %s, %v", now, to, err)
+	replicas, selector := r.Of(Replicas)[0], r.Of(Selector)[0]
+	for _, c := range []struct {
+		change Change
+		now    string
+		held   bool
+	}{
+		{replicas, "0", true}, {replicas, string(replicas.Before), false}, {replicas, "5", false}, {replicas, "{", true},
+		{selector, string(selector.Set), true}, {selector, string(selector.Before), false}, {selector, `{"app":"other"}`, false},
+		{selector, `{"app":"other","bridge.internal/proxy":"bridge-deployment-orders"}`, true}, {selector, `null`, false},
+	} {
+		if got := c.change.Held(json.RawMessage(c.now)); got != c.held {
+			t.Errorf("%s %s: %v", c.change.Path, c.now, got)
 		}
-	}
-	if to, err := rest.Of(Selector)[0].Undo(r.Of(Selector)[0].Set); err != nil || string(to) != string(r.Of(Selector)[0].Before) {
-		t.Errorf("the selector becomes %s, %v", to, err)
-	}
-	later := *r
-	later.Since = r.Since.Add(1)
-	if later.Equal(rest) {
-		t.Error("another swap's is the same")
 	}
 }
 
@@ -288,12 +281,40 @@ func TestRemoves(t *testing.T) {
 		{"another's", other, by("bridge"), false},
 		{"another's, that somebody has applied as well", other, by("kubectl", "bridge"), false},
 		{"another's, and nobody is noted", other, `null`, false},
+		{"another's, and it is not known who", other, by("ancient-changes", "before-first-apply"), false},
 		{"another's, brought back", other, by("kubectl"), true},
 		{"one that cannot be read, brought back", "{", by("kubectl"), true},
 		{"another's, with fields that cannot be read", other, `{}`, false},
 	} {
 		if got := r.Removes(c.record, json.RawMessage(c.managed)); got != c.removes {
 			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+// The target has the record, and beside it what of that concerns people; both go at once.
+func TestMarks(t *testing.T) {
+	r, err := Parse(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := r.MarkPatch("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := json.Marshal(golden(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		patch map[string]any
+		want  string
+	}{
+		{patch, `{"metadata":{"annotations":{"bridge.internal/swapped":"begun by ada@laptop at 2026-11-24T12:00:00Z","bridge.internal/undo":` + string(record) + `},"resourceVersion":"7"}}`},
+		{UnmarkPatch(""), `{"metadata":{"annotations":{"bridge.internal/swapped":null,"bridge.internal/undo":null}}}`},
+	} {
+		if b, err := json.Marshal(c.patch); err != nil || string(b) != c.want {
+			t.Errorf("%s, %v\nwant %s", b, err, c.want)
 		}
 	}
 }

@@ -70,7 +70,7 @@ func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string, held bo
 			err = rights.Restore.For(t.Kind).Check(ctx, k, "restore "+what, false)
 		}
 		if err == nil {
-			err = (&Restorer{Kube: k, Say: say}).restore(ctx, t, by, e.unchanged(held))
+			err = (&Restorer{Kube: k, Say: say}).restore(ctx, t, by, nil, e.unchanged(held))
 		}
 	} else if err = rights.CheckRemove(ctx, k, e.Kind, name); err == nil {
 		unchanged := func(now *coordinationv1.Lease) error { return e.unchanged(held)(now, nil) }
@@ -177,7 +177,7 @@ func (r *Restorer) orphans(ctx context.Context, namespace string, leased []Entry
 		}
 		out = append(out, Entry{
 			Namespace: u.Target.Namespace, Kind: proxypod.KindSwap, Target: u.Target.String(), Owner: u.Owner, Since: u.Since,
-			State: "left behind", Reason: "its Lease is gone", Restore: Command(r.Kube, u.Target),
+			State: "left behind", Reason: "its Lease is gone: a copy of its record is left, which may be of a swap that was given back", Restore: Command(r.Kube, u.Target),
 		})
 	}
 	for _, kind := range kube.WorkloadKinds() {

@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -59,5 +60,6 @@ func noWrite(t *testing.T) func(*http.Request) int {
 
 // deploymentWith is a Deployment as the API server answers with it.
 func deploymentWith(m metav1.ObjectMeta) appsv1.Deployment {
+	m.Name, m.Namespace = cmp.Or(m.Name, "orders"), cmp.Or(m.Namespace, "shop")
 	return appsv1.Deployment{TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"}, ObjectMeta: m}
 }

@@ -143,45 +143,75 @@ func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, d
 	return x.patch(ctx, c.Object, patch)
 }
 
-// changed tells whether the swap may have changed anything: the record's copy comes before the first change.
-func (x changer) changed(ctx context.Context, target Object) bool {
-	d, err := x.workload(ctx, target)
-	return err != nil || d.Annotations[proxypod.UndoAnnotation] != ""
+// changed tells whether the swap may have changed anything: the record's copy comes before the first change, and others may remove it after that.
+func (x changer) changed(ctx context.Context, u *Undo) bool {
+	d, err := x.workload(ctx, u.Target)
+	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
+		return true
+	}
+	held, err := x.held(ctx, u)
+	return err != nil || len(held) > 0
+}
+
+// held are the changes of u of which there is something to take back.
+func (x changer) held(ctx context.Context, u *Undo) (list []Change, err error) {
+	for _, c := range u.Changes {
+		now, err := x.write(ctx, c, func(json.RawMessage) (json.RawMessage, error) { return nil, nil })
+		switch {
+		case errors.Is(err, errGone):
+		case err != nil:
+			return nil, err
+		case c.Held(now):
+			list = append(list, c)
+		}
+	}
+	return list, nil
 }
 
 // record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
 func (x changer) record(ctx context.Context, p *Plan) error {
-	record, err := p.Undo.Marshal()
-	if err != nil {
-		return err
-	}
-	return x.annotate(ctx, p.Undo.Target, record, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
+	return x.annotate(ctx, p.Undo.Target, &p.Undo, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
 }
 
 // unrecord removes it. Another swap's is undo.ErrMoved.
 func (x changer) unrecord(ctx context.Context, u *Undo) error {
-	return x.annotate(ctx, u.Target, "", func(d *kube.Workload) bool {
+	return x.annotate(ctx, u.Target, nil, func(d *kube.Workload) bool {
 		managed, err := json.Marshal(d.ManagedFields)
 		return err == nil && u.Removes(d.Annotations[proxypod.UndoAnnotation], managed)
 	})
 }
 
-func (x changer) annotate(ctx context.Context, o Object, to string, may func(*kube.Workload) bool) error {
+// annotate has the target have u's record, or with nil none, where that may take the place of what is there.
+func (x changer) annotate(ctx context.Context, o Object, u *Undo, may func(*kube.Workload) bool) error {
+	to := ""
+	if u != nil {
+		var err error
+		if to, err = u.Marshal(); err != nil {
+			return err
+		}
+	}
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		d, err := x.workload(ctx, o)
 		if err := same(err, o, d.UID); err != nil {
 			return err
 		}
-		if d.Annotations[proxypod.UndoAnnotation] == to {
+		is := d.Annotations[proxypod.UndoAnnotation]
+		if is == to && (u != nil || !undo.Marked(d.Annotations)) {
 			return nil
 		}
-		if !may(d) {
+		if is != to && !may(d) {
 			return undo.ErrMoved
 		}
 		if err := x.ours(ctx); err != nil {
 			return err
 		}
-		return x.patch(ctx, o, undo.AnnotationPatch(to, d.ResourceVersion))
+		patch := undo.UnmarkPatch(d.ResourceVersion)
+		if u != nil {
+			if patch, err = u.MarkPatch(d.ResourceVersion); err != nil {
+				return err
+			}
+		}
+		return x.patch(ctx, o, patch)
 	})
 	return explainUnlessOurs(err, fmt.Sprintf("annotate %s in %s", o, o.Namespace))
 }
@@ -193,33 +223,41 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 	if !target.Copied() {
 		return nil
 	}
-	for clean := time.Now(); time.Since(clean) < cleanFor; {
+	for clean := (time.Time{}); ; { // when a look ended that found one, or was the first
+		begun := time.Now()
 		n, err := x.cleanOnce(ctx, target)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if n > 0 {
+		case n > 0 || clean.IsZero():
 			clean = time.Now()
+		case begun.Sub(clean) >= cleanFor:
+			return nil
 		}
 		if err := sleep(ctx, proxypod.Poll); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // cleanFor is how long the ReplicaSets have to stay clean.
 const cleanFor = time.Second
 
 func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
-	copies, err := replicaSetCopies(ctx, x.kube, target.Namespace, target.UID)
+	d, err := x.workload(ctx, target)
+	if err := same(err, target, d.UID); errors.Is(err, errGone) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	copies, err := replicaSetCopies(ctx, x.kube, d)
 	if err != nil {
 		return 0, err
 	}
 	for _, rs := range copies {
 		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
-		if err := x.patch(ctx, o, undo.AnnotationPatch("", "")); err != nil && !apierrors.IsNotFound(err) {
+		if err := x.patch(ctx, o, undo.UnmarkPatch("")); err != nil && !apierrors.IsNotFound(err) {
 			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 		n++
@@ -241,16 +279,19 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
 
-// replicaSetCopies are the ReplicaSets of the Deployment with this UID that have a copy of its record.
-func replicaSetCopies(ctx context.Context, k *kube.Client, namespace, target string) ([]appsv1.ReplicaSet, error) {
-	list, err := k.Clientset.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+// replicaSetCopies are the ReplicaSets of d that have a copy of its record.
+func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]appsv1.ReplicaSet, error) {
+	chosen, err := metav1.LabelSelectorAsSelector(d.Selector) // its ReplicaSets match it, and it never changes
 	if err != nil {
-		return nil, kube.Explain(err, "list replicasets in "+namespace)
+		return nil, fmt.Errorf("%s in %s: %w", d.Target(), d.Namespace, err)
+	}
+	list, err := k.Clientset.AppsV1().ReplicaSets(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: chosen.String()})
+	if err != nil {
+		return nil, kube.Explain(err, "list replicasets in "+d.Namespace)
 	}
 	return slices.DeleteFunc(list.Items, func(rs appsv1.ReplicaSet) bool {
-		_, has := rs.Annotations[proxypod.UndoAnnotation]
 		owner := metav1.GetControllerOf(&rs)
-		return !has || owner == nil || string(owner.UID) != target
+		return !undo.Marked(rs.Annotations) || owner == nil || owner.UID != d.UID
 	}), nil
 }
 

@@ -100,12 +100,12 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	if p.Keeper != nil {
 		d.Steps = append(d.Steps, p.Keeper.steps(k, d, create)...)
 	}
-	record, err := u.Marshal()
+	mark, err := u.MarkPatch("")
 	if err != nil {
 		return nil, err
 	}
 	d.Steps = append(d.Steps, Step{
-		Verb: "patch", Name: u.Target.String(), Patch: undo.AnnotationPatch(record, ""), Why: "a copy of the record, once the proxy is Ready",
+		Verb: "patch", Name: u.Target.String(), Patch: mark, Why: "a copy of the record, once the proxy is Ready",
 		try: func(ctx context.Context) error { return x.record(ctx, p) },
 	})
 	for _, c := range u.Changes {

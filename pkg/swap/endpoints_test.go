@@ -2,6 +2,7 @@ package swap
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 const (
@@ -108,11 +110,53 @@ func TestCallersOfAHeadlessServiceAreWaitedFor(t *testing.T) {
 				if told != (c.least > settle) {
 					t.Errorf("said %q", *said)
 				}
-				pod := s.Plan.Proxy.Spec.Template.Spec
-				i := slices.IndexFunc(pod.Containers, func(c corev1.Container) bool { return c.Name == "app" })
-				at := slices.Index(pod.Containers[i].Args, "--drain-delay")
-				if lingers := at >= 0 && pod.Containers[i].Args[at+1] == "33s" && *pod.TerminationGracePeriodSeconds == 63; lingers != c.headless {
-					t.Errorf("the proxy is run with %q, and has %ds to end", pod.Containers[i].Args, *pod.TerminationGracePeriodSeconds)
+			})
+		})
+	}
+}
+
+// When it is given back the proxy leaves the endpoints, and goes on as long as DNS may have told callers of it; one that has no laptop is in no answer of DNS.
+func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
+	for _, c := range []struct {
+		name                    string
+		headless, ready, refuse bool
+		least                   time.Duration
+		said                    string
+	}{
+		{"headless", true, true, false, settle + dnsTTL, "waiting for 33s"},
+		{"without a laptop", true, false, false, 0, ""},
+		{"not headless", false, true, false, 0, ""},
+		{"pods may not be patched", true, true, true, 0, "note: callers of a headless service may be refused for 30s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, x, said := moving(t, ModeReplace, c.headless, true)
+				cl := s.Kube.Config.Transport.(*cluster)
+				if c.ready {
+					p := podNamed("proxy", s.Plan.Lease.Name)
+					p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+					cl.keep(podPath+"proxy", p)
+				}
+				cl.refuses = func(method, path string) int {
+					if c.refuse && method == http.MethodPatch && path == podPath+"proxy" {
+						return http.StatusForbidden
+					}
+					return 0
+				}
+				r := &Restorer{Kube: s.Kube, Say: s.Say}
+				begin := time.Now()
+				if err := r.moveBack(t.Context(), x, s.proxy, &s.Plan.Undo, []Object{s.Plan.Undo.Of(undo.Selector)[0].Object}); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begin); took < c.least || took > c.least+2*time.Second {
+					t.Errorf("took %v, want %v", took, c.least)
+				}
+				if told := slices.ContainsFunc(*said, func(line string) bool { return c.said != "" && strings.HasPrefix(line, c.said) }); told != (c.said != "") {
+					t.Errorf("said %q", *said)
+				}
+				var p corev1.Pod
+				if there := cl.at(podPath+"proxy", &p); !there || (p.Labels["app"] == "") != (c.least > 0) || p.Labels[proxypod.ProxyLabel] == "" {
+					t.Errorf("its labels are %v", p.Labels)
 				}
 			})
 		})

@@ -52,6 +52,15 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: leaseName(t)}).AwaitNone(ctx); err != nil {
 		return Facts{}, err
 	}
+	if objectOf(f.Workload).Copied() {
+		sets, err := replicaSetCopies(ctx, k, f.Workload)
+		if err != nil {
+			return Facts{}, err
+		}
+		for _, rs := range sets {
+			f.Copies = append(f.Copies, rs.Annotations[proxypod.UndoAnnotation])
+		}
+	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return Facts{}, kube.Explain(err, "list services in "+ns)

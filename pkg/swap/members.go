@@ -337,7 +337,7 @@ func (v *leaving) leave(ctx context.Context) (goOn []member.Member, u *Undo, c *
 	for {
 		var lapsed []member.Member
 		var unread error
-		u, c, err = r.take(ctx, targetOf(v.record.Target), proxypod.RestoreBy+v.owner, func(now *coordinationv1.Lease, found *Undo) error {
+		u, c, err = r.take(ctx, targetOf(v.record.Target), proxypod.RestoreBy+v.owner, v.record, func(now *coordinationv1.Lease, found *Undo) error {
 			if err := swapOf(v.record)(now, found); err != nil || now == nil {
 				return err
 			}

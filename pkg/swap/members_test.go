@@ -544,7 +544,7 @@ func TestDeadRestorerLapses(t *testing.T) {
 		k, _, u, ada := sharedShop(t)
 		r := &Restorer{Kube: k, Say: func(string) {}}
 		restorer := func() *claim {
-			_, c, err := r.takeLease(t.Context(), orders, proxypod.RestoreBy+ada.Plan.owner, swapOf(u))
+			_, c, err := r.takeLease(t.Context(), orders, proxypod.RestoreBy+ada.Plan.owner, nil, swapOf(u))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -635,7 +635,7 @@ func TestUnreadableList(t *testing.T) {
 				if err := ada.hold(t.Context()); !errors.As(err, new(*proxypod.TakenError)) {
 					t.Errorf("the other one: %v", err)
 				}
-				if _, c, err := (&Restorer{Kube: k, Say: func(string) {}}).takeLease(t.Context(), orders, proxypod.RestoreBy+"eve@pc", anySwap); err != nil || c == nil {
+				if _, c, err := (&Restorer{Kube: k, Say: func(string) {}}).takeLease(t.Context(), orders, proxypod.RestoreBy+"eve@pc", nil, anySwap); err != nil || c == nil {
 					t.Errorf("restore: %v", err)
 				}
 			})

@@ -31,6 +31,8 @@ type Facts struct {
 	Workload *kube.Workload
 	Services []corev1.Service // all of the namespace
 	Pods     []corev1.Pod     // likewise
+	// Copies are of its record, on its ReplicaSets.
+	Copies []string
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
 	// MayPodProxy tells whether the tunnel may go through the API server's proxy to the pod; false when it was not asked.
@@ -122,16 +124,16 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			"%s is bridge's own", d.Target())
 	}
 
-	if p.stale = d.Annotations[proxypod.UndoAnnotation]; p.stale != "" {
-		back, err := broughtBack(d.ManagedFields)
-		if err != nil {
-			return nil, hint.Newf(hint.Other, "", "%s: %w", d.Target(), err)
-		}
-		if u, err := undo.Parse(p.stale); !back && (err != nil || u.Target.UID == string(d.UID)) {
+	p.stale = d.Annotations[proxypod.UndoAnnotation]
+	for _, record := range append([]string{p.stale}, f.Copies...) {
+		if record != "" && f.held(record) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}
-		p.Notes = append(p.Notes, fmt.Sprintf("the annotation %s of %s is of another time, or another's, and goes", proxypod.UndoAnnotation, d.Target()))
+	}
+	if p.stale != "" {
+		p.Notes = append(p.Notes, fmt.Sprintf("the annotation %s of %s is of a swap of which nothing is there any more (kubectl rollout undo brings old ones back), or another's: this swap's takes its place",
+			proxypod.UndoAnnotation, d.Target()))
 	}
 
 	app, err := proxypod.AppContainer(template, o.Container)
@@ -207,7 +209,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		Name: lease, Namespace: d.Namespace, Lease: lease,
 		Template: template, Container: app.Name,
 		Source: f.Source, Ports: p.Own, Client: o.Client, Listen: tcp, ListenUDP: udp, ToPod: o.ToPod, Init: o.Init, LimitCPU: f.LimitCPU, Standby: p.Standby.pods(o.Choice),
-		Labels: ownLabels(d), Linger: linger(services),
+		Labels: ownLabels(d),
 	})
 	if err != nil {
 		return nil, hint.Newf(hint.Usage, "", "%s: %w", d.Target(), err)
@@ -274,12 +276,24 @@ func (p *Plan) checkToPod(ports []int32, pod corev1.PodSpec) error {
 	return nil
 }
 
-// linger is how long callers of these Services may come to the proxy after it has left their endpoints, if that is longer than usual.
-func linger(services []corev1.Service) time.Duration {
-	if slices.ContainsFunc(services, func(s corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }) {
-		return settle + dnsTTL
+// held tells whether a copy of the target's record has anything to take back, or cannot be read.
+func (f Facts) held(record string) bool {
+	u, err := undo.Parse(record)
+	if err != nil {
+		return true
 	}
-	return 0
+	if u.Target.UID != string(f.Workload.UID) {
+		return false // it came with a copy of another
+	}
+	return slices.ContainsFunc(u.Changes, func(c Change) bool {
+		if c.Field() == undo.Replicas {
+			return c.Held(fmt.Append(nil, f.Workload.Replicas))
+		}
+		return slices.ContainsFunc(f.Services, func(s corev1.Service) bool {
+			now, err := json.Marshal(s.Spec.Selector)
+			return string(s.UID) == c.Object.UID && (err != nil || c.Held(now))
+		})
+	})
 }
 
 // selecting are the Services that select pods with these labels.

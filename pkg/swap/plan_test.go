@@ -221,18 +221,36 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Workload.Annotations = map[string]string{proxypod.UndoAnnotation: record}
-	if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
-		t.Errorf("got %v, hint %q", err, hint.Of(err))
+	for _, c := range []struct {
+		name, onTarget, onSet string
+		replicas              int32
+		moved                 bool
+	}{
+		{"stopped, and on the target", record, "", 0, false},
+		{"stopped, and on a ReplicaSet", "", record, 0, false},
+		{"scaled up, and a Service is not back", record, "", 2, true},
+		{"scaled up, and a Service is not back, by a ReplicaSet's", "", record, 2, true},
+		{"cannot be read", "{", "", 3, false},
+		{"cannot be read, on a ReplicaSet", "", "{", 3, false},
+	} {
+		f := facts(t, "orders.yaml")
+		f.Source, f.Workload.Replicas = carried, c.replicas
+		f.Workload.ManagedFields = append(f.Workload.ManagedFields, annotatedBy("kubectl")...) // as if it were brought back
+		f.Workload.Annotations, f.Copies = map[string]string{proxypod.UndoAnnotation: c.onTarget}, []string{c.onSet}
+		if c.moved {
+			f.Services[0].Spec.Selector[proxypod.ProxyLabel] = p.Lease.Name
+		}
+		if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
+			t.Errorf("%s: got %v, hint %q", c.name, err, hint.Of(err))
+		}
 	}
 
-	// One that kubectl rollout undo has brought back from a ReplicaSet, long after, is none, and nor is what came with another's manifest: the swap puts its own there.
-	own := f.Workload.ManagedFields
-	f.Workload.ManagedFields = append(slices.Clone(own), annotatedBy("kubectl")...)
-	for _, stale := range []string{record, "{", strings.ReplaceAll(record, p.Undo.Target.UID, "another")} {
-		if f.Workload.Annotations[proxypod.UndoAnnotation] = stale; strings.Contains(stale, "another") {
-			f.Workload.ManagedFields = own
-		}
+	// One of which nothing is there any more, as kubectl rollout undo brings it back long after, is none, and nor is what came with another's manifest: the swap puts its own there.
+	f.Workload.Annotations = map[string]string{}
+	f.Workload.ManagedFields = append(f.Workload.ManagedFields, annotatedBy("kubectl")...)
+	for _, stale := range []string{record, strings.ReplaceAll(record, p.Undo.Target.UID, "another")} {
+		f.Workload.Annotations[proxypod.UndoAnnotation] = stale
+		f.Copies = []string{record}
 		p, err := NewPlan(f, Options{Owner: "bob@desk"})
 		if err != nil {
 			t.Errorf("over %q: %v", stale, err)

@@ -2,13 +2,14 @@ package swap
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -48,13 +49,13 @@ type Restorer struct {
 // it stands back. The error has the code NotFound when there is nothing to give back and
 // RestoreIncomplete when something is left. What this machine keeps of the swap it removes.
 func (r *Restorer) Restore(ctx context.Context, t kube.Target, by string) error {
-	return r.restore(ctx, t, by, anySwap)
+	return r.restore(ctx, t, by, nil, anySwap)
 }
 
-func (r *Restorer) restore(ctx context.Context, t kube.Target, by string, wanted which) error {
+func (r *Restorer) restore(ctx context.Context, t kube.Target, by string, mine *Undo, wanted which) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	u, c, err := r.take(ctx, t, proxypod.RestoreBy+by, wanted)
+	u, c, err := r.take(ctx, t, proxypod.RestoreBy+by, mine, wanted)
 	if err == nil {
 		err = r.giveBack(ctx, u, c)
 	}
@@ -81,14 +82,18 @@ func swapOf(record *Undo) which {
 		if record.Equal(found) {
 			return nil
 		}
-		return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
+		return swappedAnew(found)
 	}
 }
 
+func swappedAnew(found *Undo) error {
+	return hint.Newf(hint.NotFound, "", "%s is swapped anew", found.Target)
+}
+
 // take finds the record and makes the claim ours: it takes the Lease, by resourceVersion, or creates
-// it anew when only the copy on the target is left. What the holder before was about to write fails from then on.
-func (r *Restorer) take(ctx context.Context, t kube.Target, by string, wanted which) (*Undo, *claim, error) {
-	u, c, err := r.takeLease(ctx, t, by, wanted)
+// it anew where that is gone; mine is the record if the caller has it, or nil. What the holder before was about to write fails from then on.
+func (r *Restorer) take(ctx context.Context, t kube.Target, by string, mine *Undo, wanted which) (*Undo, *claim, error) {
+	u, c, err := r.takeLease(ctx, t, by, mine, wanted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -102,13 +107,13 @@ func (r *Restorer) take(ctx context.Context, t kube.Target, by string, wanted wh
 	return u, c, nil
 }
 
-func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, wanted which) (*Undo, *claim, error) {
+func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine *Undo, wanted which) (*Undo, *claim, error) {
 	ns := r.Kube.Namespace
 	leases := r.Kube.Clientset.CoordinationV1().Leases(ns)
 	for {
 		lease, err := leases.Get(ctx, leaseName(t), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			u, own, err := r.copyOnTarget(ctx, t)
+			u, over, err := r.withoutLease(ctx, t, mine)
 			if err == nil {
 				err = wanted(nil, u)
 			}
@@ -117,12 +122,11 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 			}
 			// Who may annotate the target may have written it.
 			owner := hint.Printable(u.Owner)
-			found := fmt.Sprintf("by the record on %s, of %s,", u.Target, owner)
-			if !own {
-				found = fmt.Sprintf("by a copy of %s's record, which scales nothing any more,", owner)
-				u = u.Remains()
+			said := fmt.Sprintf("its Lease is gone; by the record on %s, of %s, this is to be as before: %s", u.Target, owner, before(u))
+			if over {
+				said = fmt.Sprintf("a copy is left of the record of %s's swap, of which nothing is there any more: that goes", owner)
 			}
-			r.Say(fmt.Sprintf("its Lease is gone; %s this is to be as before: %s", found, before(u)))
+			r.Say(said)
 			record, err := u.Marshal()
 			if err != nil {
 				return nil, nil, err
@@ -164,14 +168,12 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, want
 func before(u *Undo) string {
 	var out []string
 	for _, c := range u.Changes {
-		if c.Field() == undo.Selector || u.Replaces() {
-			out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
-		}
+		out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
 	}
 	return hint.Printable(strings.Join(out, ", "))
 }
 
-// read is the Lease's record, or its copy when the Lease's cannot be read.
+// read is the Lease's record, or bridge's own copy of it on the target when the Lease's cannot be read.
 func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube.Target) (*Undo, error) {
 	u, err := recordOf(lease)
 	if err == nil && targetOf(u.Target) != t {
@@ -180,70 +182,185 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 	if err == nil {
 		return u, nil
 	}
-	if u, own, copyErr := r.copyOnTarget(ctx, t); copyErr == nil {
-		if !own {
-			u = u.Remains()
+	if d, copyErr := r.target(ctx, t); copyErr == nil {
+		if u, copyErr := ownCopy(d); u != nil && copyErr == nil {
+			return u, nil
 		}
-		return u, nil
 	}
 	return nil, hint.Newf(hint.RestoreIncomplete,
 		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace),
 		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
 }
 
-// copyOnTarget is the record's copy on the target, or on one of its ReplicaSets. own is whether bridge has written it and not removed it: then
-// the swap is not given back. Else the replicas are, and the copy may be one of long ago.
-func (r *Restorer) copyOnTarget(ctx context.Context, t kube.Target) (u *Undo, own bool, err error) {
-	ns := r.Kube.Namespace
-	d, err := r.Kube.Workload(ctx, ns, t)
+func (r *Restorer) target(ctx context.Context, t kube.Target) (*kube.Workload, error) {
+	d, err := r.Kube.Workload(ctx, r.Kube.Namespace, t)
 	if apierrors.IsNotFound(err) && (t.Kind == kube.Pod || t.Kind == kube.ReplicaSet) {
 		err = hint.New(hint.NotFound, err, besideGone)
 	}
+	return d, kube.Explain(err, fmt.Sprintf("get %s in %s", t, r.Kube.Namespace))
+}
+
+// ownCopy is the record's copy that bridge has written on d and not removed; nil if there is none.
+func ownCopy(d *kube.Workload) (*Undo, error) {
+	text := d.Annotations[proxypod.UndoAnnotation]
+	back, err := broughtBack(d.ManagedFields)
 	if err != nil {
-		return nil, false, kube.Explain(err, fmt.Sprintf("get %s in %s", t, ns))
+		return nil, fmt.Errorf("%s in %s: %w", d.Target(), d.Namespace, err)
 	}
-	record := d.Annotations[proxypod.UndoAnnotation]
-	if record != "" {
-		back, err := broughtBack(d.ManagedFields)
-		if err != nil {
-			return nil, false, fmt.Errorf("%s in %s: %w", t, ns, err)
+	if text == "" || back {
+		return nil, nil
+	}
+	return recordAbout(d, text)
+}
+
+// recordAbout reads a copy of d's record.
+func recordAbout(d *kube.Workload, text string) (*Undo, error) {
+	u, err := undo.Parse(text)
+	if err != nil {
+		return nil, hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", d.Target(), d.Namespace, err)
+	}
+	if u.Target.UID != string(d.UID) || u.Target.Namespace != d.Namespace || targetOf(u.Target) != d.Target() {
+		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; remove it", proxypod.UndoAnnotation, d.Kind),
+			"%s in %s is not swapped", d.Target(), d.Namespace)
+	}
+	return u, nil
+}
+
+// copied is a record, and the objects that have a copy of it.
+type copied struct {
+	*Undo
+	on []string
+}
+
+// withoutLease is the record to give back by where there is no Lease: mine, if the caller has made that swap, or that of a copy. over is whether
+// nothing of that swap is there any more. Where SPEC.md leaves open which it is, or whether, the error has the code RestoreIncomplete.
+func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) (u *Undo, over bool, err error) {
+	d, err := r.target(ctx, t)
+	if err != nil {
+		return nil, false, err
+	}
+	if u, err := ownCopy(d); u != nil || err != nil {
+		if err == nil && mine != nil && !mine.Equal(u) {
+			err = swappedAnew(u)
 		}
-		own = !back
-	} else if objectOf(d).Copied() {
-		// Who gives back removes this copy first, and those that the deployment controller has made of it last.
-		copies, err := replicaSetCopies(ctx, r.Kube, ns, string(d.UID))
+		return u, false, err
+	}
+	copies, err := r.copies(ctx, d)
+	if mine != nil {
+		switch {
+		case slices.ContainsFunc(copies, func(c copied) bool { return mine.Equal(c.Undo) }):
+			return mine, false, nil // who gives back removes them
+		case err != nil:
+			return nil, false, err
+		case len(copies) > 0:
+			return nil, false, swappedAnew(copies[0].Undo)
+		}
+		copies = []copied{{Undo: mine}}
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	var inForce []copied
+	certain, err := noted(d)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, c := range copies {
+		held, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
 		if err != nil {
 			return nil, false, err
 		}
-		record = latest(copies)
+		if len(held) > 0 {
+			inForce = append(inForce, c)
+		}
+		certain = certain || slices.ContainsFunc(held, func(h Change) bool { return h.Field() == undo.Selector })
 	}
-	if record == "" {
-		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, ns)
+	switch {
+	case len(copies) == 0 || mine != nil && (len(inForce) == 0 || !certain):
+		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, d.Namespace)
+	case len(inForce) == 0:
+		return copies[0].Undo, true, nil
+	case len(inForce) > 1:
+		return nil, false, r.whichOf(inForce)
+	case !certain:
+		return nil, false, r.whether(inForce[0])
 	}
-	u, err = undo.Parse(record)
-	if err != nil {
-		return nil, false, hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", t, ns, err)
-	}
-	if u.Target.UID != string(d.UID) || u.Target.Namespace != ns || targetOf(u.Target) != t {
-		return nil, false, hint.Newf(hint.NotFound, "its annotation "+proxypod.UndoAnnotation+" came with a copy of another "+string(t.Kind)+"; remove it",
-			"%s in %s is not swapped", t, ns)
-	}
-	return u, own, nil
+	return inForce[0].Undo, false, nil
 }
 
-// latest is the record on these ReplicaSets that was written last; one that cannot be read only where there is no other.
-func latest(copies []appsv1.ReplicaSet) (record string) {
-	var since time.Time
-	for _, rs := range copies {
-		text := rs.Annotations[proxypod.UndoAnnotation]
-		switch u, err := undo.Parse(text); {
-		case err == nil && u.Since.After(since):
-			record, since = text, u.Since
-		case record == "":
-			record = text
+// copies are the records of d that somebody else than bridge has put there, and those that its controller has made copies of on ReplicaSets. What cannot be read is an
+// error: it may be a newer bridge's. Those of other objects are not d's.
+func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied, err error) {
+	add := func(on string, annotations map[string]string) {
+		text := annotations[proxypod.UndoAnnotation]
+		if text == "" {
+			return
+		}
+		u, readErr := recordAbout(d, text)
+		if readErr != nil {
+			if hint.CodeOf(readErr) != hint.NotFound {
+				err = readErr
+			}
+			return
+		}
+		if i := slices.IndexFunc(list, func(c copied) bool { return c.Equal(u) }); i >= 0 {
+			list[i].on = append(list[i].on, on)
+			return
+		}
+		list = append(list, copied{u, []string{on}})
+	}
+	add(d.Target().String(), d.Annotations)
+	if objectOf(d).Copied() {
+		sets, err := replicaSetCopies(ctx, r.Kube, d)
+		if err != nil {
+			return nil, err
+		}
+		for _, rs := range sets {
+			add("replicaset/"+rs.Name, rs.Annotations)
 		}
 	}
-	return record
+	return list, err
+}
+
+// noted tells whether d's replicas are noted as set by bridge, as they are until they are given back or others set them.
+func noted(d *kube.Workload) (bool, error) {
+	owners, err := ownersOf(d.ManagedFields, "spec.replicas")
+	return slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager }), err
+}
+
+// whether is that nobody knows whether a swap was given back of which only the replicas are as it has set them.
+func (r *Restorer) whether(c copied) error {
+	was := c.Of(undo.Replicas)[0]
+	ns := c.Target.Namespace
+	return hint.Newf(hint.RestoreIncomplete,
+		fmt.Sprintf("if it is to run: kubectl scale %s -n %s --replicas=%s; if it is not: %s; then once more: %s", c.Target, ns, was.Before, c.remove(), Command(r.Kube, c.Target)),
+		"%s in %s has %s replicas, and %s before %s; by the copies of its record that are left nobody can tell whether that was given back, so nothing is changed",
+		c.Target, ns, was.Set, was.Before, c.swap())
+}
+
+// whichOf is that nobody knows which of several swaps is not given back.
+func (r *Restorer) whichOf(list []copied) error {
+	slices.SortFunc(list, func(a, b copied) int { return b.Since.Compare(a.Since) })
+	var swaps, remove []string
+	for i, c := range list {
+		swaps = append(swaps, c.swap()+" on "+strings.Join(c.on, ", "))
+		if i > 0 {
+			remove = append(remove, c.remove())
+		}
+	}
+	last := list[0].Target
+	return hint.Newf(hint.RestoreIncomplete, fmt.Sprintf("if the first is the last one: %s; then once more: %s", strings.Join(remove, "; "), Command(r.Kube, last)),
+		"%s in %s has copies of the records of %s: nobody can tell which is not given back, so nothing is changed", last, last.Namespace, strings.Join(swaps, ", and of "))
+}
+
+// swap names it.
+func (c copied) swap() string {
+	return hint.Printable(fmt.Sprintf("the swap of %s at %s", c.Owner, c.Since.Format(time.RFC3339)))
+}
+
+// remove is the command that removes its copies.
+func (c copied) remove() string {
+	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(c.on, " "), c.Target.Namespace, proxypod.UndoAnnotation, undo.SwappedAnnotation)
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
@@ -253,7 +370,7 @@ func latest(copies []appsv1.ReplicaSet) (record string) {
 func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	err := r.giveBackHeld(ctx, u, c)
 	var taken *proxypod.TakenError
-	left := errors.As(err, &taken) // somebody has deleted the Lease: the copy is left
+	left := errors.As(err, &taken) // somebody has deleted the Lease: the record is in hand
 	if left && taken.By != "" {
 		r.Say(taken.Error())
 		err = c.awaitEnd(ctx, u)
@@ -263,17 +380,17 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	}
 	if left {
 		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
-		var copied *Undo
+		var found *Undo
 		var again *claim
 		takeErr := r.again(ctx, func() (err error) {
-			copied, again, err = r.take(ctx, targetOf(u.Target), by, swapOf(u))
+			found, again, err = r.take(ctx, targetOf(u.Target), by, u, swapOf(u))
 			return err
 		})
 		if hint.CodeOf(takeErr) == hint.NotFound {
 			return nil // given back entirely
 		}
 		if err = takeErr; err == nil {
-			err = r.giveBackHeld(ctx, copied, again)
+			err = r.giveBackHeld(ctx, found, again)
 		}
 	}
 	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
@@ -295,7 +412,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	}
 
 	said := map[string]bool{}
-	changed := x.changed(ctx, u.Target)
+	changed := x.changed(ctx, u)
 	first := "the original first"
 	if !u.Replaces() {
 		first = "its callers first"
@@ -318,14 +435,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err != nil {
 		return err
 	}
-	end := "ending the proxy"
 	if ready && changed {
-		headless, err := r.moveBack(ctx, x, proxy, back)
-		if err := fault.After(fault.Settled, err); err != nil {
+		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, u, back)); err != nil {
 			return err
-		}
-		if headless {
-			end += fmt.Sprintf(": it takes callers of a headless service for %v more, who go by what DNS has told them", settle+dnsTTL)
 		}
 	}
 
@@ -347,7 +459,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			return err
 		}
 	}
-	r.Say(end)
+	r.Say("ending the proxy")
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
@@ -391,14 +503,29 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 }
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else.
+// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else; so each is tried before one is
+// tried again.
 func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
-	for _, change := range u.Of(f) {
-		var left string
-		err := r.patiently(ctx, c, func() (err error) {
+	changes := u.Of(f)
+	tried := len(changes)
+	for i := 0; i < len(changes); i++ {
+		change, left := changes[i], ""
+		step := func() (err error) {
 			left, err = x.undo(ctx, change)
 			return err
-		})
+		}
+		var err error
+		if i < tried {
+			if err = c.check(ctx); err == nil {
+				err = step()
+			}
+			if kube.Transient(err) || apierrors.IsConflict(err) {
+				changes = append(changes, change)
+				continue
+			}
+		} else {
+			err = r.patiently(ctx, c, step)
+		}
 		err = fault.After(point, err)
 		switch taken := new(proxypod.TakenError); {
 		case errors.As(err, &taken) || ctx.Err() != nil:
@@ -481,11 +608,11 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 
 // moveBack waits until every Service whose selector is back has a ready endpoint that is not the
 // proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
-// endpoints at the latest. Where a Service is headless it takes them for dnsTTL more.
-func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, back []Object) (headless bool, err error) {
+// endpoints at the latest. Those of a headless Service know it only when DNS has told them.
+func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo, back []Object) error {
 	pods, err := proxy.Pods(ctx)
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return false, kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return kube.IgnoreTransient(err) // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -494,13 +621,50 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	r.Say("moving callers back to it")
 	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
 	defer cancel()
+	headless := false
 	err = x.awaitEndpoints(bounded, proxy, services, func(e endpoints) bool {
 		headless = headless || e.headless
 		return e.reachOriginal()
 	})
 	if err != nil && ctx.Err() == nil {
 		r.Say(err.Error()) // its callers have nobody else; waiting longer helps nobody
-		return headless, nil
+		return nil
 	}
-	return headless, err
+	if err != nil || !headless {
+		return err
+	}
+	return r.leaveDNS(ctx, x, proxy, u)
+}
+
+// leaveDNS has a proxy that is Ready leave the endpoints, by taking the labels of the original from its pods, and waits as long as callers may still come to it, by
+// what DNS has told them. It goes on as it is meanwhile, for it is not told to end.
+func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo) error {
+	labels := map[string]any{}
+	for _, c := range u.Of(undo.Selector) {
+		var before map[string]string
+		if err := json.Unmarshal(c.Before, &before); err != nil {
+			return err
+		}
+		for name := range before {
+			labels[name] = nil
+		}
+	}
+	pods, err := proxy.Pods(ctx)
+	if err != nil {
+		return kube.IgnoreTransient(err)
+	}
+	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !proxypod.Ready(p) })
+	if len(pods) == 0 {
+		return nil // it is nobody's endpoint
+	}
+	for _, p := range pods {
+		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+		err := x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, kube.Explain(err, "patch "+o.String())))
+			return nil
+		}
+	}
+	r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
+	return sleep(ctx, settle+dnsTTL)
 }

@@ -3,11 +3,15 @@
 package swap
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -101,7 +105,7 @@ func TestWhatARecordAloneChangesIsSaidFirst(t *testing.T) {
 		}
 		return http.StatusForbidden
 	})
-	if _, _, err := (&Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}).takeLease(t.Context(), orders, "root@desk", anySwap); hint.CodeOf(err) != hint.Forbidden {
+	if _, _, err := (&Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}).takeLease(t.Context(), orders, "root@desk", nil, anySwap); hint.CodeOf(err) != hint.Forbidden {
 		t.Error(err)
 	}
 	if want := "spec.replicas of deployment/orders (3)"; len(said) == 0 || !strings.Contains(said[0], want) || !strings.Contains(said[0], "spec.selector of service/orders (") || strings.Contains(said[0], "\x1b") {
@@ -126,73 +130,112 @@ func TestAPodThatIsGone(t *testing.T) {
 	}
 }
 
-// Where only copies of a record are left, or one that somebody has brought back, they go, and with them what is still bridge's; nobody is scaled, who
-// may stand at 0 for a reason of their own. The record that bridge has left is another matter.
-func TestCopiesOfARecordScaleNothing(t *testing.T) {
+// Without a Lease a swap that is not given back is never taken for one that is: what it has changed goes back, by whatever copy is left, or by the record in
+// hand. Where nothing but 0 replicas is left of it, and nobody is noted, nobody can tell: then nothing is changed. What is over goes.
+func TestWithoutALease(t *testing.T) {
 	plan := ordersPlan(t)
 	record := plan.Lease.Annotations[proxypod.UndoAnnotation]
+	older := strings.NewReplacer("2026-11-24T12", "2026-11-24T11", `"before":3`, `"before":5`).Replace(record)
 	controls := true
-	set := func(name, owner, record string) appsv1.ReplicaSet {
-		return appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
-			Name: name, Namespace: "shop", UID: types.UID(name), Annotations: map[string]string{proxypod.UndoAnnotation: record},
-			OwnerReferences: []metav1.OwnerReference{{UID: types.UID(owner), Controller: &controls}},
-		}}
-	}
 	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/"
+	kept := managed("bridge", metav1.ManagedFieldsOperationUpdate, "replicas")
 	for _, c := range []struct {
-		name, onTarget string
-		managed        []metav1.ManagedFieldsEntry
-		all            bool
-		replicas       int32
+		name            string
+		onTarget, onSet string
+		managed         []metav1.ManagedFieldsEntry
+		now             int32
+		moved           bool // the Service's selector is bridge's
+		mine            bool // the laptop is alive
+		want            hint.Code
+		replicas        int32
 	}{
-		{"on a replicaset", "", nil, false, 0},
-		{"on a replicaset, all", "", nil, true, 0},
-		{"brought back", record, annotatedBy("kubectl"), false, 0},
-		{"brought back, all", record, annotatedBy("kubectl"), true, 0},
-		{"bridge's own", record, annotatedBy("bridge"), false, 3},
-		{"bridge's own, all", record, annotatedBy("bridge"), true, 3},
+		{"bridge's own", record, "", annotatedBy("bridge"), 0, true, false, 0, 3},
+		{"bridge's own, no Service", record, "", annotatedBy("bridge"), 0, false, false, 0, 3},
+		{"nobody is noted", record, "", nil, 0, false, false, 0, 3},
+		{"undone during the swap", "", record, nil, 0, true, false, 0, 3},
+		{"undone during the swap, bridge is noted", "", record, kept, 0, false, false, 0, 3},
+		{"undone during the swap, or long after", "", record, nil, 0, false, false, hint.RestoreIncomplete, 0},
+		{"undone during the swap, the laptop is alive", "", record, nil, 0, false, true, 0, 3},
+		{"undone twice", record, record, annotatedBy("kubectl"), 0, true, false, 0, 3},
+		{"undone twice, bridge is noted", record, "", append(annotatedBy("kubectl"), kept...), 0, false, false, 0, 3},
+		{"undone twice, or long after", record, record, annotatedBy("kubectl"), 0, false, false, hint.RestoreIncomplete, 0},
+		{"undone twice, the laptop is alive", record, "", annotatedBy("kubectl"), 0, false, true, 0, 3},
+		{"undone to an older swap's", older, record, annotatedBy("kubectl"), 0, true, false, hint.RestoreIncomplete, 0},
+		{"undone to an older swap's, the laptop is alive", older, record, annotatedBy("kubectl"), 0, true, true, 0, 3},
+		{"one is a newer bridge's", "", `{"version":2}`, nil, 0, true, false, hint.RestoreIncomplete, 0},
+		{"no copy is left, the laptop is alive", "", "", nil, 0, true, true, 0, 3},
+		{"no copy is left, bridge is noted, the laptop is alive", "", "", kept, 0, false, true, 0, 3},
+		{"given back, and stopped since", "", "", nil, 0, false, true, hint.NotFound, 0},
+		{"swapped anew since", older, "", annotatedBy("bridge"), 0, true, true, hint.NotFound, 0},
+		{"long after, it runs", record, record, annotatedBy("kubectl"), 2, false, false, 0, 2},
+		{"long after, it runs, on the ReplicaSet", "", record, nil, 2, false, false, 0, 2},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Setenv("XDG_STATE_HOME", t.TempDir())
-			synctest.Test(t, func(t *testing.T) {
-				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.managed})
-				if c.onTarget != "" {
-					d.Annotations = map[string]string{proxypod.UndoAnnotation: c.onTarget}
-				}
-				none := int32(0)
-				d.Spec.Replicas, d.Status.ReadyReplicas = &none, 3
-				v := facts(t, "orders.yaml").Services[0] // one that is still as bridge has set it
-				v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
-				cl, k := newCluster(t, map[string]any{
-					deploymentPath + "orders": d, servicePath + v.Name: v,
-					setPath + "one": set("one", "another", strings.Replace(record, "2026-11-24T12", "2026-11-24T11", 1)), setPath + "two": set("two", string(d.UID), record),
-				})
-				r := &Restorer{Kube: k, Say: func(line string) { t.Log(line) }}
-				var err error
-				if c.all {
-					err = r.RestoreAll(t.Context(), "shop", "root@desk", false)
-				} else {
-					err = r.Restore(t.Context(), orders, "root@desk")
-				}
-				var now appsv1.Deployment
-				var service corev1.Service
-				if err != nil || !cl.at(deploymentPath+"orders", &now) || *now.Spec.Replicas != c.replicas || len(now.Annotations) > 0 {
-					t.Errorf("%v; the deployment is %+v", err, now)
-				}
-				if !cl.at(servicePath+v.Name, &service) || len(service.Spec.Selector) != 1 || len(service.Annotations) > 0 || len(service.ManagedFields) != 1 {
-					t.Errorf("the service is %+v", service)
-				}
-				for name, stays := range map[string]bool{"one": true, "two": false} {
-					var rs appsv1.ReplicaSet
-					if there := cl.at(setPath+name, &rs); !there || (rs.Annotations[proxypod.UndoAnnotation] != "") != stays {
-						t.Errorf("replicaset %s is %+v", name, rs)
+		for _, all := range []bool{false, true} {
+			if all && (c.mine || c.onSet != "" && c.onSet != record) {
+				continue // a record that cannot be read says of no workload that it is swapped
+			}
+			t.Run(fmt.Sprintf("%s, all %v", c.name, all), func(t *testing.T) {
+				t.Setenv("XDG_STATE_HOME", t.TempDir())
+				synctest.Test(t, func(t *testing.T) {
+					d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.managed})
+					d.Spec.Replicas, d.Status.ReadyReplicas = &c.now, 3
+					v := facts(t, "orders.yaml").Services[0]
+					v.Spec.Selector = map[string]string{"app": "orders"}
+					if c.moved {
+						v.Spec.Selector[proxypod.ProxyLabel] = plan.Lease.Name
 					}
-				}
-				if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
-					t.Error("the Lease is left")
-				}
+					sets := func(name, owner, record string) appsv1.ReplicaSet {
+						return appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+							Name: name, Namespace: "shop", UID: types.UID(name), Annotations: map[string]string{proxypod.UndoAnnotation: record},
+							OwnerReferences: []metav1.OwnerReference{{UID: types.UID(owner), Controller: &controls}},
+						}}
+					}
+					objects := map[string]any{setPath + "another": sets("another", "another", record), servicePath + v.Name: v}
+					if c.onTarget != "" {
+						d.Annotations = map[string]string{proxypod.UndoAnnotation: c.onTarget}
+					}
+					if c.onSet != "" {
+						objects[setPath+"one"] = sets("one", string(d.UID), c.onSet)
+					}
+					objects[deploymentPath+"orders"] = d
+					cl, k := newCluster(t, objects)
+					var said []string
+					r := &Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}
+					var err error
+					switch {
+					case all:
+						err = r.RestoreAll(t.Context(), "shop", "root@desk", false)
+					case c.mine:
+						err = r.restore(t.Context(), orders, "root@desk", &plan.Undo, swapOf(&plan.Undo))
+					default:
+						err = r.Restore(t.Context(), orders, "root@desk")
+					}
+					var now appsv1.Deployment
+					if there := cl.at(deploymentPath+"orders", &now); hint.CodeOf(err) != c.want || !there || *now.Spec.Replicas != c.replicas {
+						t.Errorf("%v (%s); it has %d replicas; said %q", err, hint.Of(err), *now.Spec.Replicas, said)
+					}
+					if c.want != 0 {
+						if changed := slices.DeleteFunc(cl.writes, func(w string) bool { return strings.HasSuffix(w, "selfsubjectaccessreviews") }); len(changed) > 0 {
+							t.Errorf("changed %q", changed)
+						}
+						return
+					}
+					var service corev1.Service
+					if !cl.at(servicePath+v.Name, &service) || len(service.Spec.Selector) != 1 || len(now.Annotations) > 0 {
+						t.Errorf("the service is %+v, the deployment %+v", service, now)
+					}
+					for name, stays := range map[string]bool{"another": true, "one": false} {
+						var rs appsv1.ReplicaSet
+						if there := cl.at(setPath+name, &rs); there && (rs.Annotations[proxypod.UndoAnnotation] != "") != stays {
+							t.Errorf("replicaset %s is %+v", name, rs)
+						}
+					}
+					if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+						t.Error("the Lease is left")
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -211,18 +254,49 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
 		objects[servicePath+v.Name] = v
 	}
-	synctest.Test(t, func(t *testing.T) {
-		cl, k := newCluster(t, objects)
-		cl.refuses = func(method, path string) int {
-			if method == http.MethodPatch && path == servicePath+"orders" {
-				return http.StatusForbidden
+	for _, code := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+		synctest.Test(t, func(t *testing.T) {
+			cl, k := newCluster(t, objects)
+			cl.refuses = func(method, path string) int {
+				if method == http.MethodPatch && path == servicePath+"orders" {
+					return code
+				}
+				return 0
 			}
-			return 0
+			c := &claim{kube: k, lease: plan.Lease}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
+			if code == http.StatusForbidden && (!strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second") {
+				t.Errorf("%d: back are %v: %v", code, back, err)
+			}
+			var second corev1.Service
+			if !cl.at(servicePath+"second", &second) || len(second.Spec.Selector) != 1 || err == nil {
+				t.Errorf("%d: its selector is %v: %v", code, second.Spec.Selector, err)
+			}
+		})
+	}
+}
+
+// What says by whom it is swapped goes where somebody has removed the record beside it, too.
+func TestNoteWithoutARecordGoes(t *testing.T) {
+	plan := ordersPlan(t)
+	controls, note := true, map[string]string{undo.SwappedAnnotation: "begun by ada@laptop at noon"}
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	synctest.Test(t, func(t *testing.T) {
+		cl, k := newCluster(t, map[string]any{
+			leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{UID: plan.target.UID, Annotations: note}),
+			setPath: appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "one", Namespace: "shop", UID: "one", Annotations: note, OwnerReferences: []metav1.OwnerReference{{UID: plan.target.UID, Controller: &controls}}}},
+		})
+		x := changer{kube: k, claim: &claim{kube: k, lease: plan.Lease}}
+		if err := errors.Join(x.unrecord(t.Context(), &plan.Undo), x.cleanReplicaSets(t.Context(), plan.Undo.Target)); err != nil {
+			t.Fatal(err)
 		}
-		c := &claim{kube: k, lease: plan.Lease}
-		back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
-		if !strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second" {
-			t.Errorf("back are %v: %v", back, err)
+		for _, path := range []string{deploymentPath + "orders", setPath} {
+			var o appsv1.ReplicaSet
+			if !cl.at(path, &o) || len(o.Annotations) > 0 {
+				t.Errorf("%s has %v", path, o.Annotations)
+			}
 		}
 	})
 }

@@ -217,7 +217,7 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 	}
 	if !saved.Held {
 		say("an earlier swap was killed in between: giving it back first")
-		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, t, o.Owner, swapOf(u)); err != nil {
+		if err := (&Restorer{Kube: k, Say: say}).restore(ctx, t, o.Owner, u, swapOf(u)); err != nil {
 			return nil, err
 		}
 		s.forget()

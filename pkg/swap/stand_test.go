@@ -49,7 +49,7 @@ func TestLeaseDeletedWhileStandingBack(t *testing.T) {
 	k, _, u, ada := sharedShop(t)
 	onTarget(t, k, u)
 	r := &Restorer{Kube: k, Say: func(string) {}}
-	_, c, err := r.takeLease(t.Context(), orders, proxypod.RestoreBy+"eve@pc", swapOf(u))
+	_, c, err := r.takeLease(t.Context(), orders, proxypod.RestoreBy+"eve@pc", nil, swapOf(u))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -351,7 +351,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	}
 	// The Lease is gone, or whoever took it is: the record is here as well.
 	err = r.again(ctx, func() (err error) {
-		u, c, err = r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.owner, swapOf(&s.Plan.Undo))
+		u, c, err = r.take(ctx, targetOf(s.Plan.Undo.Target), proxypod.RestoreBy+s.Plan.owner, &s.Plan.Undo, swapOf(&s.Plan.Undo))
 		return err
 	})
 	if hint.CodeOf(err) == hint.NotFound {

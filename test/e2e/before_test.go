@@ -524,6 +524,9 @@ func TestEventsTellTheStory(t *testing.T) {
 	}
 	b := w.swap()
 	w.await("the first event", func() bool { return slices.Contains(told(), "Swapped") })
+	if d, err = s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "orders", metav1.GetOptions{}); err != nil || !strings.HasPrefix(d.Annotations["bridge.internal/swapped"], "begun by ") {
+		t.Errorf("annotations %v (%v), want one that says by whom it is swapped", d.Annotations, err)
+	}
 	// The proxy's pod goes, and until the quota does no other may come.
 	w.create("apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: none}\nspec: {hard: {pods: 0}}")
 	if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), w.proxy().Name, metav1.DeleteOptions{}); err != nil {

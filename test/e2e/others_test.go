@@ -57,7 +57,7 @@ func (w *world) foreign() string {
 		for _, f := range []string{"generation", "resourceVersion"} {
 			unstructured.RemoveNestedField(o.Object, "metadata", f)
 		}
-		for _, a := range []string{"bridge.internal/undo", "deployment.kubernetes.io/revision"} {
+		for _, a := range []string{"bridge.internal/undo", "bridge.internal/swapped", "deployment.kubernetes.io/revision"} {
 			unstructured.RemoveNestedField(o.Object, "metadata", "annotations", a)
 		}
 		o.SetManagedFields(slices.DeleteFunc(o.GetManagedFields(), func(m metav1.ManagedFieldsEntry) bool { return m.Manager != "somebody" }))
@@ -154,8 +154,65 @@ func (w *world) recorded() (names []string) {
 	return names
 }
 
-// A copy of the record that an earlier keeper has left on a ReplicaSet is no swap that was left behind, and neither is it when kubectl rollout undo has
-// put it on the deployment: nobody is scaled up by it, and the next swap is made.
+// kubectl rollout undo during a swap takes the record off the deployment, for that of the ReplicaSet it goes back to, and undone again it puts it back as its own. With the
+// Lease deleted then, too, the swap is given back: by the laptop that has the record in hand, or by a restore.
+func TestRolloutUndoneDuringASwap(t *testing.T) {
+	embedded(t) // for its kubectl
+	t.Parallel()
+	for i, undone := range []int{1, 2} {
+		for j, by := range []string{"the laptop", "restore"} {
+			if !soak(true, i == j) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%d times, given back by %s", undone, by), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t).withOrders()
+				deployments := s.client.AppsV1().Deployments(w.ns)
+				w.patch("Deployment", "somebody", `{"spec":{"template":{"spec":{"containers":[{"name":"app","env":[{"name":"ROLLOUT","value":"1"}]}]}}}}`)
+				w.awaitReady("app=orders", 2) // of the second revision, once there are no others
+				w.await("the second revision", func() bool {
+					d, err := deployments.Get(t.Context(), "orders", metav1.GetOptions{})
+					return err == nil && d.Status.ObservedGeneration == d.Generation && d.Status.UpdatedReplicas == 2 && d.Status.Replicas == 2
+				})
+				b := w.swap()
+				w.await("the record on its replicaset", func() bool { return len(w.recorded()) == 1 })
+				if by == "restore" {
+					b.signal(syscall.SIGSTOP) // so that the Lease's end is not the laptop's to see
+				}
+				for range undone {
+					before, err := deployments.Get(t.Context(), "orders", metav1.GetOptions{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := s.cluster(t.Context(), "kubectl", "-n", w.ns, "rollout", "undo", "deployment/orders"); err != nil {
+						t.Fatal(err)
+					}
+					w.await("the rollout", func() bool {
+						d, err := deployments.Get(t.Context(), "orders", metav1.GetOptions{})
+						return err == nil && d.Generation > before.Generation && d.Status.ObservedGeneration >= d.Generation
+					})
+				}
+				if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if by == "restore" {
+					b.kill()
+					w.elsewhere().bridge("restore", "deployment", "orders").exits(0)
+				} else {
+					b.exits(int(hint.Conflict))
+				}
+				w.awaitReady("app=orders,!bridge.internal/proxy", 2)
+				w.answersSteadily(original)
+				if left := w.snapshot(); strings.Contains(left, "bridge.internal") || strings.Contains(left, "manager: bridge") {
+					t.Errorf("something of ours is left:\n%s", left)
+				}
+			})
+		}
+	}
+}
+
+// A copy of the record that an earlier keeper has left on a ReplicaSet, or that kubectl rollout undo has put on the deployment again, scales nobody: while the original
+// stands at 0 nothing is changed, and a person is asked; when it runs the copy goes, and the next swap is made.
 func TestRecordOfLongAgo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
@@ -180,20 +237,33 @@ func TestRecordOfLongAgo(t *testing.T) {
 	for _, on := range []string{"the replicaset", "the deployment"} {
 		for _, restore := range [][]string{{"restore", "--all"}, {"restore", "deployment", "orders"}} {
 			scale(0)
-			before := w.snapshot()
 			if on == "the deployment" {
 				w.patch("Deployment", "kubectl", string(annotation))
 				w.await("its controller's copy", func() bool { return len(w.recorded()) == 1 })
 			} else if _, err := sets.Patch(t.Context(), set, types.MergePatchType, annotation, metav1.PatchOptions{FieldManager: "kube-controller-manager"}); err != nil {
 				t.Fatal(err)
 			}
+			before := w.snapshot()
+			asked := w.elsewhere().bridge(restore...)
+			asked.exits(int(hint.RestoreIncomplete))
+			asked.says("nobody can tell whether that was given back, so nothing is changed")
+			if restore[1] != "--all" {
+				asked.says("kubectl scale deployment/orders")
+			}
+			w.assertSnapshot(before)
+			again := w.bridge(swapArgs(localOrders(t))...)
+			again.exits(int(hint.Conflict))
+			again.says("which was not given back")
+
+			scale(2)
 			b := w.elsewhere().bridge(restore...)
 			b.exits(0)
-			b.says("scales nothing any more")
-			w.assertSnapshot(before)
+			b.says("of which nothing is there any more")
+			if left := w.snapshot(); strings.Contains(left, "bridge.internal") || strings.Contains(left, "manager: bridge") {
+				t.Errorf("something of ours is left:\n%s", left)
+			}
 		}
 	}
-	scale(2)
 	w.patch("Deployment", "kubectl", string(annotation))
 	b = w.swap()
 	w.answersSteadily("laptop")

@@ -80,7 +80,7 @@ spec: {clusterIP: None, selector: {app: orders}, ports: [{name: http, port: 8080
 		t.Errorf("while swapped: %+v, want all by the laptop", r)
 	}
 	b.terminate()
-	b.says("it takes callers of a headless service for")
+	b.says("so long callers of a headless service may come to the proxy")
 	w.answersAt("http://each:8080", original)
 	r := l.end(t)
 	t.Logf("%+v", r)
