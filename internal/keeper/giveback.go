@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -334,7 +335,7 @@ func (g giving) unmarkRest(ctx context.Context) error {
 	for clean, found := (time.Time{}), 0; ; { // clean is when a look ended that found one, or was the first
 		begun := time.Now()
 		sets, err := g.marked(ctx)
-		if g.unlisted = isForbidden(err); g.unlisted {
+		if g.unlisted = refusedWith(err, http.StatusForbidden); g.unlisted {
 			g.Log.Warn(unlisted, "because", err)
 			return g.unmarkNamed(ctx)
 		}

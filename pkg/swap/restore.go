@@ -170,6 +170,9 @@ func before(u *Undo) string {
 	for _, c := range u.Changes {
 		out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
 	}
+	if len(out) == 0 {
+		return "the ownership of its fields"
+	}
 	return hint.Printable(strings.Join(out, ", "))
 }
 
