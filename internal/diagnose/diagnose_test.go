@@ -154,8 +154,11 @@ func TestParseTarget(t *testing.T) {
 	}
 }
 
-// apiServer answers lists with the objects, of which those behind a | are for the next time, or with a refusal for what denied names. It
-// keeps what it was asked.
+// unavailable is what the API server says of a kind whose own server is away.
+const unavailable = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"ServiceUnavailable","code":503,"message":"the server is currently unable to handle the request"}`
+
+// apiServer answers lists with the objects, of which those behind a | are for the next time, or with a refusal for what denied names. In the
+// place of objects an error of the API may stand, and what is of the metrics API's is not there without. It keeps what it was asked.
 func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube.Client, *[]string) {
 	t.Helper()
 	asked := new([]string)
@@ -172,6 +175,10 @@ func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimSuffix(r.URL.Path, "/")
 		name := path[strings.LastIndex(path, "/")+1:]
+		ofMetrics := strings.HasPrefix(path, "/apis/"+metricsVersion)
+		if ofMetrics {
+			name += "." + metricsGroup
+		}
 		lock <- struct{}{}
 		*asked = append(*asked, r.URL.Path)
 		<-lock
@@ -190,7 +197,17 @@ func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube
 			fmt.Fprint(w, answer(r.URL.RawQuery))
 			return
 		}
-		fmt.Fprintf(w, `{"items":[%s]}`, answer(name))
+		text := answer(name)
+		switch {
+		case text == "" && (ofMetrics || name == metricsGroup):
+			w.WriteHeader(http.StatusNotFound)
+			text = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"the server could not find the requested resource"}`
+		case strings.HasPrefix(text, unavailable):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			text = `{"items":[` + text + `]}`
+		}
+		fmt.Fprint(w, text)
 	}))
 	t.Cleanup(server.Close)
 	k, err := kube.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, "shop")

@@ -139,6 +139,10 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 				next = fault.next + f.Next[0]
 			}
 			f.Next = []string{next}
+			if u, at := s.atLimit(p, c, corev1.ResourceCPU); at && fault.id == "probe-timeout" {
+				f.State = append(f.State, u.evidence(p, c, corev1.ResourceCPU))
+				f.Next = append([]string{"it uses all the CPU that it may: raise resources.limits.cpu: " + f.edit()}, f.Next...)
+			}
 			break
 		}
 		if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {

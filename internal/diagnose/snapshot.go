@@ -49,6 +49,7 @@ const (
 	storageClasses plural = "storageclasses"
 	namespaces     plural = "namespaces"
 	podsElsewhere  plural = "pods of other namespaces"
+	metrics        plural = "pods." + metricsGroup
 )
 
 // Snapshot is what was read. The checks only look at it.
@@ -82,6 +83,8 @@ type Snapshot struct {
 	// AllPods are those of all namespaces, which share the nodes.
 	AllPods     []corev1.Pod
 	PullSecrets map[Ref]pullSecret
+	// Metrics are what the pods use. They are read where it can be held against something.
+	Metrics []podMetrics
 
 	Swaps  []Swap
 	Unread []Unread
@@ -104,6 +107,7 @@ type Snapshot struct {
 	lastSuccess map[types.UID]time.Time // of a CronJob: when the last of its Jobs that are complete was made
 	named       map[Ref]bool            // ConfigMaps and Secrets
 	load        map[string]*nodeLoad    // of a node, of AllPods
+	usages      map[Ref]usage           // of containers, of Metrics
 }
 
 // reading is how one kind is read into the snapshot.
@@ -215,6 +219,9 @@ func (s *Snapshot) asNeeded() (out []reading) {
 			return kept(&s.AllPods, func() []corev1.Pod { return l.Items }, err)
 		}})
 	}
+	if slices.ContainsFunc(s.Pods, hasLimits) || slices.ContainsFunc(s.Nodes, shortOfMemory) {
+		out = append(out, reading{metrics, readMetrics})
+	}
 	if wanted := s.pullSecretsWanted(); len(wanted) > 0 {
 		out = append(out, reading{"pull secrets", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
 			s.readPullSecrets(ctx, k, wanted)
@@ -232,6 +239,25 @@ func names(ctx context.Context, k *kube.Client, namespace string, r plural) ([]m
 		return nil, err
 	}
 	var l metav1.PartialObjectMetadataList
+	err = json.Unmarshal(b, &l)
+	return l.Items, err
+}
+
+// custom lists objects of which bridge links no types.
+func custom[T any](ctx context.Context, k *kube.Client, version, namespace, resource string) ([]T, error) {
+	r := k.Clientset.CoreV1().RESTClient().Get().AbsPath("/apis", version)
+	if namespace != "" {
+		r = r.Suffix("namespaces", namespace, resource)
+	} else {
+		r = r.Suffix(resource)
+	}
+	b, err := r.SetHeader("Accept", "application/json").DoRaw(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var l struct {
+		Items []T `json:"items"`
+	}
 	err = json.Unmarshal(b, &l)
 	return l.Items, err
 }
@@ -333,7 +359,13 @@ func (s *Snapshot) index() {
 			s.lastSuccess[by.UID] = j.CreationTimestamp.Time
 		}
 	}
-	s.load = loads(s.AllPods)
+	s.load, s.usages = loads(s.AllPods), map[Ref]usage{}
+	for i := range s.Metrics {
+		m := &s.Metrics[i]
+		for _, c := range m.Containers {
+			s.usages[partOf(refOf("pod", m), c.Name)] = usage{c.Usage, m.Timestamp.Time, m.Window.Duration}
+		}
+	}
 	s.made, s.deployed = map[Ref][]Ref{}, map[Ref]*appsv1.Deployment{}
 	for i := range s.Deployments {
 		s.deployed[refOf("deployment", &s.Deployments[i])] = &s.Deployments[i]
