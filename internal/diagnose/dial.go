@@ -24,8 +24,8 @@ const (
 	dialPods = 2
 	// dialPorts is how many ports are dialled, dialAtOnce how many of them at a time: each is a connection to the API server.
 	dialPorts, dialAtOnce = 128, 16
-	// dialTime is for all of them, and knockTime for one.
-	dialTime, knockTime = 5 * time.Second, 1500 * time.Millisecond
+	// dialTime is for all of them, and knockTime for one; answerTime is what a program may take for an answer to a request.
+	dialTime, knockTime, answerTime = 5 * time.Second, 1500 * time.Millisecond, 3 * time.Second
 )
 
 // Dialled is how many ports were, by port-forward.
@@ -61,12 +61,13 @@ const (
 	unknown reply = iota // it was not dialled, or nothing is known of it
 	open
 	closed
+	silent // it was asked by a request, and gave nothing in time
 )
 
 // answer is what a port was found to be.
 type answer struct {
 	// loopback is by a port-forward, which goes to the pod's loopback; address is from the API server to the pod's address, or what a
-	// probe of the kubelet's has met there.
+	// probe of the kubelet's has met there. An address may be silent too when what is sent to it does not arrive.
 	loopback, address reply
 	// mayNot is whether address is unknown for want of the right.
 	mayNot bool
@@ -78,8 +79,8 @@ type ask struct {
 	place
 	// proved is whether a probe that succeeds asks it, which goes to the pod's address; refused whether one has been refused there for long.
 	proved, refused bool
-	// tls is whether to try a handshake.
-	tls bool
+	// tls is whether to try a handshake, and http whether to ask on: it is said to speak HTTP, and no probe has had an answer of that kind.
+	tls, http bool
 }
 
 // asks are the ports to be dialled, the more important first, and how many are left out. near are the objects it is about; nil for all.
@@ -115,9 +116,15 @@ func rank(p *pod) int {
 	return 0
 }
 
+// sending are the Services that send to a port, and whether one of them says that it speaks HTTP.
+type sending struct {
+	by   []Ref
+	http bool
+}
+
 // sentTo are the TCP ports of each pod that Services send to.
-func (s *Snapshot) sentTo() map[Ref]map[int32][]Ref {
-	out := map[Ref]map[int32][]Ref{}
+func (s *Snapshot) sentTo() map[Ref]map[int32]sending {
+	out := map[Ref]map[int32]sending{}
 	for i := range s.Services {
 		v := &s.Services[i]
 		for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
@@ -128,9 +135,10 @@ func (s *Snapshot) sentTo() map[Ref]map[int32][]Ref {
 				}
 				r := refOf("pod", p)
 				if out[r] == nil {
-					out[r] = map[int32][]Ref{}
+					out[r] = map[int32]sending{}
 				}
-				out[r][n] = append(out[r][n], refOf("service", v))
+				to := out[r][n]
+				out[r][n] = sending{append(to.by, refOf("service", v)), to.http || saysHTTP(sp.Name, sp.AppProtocol)}
 			}
 		}
 	}
@@ -152,16 +160,26 @@ func targetOf(p *pod, sp corev1.ServicePort) (int32, bool) {
 	return 0, false
 }
 
+// saysHTTP tells whether a port is said to speak HTTP, by its name or its application protocol.
+func saysHTTP(name string, protocol *string) bool {
+	if protocol != nil {
+		return slices.Contains([]string{"http", "kubernetes.io/ws"}, strings.ToLower(*protocol))
+	}
+	first, _, _ := strings.Cut(name, "-")
+	return first == "http" || first == "web"
+}
+
 // portsToDial are those that containers of p that run declare, that probes ask, and that Services send to.
-func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
+func (s *Snapshot) portsToDial(p *pod, sent map[int32]sending) (out []ask) {
 	at := func(port int32) *ask {
 		if i := slices.IndexFunc(out, func(a ask) bool { return a.port == port }); i >= 0 {
 			return &out[i]
 		}
-		out = append(out, ask{place: placeOf(p, port)})
+		out = append(out, ask{place: placeOf(p, port), http: sent[port].http})
 		return &out[len(out)-1]
 	}
 	running := 0
+	var answered []int32 // to a probe that goes on, and wants more than a connection
 	for _, c := range containersOf(p) {
 		if c.status.State.Running == nil || c.init && !c.sidecar() {
 			continue
@@ -169,7 +187,8 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 		running++
 		for _, port := range c.Ports {
 			if cmp.Or(port.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
-				at(port.ContainerPort)
+				a := at(port.ContainerPort)
+				a.http = a.http || saysHTTP(port.Name, nil)
 			}
 		}
 		for _, probe := range c.probes() {
@@ -179,6 +198,9 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 				a.proved = a.proved || c.status.Ready && e == nil
 				a.refused = a.refused || e != nil && strings.Contains(e.Message, "connection refused") && !s.startingContainer(p, c)
 				a.tls = a.tls || probe.TCPSocket != nil
+				if probe.TCPSocket == nil && probe.kind != "startup" && c.status.Ready && e == nil {
+					answered = append(answered, n)
+				}
 			}
 		}
 	}
@@ -186,6 +208,9 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 		for n := range sent {
 			at(n)
 		}
+	}
+	for i := range out {
+		out[i].http = out[i].http && !slices.Contains(answered, out[i].port)
 	}
 	slices.SortFunc(out, func(a, b ask) int { return cmp.Compare(a.port, b.port) })
 	return out
@@ -199,7 +224,7 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 		if a.proved {
 			s.answers[a.place] = answer{address: open}
 		}
-		return a.proved && !a.tls
+		return a.proved && !a.tls && !a.http
 	})
 	if len(asks) > dialPorts {
 		left += len(asks) - dialPorts
@@ -246,15 +271,16 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
 type mayDial struct{ notForward, notProxy atomic.Bool }
 
-// dial asks one port: at its address, unless a probe has done so, and where that gives nothing good on its loopback.
+// dial asks one port: at its address, unless a probe has done so, and where that gives nothing good on its loopback, there with a request
+// too if it is said to answer one.
 func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
 	knock := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
 		if not.Load() {
 			return unknown
 		}
-		ctx, cancel := context.WithTimeout(ctx, knockTime)
+		own, cancel := context.WithTimeout(ctx, knockTime)
 		defer cancel()
-		err := how(ctx, a.namespace, a.pod, int(a.port))
+		err := how(own, a.namespace, a.pod, int(a.port))
 		switch {
 		case err == nil:
 			return open
@@ -262,18 +288,25 @@ func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer
 			return closed
 		case hint.CodeOf(err) == hint.Forbidden:
 			not.Store(true)
+		case own.Err() != nil && ctx.Err() == nil && !kube.GaveUp(err):
+			return silent
 		}
 		return unknown
 	}
 	if a.proved {
 		out.address = open
-	} else if out.address = knock(&may.notProxy, k.KnockAddress); out.address == unknown {
+	} else if out.address = knock(&may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
 		if out.mayNot = may.notProxy.Load(); a.refused {
 			out.address = closed
 		}
 	}
-	if out.address != open {
-		out.loopback = knock(&may.notForward, k.Knock)
+	switch {
+	case a.http && (a.proved || out.address != open) && !may.notForward.Load():
+		out.loopback = a.ask(ctx, k, may)
+	case out.address != open:
+		if out.loopback = knock(&may.notForward, k.Knock); out.loopback == silent {
+			out.loopback = unknown // it was not asked for an answer
+		}
 	}
 	if a.tls && out.loopback != closed && !may.notForward.Load() {
 		ctx, cancel := context.WithTimeout(ctx, knockTime)
@@ -285,9 +318,27 @@ func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer
 	return out
 }
 
+// ask has a port on its loopback answer a request.
+func (a ask) ask(ctx context.Context, k *kube.Client, may *mayDial) reply {
+	own, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	answers, err := k.Ask(own, a.namespace, a.pod, int(a.port))
+	switch {
+	case answers:
+		return open
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return closed
+	case err == nil && ctx.Err() == nil:
+		return silent
+	case hint.CodeOf(err) == hint.Forbidden:
+		may.notForward.Store(true)
+	}
+	return unknown
+}
+
 // dialled is evidence of what a port answered.
 func (f *Finding) dialled(pod Ref, port int32, a answer, at time.Time) {
-	says := map[reply]string{open: "something listens", closed: "connection refused", unknown: "not asked, or no answer"}
+	says := map[reply]string{open: "something listens", closed: "connection refused", silent: "a GET of / is not answered in time", unknown: "not asked, or no answer"}
 	address := says[a.address]
 	if a.mayNot {
 		address += ", for your account may not use pods/proxy"

@@ -10,6 +10,7 @@ var notReady = strings.NewReplacer(`"True"`, `"False"`, "ready: true", "ready: f
 
 func TestPorts(t *testing.T) {
 	both, neither, loopback, alone := answer{loopback: open, address: open}, answer{loopback: closed, address: closed}, answer{loopback: open, address: closed}, answer{loopback: closed, address: open}
+	hangs := answer{loopback: silent, address: silent}
 	declares := withPod("ports: [{name: http, containerPort: 8080}]", "", running)
 	service := aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080}]")
 	row := func(name, documents string, port int32, a answer, ids, says string) tried {
@@ -32,6 +33,13 @@ func TestPorts(t *testing.T) {
 		row("nobody listens, as the kubelet says", asks("{httpGet: {port: http}}", notReady)+event("Pod/it", "Unhealthy", "Readiness probe failed: "+refused), 8080, neither, "probe-refused", ""),
 		row("it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, neither, "port-closed", "it may be still starting"),
 		row("TLS", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: open, address: open, tls: true}, "probe-tls", "scheme: HTTPS"),
+		row("it hangs", declares+service, 8080, hangs, "port-silent", "container app declares and service/it sends to"),
+		row("it hangs, and the address may not be asked", declares+service, 8080, answer{loopback: silent, mayNot: true}, "port-silent", "livenessProbe"),
+		row("it hangs, and a probe is content with a connection", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: silent, address: open}, "port-silent", "its readiness probe asks"),
+		row("it hangs, as the kubelet says", asks("{httpGet: {port: http}}", notReady)+event("Pod/it", "Unhealthy", "Readiness probe failed: context deadline exceeded"), 8080, hangs, "probe-timeout", ""),
+		row("it hangs while it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, hangs, "port-silent", "it may be still starting"),
+		row("it answers, where it is not asked for by a name", declares+service, 8080, answer{loopback: open, address: silent}, "", ""),
+		row("a Service, and it hangs", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, hangs, "port-silent", "port 9090, which service/it sends to"),
 		row("a Service, and it listens", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, both, "", ""),
 		row("a Service, and nobody listens", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "declare only http:8080/TCP"),
 		row("a Service, and nothing is declared", withPod("", "", running)+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "where nothing listens"),
@@ -62,6 +70,35 @@ func TestWhatIsDialled(t *testing.T) {
 	}
 	if asks, left := s.asks(map[Ref]bool{{"pod", "shop", "other"}: true}); len(asks) > 0 || left > 0 {
 		t.Errorf("about another pod it dials %d", len(asks))
+	}
+}
+
+// What is said to speak HTTP is asked for an answer, unless a probe has had one.
+func TestWhatIsAskedForAnAnswer(t *testing.T) {
+	const protocol = "selector: {app: it}, ports: [{port: 80, targetPort: 8080, appProtocol: "
+	for name, c := range map[string]struct {
+		container, service string
+		asked              bool
+	}{
+		"by its name":              {"ports: [{name: http-api, containerPort: 8080}]", "", true},
+		"another name":             {"ports: [{name: httpx, containerPort: 8080}]", "", false},
+		"by a Service's name":      {"", "selector: {app: it}, ports: [{name: web, port: 80, targetPort: 8080}]", true},
+		"by a Service's protocol":  {"", protocol + "HTTP}]", true},
+		"another protocol":         {"", protocol + "https, name: http}]", false},
+		"no name":                  {"ports: [{containerPort: 8080}]", "", false},
+		"a probe that connects":    {"ports: [{name: http, containerPort: 8080}], readinessProbe: {tcpSocket: {port: http}}", "", true},
+		"a probe that asks":        {"ports: [{name: http, containerPort: 8080}], readinessProbe: {httpGet: {port: http}}", "", false},
+		"a probe that is over":     {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}", "", true},
+		"a probe, and one that is": {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}, livenessProbe: {httpGet: {port: 8080}}", "", false},
+	} {
+		documents := []string{strings.Replace(withPod(c.container, "", running), "phase: Pending", "phase: Running", 1)}
+		if c.service != "" {
+			documents = append(documents, aService(c.service))
+		}
+		asks, _ := load(t, documents...).asks(nil)
+		if len(asks) != 1 || asks[0].port != 8080 || asks[0].http != c.asked {
+			t.Errorf("%s: %+v", name, asks)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -20,6 +21,16 @@ func hog() error {
 		time.Sleep(time.Millisecond)
 	}
 	return fmt.Errorf("%d MiB taken and not killed", len(taken)*step>>20)
+}
+
+// hang takes connections, as the kernel does by itself, and answers none.
+func hang(address string) error {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	select {}
 }
 
 // registry is a container registry that has nothing: why an image does not come is in its name.
