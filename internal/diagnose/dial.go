@@ -35,6 +35,9 @@ type Dialled struct {
 	// Left is how many ports more there would have been, of further pods of the same workloads too.
 	Left    int     `json:"left,omitempty"`
 	Seconds float64 `json:"seconds"`
+	// Policed are ports that answer in their pod, and not at its address, where a NetworkPolicy keeps some callers out: the API server may be
+	// one of them, and meant to be. "port 8080 of deployment/orders (networkpolicy/closed)".
+	Policed []string `json:"policed,omitempty"`
 }
 
 // String is a line: "dialled 5 ports of 2 pods in 0.2s, and 3 more not".
@@ -42,6 +45,9 @@ func (d *Dialled) String() string {
 	text := fmt.Sprintf("dialled %s of %s in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
 	if d.Left > 0 {
 		text += fmt.Sprintf(", and %d more not", d.Left)
+	}
+	if len(d.Policed) > 0 {
+		text += "; the API server is kept from " + few(d.Policed)
 	}
 	return text
 }
@@ -261,11 +267,27 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 			continue
 		}
 		s.answers[a.place] = answers[i]
+		d.policed(s, a.place, answers[i])
 		d.Ports++
 		seen[Ref{"pod", a.namespace, a.pod}] = true
 	}
 	d.Pods = len(seen)
 	s.Dialled = &d
+}
+
+// policed notes a port that a policy seems to keep the API server from.
+func (d *Dialled) policed(s *Snapshot, at place, a answer) {
+	i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod })
+	if i < 0 || a.address != silent || a.loopback != open {
+		return
+	}
+	p := s.podsIn[at.namespace][i]
+	if by := s.keepsSome(p, at.port); len(by) > 0 {
+		text := fmt.Sprintf("port %d of %s (%s)", at.port, cmp.Or(s.owner(p), refOf("pod", p)), policyNames(by))
+		if !slices.Contains(d.Policed, text) {
+			d.Policed = append(d.Policed, text)
+		}
+	}
 }
 
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
