@@ -264,10 +264,23 @@ func withoutHeld(service *unstructured.Unstructured) {
 // unchangeable is in what the API server says of a field that may not be changed.
 var unchangeable = regexp.MustCompile(`(?i)immutable|updates? to |updates? may not|may not (be )?change|can ?not change|can ?not be (changed|less than|(de|in)creased)`)
 
-// bothInvalid is changed with those of its causes alone that created has too, wherever in a list, or that are of what may not change; nil when there are none.
+// detail is what the API server says of a value, without the value: what is not valid in itself may have more in it where it is put over another.
+func detail(message string) string {
+	kind, rest, _ := strings.Cut(message, ": ")
+	value := json.NewDecoder(strings.NewReader(rest))
+	if value.Decode(new(any)) != nil {
+		return message // it has none, or one that is not in JSON
+	}
+	return kind + rest[value.InputOffset():]
+}
+
+// bothInvalid is changed with those of its causes alone that created has too, wherever in a list and with whatever value, or that are of what may not change; nil
+// when there are none.
 func bothInvalid(created, changed error) error {
 	index := regexp.MustCompile(`\[[^\]]*\]`)
-	key := func(c metav1.StatusCause) string { return index.ReplaceAllString(c.Field, "[]") + ": " + c.Message }
+	key := func(c metav1.StatusCause) string {
+		return index.ReplaceAllString(c.Field, "[]") + ": " + detail(c.Message)
+	}
 	known := map[string]bool{}
 	for _, c := range causes(created) {
 		known[key(c)] = true

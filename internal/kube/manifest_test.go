@@ -214,10 +214,20 @@ func TestBothInvalid(t *testing.T) {
 	taken := field.Invalid(field.NewPath("spec", "nodePort"), 30000, "provided port is already allocated") // by the old one
 	both := field.Forbidden(list.Index(1), "may not have both")                                            // the old one's beside the new one's
 	fixed := field.Invalid(field.NewPath("spec", "selector"), "x", "field is immutable")
+	labels := func(all map[string]string) *field.Error {
+		return field.Invalid(field.NewPath("labels"), all, "`selector` does not match template `labels`")
+	}
+	number := func(n int32) *field.Error {
+		return field.Invalid(field.NewPath("port"), n, "must be between 1 and 65535, inclusive")
+	}
 	for name, c := range map[string]struct {
 		created, changed error
 		want             string
 	}{
+		"over more":       {invalid(labels(map[string]string{"app": "ti"})), invalid(labels(map[string]string{"app": "ti", "of": "it"})), "Pod \"it\" is invalid: labels: Invalid value: {\"app\":\"ti\",\"of\":\"it\"}: `selector` does not match template `labels`"},
+		"another number":  {invalid(number(0)), invalid(number(80800)), `Pod "it" is invalid: port: Invalid value: 80800: must be between 1 and 65535, inclusive`},
+		"another text":    {invalid(field.NotSupported(list, "a: b", []string{"x"})), invalid(field.NotSupported(list, `c: "d"`, []string{"x"})), `Pod "it" is invalid: spec.list: Unsupported value: "c: \"d\"": supported values: "x"`},
+		"another reason":  {invalid(field.Invalid(list, "x", "too short")), invalid(field.Invalid(list, "x", "too long")), ""},
 		"a merge alone":   {nil, invalid(both), ""},
 		"the name's":      {invalid(taken), invalid(both), ""},
 		"its own":         {invalid(wrong(0), taken), invalid(both, wrong(2)), `Pod "it" is invalid: spec.list[2]: Required value: needed`},
