@@ -28,6 +28,8 @@ func TestManifests(t *testing.T) {
 		"taken":    {nil, "", ""},
 		"created":  {apierrors.NewBadRequest(`Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"`), "manifest-unknown-field", "containers[0].redinessProbe"},
 		"invalid":  {invalid, "manifest-invalid", "spec.selector"},
+		"type":     {apierrors.NewBadRequest(`Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`), "manifest-invalid", "spec.replicas has string, where int32 is wanted"},
+		"number":   {apierrors.NewBadRequest(`Service in version "v1" cannot be handled as a Service: json: cannot unmarshal number 1.5 into Go struct field ServicePort.spec.ports.port of type int32`), "manifest-invalid", "spec.ports.port has number 1.5, where int32 is wanted"},
 		"refused":  {apierrors.NewForbidden(resource, "it", errors.New("exceeded quota: small")), "manifest-refused", "exceeded quota"},
 		"may not":  {apierrors.NewForbidden(resource, "it", errors.New(`User "ada" cannot create resource "deployments" in API group "apps" in the namespace "shop"`)), "", "a trial of deployments"},
 		"\x1b[2Jx": {errors.New("\x1b[2Jx"), "manifest-refused", "[2Jx"},
