@@ -229,8 +229,11 @@ func few(words []string) string {
 
 // counted is "1 pod" or "2 pods".
 func counted(n int, what string) string {
-	if n == 1 {
+	switch {
+	case n == 1:
 		return "1 " + what
+	case strings.HasSuffix(what, "s"):
+		what += "e"
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }

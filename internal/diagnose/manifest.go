@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -31,7 +32,7 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 			why = mayNot
 		}
 		if why != "" {
-			u := Unread{Resource: "a trial of " + t.Kind + "s", Why: why}
+			u := Unread{Resource: "a trial of " + cmp.Or(t.Resource, t.Kind), Why: why}
 			if !slices.ContainsFunc(may, func(was Unread) bool { return was.Resource == u.Resource && was.Why == u.Why }) {
 				may = append(may, u)
 			}

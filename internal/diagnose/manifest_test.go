@@ -34,7 +34,7 @@ func TestManifests(t *testing.T) {
 		"may not":  {apierrors.NewForbidden(resource, "it", errors.New(`User "ada" cannot create resource "deployments" in API group "apps" in the namespace "shop"`)), "", "a trial of deployments"},
 		"\x1b[2Jx": {errors.New("\x1b[2Jx"), "manifest-refused", "[2Jx"},
 	} {
-		found, may := manifestFindings([]kube.Tried{{File: "it.yaml", Kind: "deployment", Namespace: "shop", Name: "it", Err: c.err}})
+		found, may := manifestFindings([]kube.Tried{{File: "it.yaml", Resource: "deployments", Kind: "deployment", Namespace: "shop", Name: "it", Err: c.err}})
 		if c.id == "" {
 			if len(found) != 0 || (len(may) == 1) != (c.says != "") || len(may) == 1 && may[0].Resource != c.says {
 				t.Errorf("%s: %+v, %+v", name, found, may)
@@ -55,6 +55,9 @@ func TestManifests(t *testing.T) {
 		if len(found) != 1 || found[0].ID != "manifest-refused" || found[0].Severity != severity || !strings.Contains(found[0].Summary, "denied request") {
 			t.Errorf("over %v: %+v", over, found)
 		}
+	}
+	if _, may := manifestFindings([]kube.Tried{{Resource: "ingresses", Kind: "ingress", Untried: "x"}}); len(may) != 1 || may[0].Resource != "a trial of ingresses" {
+		t.Errorf("%+v", may)
 	}
 	found, may := manifestFindings([]kube.Tried{{Kind: "pod", Untried: "their namespace comes with them"}, {Kind: "pod", Untried: "their namespace comes with them"}})
 	if len(found) != 0 || len(may) != 1 || may[0].Why != "their namespace comes with them" {

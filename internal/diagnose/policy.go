@@ -52,7 +52,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 				}
 				f := Finding{ID: "networkpolicy-denies", Severity: Warning, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: why}
 				f.Summary = fmt.Sprintf("nobody may reach %s on port %d/%s: %s hold for it, and none lets that in", cmp.Or(s.owner(pod), refOf("pod", pod)), port, protocol, policyNames(held))
-				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: fmt.Sprintf("%d rules", len(held[0].Spec.Ingress))}}
+				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: counted(len(held[0].Spec.Ingress), "rule")}}
 				if a, dialled := s.answers[placeOf(pod, port)]; dialled && protocol == corev1.ProtocolTCP {
 					f.dialled(refOf("pod", pod), port, a, s.Now)
 				}
@@ -75,7 +75,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
 		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses: %s hold for it, and none lets port 53 out", policyNames(held))
 		f.Why = why
-		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: fmt.Sprintf("%d rules, none for port 53", len(held[0].Spec.Egress))}}
+		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53"}}
 		f.Next = []string{"let it ask: egress to port 53, UDP and TCP: kubectl edit networkpolicy " + held[0].Name + inOf(pod)}
 		out = append(out, f)
 	}

@@ -101,7 +101,7 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
 		f.Why = "until it succeeds the pod is not ready, and no Service sends it anything"
 		if probe.kind == "liveness" {
-			f.Why = fmt.Sprintf("after %d failures in a row the kubelet kills the container", cmp.Or(probe.FailureThreshold, 3))
+			f.Why = fmt.Sprintf("after %s in a row the kubelet kills the container", counted(int(cmp.Or(probe.FailureThreshold, 3)), "failure"))
 		}
 		return f
 	}

@@ -31,6 +31,8 @@ import (
 type Tried struct {
 	File  string
 	Group string // "" for the core group
+	// Resource is the kind's plural as the API has it, "ingresses"; "" where the cluster does not say.
+	Resource string
 	// Kind is in lower case; Namespace is "" for what has none. Name is what its name begins with where the API server makes one.
 	Kind, Namespace, Name string
 	// There is whether the cluster has it already.
@@ -186,7 +188,7 @@ func withoutNamespace(all []Tried) {
 // tryOne tries an object: one that is not there as kubectl create does.
 func tryOne(info *resource.Info) Tried {
 	kind := info.Mapping.GroupVersionKind
-	t := Tried{Group: kind.Group, Kind: strings.ToLower(kind.Kind), Namespace: info.Namespace, Name: info.Name}
+	t := Tried{Group: kind.Group, Resource: info.Mapping.Resource.Resource, Kind: strings.ToLower(kind.Kind), Namespace: info.Namespace, Name: info.Name}
 	object, ok := info.Object.(*unstructured.Unstructured)
 	if !ok {
 		t.Err = fmt.Errorf("%T is no single object", info.Object)

@@ -198,7 +198,7 @@ func TestTryManifestsThatAdmissionRefuses(t *testing.T) {
 			says(w, code, c.reason, said, fmt.Sprintf(`"causes":[{"message":%q}]`, said))
 		})
 		tried, err := TryManifests(t.Context(), k, strings.NewReader(it), []string{"-"})
-		if err != nil || len(tried) != 1 || (tried[0].Err != nil) != c.refused || tried[0].Over != c.over || c.over && !tried[0].Denied() {
+		if err != nil || len(tried) != 1 || tried[0].Resource != "configmaps" || (tried[0].Err != nil) != c.refused || tried[0].Over != c.over || c.over && !tried[0].Denied() {
 			t.Errorf("%s: %+v, %v", name, tried, err)
 		}
 	}
