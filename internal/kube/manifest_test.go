@@ -166,6 +166,37 @@ func TestTryManifestsWithTheirNamespace(t *testing.T) {
 	}
 }
 
+// Of objects whose kind is in the files it is not said that the cluster does not have it, in whatever order, but for a version that is not there either.
+func TestTryManifestsWithTheirKind(t *testing.T) {
+	const definition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"frobs.x.example"},"spec":{"group":"x.example","names":{"kind":"Frob","plural":"frobs"},"versions":[{"name":"v1"},{"name":"v2"}]}}`
+	k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/apis/apiextensions.k8s.io/v1":
+			_, _ = io.WriteString(w, `{"kind":"APIResourceList","groupVersion":"apiextensions.k8s.io/v1","resources":[{"name":"customresourcedefinitions","kind":"CustomResourceDefinition","namespaced":false,"verbs":["get","create"]}]}`)
+		case r.Method == http.MethodPost:
+			_, _ = io.WriteString(w, definition)
+		default:
+			says(w, 404, "NotFound", "not found", "")
+		}
+	}, `{"name":"apiextensions.k8s.io","versions":[{"groupVersion":"apiextensions.k8s.io/v1","version":"v1"}]}`)
+	object := func(version string) string {
+		return "\n---\napiVersion: x.example/" + version + "\nkind: Frob\nmetadata: {name: it}\n"
+	}
+	for version, untried := range map[string]bool{"v1": true, "v2": true, "v3": false} {
+		for _, text := range []string{definition + object(version), object(version) + "---\n" + definition} {
+			tried, err := TryManifests(t.Context(), k, strings.NewReader(text), []string{"-"})
+			if err != nil || len(tried) != 2 {
+				t.Fatalf("%s: %+v, %v", version, tried, err)
+			}
+			for _, one := range tried {
+				if is := one.Kind == "frob" && one.Untried != "" && one.Err == nil; one.Kind != "customresourcedefinition" && is != untried {
+					t.Errorf("%s: %+v", version, one)
+				}
+			}
+		}
+	}
+}
+
 // What admission refuses of a change is told, whatever reason it gives, and whether that is of the file's object too.
 func TestTryManifestsThatAdmissionRefuses(t *testing.T) {
 	const (
