@@ -21,13 +21,10 @@ type Options struct {
 	AllNamespaces bool
 	// Targets are what the findings are to concern, as ParseTarget gives them; none: everything.
 	Targets []Ref
-	// Swaps are bridge's own that are known in what is looked at. Whoever calls reads them: that is pkg/swap's trade, which
-	// this package may one day serve.
-	Swaps []Swap
+	// Swaps reads bridge's own in what is looked at, if it is set: that is pkg/swap's trade, which this package serves.
+	Swaps func(ctx context.Context) ([]Swap, error)
 	// Tried are the objects of a manifest, as kube.TryManifests gives them. Where there are some and no Targets, it is those of them that are there.
 	Tried []kube.Tried
-	// Unread are kinds of objects that the caller could not read, for the report.
-	Unread []Unread
 	// NoDial leaves out the ports: nothing is connected to.
 	NoDial bool
 
@@ -71,6 +68,9 @@ type Unread struct {
 	Why      string `json:"why"`
 	// Checks are those that were left out for it; none when they only know less.
 	Checks []string `json:"checks,omitempty"`
+
+	// passing is whether it may be readable in a moment.
+	passing bool
 }
 
 // Worst is the gravest severity of the findings; "" without any.
@@ -114,14 +114,13 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		targets, elsewhere := targetsOf(o.Tried, k.Namespace)
 		o.Targets, o.known, untried = targets, true, append(untried, elsewhere...)
 		if len(o.Targets) == 0 {
-			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: append(untried, o.Unread...)}, nil
+			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: untried}, nil
 		}
 	}
-	s, err := read(ctx, k, namespace, o.Targets)
+	s, err := read(ctx, k, namespace, o)
 	if err != nil {
 		return nil, err
 	}
-	s.Swaps = o.Swaps
 	if !o.known {
 		if err := s.exist(o.Targets); err != nil {
 			return nil, err
@@ -132,7 +131,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	}
 	r := s.report(o.Targets)
 	r.Findings = append(manifest, r.Findings...)
-	r.Unread = slices.Concat(r.Unread, untried, o.Unread)
+	r.Unread = append(r.Unread, untried...)
 	addLogs(ctx, k, r.Findings)
 	return r, nil
 }

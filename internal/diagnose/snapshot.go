@@ -3,6 +3,7 @@ package diagnose
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 )
 
@@ -48,6 +50,7 @@ const (
 	secrets        plural = "secrets"
 	storageClasses plural = "storageclasses"
 	namespaces     plural = "namespaces"
+	leases         plural = "leases"
 	podsElsewhere  plural = "pods of other namespaces"
 	metrics        plural = "pods." + metricsGroup
 )
@@ -262,12 +265,19 @@ func custom[T any](ctx context.Context, k *kube.Client, version, namespace, reso
 	return l.Items, err
 }
 
-// space reads the namespace itself, of which it may be that it is not there or goes: lists of it are empty then.
-func (s *Snapshot) space() []reading {
-	if s.Namespace == "" {
-		return always()
+// first are the kinds that are read at once, with the namespace itself, of which it may be that it is not there or goes: lists of it are empty then.
+func (s *Snapshot) first(o Options) []reading {
+	out := always()
+	if o.Swaps != nil {
+		out = append(out, reading{leases, func(ctx context.Context, _ *kube.Client, s *Snapshot) (err error) {
+			s.Swaps, err = o.Swaps(ctx)
+			return err
+		}})
 	}
-	return append(always(), reading{namespaces, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+	if s.Namespace == "" {
+		return out
+	}
+	return append(out, reading{namespaces, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
 		ns, err := k.Clientset.CoreV1().Namespaces().Get(ctx, s.Namespace, metav1.GetOptions{})
 		if err == nil {
 			s.Space = ns
@@ -277,10 +287,10 @@ func (s *Snapshot) space() []reading {
 }
 
 // read makes the snapshot. Only the pods have to be readable, and a namespace has to be there.
-func read(ctx context.Context, k *kube.Client, namespace string, targets []Ref) (*Snapshot, error) {
+func read(ctx context.Context, k *kube.Client, namespace string, o Options) (*Snapshot, error) {
 	s := &Snapshot{Namespace: namespace, Now: time.Now()}
-	s.rolloutWanted = slices.ContainsFunc(targets, func(r Ref) bool { return r.Kind == rolloutKind })
-	for _, round := range []func() []reading{s.space, s.asNeeded} {
+	s.rolloutWanted = slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind })
+	for _, round := range []func() []reading{func() []reading { return s.first(o) }, s.asNeeded} {
 		if err := s.readAll(ctx, k, round()); err != nil {
 			return nil, err
 		}
@@ -313,10 +323,15 @@ func (s *Snapshot) readAll(ctx context.Context, k *kube.Client, round []reading)
 			continue
 		}
 		why := mayNot
-		if !apierrors.IsForbidden(err) {
+		switch {
+		case apierrors.IsForbidden(err):
+		case errors.As(err, new(*hint.Error)): // it is explained
+			why = err.Error()
+		default:
 			why = kube.Explain(err, "list").Error()
 		}
-		s.Unread = append(s.Unread, Unread{Resource: string(r.resource), Why: why})
+		// The metrics' own server may be away for good, and is not waited for.
+		s.Unread = append(s.Unread, Unread{Resource: string(r.resource), Why: why, passing: r.resource != metrics && kube.Transient(err)})
 	}
 	return nil
 }
