@@ -154,7 +154,36 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		}
 		return f, true
 	}
+	if f, ok := s.earlyFinding(p, c, probe, begin); ok {
+		return f, true
+	}
 	return s.timingFinding(probe, begin)
+}
+
+// earlyFinding is about a liveness probe that has failed while the program started: with a slower start the kubelet kills it.
+func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(string, Severity) Finding) (Finding, bool) {
+	running := c.status.State.Running
+	if probe.kind != "liveness" || running == nil || !c.status.Ready || c.StartupProbe != nil {
+		return Finding{}, false
+	}
+	until := running.StartedAt.Add(slowPatience)
+	if ready := condition(p, corev1.ContainersReady); ready != nil && c.ReadinessProbe != nil && ready.LastTransitionTime.After(running.StartedAt.Time) {
+		until = ready.LastTransitionTime.Time
+	}
+	for _, e := range s.eventsOf("pod", p, "Unhealthy") {
+		at := lastSeen(e)
+		if !strings.HasPrefix(strings.ToLower(e.Message), probe.kind) || !about(e, c) || !at.After(running.StartedAt.Time) || at.After(until) {
+			continue
+		}
+		took := at.Sub(running.StartedAt.Time)
+		f := begin("probe-early", Warning)
+		f.Summary = fmt.Sprintf("the liveness probe of %s begins after %s, and failed while the program started, which took %v or more", c.what(), seconds(probe.InitialDelaySeconds), took)
+		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %s", f.Object, c.field("state.running.startedAt")), Says: running.StartedAt.UTC().Format(time.RFC3339), At: running.StartedAt.Time})
+		f.Events = told([]*corev1.Event{e})
+		f.Next = []string{fmt.Sprintf("add a startupProbe, for which it waits, or set initialDelaySeconds above %.0f: %s", took.Seconds(), f.edit())}
+		return f, true
+	}
+	return Finding{}, false
 }
 
 // failure is the kubelet's event of a probe that fails now, nil for none. Of a liveness probe it is one that may not be long past.

@@ -9,6 +9,10 @@ func TestProbesThatFail(t *testing.T) {
 	failing := func(probe, message string) string {
 		return withPod("ports: [{name: http, containerPort: 8080}], readinessProbe: "+probe, "", notReady) + event("Pod/it", "Unhealthy", "Readiness probe failed: "+message)
 	}
+	startsSlowly := func(more, message, at string) string {
+		return withPod("livenessProbe: {tcpSocket: {port: 8080}, failureThreshold: 30}"+more, "", strings.Replace(running, `type: ContainersReady, status: "True"`, `type: ContainersReady, status: "True", lastTransitionTime: "2026-11-28T11:02:00Z"`, 1)) +
+			strings.Replace(event("Pod/it", "Unhealthy", message), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T"+at+"Z", 1)
+	}
 	const get = "{httpGet: {path: /healthz, port: 8080}}"
 	try(t, []tried{
 		{"refused", failing("{httpGet: {port: 9090}}", `Get "http://10.113.1.27:9090/": dial tcp 10.113.1.27:9090: connect: connection refused`), "probe-refused", "declares 8080 and not 9090"},
@@ -29,6 +33,11 @@ func TestProbesThatFail(t *testing.T) {
 		{"what is slow explains nothing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", notReady) + aService("selector: {app: it}, ports: [{port: 80}]"), "pod-not-ready probe-timing", ""},
 		{"no such port", withPod("ports: [{name: http, containerPort: 8080}], livenessProbe: {tcpSocket: {port: htpp}}", "", running), "probe-port-name-absent", "write http, which there is"},
 		{"timing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", running), "probe-timing", "set periodSeconds to 5 or more"},
+		{"it begins too early", startsSlowly("", "Liveness probe failed: dial tcp 10.113.1.38:8080: connect: connection refused", "11:00:12"), "probe-early", "set initialDelaySeconds above 12"},
+		{"... and waits for a startup probe", startsSlowly(", startupProbe: {tcpSocket: {port: 8080}}", "Liveness probe failed: dial tcp 10.113.1.38:8080: connect: connection refused", "11:00:12"), "", ""},
+		{"readiness may fail at the start", startsSlowly("", "Readiness probe failed: HTTP probe failed with statuscode: 503", "11:00:12"), "", ""},
+		{"it failed later", startsSlowly("", "Liveness probe failed: HTTP probe failed with statuscode: 503", "11:30:00"), "", ""},
+		{"it failed before it was ready", startsSlowly(", readinessProbe: {tcpSocket: {port: 8080}}", "Liveness probe failed: HTTP probe failed with statuscode: 503", "11:01:30"), "probe-early", "above 90"},
 		{"a gate", withPod("", "readinessGates: [{conditionType: example.test/ready}]", strings.Replace(running, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1)), "readiness-gate", "example.test/ready"},
 	})
 }
