@@ -7,11 +7,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +25,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/diagnose"
@@ -269,6 +276,97 @@ func TestDiagnoseWatch(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + b.ns)
 	p.says("note: dialled 1 port of 1 pod in ")
+}
+
+// manyYAML is a workload of many pods that no node has to run.
+const manyYAML = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many}
+spec:
+  replicas: 200
+  selector: {matchLabels: {app: many}}
+  template:
+    metadata: {labels: {app: many}}
+    spec:
+      schedulingGates: [{name: example.test/wait}]
+      containers:
+      - name: app
+        image: %s
+        args: [serve]` + restrictedYAML
+
+// A namespace of 200 pods takes less than 3 s and a list call for each kind of object. It is no parallel test: what it measures is bridge.
+func TestDiagnoseALargeNamespace(t *testing.T) {
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(manyYAML, s.image))
+	w.await("200 pods", func() bool {
+		n := 0
+		for _, p := range w.pods("app=many") {
+			for _, c := range p.Status.Conditions {
+				if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonSchedulingGated {
+					n++
+				}
+			}
+		}
+		return n == 200
+	})
+	kubeconfig, requests := countedAPI(t)
+	const rounds, limit, lists = 3, 3 * time.Second, 22
+	fastest := time.Hour
+	for range rounds {
+		requests()
+		begin := time.Now()
+		p := start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns)
+		p.exits(int(hint.Problems))
+		fastest = min(fastest, time.Since(begin))
+		p.prints(" and 199 more")
+		all := requests()
+		if once := slices.Compact(slices.Sorted(slices.Values(all))); len(all) > lists || len(once) != len(all) {
+			t.Errorf("%d requests: %q", len(all), all)
+		}
+	}
+	t.Logf("200 pods are diagnosed in %v", fastest.Round(time.Millisecond))
+	if fastest > limit {
+		t.Errorf("200 pods take %v", fastest)
+	}
+}
+
+// countedAPI is a way to the API server that counts: requests are the paths asked for since it was called last.
+func countedAPI(t *testing.T) (kubeconfig string, requests func() []string) {
+	t.Helper()
+	to, err := url.Parse(s.config.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, err := rest.TransportFor(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var paths []string
+	proxy := &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+		mu.Lock()
+		defer mu.Unlock()
+		paths = append(paths, r.In.URL.Path)
+		r.SetURL(to)
+	}}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(server.Close)
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: server.URL}
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c"}
+	config.CurrentContext = "x"
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		all := paths
+		paths = nil
+		return all
+	}
 }
 
 // breakNode adds a node whose kubelet is not there.
