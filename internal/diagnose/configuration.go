@@ -115,7 +115,7 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 			f.ID, f.Direction = "config-key-absent", Configuration
 			summary = "a volume takes a key that its ConfigMap or Secret does not have: " + firstLine(e.Message)
 			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
-		} else if strings.Contains(e.Message, "timed out waiting for the condition") && len(failed) > 1 {
+		} else if (strings.Contains(e.Message, "timed out waiting for the condition") || strings.HasPrefix(e.Message, "Unable to attach or mount volumes")) && len(failed) > 1 {
 			continue // another event says why
 		}
 		if seen[summary] {
