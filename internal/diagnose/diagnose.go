@@ -187,6 +187,7 @@ func addLogs(ctx context.Context, k *kube.Client, found []Finding) {
 		}
 		if trimmed := strings.TrimSpace(string(text)); trimmed != "" {
 			f.Log = strings.Split(trimmed, "\n")
+			f.explainLog()
 		}
 	})
 }

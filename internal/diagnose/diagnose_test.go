@@ -287,6 +287,20 @@ func TestTheLogOfTheRunBefore(t *testing.T) {
 	if err != nil || len(r.Findings) != 1 || !slices.Equal(r.Findings[0].Log, []string{"one", "two"}) {
 		t.Errorf("%v, %+v", err, r)
 	}
+	for last, id := range map[string]string{
+		"exec /app/run: exec format error":                                        "program-architecture",
+		`standard_init_linux.go:228: exec user process caused: exec format error`: "program-architecture",
+		"exec /app/run.sh: no such file or directory":                             "program-command-not-found",
+		"cannot exec /app/plugin: exec format error":                              "program-exits",
+		`exec /app/run: exec format error` + "\n" + "and goes on":                 "program-exits",
+		"open /app/settings: no such file or directory":                           "program-exits",
+	} {
+		objects["container=app&previous=true&tailLines=10"] = "one\n" + last + "\n"
+		k, _ := apiServer(t, objects)
+		if r, err := Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 || r.Findings[0].ID != id {
+			t.Errorf("%s: %v, %+v", last, err, r.Findings)
+		}
+	}
 	k, _ = apiServer(t, objects, "log")
 	if r, err = Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 {
 		t.Fatalf("%v, %+v", err, r)
