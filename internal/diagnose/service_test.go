@@ -64,6 +64,16 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 	})
 }
 
+// A Service selects in its own namespace: where all are looked at, the pods that it may be meant for are named.
+func TestAServiceInAnotherNamespace(t *testing.T) {
+	s := load(t, strings.Replace(withPod("", "", running), "name: it,", "name: it, namespace: elsewhere,", 1), aService("selector: {app: it}, ports: [{port: 80}]"))
+	s.Namespace = ""
+	found := s.report(nil).Findings
+	if len(found) != 1 || found[0].ID != "service-no-pods" || !strings.Contains(found[0].Summary, "pod/it in elsewhere has them, and a Service selects in its own namespace") {
+		t.Errorf("%+v", found)
+	}
+}
+
 func TestIngressesThatLeadNowhere(t *testing.T) {
 	ingress := func(service string) string {
 		return "\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: " + service + "}}]}}]}\n"
