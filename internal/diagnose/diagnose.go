@@ -30,6 +30,8 @@ type Options struct {
 
 	// known is whether Targets are known to be there, also where their kind may not be listed.
 	known bool
+	// brief leaves out what the pods use, for which a server of its own is asked: somebody waits to end.
+	brief bool
 }
 
 // Swap is a swap of bridge's, or a connect.

@@ -96,8 +96,6 @@ type Snapshot struct {
 	Dialled *Dialled
 	answers map[place]answer
 
-	// rolloutWanted is whether one is a target.
-	rolloutWanted bool
 	// asked are the kinds that were to be read.
 	asked map[plural]bool
 	// The same objects, to be found: events by what they are about, ReplicaSets and Jobs by name, pods by namespace and workload.
@@ -195,7 +193,7 @@ func always() []reading {
 }
 
 // asNeeded are the kinds that what was read before asks for.
-func (s *Snapshot) asNeeded() (out []reading) {
+func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	if slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0 {
 		out = append(out,
 			reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
@@ -207,7 +205,7 @@ func (s *Snapshot) asNeeded() (out []reading) {
 				return err
 			}})
 	}
-	if s.rolloutWanted || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
+	if slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind }) || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
 		out = append(out, reading{argoRollouts, readRollouts})
 	}
 	if slices.ContainsFunc(s.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Status.Phase == corev1.ClaimPending }) {
@@ -222,7 +220,7 @@ func (s *Snapshot) asNeeded() (out []reading) {
 			return kept(&s.AllPods, func() []corev1.Pod { return l.Items }, err)
 		}})
 	}
-	if slices.ContainsFunc(s.Pods, hasLimits) || slices.ContainsFunc(s.Nodes, shortOfMemory) {
+	if !o.brief && (slices.ContainsFunc(s.Pods, hasLimits) || slices.ContainsFunc(s.Nodes, shortOfMemory)) {
 		out = append(out, reading{metrics, readMetrics})
 	}
 	if wanted := s.pullSecretsWanted(); len(wanted) > 0 {
@@ -289,8 +287,7 @@ func (s *Snapshot) first(o Options) []reading {
 // read makes the snapshot. Only the pods have to be readable, and a namespace has to be there.
 func read(ctx context.Context, k *kube.Client, namespace string, o Options) (*Snapshot, error) {
 	s := &Snapshot{Namespace: namespace, Now: time.Now()}
-	s.rolloutWanted = slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind })
-	for _, round := range []func() []reading{func() []reading { return s.first(o) }, s.asNeeded} {
+	for _, round := range []func() []reading{func() []reading { return s.first(o) }, func() []reading { return s.asNeeded(o) }} {
 		if err := s.readAll(ctx, k, round()); err != nil {
 			return nil, err
 		}
