@@ -1,9 +1,17 @@
 package diagnose
 
 import (
+	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"bridge/internal/kube"
 )
 
 var notReady = strings.NewReplacer(`"True"`, `"False"`, "ready: true", "ready: false").Replace(running)
@@ -98,6 +106,33 @@ func TestWhatIsAskedForAnAnswer(t *testing.T) {
 		asks, _ := load(t, documents...).asks(nil)
 		if len(asks) != 1 || asks[0].port != 8080 || asks[0].http != c.asked {
 			t.Errorf("%s: %+v", name, asks)
+		}
+	}
+}
+
+// An address from which nothing comes is silent; one for which there was no time is not known.
+func TestAnAddressThatGivesNothing(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/proxy") {
+			<-r.Context().Done()
+			return
+		}
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer server.Close()
+	k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	for ctx, want := range map[context.Context]reply{t.Context(): silent, short: unknown} {
+		for _, web := range []bool{false, true} {
+			a := ask{place: place{"shop", "it", 8080}, http: web}.dial(ctx, k, new(mayDial))
+			if a.address != want || a.loopback != unknown || a.mayNot {
+				t.Errorf("%+v, want %d", a, want)
+			}
 		}
 	}
 }
