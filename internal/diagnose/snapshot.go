@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -483,6 +484,11 @@ func lastSeen(e *corev1.Event) time.Time {
 		return e.EventTime.Time
 	}
 	return e.CreationTimestamp.Time
+}
+
+// firstSeen is when an event happened first.
+func firstSeen(e *corev1.Event) time.Time {
+	return cmp.Or(e.FirstTimestamp.Time, e.EventTime.Time, lastSeen(e))
 }
 
 // eventsOf are those of an object, newest first, and not those of one that had its name before. With reasons it is those alone.
