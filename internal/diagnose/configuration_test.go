@@ -50,3 +50,30 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+func TestMisspelt(t *testing.T) {
+	for _, c := range []struct {
+		want, have string
+		yes        bool
+	}{
+		{"frontned", "frontend", true},
+		{"ordres-api", "orders-api", true},
+		{"ordersapi", "orders-api", true},
+		{"orders_api", "orders-api", true},
+		{"payment-2", "payments-2", true},
+		{"orders-api", "orders-web", false},
+		{"fronetdn", "frontend", false},
+		{"shard-1", "shard-2", false},
+		{"shard-12", "shard-21", false},
+		{"shard1", "shard", false},
+		{"v1.0", "v1.1", false},
+		{"zone-a", "zone-b", false},
+		{"it", "itt", false},
+		{"orders", "", false},
+		{"orders", "orders", false},
+	} {
+		if got := misspelt(c.want, c.have); got != c.yes {
+			t.Errorf("%s of %s: %v", c.want, c.have, got)
+		}
+	}
+}

@@ -128,7 +128,6 @@ func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool)
 // meant is the pod that a selector is likely meant for which selects none, nor what a workload would make: one whose labels are a typing error away.
 // Nil without one.
 func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod {
-	const shortest = 4 // of what a typing error can be told of: v1 is not v2 misspelt
 	if len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
 		return nil
 	}
@@ -140,7 +139,7 @@ func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod 
 		near := !over(p)
 		for k, want := range selector.MatchLabels {
 			have := p.Labels[k]
-			near = near && (have == want || len(want) >= shortest && nearest(want, []string{have}) != "")
+			near = near && (have == want || misspelt(want, have))
 		}
 		if near {
 			return p
