@@ -35,8 +35,8 @@ type Dialled struct {
 	// Left is how many ports more there would have been, of further pods of the same workloads too.
 	Left    int     `json:"left,omitempty"`
 	Seconds float64 `json:"seconds"`
-	// Policed are ports that answer in their pod, and not at its address, where a NetworkPolicy keeps some callers out: the API server may be
-	// one of them, and meant to be. "port 8080 of deployment/orders (networkpolicy/closed)".
+	// Policed are ports that answer a request in their pod at once, and not at its address, where a NetworkPolicy keeps some callers out: the
+	// API server may be one of them, and meant to be. "port 8080 of deployment/orders (networkpolicy/closed)".
 	Policed []string `json:"policed,omitempty"`
 }
 
@@ -47,7 +47,7 @@ func (d *Dialled) String() string {
 		text += fmt.Sprintf(", and %d more not", d.Left)
 	}
 	if len(d.Policed) > 0 {
-		text += "; the API server is kept from " + few(d.Policed)
+		text += "; the API server may be kept from " + few(d.Policed)
 	}
 	return text
 }
@@ -77,6 +77,8 @@ type answer struct {
 	loopback, address reply
 	// mayNot is whether address is unknown for want of the right.
 	mayNot bool
+	// prompt is whether the loopback has answered a request in the time that its address had for one.
+	prompt bool
 	tls    bool // it speaks it; asked only where a tcpSocket probe is
 }
 
@@ -244,15 +246,21 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	defer cancel()
 	answers := make([]answer, len(asks))
 	var may mayDial
-	var group errgroup.Group
-	group.SetLimit(dialAtOnce)
-	for i, a := range asks {
-		group.Go(func() error {
-			answers[i] = a.dial(ctx, k, &may)
-			return nil
-		})
+	// All are knocked at before one is asked on, for which programs that hang take their time.
+	for _, round := range []func(i int){
+		func(i int) { answers[i] = asks[i].knock(ctx, k, &may) },
+		func(i int) { asks[i].askOn(ctx, k, &may, &answers[i]) },
+	} {
+		var group errgroup.Group
+		group.SetLimit(dialAtOnce)
+		for i := range asks {
+			group.Go(func() error {
+				round(i)
+				return nil
+			})
+		}
+		_ = group.Wait()
 	}
-	_ = group.Wait()
 	if may.notForward.Load() {
 		s.Unread = append(s.Unread, Unread{Resource: "pods/portforward", Why: mayNot, Checks: []string{"ports"}})
 	}
@@ -262,11 +270,13 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	d := Dialled{Left: left, Seconds: time.Since(begin).Seconds()}
 	seen := map[Ref]bool{}
 	for i, a := range asks {
-		if answers[i].loopback == unknown && answers[i].address == unknown {
-			d.Left++
+		if answers[i].loopback != unknown || answers[i].address != unknown {
+			s.answers[a.place] = answers[i]
+		}
+		if answers[i].loopback == unknown && (answers[i].address == unknown || answers[i].address == silent) {
+			d.Left++ // nothing was learnt of the program
 			continue
 		}
-		s.answers[a.place] = answers[i]
 		d.policed(s, a.place, answers[i])
 		d.Ports++
 		seen[Ref{"pod", a.namespace, a.pod}] = true
@@ -278,7 +288,7 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 // policed notes a port that a policy seems to keep the API server from.
 func (d *Dialled) policed(s *Snapshot, at place, a answer) {
 	i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod })
-	if i < 0 || a.address != silent || a.loopback != open {
+	if i < 0 || a.address != silent || !a.prompt {
 		return
 	}
 	p := s.podsIn[at.namespace][i]
@@ -293,10 +303,10 @@ func (d *Dialled) policed(s *Snapshot, at place, a answer) {
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
 type mayDial struct{ notForward, notProxy atomic.Bool }
 
-// dial asks one port: at its address, unless a probe has done so, and where that gives nothing good on its loopback, there with a request
-// too if it is said to answer one.
-func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
-	knock := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
+// knock finds out whether one port is open: at its address, unless a probe has done so, and where that gives nothing good on its loopback,
+// unless askOn does that.
+func (a ask) knock(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
+	try := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
 		if not.Load() {
 			return unknown
 		}
@@ -317,27 +327,35 @@ func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer
 	}
 	if a.proved {
 		out.address = open
-	} else if out.address = knock(&may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
+	} else if out.address = try(&may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
 		if out.mayNot = may.notProxy.Load(); a.refused {
 			out.address = closed
 		}
 	}
-	switch {
-	case a.http && (a.proved || out.address != open) && !may.notForward.Load():
-		out.loopback = a.ask(ctx, k, may)
-	case out.address != open:
-		if out.loopback = knock(&may.notForward, k.Knock); out.loopback == silent {
+	if out.address != open && (!a.http || out.address == closed) {
+		if out.loopback = try(&may.notForward, k.Knock); out.loopback == silent {
 			out.loopback = unknown // it was not asked for an answer
 		}
 	}
-	if a.tls && out.loopback != closed && !may.notForward.Load() {
+	return out
+}
+
+// askOn asks for more than that a port is open, and puts it into out: on the loopback for an answer to a request, if it is said to give one
+// and its address neither refuses nor has given one, and for a TLS handshake.
+func (a ask) askOn(ctx context.Context, k *kube.Client, may *mayDial, out *answer) {
+	if a.http && (a.proved || out.address == silent || out.address == unknown) && !may.notForward.Load() {
+		begin := time.Now()
+		out.loopback = a.ask(ctx, k, may)
+		out.prompt = out.loopback == open && time.Since(begin) < knockTime
+	}
+	// Who speaks TLS is not silent: it ends what it does not understand.
+	if a.tls && out.loopback != closed && out.loopback != silent && !may.notForward.Load() {
 		ctx, cancel := context.WithTimeout(ctx, knockTime)
 		defer cancel()
 		if out.tls = k.SpeaksTLS(ctx, a.namespace, a.pod, int(a.port)); out.tls {
 			out.loopback = open
 		}
 	}
-	return out
 }
 
 // ask has a port on its loopback answer a request.

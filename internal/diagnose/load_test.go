@@ -145,7 +145,7 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
 			t.Fatal(err)
 		}
-		s.answers[place{"shop", "it", o.Port}] = answer{o.Loopback, o.Address, o.MayNot, o.TLS}
+		s.answers[place{"shop", "it", o.Port}] = answer{loopback: o.Loopback, address: o.Address, mayNot: o.MayNot, tls: o.TLS}
 	default:
 		t.Fatalf("the tests do not know a %q", kind.Kind)
 	}

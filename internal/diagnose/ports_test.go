@@ -3,13 +3,19 @@ package diagnose
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"bridge/internal/kube"
 )
@@ -58,7 +64,7 @@ func TestPorts(t *testing.T) {
 // What is dialled is bounded: two pods of a workload, those first that are not ready.
 func TestWhatIsDialled(t *testing.T) {
 	const ports = "ports: [{containerPort: 8080}, {containerPort: 53, protocol: UDP}, {name: admin, containerPort: 9090}], readinessProbe: {httpGet: {port: admin}}"
-	one := strings.Replace(withPod(ports, "", running), "phase: Pending", "phase: Running", 1)
+	one := dialledPod(ports)
 	var documents []string
 	for i := range 3 {
 		pod := one
@@ -99,7 +105,7 @@ func TestWhatIsAskedForAnAnswer(t *testing.T) {
 		"a probe that is over":     {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}", "", true},
 		"a probe, and one that is": {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}, livenessProbe: {httpGet: {port: 8080}}", "", false},
 	} {
-		documents := []string{strings.Replace(withPod(c.container, "", running), "phase: Pending", "phase: Running", 1)}
+		documents := []string{dialledPod(c.container)}
 		if c.service != "" {
 			documents = append(documents, aService(c.service))
 		}
@@ -110,30 +116,142 @@ func TestWhatIsAskedForAnAnswer(t *testing.T) {
 	}
 }
 
-// An address from which nothing comes is silent; one for which there was no time is not known.
-func TestAnAddressThatGivesNothing(t *testing.T) {
-	t.Parallel()
+// podServer is an API server whose pods give nothing at their addresses. On their loopback serve has the port and its connection; nil
+// for an account that may not use it. What serve waits for is over with done.
+func podServer(t *testing.T, serve func(port string, conn io.ReadWriter, done <-chan bool)) *kube.Client {
+	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/proxy") {
+		switch {
+		case strings.Contains(r.URL.Path, "/proxy"):
 			<-r.Context().Done()
 			return
+		case serve == nil:
+			w.WriteHeader(http.StatusForbidden)
+			return
+		case r.Header.Get("Upgrade") == "websocket":
+			w.WriteHeader(http.StatusBadRequest)
+			return
 		}
-		w.WriteHeader(http.StatusForbidden)
+		streams := make(chan httpstream.Stream, 2)
+		w.Header().Set(httpstream.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
+		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(st httpstream.Stream, _ <-chan struct{}) error {
+			streams <- st
+			return nil
+		})
+		if conn == nil {
+			return
+		}
+		defer conn.Close()
+		for {
+			select {
+			case st := <-streams:
+				if st.Headers().Get(corev1.StreamType) == corev1.StreamTypeData {
+					serve(st.Headers().Get(corev1.PortHeader), st, conn.CloseChan())
+					_ = st.Close()
+				}
+			case <-conn.CloseChan():
+				return
+			}
+		}
 	}))
-	defer server.Close()
+	t.Cleanup(server.Close)
 	k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return k
+}
+
+// An address from which nothing comes is silent; one for which there was no time is not known. Neither says anything of the program.
+func TestAnAddressThatGivesNothing(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, nil)
 	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	for ctx, want := range map[context.Context]reply{t.Context(): silent, short: unknown} {
 		for _, web := range []bool{false, true} {
-			a := ask{place: place{"shop", "it", 8080}, http: web}.dial(ctx, k, new(mayDial))
-			if a.address != want || a.loopback != unknown || a.mayNot {
+			ask := ask{place: place{"shop", "it", 8080}, http: web}
+			var may mayDial
+			a := ask.knock(ctx, k, &may)
+			if ask.askOn(ctx, k, &may, &a); a.address != want || a.loopback != unknown || a.mayNot || a.prompt {
 				t.Errorf("%+v, want %d", a, want)
 			}
 		}
+	}
+	s := load(t, dialledPod("ports: [{containerPort: 8080}]"))
+	s.dial(t.Context(), k, nil)
+	if s.Dialled.Ports != 0 || s.Dialled.Left != 1 {
+		t.Errorf("without the right to forward: %+v", s.Dialled)
+	}
+}
+
+// dialledPod is one that runs.
+func dialledPod(container string) string {
+	return strings.Replace(withPod(container, "", running), "phase: Pending", "phase: Running", 1)
+}
+
+// dialUntil dials until that holds, a few times: a machine that has much else to do may need more than the time there is.
+func (s *Snapshot) dialUntil(t *testing.T, k *kube.Client, holds func() bool) {
+	t.Helper()
+	for range 5 {
+		if s.dial(t.Context(), k, nil); holds() {
+			return
+		}
+	}
+	t.Errorf("not in five times: %+v, %+v", s.Dialled, s.answers)
+}
+
+// That a policy keeps the API server from a port is a guess, made where a request is answered in the pod as fast as one could have been at
+// its address: not of a program that is slow everywhere, nor of one that does not speak HTTP.
+func TestPortsThatAreSilentAtTheirAddress(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, func(port string, conn io.ReadWriter, done <-chan bool) {
+		switch port {
+		case "8081":
+			select {
+			case <-time.After(knockTime + 200*time.Millisecond):
+			case <-done:
+			}
+		case "5672": // wants another protocol's first words, and waits for the rest of them
+			_, _ = io.Copy(io.Discard, conn)
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+	})
+	s := load(t, dialledPod("ports: [{name: http, containerPort: 8080}, {name: http-slow, containerPort: 8081}, {name: amqp, containerPort: 5672}]"),
+		"\n---\nkind: NetworkPolicy\nmetadata: {name: some}\nspec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}\n")
+	s.dialUntil(t, k, func() bool {
+		for _, port := range []int32{8080, 8081, 5672} {
+			if a := s.answers[place{"shop", "it", port}]; a.address != silent || a.loopback != open {
+				return false
+			}
+		}
+		return len(s.Dialled.Policed) > 0
+	})
+	if want := []string{"port 8080 of pod/it (networkpolicy/some)"}; !slices.Equal(s.Dialled.Policed, want) || s.Dialled.Ports != 3 {
+		t.Errorf("%+v, want %q", s.Dialled, want)
+	}
+	if found := s.report(nil).Findings; len(found) > 0 {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// Programs that hang do not take the time in which others are knocked at.
+func TestManyPortsThatHang(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, func(port string, conn io.ReadWriter, done <-chan bool) {
+		if port != "9090" {
+			<-done
+		}
+	})
+	var ports []string
+	for i := range dialAtOnce {
+		ports = append(ports, fmt.Sprintf("{name: http-%d, containerPort: %d}", i, 8000+i))
+	}
+	s := load(t, dialledPod("ports: ["+strings.Join(ports, ", ")+", {containerPort: 9090}]"))
+	s.dialUntil(t, k, func() bool { return s.answers[place{"shop", "it", 9090}].loopback == open })
+	if s.Dialled.Ports+s.Dialled.Left != dialAtOnce+1 {
+		t.Errorf("of %d ports: %+v", dialAtOnce+1, s.Dialled)
 	}
 }
 
