@@ -33,8 +33,11 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 		case err != nil:
 			return last, err
 		case r.missing() != "":
-			if line = r.missing(); last == nil {
-				last = r // later ones would only know less than the last that was whole
+			if line = r.missing(); len(r.Findings) > 0 {
+				line += "; " + r.progress()
+			}
+			if last == nil || last.missing() != "" {
+				last = r // it only knows less than the last that was whole
 			}
 		case r.settled():
 			return r, nil

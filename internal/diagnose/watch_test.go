@@ -74,6 +74,18 @@ func TestWatchOverAnOutage(t *testing.T) {
 	if err == nil || r == nil || len(r.Findings) != 1 || r.Findings[0].ID != "program-exits" {
 		t.Errorf("the last whole look: %+v, %v", r, err)
 	}
+	// Where no look is whole, the newest is; and what is wrong is said all the same.
+	ctx, over = context.WithCancel(t.Context())
+	k, _ = apiServer(t, map[string]string{"pods": crashing + "|", "deployments": unavailable})
+	said = nil
+	r, err = Watch(ctx, k, Options{NoDial: true}, func(line string) {
+		if said = append(said, line); len(said) == 2 {
+			over()
+		}
+	})
+	if err == nil || r == nil || len(r.Findings) > 0 || len(said) != 2 || !strings.HasPrefix(said[0], "not read, and tried again: deployments (") || !strings.HasSuffix(said[0], "; pod/it: program-exits; waiting for pod/it") || !strings.HasSuffix(said[1], ")") {
+		t.Errorf("without a whole look it said %q, and ended with %+v, %v", said, r, err)
+	}
 }
 
 // A swap that is given back meanwhile is no reason to go on.
