@@ -301,6 +301,11 @@ func TestTheLogOfTheRunBefore(t *testing.T) {
 			t.Errorf("%s: %v, %+v", last, err, r.Findings)
 		}
 	}
+	init := strings.NewReplacer(`"containers"`, `"initContainers"`, "containerStatuses", "initContainerStatuses").Replace(crashing)
+	k, _ = apiServer(t, map[string]string{"pods": init, "container=app&previous=true&tailLines=10": "exec /app/run: exec format error\n"})
+	if r, err := Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 || !strings.HasPrefix(r.Findings[0].Summary, "init container app cannot be started: ") {
+		t.Errorf("an init container: %v, %+v", err, r.Findings)
+	}
 	k, _ = apiServer(t, objects, "log")
 	if r, err = Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 {
 		t.Fatalf("%v, %+v", err, r)

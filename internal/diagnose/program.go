@@ -203,7 +203,8 @@ func (f *Finding) explainLog() {
 		f.ID = "program-command-not-found"
 		what, next = "a file that starting it takes is not in the image: a script's interpreter, or the C library that the program is linked with", "use an image that has it, or a program that needs none"
 	}
-	f.Summary = fmt.Sprintf("container %s cannot be started: %s", f.Container, what)
+	container, _, _ := strings.Cut(f.Summary, " ends ")
+	f.Summary = fmt.Sprintf("%s cannot be started: %s", container, what)
 	f.Next = []string{next + ": " + f.edit()}
 }
 
