@@ -26,7 +26,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -130,7 +129,7 @@ func (b *broken) put(t *testing.T) (err error) {
 			}
 		}
 		r, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
-		var to dynamic.ResourceInterface = s.dynamic.Resource(r).Namespace(b.ns)
+		to := s.dynamic.Resource(r).Namespace(b.ns)
 		if slices.Contains(clusterWide, o.GetKind()) {
 			to = s.dynamic.Resource(r)
 			t.Cleanup(func() { _ = to.Delete(context.Background(), o.GetName(), metav1.DeleteOptions{}) })
