@@ -11,7 +11,6 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"bridge/internal/diagnose"
@@ -110,7 +109,7 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	if o.AllNamespaces {
 		namespace = ""
 	}
-	knownSwaps(ctx, k, namespace, &o)
+	o.Swaps = knownSwaps(k, namespace)
 	look := diagnose.Run
 	if watch {
 		look = func(ctx context.Context, k *kube.Client, o diagnose.Options) (*diagnose.Report, error) {
@@ -152,20 +151,16 @@ func whyOf(k *kube.Client) func(context.Context, error) error {
 	return func(ctx context.Context, err error) error { return diagnose.Explain(ctx, k, err) }
 }
 
-// knownSwaps has the swaps of the namespace in o, or why they could not be read: the rest can be diagnosed without.
-func knownSwaps(ctx context.Context, k *kube.Client, namespace string, o *diagnose.Options) {
-	entries, err := swap.List(ctx, k, namespace)
-	if err != nil {
-		why := err.Error()
-		if hint.CodeOf(err) == hint.Forbidden || apierrors.IsForbidden(err) {
-			why = "your account may not"
+// knownSwaps reads the swaps of the namespace for a diagnosis.
+func knownSwaps(k *kube.Client, namespace string) func(context.Context) ([]diagnose.Swap, error) {
+	return func(ctx context.Context) (out []diagnose.Swap, err error) {
+		entries, err := swap.List(ctx, k, namespace)
+		for _, e := range entries {
+			if e.Kind == proxypod.KindSwap {
+				out = append(out, diagnose.Swap{Namespace: e.Namespace, Target: e.Target, Owner: e.Owner, Heartbeat: e.Heartbeat, Left: !e.Alive, IfLost: e.IfLost, Restore: e.Restore})
+			}
 		}
-		o.Unread = append(o.Unread, diagnose.Unread{Resource: "leases", Why: why, Checks: []string{"swaps"}})
-	}
-	for _, e := range entries {
-		if e.Kind == proxypod.KindSwap {
-			o.Swaps = append(o.Swaps, diagnose.Swap{Namespace: e.Namespace, Target: e.Target, Owner: e.Owner, Heartbeat: e.Heartbeat, Left: !e.Alive, IfLost: e.IfLost, Restore: e.Restore})
-		}
+		return out, err
 	}
 }
 

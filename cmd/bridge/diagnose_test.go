@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,15 +18,23 @@ import (
 // Swaps that cannot be read, for whatever reason, are no reason not to diagnose the rest.
 func TestSwapsThatCannotBeRead(t *testing.T) {
 	for code, why := range map[int]string{http.StatusForbidden: "your account may not", http.StatusInternalServerError: "list leases"} {
-		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if strings.HasSuffix(r.URL.Path, "/leases") {
+				w.WriteHeader(code)
+			}
+			fmt.Fprint(w, `{"items":[]}`)
+		}))
 		k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
 		if err != nil {
 			t.Fatal(err)
 		}
-		var o diagnose.Options
-		knownSwaps(t.Context(), k, "shop", &o)
-		if len(o.Unread) != 1 || o.Unread[0].Resource != "leases" || !strings.Contains(o.Unread[0].Why, why) {
-			t.Errorf("status %d: %+v, want %q", code, o.Unread, why)
+		r, err := diagnose.Run(t.Context(), k, diagnose.Options{Swaps: knownSwaps(k, "shop"), NoDial: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Unread) != 1 || r.Unread[0].Resource != "leases" || !strings.HasPrefix(r.Unread[0].Why, why) || !slices.Equal(r.Unread[0].Checks, []string{"swaps"}) {
+			t.Errorf("status %d: %+v, want %q", code, r.Unread, why)
 		}
 		server.Close()
 	}

@@ -10,11 +10,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case. A webhook's come first:
-// its message may have the words of any other.
+// refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case. A webhook's and a policy's come
+// first: their messages may have the words of any other.
 var refusals = []struct{ says, id, what, next string }{
 	{"failed calling webhook", "pods-refused-webhook", "an admission webhook does not answer", "look at the webhook's own service: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
 	{"admission webhook", "pods-refused-webhook", "an admission webhook refuses them", "its message says what it wants"},
+	{"validatingadmissionpolicy '", "pods-refused-policy", "a policy of the cluster refuses them", "its message says what it wants: kubectl get validatingadmissionpolicies"},
 	{"exceeded quota", "pods-refused-quota", "a quota of the namespace is used up", "free some of it or raise it: kubectl describe resourcequota%s"},
 	{"failed quota", "pods-refused-quota", "a quota of the namespace wants requests or limits that its pods do not have", "set resources.requests and limits; a LimitRange can give defaults: kubectl describe resourcequota%s"},
 	{"violates podsecurity", "pods-refused-podsecurity", "the namespace's Pod Security level does not allow such pods", "set what the message names in securityContext; the level is a label: kubectl get namespace%s --show-labels"},

@@ -2,7 +2,6 @@ package diagnose
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,22 +41,9 @@ type argoRolloutCondition struct {
 	LastUpdateTime metav1.Time            `json:"lastUpdateTime"`
 }
 
-func readRollouts(ctx context.Context, k *kube.Client, s *Snapshot) error {
-	r := k.Clientset.CoreV1().RESTClient().Get().AbsPath("/apis", kube.Rollout.APIVersion())
-	if s.Namespace != "" {
-		r = r.Suffix("namespaces", s.Namespace, kube.Rollout.Resource())
-	} else {
-		r = r.Suffix(kube.Rollout.Resource())
-	}
-	b, err := r.SetHeader("Accept", "application/json").DoRaw(ctx)
-	if err != nil {
-		return err
-	}
-	var l struct {
-		Items []argoRollout `json:"items"`
-	}
-	err = json.Unmarshal(b, &l)
-	return kept(&s.Rollouts, func() []argoRollout { return l.Items }, err)
+func readRollouts(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+	s.Rollouts, err = custom[argoRollout](ctx, k, kube.Rollout.APIVersion(), s.Namespace, kube.Rollout.Resource())
+	return err
 }
 
 // checkArgoRollouts is about Argo's Rollouts whose new pods do not come.

@@ -22,6 +22,8 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"LimitRange", refused("maximum memory usage per Container is 64Mi, but limit is 1Gi"), "pods-refused-limitrange", ""},
 		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", ""},
 		{"webhook", refused(`admission webhook "policy.example.test" denied the request: no`), "pods-refused-webhook", ""},
+		{"webhook that does not answer", set + event("ReplicaSet/it-1", "FailedCreate", `Error creating: Internal error occurred: failed calling webhook "policy.example.test": failed to call webhook: Post "https://hook.shop.svc:443/?timeout=10s": service "hook" not found`), "pods-refused-webhook", "does not answer"},
+		{"policy", refused("ValidatingAdmissionPolicy ''small'' with binding ''small'' denied request: the maximum is 1"), "pods-refused-policy", "validatingadmissionpolicies"},
 		{"webhook that speaks of a ServiceAccount", refused(`admission webhook "policy.example.test" denied the request: set automountServiceAccountToken: false, serviceAccountToken volumes are at the maximum `), "pods-refused-webhook", ""},
 		{"something else", refused("it is a Monday"), "pods-refused", "it is a Monday"},
 		{"in the past", strings.Replace(refused("exceeded quota: small"), "replicas: 0", "replicas: 2", 1), "", ""},

@@ -46,8 +46,9 @@ func checks() []check {
 		{name: "disruption budgets", needs: []plural{budgets}, behind: starting, run: checkBudgets},
 		{name: "jobs", needs: []plural{jobs}, behind: starting, run: checkJobs},
 		{name: "autoscalers", needs: []plural{autoscalers}, behind: append([]string{"rollouts"}, starting...), run: checkAutoscalers},
+		{name: "resource use", needs: []plural{metrics}, run: checkUsage},
 		{name: "network policies", needs: []plural{policies}, run: checkPolicies},
-		{name: "swaps", run: checkSwaps},
+		{name: "swaps", needs: []plural{leases}, run: checkSwaps},
 		{name: "fields", run: checkFields},
 	}
 }

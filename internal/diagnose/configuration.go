@@ -88,6 +88,12 @@ func (s *Snapshot) explainConfig(f *Finding, p *pod, c container, message string
 	}
 }
 
+// mountLate tells whether an event says of volumes that they are not mounted in time, and not why.
+func mountLate(e *corev1.Event) bool {
+	return strings.Contains(e.Message, "timed out waiting for the condition") ||
+		strings.HasPrefix(e.Message, "Unable to attach or mount volumes") && strings.HasSuffix(strings.TrimSpace(e.Message), "context deadline exceeded")
+}
+
 // mountFindings are about volumes that the kubelet cannot mount. What they say is missing is taken from missing.
 func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) {
 	waits := slices.ContainsFunc(containersOf(p), func(c container) bool {
@@ -98,6 +104,7 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 		return nil
 	}
 	failed := s.eventsOf("pod", p, "FailedMount", "FailedAttachVolume", "FailedMapVolume")
+	said := slices.ContainsFunc(failed, func(e *corev1.Event) bool { return !mountLate(e) }) // by one of them why, or else by the newest
 	seen := map[string]bool{}
 	for _, e := range failed {
 		id, summary := "volume-mount-failed", "a volume cannot be mounted: "+firstLine(e.Message)
@@ -115,8 +122,11 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 			f.ID, f.Direction = "config-key-absent", Configuration
 			summary = "a volume takes a key that its ConfigMap or Secret does not have: " + firstLine(e.Message)
 			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
-		} else if strings.Contains(e.Message, "timed out waiting for the condition") && len(failed) > 1 {
-			continue // another event says why
+		} else if mountLate(e) {
+			if said {
+				continue
+			}
+			said = true
 		}
 		if seen[summary] {
 			continue

@@ -20,6 +20,9 @@ func TestWhatPodsReferTo(t *testing.T) {
 		{"a ConfigMap that came after its pod", withPod("", "volumes: [{name: settings, configMap: {name: setting}}]", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : configmap "setting" not found`) + settings, "pod-not-ready", ""},
 		{"no key for a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : configmap references non-existent config key: level`), "config-key-absent", ""},
 		{"a volume", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedAttachVolume", `AttachVolume.Attach failed for volume "pvc-1" : the disk is used by another node`), "volume-mount-failed", "used by another node"},
+		{"a volume, told twice", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "data" : hostPath type check failed: /data is not a directory`) + event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[]: context deadline exceeded`), "volume-mount-failed", "is not a directory"},
+		{"volumes that are late, twice", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : failed to sync configmap cache: timed out waiting for the condition`) + strings.Replace(event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[]: context deadline exceeded`), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:59:30Z", 1), "volume-mount-failed", "unmounted volumes=[data]"},
+		{"volumes that are late, and why", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data tmp], unattached volumes=[], failed to process volumes=[]: context deadline exceeded`) + event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC shop/data: PVC is being deleted`), "volume-mount-failed", "PVC is being deleted"},
 		{"a volume, while a container runs", strings.NewReplacer("containers: [{", "containers: [{name: b, image: x}, {", "containerStatuses: [{", `containerStatuses: [{name: b, ready: true, started: true, restartCount: 0, image: "", imageID: "", state: {running: {startedAt: "2026-11-28T11:00:00Z"}}}, {`).Replace(withPod("", "", waits(creating, ""))) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : timed out`), "pod-not-ready", ""},
 		{"it runs without, for now", withPod("", volume, running), "configmap-absent", "does not exist"},
 		{"root", withPod("", "", waits("CreateContainerConfigError", `container has runAsNonRoot and image will run as root (pod: "it_shop(u1)", container: app)`)), "run-as-root-refused", "runAsUser"},
@@ -46,6 +49,33 @@ func TestNearest(t *testing.T) {
 	} {
 		if got := nearest(c.want, c.have); got != c.like {
 			t.Errorf("%s among %q: %q, want %q", c.want, c.have, got, c.like)
+		}
+	}
+}
+
+func TestMisspelt(t *testing.T) {
+	for _, c := range []struct {
+		want, have string
+		yes        bool
+	}{
+		{"frontned", "frontend", true},
+		{"ordres-api", "orders-api", true},
+		{"ordersapi", "orders-api", true},
+		{"orders_api", "orders-api", true},
+		{"payment-2", "payments-2", true},
+		{"orders-api", "orders-web", false},
+		{"fronetdn", "frontend", false},
+		{"shard-1", "shard-2", false},
+		{"shard-12", "shard-21", false},
+		{"shard1", "shard", false},
+		{"v1.0", "v1.1", false},
+		{"zone-a", "zone-b", false},
+		{"it", "itt", false},
+		{"orders", "", false},
+		{"orders", "orders", false},
+	} {
+		if got := misspelt(c.want, c.have); got != c.yes {
+			t.Errorf("%s of %s: %v", c.want, c.have, got)
 		}
 	}
 }

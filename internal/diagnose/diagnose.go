@@ -21,18 +21,17 @@ type Options struct {
 	AllNamespaces bool
 	// Targets are what the findings are to concern, as ParseTarget gives them; none: everything.
 	Targets []Ref
-	// Swaps are bridge's own that are known in what is looked at. Whoever calls reads them: that is pkg/swap's trade, which
-	// this package may one day serve.
-	Swaps []Swap
+	// Swaps reads bridge's own in what is looked at, if it is set: that is pkg/swap's trade, which this package serves.
+	Swaps func(ctx context.Context) ([]Swap, error)
 	// Tried are the objects of a manifest, as kube.TryManifests gives them. Where there are some and no Targets, it is those of them that are there.
 	Tried []kube.Tried
-	// Unread are kinds of objects that the caller could not read, for the report.
-	Unread []Unread
 	// NoDial leaves out the ports: nothing is connected to.
 	NoDial bool
 
 	// known is whether Targets are known to be there, also where their kind may not be listed.
 	known bool
+	// brief leaves out what the pods use, for which a server of its own is asked: somebody waits to end.
+	brief bool
 }
 
 // Swap is a swap of bridge's, or a connect.
@@ -71,6 +70,9 @@ type Unread struct {
 	Why      string `json:"why"`
 	// Checks are those that were left out for it; none when they only know less.
 	Checks []string `json:"checks,omitempty"`
+
+	// passing is whether it may be readable in a moment.
+	passing bool
 }
 
 // Worst is the gravest severity of the findings; "" without any.
@@ -114,14 +116,13 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		targets, elsewhere := targetsOf(o.Tried, k.Namespace)
 		o.Targets, o.known, untried = targets, true, append(untried, elsewhere...)
 		if len(o.Targets) == 0 {
-			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: append(untried, o.Unread...)}, nil
+			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: untried}, nil
 		}
 	}
-	s, err := read(ctx, k, namespace, o.Targets)
+	s, err := read(ctx, k, namespace, o)
 	if err != nil {
 		return nil, err
 	}
-	s.Swaps = o.Swaps
 	if !o.known {
 		if err := s.exist(o.Targets); err != nil {
 			return nil, err
@@ -132,7 +133,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	}
 	r := s.report(o.Targets)
 	r.Findings = append(manifest, r.Findings...)
-	r.Unread = slices.Concat(r.Unread, untried, o.Unread)
+	r.Unread = append(r.Unread, untried...)
 	addLogs(ctx, k, r.Findings)
 	return r, nil
 }
@@ -188,6 +189,7 @@ func addLogs(ctx context.Context, k *kube.Client, found []Finding) {
 		}
 		if trimmed := strings.TrimSpace(string(text)); trimmed != "" {
 			f.Log = strings.Split(trimmed, "\n")
+			f.explainLog()
 		}
 	})
 }
@@ -229,8 +231,11 @@ func few(words []string) string {
 
 // counted is "1 pod" or "2 pods".
 func counted(n int, what string) string {
-	if n == 1 {
+	switch {
+	case n == 1:
 		return "1 " + what
+	case strings.HasSuffix(what, "s"):
+		what += "e"
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -154,8 +154,11 @@ func TestParseTarget(t *testing.T) {
 	}
 }
 
-// apiServer answers lists with the objects, of which those behind a | are for the next time, or with a refusal for what denied names. It
-// keeps what it was asked.
+// unavailable is what the API server says of a kind whose own server is away.
+const unavailable = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"ServiceUnavailable","code":503,"message":"the server is currently unable to handle the request"}`
+
+// apiServer answers lists with the objects, of which those behind a | are for the next time, or with a refusal for what denied names. In the
+// place of objects an error of the API may stand, and what is of the metrics API's is not there without. It keeps what it was asked.
 func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube.Client, *[]string) {
 	t.Helper()
 	asked := new([]string)
@@ -172,6 +175,10 @@ func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimSuffix(r.URL.Path, "/")
 		name := path[strings.LastIndex(path, "/")+1:]
+		ofMetrics := strings.HasPrefix(path, "/apis/"+metricsVersion)
+		if ofMetrics {
+			name += "." + metricsGroup
+		}
 		lock <- struct{}{}
 		*asked = append(*asked, r.URL.Path)
 		<-lock
@@ -190,7 +197,17 @@ func apiServer(t testing.TB, objects map[string]string, denied ...string) (*kube
 			fmt.Fprint(w, answer(r.URL.RawQuery))
 			return
 		}
-		fmt.Fprintf(w, `{"items":[%s]}`, answer(name))
+		text := answer(name)
+		switch {
+		case text == "" && (ofMetrics || name == metricsGroup):
+			w.WriteHeader(http.StatusNotFound)
+			text = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"the server could not find the requested resource"}`
+		case strings.HasPrefix(text, unavailable):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			text = `{"items":[` + text + `]}`
+		}
+		fmt.Fprint(w, text)
 	}))
 	t.Cleanup(server.Close)
 	k, err := kube.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, "shop")
@@ -239,20 +256,24 @@ func TestWhatEndsIt(t *testing.T) {
 	}
 }
 
-// However many pods there are, it is a list call for each kind of object.
+// However many pods there are, and whatever is wrong with them, it is a list call for each kind of object, and a few logs.
 func TestOneListForEachKind(t *testing.T) {
-	var pods []string
-	for i := range 200 {
-		pods = append(pods, fmt.Sprintf(`{"metadata":{"name":"p%d","namespace":"shop"},"status":{"phase":"Running"}}`, i))
-	}
-	k, asked := apiServer(t, map[string]string{"pods": strings.Join(pods, ",")})
+	k, asked := crowdServer(t)
 	r, err := Run(t.Context(), k, Options{})
-	if err != nil || r.Looked != 200 {
-		t.Fatalf("looked at %d objects, %v", r.Looked, err)
+	if err != nil || r.Looked != 200 || len(r.Findings) == 0 {
+		t.Fatalf("looked at %d objects, found %d, %v", r.Looked, len(r.Findings), err)
 	}
-	const most = 18
-	if sorted := slices.Sorted(slices.Values(*asked)); len(sorted) > most || len(slices.Compact(sorted)) != len(*asked) {
-		t.Errorf("%d requests: %q", len(*asked), sorted)
+	logs := 0
+	lists := slices.DeleteFunc(slices.Sorted(slices.Values(*asked)), func(path string) bool {
+		of := strings.HasSuffix(path, "/log")
+		if of {
+			logs++
+		}
+		return of
+	})
+	const most = 20
+	if got := len(lists); got > most || len(slices.Compact(lists)) != got || logs > logContainers {
+		t.Errorf("%d lists, and %d logs: %q", got, logs, *asked)
 	}
 }
 
@@ -265,6 +286,25 @@ func TestTheLogOfTheRunBefore(t *testing.T) {
 	r, err := Run(t.Context(), k, Options{})
 	if err != nil || len(r.Findings) != 1 || !slices.Equal(r.Findings[0].Log, []string{"one", "two"}) {
 		t.Errorf("%v, %+v", err, r)
+	}
+	for last, id := range map[string]string{
+		"exec /app/run: exec format error":                                        "program-architecture",
+		`standard_init_linux.go:228: exec user process caused: exec format error`: "program-architecture",
+		"exec /app/run.sh: no such file or directory":                             "program-command-not-found",
+		"cannot exec /app/plugin: exec format error":                              "program-exits",
+		`exec /app/run: exec format error` + "\n" + "and goes on":                 "program-exits",
+		"open /app/settings: no such file or directory":                           "program-exits",
+	} {
+		objects["container=app&previous=true&tailLines=10"] = "one\n" + last + "\n"
+		k, _ := apiServer(t, objects)
+		if r, err := Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 || r.Findings[0].ID != id {
+			t.Errorf("%s: %v, %+v", last, err, r.Findings)
+		}
+	}
+	init := strings.NewReplacer(`"containers"`, `"initContainers"`, "containerStatuses", "initContainerStatuses").Replace(crashing)
+	k, _ = apiServer(t, map[string]string{"pods": init, "container=app&previous=true&tailLines=10": "exec /app/run: exec format error\n"})
+	if r, err := Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 || !strings.HasPrefix(r.Findings[0].Summary, "init container app cannot be started: ") {
+		t.Errorf("an init container: %v, %+v", err, r.Findings)
 	}
 	k, _ = apiServer(t, objects, "log")
 	if r, err = Run(t.Context(), k, Options{}); err != nil || len(r.Findings) != 1 {

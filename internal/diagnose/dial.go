@@ -24,8 +24,8 @@ const (
 	dialPods = 2
 	// dialPorts is how many ports are dialled, dialAtOnce how many of them at a time: each is a connection to the API server.
 	dialPorts, dialAtOnce = 128, 16
-	// dialTime is for all of them, and knockTime for one.
-	dialTime, knockTime = 5 * time.Second, 1500 * time.Millisecond
+	// dialTime is for all of them, and knockTime for one; answerTime is what a program may take for an answer to a request.
+	dialTime, knockTime, answerTime = 5 * time.Second, 1500 * time.Millisecond, 3 * time.Second
 )
 
 // Dialled is how many ports were, by port-forward.
@@ -35,6 +35,9 @@ type Dialled struct {
 	// Left is how many ports more there would have been, of further pods of the same workloads too.
 	Left    int     `json:"left,omitempty"`
 	Seconds float64 `json:"seconds"`
+	// Policed are ports that answer a request in their pod at once, and not at its address, where a NetworkPolicy keeps some callers out: the
+	// API server may be one of them, and meant to be. "port 8080 of deployment/orders (networkpolicy/closed)".
+	Policed []string `json:"policed,omitempty"`
 }
 
 // String is a line: "dialled 5 ports of 2 pods in 0.2s, and 3 more not".
@@ -42,6 +45,9 @@ func (d *Dialled) String() string {
 	text := fmt.Sprintf("dialled %s of %s in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
 	if d.Left > 0 {
 		text += fmt.Sprintf(", and %d more not", d.Left)
+	}
+	if len(d.Policed) > 0 {
+		text += "; the API server may be kept from " + few(d.Policed)
 	}
 	return text
 }
@@ -61,15 +67,18 @@ const (
 	unknown reply = iota // it was not dialled, or nothing is known of it
 	open
 	closed
+	silent // it was asked by a request, and gave nothing in time
 )
 
 // answer is what a port was found to be.
 type answer struct {
 	// loopback is by a port-forward, which goes to the pod's loopback; address is from the API server to the pod's address, or what a
-	// probe of the kubelet's has met there.
+	// probe of the kubelet's has met there. An address may be silent too when what is sent to it does not arrive.
 	loopback, address reply
 	// mayNot is whether address is unknown for want of the right.
 	mayNot bool
+	// prompt is whether the loopback has answered a request in the time that its address had for one.
+	prompt bool
 	tls    bool // it speaks it; asked only where a tcpSocket probe is
 }
 
@@ -78,8 +87,8 @@ type ask struct {
 	place
 	// proved is whether a probe that succeeds asks it, which goes to the pod's address; refused whether one has been refused there for long.
 	proved, refused bool
-	// tls is whether to try a handshake.
-	tls bool
+	// tls is whether to try a handshake, and http whether to ask on: it is said to speak HTTP, and no probe has had an answer of that kind.
+	tls, http bool
 }
 
 // asks are the ports to be dialled, the more important first, and how many are left out. near are the objects it is about; nil for all.
@@ -115,9 +124,15 @@ func rank(p *pod) int {
 	return 0
 }
 
+// sending are the Services that send to a port, and whether one of them says that it speaks HTTP.
+type sending struct {
+	by   []Ref
+	http bool
+}
+
 // sentTo are the TCP ports of each pod that Services send to.
-func (s *Snapshot) sentTo() map[Ref]map[int32][]Ref {
-	out := map[Ref]map[int32][]Ref{}
+func (s *Snapshot) sentTo() map[Ref]map[int32]sending {
+	out := map[Ref]map[int32]sending{}
 	for i := range s.Services {
 		v := &s.Services[i]
 		for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
@@ -128,9 +143,10 @@ func (s *Snapshot) sentTo() map[Ref]map[int32][]Ref {
 				}
 				r := refOf("pod", p)
 				if out[r] == nil {
-					out[r] = map[int32][]Ref{}
+					out[r] = map[int32]sending{}
 				}
-				out[r][n] = append(out[r][n], refOf("service", v))
+				to := out[r][n]
+				out[r][n] = sending{append(to.by, refOf("service", v)), to.http || saysHTTP(sp.Name, sp.AppProtocol)}
 			}
 		}
 	}
@@ -152,16 +168,26 @@ func targetOf(p *pod, sp corev1.ServicePort) (int32, bool) {
 	return 0, false
 }
 
+// saysHTTP tells whether a port is said to speak HTTP, by its name or its application protocol.
+func saysHTTP(name string, protocol *string) bool {
+	if protocol != nil {
+		return slices.Contains([]string{"http", "kubernetes.io/ws"}, strings.ToLower(*protocol))
+	}
+	first, _, _ := strings.Cut(name, "-")
+	return first == "http" || first == "web"
+}
+
 // portsToDial are those that containers of p that run declare, that probes ask, and that Services send to.
-func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
+func (s *Snapshot) portsToDial(p *pod, sent map[int32]sending) (out []ask) {
 	at := func(port int32) *ask {
 		if i := slices.IndexFunc(out, func(a ask) bool { return a.port == port }); i >= 0 {
 			return &out[i]
 		}
-		out = append(out, ask{place: placeOf(p, port)})
+		out = append(out, ask{place: placeOf(p, port), http: sent[port].http})
 		return &out[len(out)-1]
 	}
 	running := 0
+	var answered []int32 // to a probe that goes on, and wants more than a connection
 	for _, c := range containersOf(p) {
 		if c.status.State.Running == nil || c.init && !c.sidecar() {
 			continue
@@ -169,7 +195,8 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 		running++
 		for _, port := range c.Ports {
 			if cmp.Or(port.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
-				at(port.ContainerPort)
+				a := at(port.ContainerPort)
+				a.http = a.http || saysHTTP(port.Name, nil)
 			}
 		}
 		for _, probe := range c.probes() {
@@ -179,6 +206,9 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 				a.proved = a.proved || c.status.Ready && e == nil
 				a.refused = a.refused || e != nil && strings.Contains(e.Message, "connection refused") && !s.startingContainer(p, c)
 				a.tls = a.tls || probe.TCPSocket != nil
+				if probe.TCPSocket == nil && probe.kind != "startup" && c.status.Ready && e == nil {
+					answered = append(answered, n)
+				}
 			}
 		}
 	}
@@ -186,6 +216,9 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32][]Ref) (out []ask) {
 		for n := range sent {
 			at(n)
 		}
+	}
+	for i := range out {
+		out[i].http = out[i].http && !slices.Contains(answered, out[i].port)
 	}
 	slices.SortFunc(out, func(a, b ask) int { return cmp.Compare(a.port, b.port) })
 	return out
@@ -199,7 +232,7 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 		if a.proved {
 			s.answers[a.place] = answer{address: open}
 		}
-		return a.proved && !a.tls
+		return a.proved && !a.tls && !a.http
 	})
 	if len(asks) > dialPorts {
 		left += len(asks) - dialPorts
@@ -213,15 +246,21 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	defer cancel()
 	answers := make([]answer, len(asks))
 	var may mayDial
-	var group errgroup.Group
-	group.SetLimit(dialAtOnce)
-	for i, a := range asks {
-		group.Go(func() error {
-			answers[i] = a.dial(ctx, k, &may)
-			return nil
-		})
+	// All are knocked at before one is asked on, for which programs that hang take their time.
+	for _, round := range []func(i int){
+		func(i int) { answers[i] = asks[i].knock(ctx, k, &may) },
+		func(i int) { asks[i].askOn(ctx, k, &may, &answers[i]) },
+	} {
+		var group errgroup.Group
+		group.SetLimit(dialAtOnce)
+		for i := range asks {
+			group.Go(func() error {
+				round(i)
+				return nil
+			})
+		}
+		_ = group.Wait()
 	}
-	_ = group.Wait()
 	if may.notForward.Load() {
 		s.Unread = append(s.Unread, Unread{Resource: "pods/portforward", Why: mayNot, Checks: []string{"ports"}})
 	}
@@ -231,11 +270,14 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	d := Dialled{Left: left, Seconds: time.Since(begin).Seconds()}
 	seen := map[Ref]bool{}
 	for i, a := range asks {
-		if answers[i].loopback == unknown && answers[i].address == unknown {
-			d.Left++
+		if answers[i].loopback != unknown || answers[i].address != unknown {
+			s.answers[a.place] = answers[i]
+		}
+		if answers[i].loopback == unknown && (answers[i].address == unknown || answers[i].address == silent) {
+			d.Left++ // nothing was learnt of the program
 			continue
 		}
-		s.answers[a.place] = answers[i]
+		d.policed(s, a.place, answers[i])
 		d.Ports++
 		seen[Ref{"pod", a.namespace, a.pod}] = true
 	}
@@ -243,18 +285,34 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	s.Dialled = &d
 }
 
+// policed notes a port that a policy seems to keep the API server from.
+func (d *Dialled) policed(s *Snapshot, at place, a answer) {
+	i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod })
+	if i < 0 || a.address != silent || !a.prompt {
+		return
+	}
+	p := s.podsIn[at.namespace][i]
+	if by := s.keepsSome(p, at.port); len(by) > 0 {
+		text := fmt.Sprintf("port %d of %s (%s)", at.port, cmp.Or(s.owner(p), refOf("pod", p)), policyNames(by))
+		if !slices.Contains(d.Policed, text) {
+			d.Policed = append(d.Policed, text)
+		}
+	}
+}
+
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
 type mayDial struct{ notForward, notProxy atomic.Bool }
 
-// dial asks one port: at its address, unless a probe has done so, and where that gives nothing good on its loopback.
-func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
-	knock := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
+// knock finds out whether one port is open: at its address, unless a probe has done so, and where that gives nothing good on its loopback,
+// unless askOn does that.
+func (a ask) knock(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
+	try := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
 		if not.Load() {
 			return unknown
 		}
-		ctx, cancel := context.WithTimeout(ctx, knockTime)
+		own, cancel := context.WithTimeout(ctx, knockTime)
 		defer cancel()
-		err := how(ctx, a.namespace, a.pod, int(a.port))
+		err := how(own, a.namespace, a.pod, int(a.port))
 		switch {
 		case err == nil:
 			return open
@@ -262,32 +320,65 @@ func (a ask) dial(ctx context.Context, k *kube.Client, may *mayDial) (out answer
 			return closed
 		case hint.CodeOf(err) == hint.Forbidden:
 			not.Store(true)
+		case own.Err() != nil && ctx.Err() == nil && !kube.GaveUp(err):
+			return silent
 		}
 		return unknown
 	}
 	if a.proved {
 		out.address = open
-	} else if out.address = knock(&may.notProxy, k.KnockAddress); out.address == unknown {
+	} else if out.address = try(&may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
 		if out.mayNot = may.notProxy.Load(); a.refused {
 			out.address = closed
 		}
 	}
-	if out.address != open {
-		out.loopback = knock(&may.notForward, k.Knock)
+	if out.address != open && (!a.http || out.address == closed) {
+		if out.loopback = try(&may.notForward, k.Knock); out.loopback == silent {
+			out.loopback = unknown // it was not asked for an answer
+		}
 	}
-	if a.tls && out.loopback != closed && !may.notForward.Load() {
+	return out
+}
+
+// askOn asks for more than that a port is open, and puts it into out: on the loopback for an answer to a request, if it is said to give one
+// and its address neither refuses nor has given one, and for a TLS handshake.
+func (a ask) askOn(ctx context.Context, k *kube.Client, may *mayDial, out *answer) {
+	if a.http && (a.proved || out.address == silent || out.address == unknown) && !may.notForward.Load() {
+		begin := time.Now()
+		out.loopback = a.ask(ctx, k, may)
+		out.prompt = out.loopback == open && time.Since(begin) < knockTime
+	}
+	// Who speaks TLS is not silent: it ends what it does not understand.
+	if a.tls && out.loopback != closed && out.loopback != silent && !may.notForward.Load() {
 		ctx, cancel := context.WithTimeout(ctx, knockTime)
 		defer cancel()
 		if out.tls = k.SpeaksTLS(ctx, a.namespace, a.pod, int(a.port)); out.tls {
 			out.loopback = open
 		}
 	}
-	return out
+}
+
+// ask has a port on its loopback answer a request.
+func (a ask) ask(ctx context.Context, k *kube.Client, may *mayDial) reply {
+	own, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	answers, err := k.Ask(own, a.namespace, a.pod, int(a.port))
+	switch {
+	case answers:
+		return open
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return closed
+	case err == nil && ctx.Err() == nil:
+		return silent
+	case hint.CodeOf(err) == hint.Forbidden:
+		may.notForward.Store(true)
+	}
+	return unknown
 }
 
 // dialled is evidence of what a port answered.
 func (f *Finding) dialled(pod Ref, port int32, a answer, at time.Time) {
-	says := map[reply]string{open: "something listens", closed: "connection refused", unknown: "not asked, or no answer"}
+	says := map[reply]string{open: "something listens", closed: "connection refused", silent: "a GET of / is not answered in time", unknown: "not asked, or no answer"}
 	address := says[a.address]
 	if a.mayNot {
 		address += ", for your account may not use pods/proxy"

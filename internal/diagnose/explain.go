@@ -33,7 +33,7 @@ func Explain(ctx context.Context, k *kube.Client, err error) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: targets, NoDial: true, known: true})
+	report, diagnoseErr := Run(ctx, k.In(u.Namespace), Options{Targets: targets, NoDial: true, known: true, brief: true})
 	if diagnoseErr != nil {
 		return err
 	}

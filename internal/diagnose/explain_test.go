@@ -3,6 +3,7 @@ package diagnose
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 
 // What is not well is explained by what a diagnosis says of it; who is told to end does not look.
 func TestExplain(t *testing.T) {
-	const crashing = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"restartPolicy":"Always","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[
+	const crashing = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"restartPolicy":"Always","containers":[{"name":"app","resources":{"limits":{"memory":"64Mi"}}}]},"status":{"phase":"Running","containerStatuses":[
 		{"name":"app","restartCount":1,"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"reason":"Error","exitCode":3}}}]}}`
 	own := hint.Newf(hint.ProxyNotReady, "its own step", "it is not Ready")
 	unhealthy := &kube.Unhealthy{Target: kube.Target{Kind: kube.Pod, Name: "it"}, Namespace: "shop", Err: own}
@@ -37,6 +38,9 @@ func TestExplain(t *testing.T) {
 		words := hint.Of(err)
 		if c.says != strings.HasPrefix(words, "pod/it: container app ends by itself with exit code 3 (program-exits)\nits log says why") || c.says && !strings.HasSuffix(words, "bridge diagnose pod/it -n shop\nits own step") {
 			t.Errorf("%s: %q", name, words)
+		}
+		if slices.ContainsFunc(*asked, func(path string) bool { return strings.Contains(path, metricsGroup) }) {
+			t.Errorf("%s: it waits for metrics", name)
 		}
 		if name == "interrupted" && len(*asked) > 0 {
 			t.Errorf("it asked %q", *asked)

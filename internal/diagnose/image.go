@@ -237,6 +237,13 @@ func (s *Snapshot) pullSecretFault(f *Finding, p *pod, image string) {
 			f.ID = "image-pull-secret-absent"
 			f.Summary += fmt.Sprintf("; the pull secret %s does not exist in %s", ref.Name, p.Namespace)
 			f.Next = []string{strings.Replace(create, "NAME", ref.Name, 1)}
+			for _, o := range s.Secrets { // of all namespaces where all are looked at
+				if o.Name == ref.Name && o.Namespace != p.Namespace {
+					f.Summary += fmt.Sprintf(", but in %s, where the pod is not", o.Namespace)
+					f.Next = append(f.Next, fmt.Sprintf("or copy that of %s: kubectl get secret %s -n %s -o yaml, and apply it with the other namespace", o.Namespace, ref.Name, o.Namespace))
+					break
+				}
+			}
 			tells("does not exist; a pod's pull secrets are in its own namespace")
 			return
 		case secret.kind != corev1.SecretTypeDockerConfigJson && secret.kind != corev1.SecretTypeDockercfg:

@@ -1,6 +1,11 @@
 package diagnose
 
-import "testing"
+import (
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 func TestImagesThatDoNotCome(t *testing.T) {
 	// The texts are containerd's, 1.6 and 1.7, unless they say whose they are.
@@ -40,6 +45,10 @@ func TestAnAbsentPullSecret(t *testing.T) {
 	s.PullSecrets[Ref{"secret", "shop", "pull"}] = pullSecret{absent: true}
 	if found := s.report(nil).Findings; len(found) != 1 || found[0].ID != "image-pull-secret-absent" {
 		t.Errorf("found %+v", found)
+	}
+	s.Secrets = []metav1.PartialObjectMetadata{{ObjectMeta: metav1.ObjectMeta{Name: "pull", Namespace: "ci"}}}
+	if f := s.report(nil).Findings[0]; !strings.Contains(f.Summary, "does not exist in shop, but in ci") || len(f.Next) != 2 || !strings.Contains(f.Next[1], "-n ci") {
+		t.Errorf("one of that name is elsewhere: %+v", f)
 	}
 }
 

@@ -83,7 +83,7 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 			}
 			if all, ready := s.endpoints(v); ready == 0 && v.Spec.Type != corev1.ServiceTypeExternalName && s.has(endpointSlices) {
 				f := begin("ingress-no-endpoints", says)
-				f.Summary = fmt.Sprintf("it sends to service/%s, none of whose %d endpoints is ready", b.Name, all)
+				f.Summary = fmt.Sprintf("it sends to service/%s, which has no endpoint that is ready, of %d", b.Name, all)
 				f.because = append(f.because, refOf("service", v))
 				for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
 					f.because = append(f.because, refOf("pod", p))

@@ -118,13 +118,13 @@ func (t Timing) next(kind, killed string, c container, result probe.Result, now 
 	case kind == "liveness" && result == probe.Success:
 		return "it goes on"
 	case kind == "liveness":
-		return fmt.Sprintf("%s after %d failures in a row: %s after the first", killed, t.FailureThreshold, t.between())
+		return fmt.Sprintf("%s after %s in a row: %s after the first", killed, counted(int(t.FailureThreshold), "failure"), t.between())
 	case c.status.Ready && result == probe.Success:
 		return "stays ready"
 	case c.status.Ready:
-		return fmt.Sprintf("not ready after %d failures in a row: %s after the first; then no Service sends to it", t.FailureThreshold, t.between())
+		return fmt.Sprintf("not ready after %s in a row: %s after the first; then no Service sends to it", counted(int(t.FailureThreshold), "failure"), t.between())
 	case result == probe.Success:
-		return fmt.Sprintf("ready after %d successes in a row: within %s", t.SuccessThreshold, seconds(t.SuccessThreshold*t.PeriodSeconds))
+		return fmt.Sprintf("ready after %s in a row: within %s", counted(int(t.SuccessThreshold), "success"), seconds(t.SuccessThreshold*t.PeriodSeconds))
 	}
 	return "stays not ready"
 }
@@ -196,7 +196,7 @@ func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun) LiveProb
 		Set: set, Means: set.means(r.probe.kind, killed),
 	}
 	if e := s.lastFailure(r); e != nil {
-		out.Kubelet = fmt.Sprintf("%s (%s ago, %d times)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), max(e.Count, 1))
+		out.Kubelet = fmt.Sprintf("%s (%s ago, %s)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), counted(int(max(e.Count, 1)), "time"))
 	}
 	if r.c.status.State.Running == nil {
 		out.Answer = "not run"

@@ -30,7 +30,7 @@ func load(t *testing.T, documents ...string) *Snapshot {
 	for _, r := range always() {
 		s.asked[r.resource] = true
 	}
-	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, podsElsewhere} {
+	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, podsElsewhere, metrics} {
 		s.asked[r] = true
 	}
 	for doc := range strings.SplitSeq(strings.Join(documents, "\n---\n"), "\n---\n") {
@@ -106,6 +106,13 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		}
 		o.Namespace = "shop"
 		s.Rollouts = append(s.Rollouts, o)
+	case "PodMetrics":
+		var o podMetrics
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		o.Namespace = "shop"
+		s.Metrics = append(s.Metrics, o)
 	case "Node":
 		decode(t, doc, &s.Nodes, func(o *corev1.Node) *metav1.ObjectMeta { return &o.ObjectMeta })
 		s.Nodes[len(s.Nodes)-1].Namespace = ""
@@ -138,7 +145,7 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
 			t.Fatal(err)
 		}
-		s.answers[place{"shop", "it", o.Port}] = answer{o.Loopback, o.Address, o.MayNot, o.TLS}
+		s.answers[place{"shop", "it", o.Port}] = answer{loopback: o.Loopback, address: o.Address, mayNot: o.MayNot, tls: o.TLS}
 	default:
 		t.Fatalf("the tests do not know a %q", kind.Kind)
 	}

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -18,6 +19,11 @@ import (
 //	strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"
 var unknownField = regexp.MustCompile(`unknown field "([^"]+)"`)
 
+// wrongType reads the name of a field, and what is in it and should be:
+//
+//	json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32
+var wrongType = regexp.MustCompile(`json: cannot unmarshal (.+?) into Go struct field [^. ]+\.(\S+) of type (\S+)`)
+
 // manifestFindings are about objects of a file, as the API server took them in a trial. may are those that the user may not try.
 func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 	for _, t := range tried {
@@ -26,7 +32,7 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 			why = mayNot
 		}
 		if why != "" {
-			u := Unread{Resource: "a trial of " + t.Kind + "s", Why: why}
+			u := Unread{Resource: "a trial of " + cmp.Or(t.Resource, t.Kind), Why: why}
 			if !slices.ContainsFunc(may, func(was Unread) bool { return was.Resource == u.Resource && was.Why == u.Why }) {
 				may = append(may, u)
 			}
@@ -59,6 +65,11 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 				causes = append(causes, hint.Printable(c.Field+": "+c.Message))
 			}
 			f.Summary = "it is not valid: " + few(causes)
+		case wrongType.MatchString(said):
+			m := wrongType.FindStringSubmatch(said)
+			f.ID, f.Direction = "manifest-invalid", Configuration
+			f.Summary = fmt.Sprintf("it is not valid: %s has %s, where %s is wanted", m[2], m[1], m[3])
+			f.Next = append(f.Next, fmt.Sprintf("kubectl explain %s.%s", t.Kind, m[2]))
 		case t.Kind == "manifest":
 			f.ID, f.Direction = "manifest-kind-unknown", Configuration
 			f.Summary = "it has an object of a kind that the cluster does not have: " + firstLine(said)

@@ -28,11 +28,13 @@ func TestManifests(t *testing.T) {
 		"taken":    {nil, "", ""},
 		"created":  {apierrors.NewBadRequest(`Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.template.spec.containers[0].redinessProbe"`), "manifest-unknown-field", "containers[0].redinessProbe"},
 		"invalid":  {invalid, "manifest-invalid", "spec.selector"},
+		"type":     {apierrors.NewBadRequest(`Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`), "manifest-invalid", "spec.replicas has string, where int32 is wanted"},
+		"number":   {apierrors.NewBadRequest(`Service in version "v1" cannot be handled as a Service: json: cannot unmarshal number 1.5 into Go struct field ServicePort.spec.ports.port of type int32`), "manifest-invalid", "spec.ports.port has number 1.5, where int32 is wanted"},
 		"refused":  {apierrors.NewForbidden(resource, "it", errors.New("exceeded quota: small")), "manifest-refused", "exceeded quota"},
 		"may not":  {apierrors.NewForbidden(resource, "it", errors.New(`User "ada" cannot create resource "deployments" in API group "apps" in the namespace "shop"`)), "", "a trial of deployments"},
 		"\x1b[2Jx": {errors.New("\x1b[2Jx"), "manifest-refused", "[2Jx"},
 	} {
-		found, may := manifestFindings([]kube.Tried{{File: "it.yaml", Kind: "deployment", Namespace: "shop", Name: "it", Err: c.err}})
+		found, may := manifestFindings([]kube.Tried{{File: "it.yaml", Resource: "deployments", Kind: "deployment", Namespace: "shop", Name: "it", Err: c.err}})
 		if c.id == "" {
 			if len(found) != 0 || (len(may) == 1) != (c.says != "") || len(may) == 1 && may[0].Resource != c.says {
 				t.Errorf("%s: %+v, %+v", name, found, may)
@@ -53,6 +55,9 @@ func TestManifests(t *testing.T) {
 		if len(found) != 1 || found[0].ID != "manifest-refused" || found[0].Severity != severity || !strings.Contains(found[0].Summary, "denied request") {
 			t.Errorf("over %v: %+v", over, found)
 		}
+	}
+	if _, may := manifestFindings([]kube.Tried{{Resource: "ingresses", Kind: "ingress", Untried: "x"}}); len(may) != 1 || may[0].Resource != "a trial of ingresses" {
+		t.Errorf("%+v", may)
 	}
 	found, may := manifestFindings([]kube.Tried{{Kind: "pod", Untried: "their namespace comes with them"}, {Kind: "pod", Untried: "their namespace comes with them"}})
 	if len(found) != 0 || len(may) != 1 || may[0].Why != "their namespace comes with them" {

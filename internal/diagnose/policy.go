@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"slices"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -42,13 +45,17 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 		for _, p := range v.Spec.Ports {
 			for _, pod := range s.selected(v.Namespace, v.Spec.Selector) {
 				held := in[refOf("pod", pod)]
-				port, protocol := s.targetOf(pod, p)
-				if len(held) == 0 || pod.Spec.HostNetwork || slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return letsIn(o, pod, port, protocol) }) {
+				port, found := targetOf(pod, p)
+				protocol := cmp.Or(p.Protocol, corev1.ProtocolTCP)
+				if !found || len(held) == 0 || pod.Spec.HostNetwork || slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return letsIn(o, pod, port, protocol) }) {
 					continue
 				}
 				f := Finding{ID: "networkpolicy-denies", Severity: Warning, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: why}
 				f.Summary = fmt.Sprintf("nobody may reach %s on port %d/%s: %s hold for it, and none lets that in", cmp.Or(s.owner(pod), refOf("pod", pod)), port, protocol, policyNames(held))
-				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: fmt.Sprintf("%d rules", len(held[0].Spec.Ingress))}}
+				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: counted(len(held[0].Spec.Ingress), "rule")}}
+				if a, dialled := s.answers[placeOf(pod, port)]; dialled && protocol == corev1.ProtocolTCP {
+					f.dialled(refOf("pod", pod), port, a, s.Now)
+				}
 				f.Next = []string{fmt.Sprintf("add a policy that lets callers in on port %d: kubectl get networkpolicies%s", port, f.Object.in())}
 				out = append(out, f)
 				break
@@ -68,9 +75,108 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
 		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses: %s hold for it, and none lets port 53 out", policyNames(held))
 		f.Why = why
-		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: fmt.Sprintf("%d rules, none for port 53", len(held[0].Spec.Egress))}}
+		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53"}}
 		f.Next = []string{"let it ask: egress to port 53, UDP and TCP: kubectl edit networkpolicy " + held[0].Name + inOf(pod)}
 		out = append(out, f)
+	}
+	for i := range s.Policies {
+		if f, ok := s.misspeltPolicy(&s.Policies[i]); ok {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// misspeltPolicy is about a policy with a selector of pods that selects none, and that is near to the labels of some.
+func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool) {
+	f := Finding{ID: "networkpolicy-selector-mismatch", Severity: Warning, Direction: Network, Object: refOf("networkpolicy", o), Owner: s.owner(o)}
+	look := func(field string, selector *metav1.LabelSelector) {
+		p := s.meant(o.Namespace, selector)
+		if p == nil {
+			return
+		}
+		whose := cmp.Or(s.owner(p), refOf("pod", p))
+		if f.Summary == "" {
+			f.Summary = fmt.Sprintf("its %s selects no pod; nearest is %s, whose labels differ: %s", field, whose, difference(selector.MatchLabels, p.Labels))
+			f.Next = []string{fmt.Sprintf("if %s is meant, correct it: %s", whose, f.edit())}
+		}
+		f.State = append(f.State,
+			Evidence{From: fmt.Sprintf("%s %s", f.Object, field), Says: labels.FormatLabels(selector.MatchLabels)},
+			Evidence{From: refOf("pod", p).String() + " metadata.labels", Says: labels.FormatLabels(p.Labels)})
+	}
+	peers := func(field string, list []networkingv1.NetworkPolicyPeer) {
+		for i, peer := range list {
+			if peer.NamespaceSelector == nil && peer.PodSelector != nil { // others are of other namespaces
+				look(fmt.Sprintf("%s[%d].podSelector", field, i), peer.PodSelector)
+			}
+		}
+	}
+	f.Why = "who is meant by it is not let in, or out"
+	for i, r := range o.Spec.Ingress {
+		peers(fmt.Sprintf("spec.ingress[%d].from", i), r.From)
+	}
+	for i, r := range o.Spec.Egress {
+		peers(fmt.Sprintf("spec.egress[%d].to", i), r.To)
+	}
+	if f.Summary == "" {
+		f.Why = "it holds for nobody: what it is to keep away is let in, or out"
+		look("spec.podSelector", &o.Spec.PodSelector)
+	}
+	return f, f.Summary != ""
+}
+
+// meant is the pod that a selector is likely meant for which selects none, nor what a workload would make: one whose labels are a typing error away.
+// Nil without one.
+func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod {
+	if len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
+		return nil
+	}
+	matches := labels.SelectorFromSet(selector.MatchLabels)
+	if len(s.matching(namespace, matches)) > 0 || s.makes(namespace, matches) {
+		return nil
+	}
+	for _, p := range s.podsIn[namespace] {
+		near := !over(p)
+		for k, want := range selector.MatchLabels {
+			have := p.Labels[k]
+			near = near && (have == want || misspelt(want, have))
+		}
+		if near {
+			return p
+		}
+	}
+	return nil
+}
+
+// makes tells whether a workload would make pods with such labels, if it has none now.
+func (s *Snapshot) makes(namespace string, selector labels.Selector) bool {
+	has := func(o metav1.Object, template map[string]string) bool {
+		return o.GetNamespace() == namespace && selector.Matches(labels.Set(template))
+	}
+	return slices.ContainsFunc(s.Deployments, func(o appsv1.Deployment) bool { return has(&o, o.Spec.Template.Labels) }) ||
+		slices.ContainsFunc(s.ReplicaSets, func(o appsv1.ReplicaSet) bool { return has(&o, o.Spec.Template.Labels) }) || // of a Rollout, too
+		slices.ContainsFunc(s.StatefulSets, func(o appsv1.StatefulSet) bool { return has(&o, o.Spec.Template.Labels) }) ||
+		slices.ContainsFunc(s.DaemonSets, func(o appsv1.DaemonSet) bool { return has(&o, o.Spec.Template.Labels) }) ||
+		slices.ContainsFunc(s.Jobs, func(o batchv1.Job) bool { return has(&o, o.Spec.Template.Labels) })
+}
+
+// keepsSome are the policies that hold for what comes in to p at a TCP port, if none of them lets everybody in there.
+func (s *Snapshot) keepsSome(p *pod, port int32) (out []*networkingv1.NetworkPolicy) {
+	if p.Spec.HostNetwork {
+		return nil // they are not asked
+	}
+	for i := range s.Policies {
+		o := &s.Policies[i]
+		selector, err := metav1.LabelSelectorAsSelector(&o.Spec.PodSelector)
+		if err != nil || o.Namespace != p.Namespace || !selector.Matches(labels.Set(p.Labels)) || !slices.Contains(o.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+			continue
+		}
+		if slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
+			return len(r.From) == 0 && opens(r, p, port, corev1.ProtocolTCP)
+		}) {
+			return nil
+		}
+		out = append(out, o)
 	}
 	return out
 }
@@ -83,25 +189,13 @@ func policyNames(list []*networkingv1.NetworkPolicy) string {
 	return few(out)
 }
 
-// targetOf is the port of the pod that a Service's port goes to.
-func (s *Snapshot) targetOf(p *pod, port corev1.ServicePort) (int32, corev1.Protocol) {
-	protocol := cmp.Or(port.Protocol, corev1.ProtocolTCP)
-	if port.TargetPort.Type == intstr.String {
-		for _, c := range containersOf(p) {
-			for _, have := range c.Ports {
-				if have.Name == port.TargetPort.StrVal {
-					return have.ContainerPort, protocol
-				}
-			}
-		}
-	}
-	return cmp.Or(port.TargetPort.IntVal, port.Port), protocol
+func letsIn(o *networkingv1.NetworkPolicy, p *pod, port int32, protocol corev1.Protocol) bool {
+	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool { return opens(r, p, port, protocol) })
 }
 
-func letsIn(o *networkingv1.NetworkPolicy, p *pod, port int32, protocol corev1.Protocol) bool {
-	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
-		return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
-	})
+// opens tells whether a rule is about that port of p, for whomever it lets in.
+func opens(r networkingv1.NetworkPolicyIngressRule, p *pod, port int32, protocol corev1.Protocol) bool {
+	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
 }
 
 func letsAskDNS(o *networkingv1.NetworkPolicy) bool {

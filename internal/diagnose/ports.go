@@ -62,8 +62,15 @@ func (u use) whose(c container) string {
 	return list(who)
 }
 
-func (s *Snapshot) uses(p *pod, c container, sent map[int32][]Ref) []use {
+func (s *Snapshot) uses(p *pod, c container, sent map[int32]sending) []use {
 	at := map[int32]use{}
+	if len(containersOf(p)) == 1 { // then what Services send to is its own, declared or not; that it is closed is said of the Service
+		for n := range sent {
+			if s.answers[placeOf(p, n)].loopback == silent {
+				at[n] = use{}
+			}
+		}
+	}
 	for _, port := range c.Ports {
 		if cmp.Or(port.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
 			at[port.ContainerPort] = use{declared: true}
@@ -80,7 +87,7 @@ func (s *Snapshot) uses(p *pod, c container, sent map[int32][]Ref) []use {
 	for _, n := range slices.Sorted(maps.Keys(at)) {
 		if _, dialled := s.answers[placeOf(p, n)]; dialled {
 			u := at[n]
-			u.port, u.services = n, sent[n]
+			u.port, u.services = n, sent[n].by
 			out = append(out, u)
 		}
 	}
@@ -110,7 +117,7 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 	case a.loopback == closed && a.address != open && (u.declared || len(u.services) > 0) && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }):
 		begin("port-closed")
 		f.Summary = fmt.Sprintf("nothing listens at port %d, which %s", u.port, u.whose(c))
-		if a.address == unknown {
+		if a.address != closed {
 			f.Summary = fmt.Sprintf("nothing listens on the pod's loopback at port %d, which %s; what the pod's address answers is not known", u.port, u.whose(c))
 			f.Severity = Warning
 		}
@@ -118,6 +125,21 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		f.Next = []string{
 			fmt.Sprintf("the program's log may say where it listens: kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name),
 			"correct the port: " + f.edit(),
+		}
+		if s.startingContainer(p, c) {
+			f.may()
+		}
+		return f, true
+	}
+	if a.loopback == silent && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }) {
+		severity = Warning // some answer a GET of / late, or never, and are well
+		begin("port-silent")
+		f.Summary = fmt.Sprintf("its program takes connections at port %d, which %s, and does not answer: it hangs, or something holds it up", u.port, u.whose(c))
+		f.Why = "who calls it waits; a probe that only opens a connection succeeds"
+		f.log = currentLog
+		f.Next = []string{
+			fmt.Sprintf("its log may say what it waits for: kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name),
+			"have a livenessProbe with httpGet restart it when it hangs: " + f.edit(),
 		}
 		if s.startingContainer(p, c) {
 			f.may()
@@ -146,7 +168,7 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 func (s *Snapshot) listens(selected []*pod, port int32) bool {
 	return slices.ContainsFunc(selected, func(p *pod) bool {
 		a := s.answers[placeOf(p, port)]
-		return a.loopback == open || a.address == open
+		return a.loopback == open || a.loopback == silent || a.address == open
 	})
 }
 

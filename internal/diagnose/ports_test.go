@@ -1,15 +1,30 @@
 package diagnose
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"bridge/internal/kube"
 )
 
 var notReady = strings.NewReplacer(`"True"`, `"False"`, "ready: true", "ready: false").Replace(running)
 
 func TestPorts(t *testing.T) {
 	both, neither, loopback, alone := answer{loopback: open, address: open}, answer{loopback: closed, address: closed}, answer{loopback: open, address: closed}, answer{loopback: closed, address: open}
+	hangs := answer{loopback: silent, address: silent}
 	declares := withPod("ports: [{name: http, containerPort: 8080}]", "", running)
 	service := aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080}]")
 	row := func(name, documents string, port int32, a answer, ids, says string) tried {
@@ -32,6 +47,13 @@ func TestPorts(t *testing.T) {
 		row("nobody listens, as the kubelet says", asks("{httpGet: {port: http}}", notReady)+event("Pod/it", "Unhealthy", "Readiness probe failed: "+refused), 8080, neither, "probe-refused", ""),
 		row("it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, neither, "port-closed", "it may be still starting"),
 		row("TLS", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: open, address: open, tls: true}, "probe-tls", "scheme: HTTPS"),
+		row("it hangs", declares+service, 8080, hangs, "port-silent", "container app declares and service/it sends to"),
+		row("it hangs, and the address may not be asked", declares+service, 8080, answer{loopback: silent, mayNot: true}, "port-silent", "livenessProbe"),
+		row("it hangs, and a probe is content with a connection", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: silent, address: open}, "port-silent", "its readiness probe asks"),
+		row("it hangs, as the kubelet says", asks("{httpGet: {port: http}}", notReady)+event("Pod/it", "Unhealthy", "Readiness probe failed: context deadline exceeded"), 8080, hangs, "probe-timeout", ""),
+		row("it hangs while it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, hangs, "port-silent", "it may be still starting"),
+		row("it answers, where it is not asked for by a name", declares+service, 8080, answer{loopback: open, address: silent}, "", ""),
+		row("a Service, and it hangs", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, hangs, "port-silent", "port 9090, which service/it sends to"),
 		row("a Service, and it listens", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, both, "", ""),
 		row("a Service, and nobody listens", declares+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "declare only http:8080/TCP"),
 		row("a Service, and nothing is declared", withPod("", "", running)+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "where nothing listens"),
@@ -42,7 +64,7 @@ func TestPorts(t *testing.T) {
 // What is dialled is bounded: two pods of a workload, those first that are not ready.
 func TestWhatIsDialled(t *testing.T) {
 	const ports = "ports: [{containerPort: 8080}, {containerPort: 53, protocol: UDP}, {name: admin, containerPort: 9090}], readinessProbe: {httpGet: {port: admin}}"
-	one := strings.Replace(withPod(ports, "", running), "phase: Pending", "phase: Running", 1)
+	one := dialledPod(ports)
 	var documents []string
 	for i := range 3 {
 		pod := one
@@ -62,6 +84,174 @@ func TestWhatIsDialled(t *testing.T) {
 	}
 	if asks, left := s.asks(map[Ref]bool{{"pod", "shop", "other"}: true}); len(asks) > 0 || left > 0 {
 		t.Errorf("about another pod it dials %d", len(asks))
+	}
+}
+
+// What is said to speak HTTP is asked for an answer, unless a probe has had one.
+func TestWhatIsAskedForAnAnswer(t *testing.T) {
+	const protocol = "selector: {app: it}, ports: [{port: 80, targetPort: 8080, appProtocol: "
+	for name, c := range map[string]struct {
+		container, service string
+		asked              bool
+	}{
+		"by its name":              {"ports: [{name: http-api, containerPort: 8080}]", "", true},
+		"another name":             {"ports: [{name: httpx, containerPort: 8080}]", "", false},
+		"by a Service's name":      {"", "selector: {app: it}, ports: [{name: web, port: 80, targetPort: 8080}]", true},
+		"by a Service's protocol":  {"", protocol + "HTTP}]", true},
+		"another protocol":         {"", protocol + "https, name: http}]", false},
+		"no name":                  {"ports: [{containerPort: 8080}]", "", false},
+		"a probe that connects":    {"ports: [{name: http, containerPort: 8080}], readinessProbe: {tcpSocket: {port: http}}", "", true},
+		"a probe that asks":        {"ports: [{name: http, containerPort: 8080}], readinessProbe: {httpGet: {port: http}}", "", false},
+		"a probe that is over":     {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}", "", true},
+		"a probe, and one that is": {"ports: [{name: http, containerPort: 8080}], startupProbe: {httpGet: {port: http}}, livenessProbe: {httpGet: {port: 8080}}", "", false},
+	} {
+		documents := []string{dialledPod(c.container)}
+		if c.service != "" {
+			documents = append(documents, aService(c.service))
+		}
+		asks, _ := load(t, documents...).asks(nil)
+		if len(asks) != 1 || asks[0].port != 8080 || asks[0].http != c.asked {
+			t.Errorf("%s: %+v", name, asks)
+		}
+	}
+}
+
+// podServer is an API server whose pods give nothing at their addresses. On their loopback serve has the port and its connection; nil
+// for an account that may not use it. What serve waits for is over with done.
+func podServer(t *testing.T, serve func(port string, conn io.ReadWriter, done <-chan bool)) *kube.Client {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.Contains(r.URL.Path, "/proxy"):
+			<-r.Context().Done()
+			return
+		case serve == nil:
+			w.WriteHeader(http.StatusForbidden)
+			return
+		case r.Header.Get("Upgrade") == "websocket":
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		streams := make(chan httpstream.Stream, 2)
+		w.Header().Set(httpstream.HeaderProtocolVersion, portforward.PortForwardProtocolV1Name)
+		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(st httpstream.Stream, _ <-chan struct{}) error {
+			streams <- st
+			return nil
+		})
+		if conn == nil {
+			return
+		}
+		defer conn.Close()
+		for {
+			select {
+			case st := <-streams:
+				if st.Headers().Get(corev1.StreamType) == corev1.StreamTypeData {
+					serve(st.Headers().Get(corev1.PortHeader), st, conn.CloseChan())
+					_ = st.Close()
+				}
+			case <-conn.CloseChan():
+				return
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	k, err := kube.NewForConfig(&rest.Config{Host: server.URL}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// An address from which nothing comes is silent; one for which there was no time is not known. Neither says anything of the program.
+func TestAnAddressThatGivesNothing(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, nil)
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	for ctx, want := range map[context.Context]reply{t.Context(): silent, short: unknown} {
+		for _, web := range []bool{false, true} {
+			ask := ask{place: place{"shop", "it", 8080}, http: web}
+			var may mayDial
+			a := ask.knock(ctx, k, &may)
+			if ask.askOn(ctx, k, &may, &a); a.address != want || a.loopback != unknown || a.mayNot || a.prompt {
+				t.Errorf("%+v, want %d", a, want)
+			}
+		}
+	}
+	s := load(t, dialledPod("ports: [{containerPort: 8080}]"))
+	s.dial(t.Context(), k, nil)
+	if s.Dialled.Ports != 0 || s.Dialled.Left != 1 {
+		t.Errorf("without the right to forward: %+v", s.Dialled)
+	}
+}
+
+// dialledPod is one that runs.
+func dialledPod(container string) string {
+	return strings.Replace(withPod(container, "", running), "phase: Pending", "phase: Running", 1)
+}
+
+// dialUntil dials until that holds, a few times: a machine that has much else to do may need more than the time there is.
+func (s *Snapshot) dialUntil(t *testing.T, k *kube.Client, holds func() bool) {
+	t.Helper()
+	for range 5 {
+		if s.dial(t.Context(), k, nil); holds() {
+			return
+		}
+	}
+	t.Errorf("not in five times: %+v, %+v", s.Dialled, s.answers)
+}
+
+// That a policy keeps the API server from a port is a guess, made where a request is answered in the pod as fast as one could have been at
+// its address: not of a program that is slow everywhere, nor of one that does not speak HTTP.
+func TestPortsThatAreSilentAtTheirAddress(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, func(port string, conn io.ReadWriter, done <-chan bool) {
+		switch port {
+		case "8081":
+			select {
+			case <-time.After(knockTime + 200*time.Millisecond):
+			case <-done:
+			}
+		case "5672": // wants another protocol's first words, and waits for the rest of them
+			_, _ = io.Copy(io.Discard, conn)
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+	})
+	s := load(t, dialledPod("ports: [{name: http, containerPort: 8080}, {name: http-slow, containerPort: 8081}, {name: amqp, containerPort: 5672}]"),
+		"\n---\nkind: NetworkPolicy\nmetadata: {name: some}\nspec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}\n")
+	s.dialUntil(t, k, func() bool {
+		for _, port := range []int32{8080, 8081, 5672} {
+			if a := s.answers[place{"shop", "it", port}]; a.address != silent || a.loopback != open {
+				return false
+			}
+		}
+		return len(s.Dialled.Policed) > 0
+	})
+	if want := []string{"port 8080 of pod/it (networkpolicy/some)"}; !slices.Equal(s.Dialled.Policed, want) || s.Dialled.Ports != 3 {
+		t.Errorf("%+v, want %q", s.Dialled, want)
+	}
+	if found := s.report(nil).Findings; len(found) > 0 {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// Programs that hang do not take the time in which others are knocked at.
+func TestManyPortsThatHang(t *testing.T) {
+	t.Parallel()
+	k := podServer(t, func(port string, conn io.ReadWriter, done <-chan bool) {
+		if port != "9090" {
+			<-done
+		}
+	})
+	var ports []string
+	for i := range dialAtOnce {
+		ports = append(ports, fmt.Sprintf("{name: http-%d, containerPort: %d}", i, 8000+i))
+	}
+	s := load(t, dialledPod("ports: ["+strings.Join(ports, ", ")+", {containerPort: 9090}]"))
+	s.dialUntil(t, k, func() bool { return s.answers[place{"shop", "it", 9090}].loopback == open })
+	if s.Dialled.Ports+s.Dialled.Left != dialAtOnce+1 {
+		t.Errorf("of %d ports: %+v", dialAtOnce+1, s.Dialled)
 	}
 }
 

@@ -101,7 +101,7 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
 		f.Why = "until it succeeds the pod is not ready, and no Service sends it anything"
 		if probe.kind == "liveness" {
-			f.Why = fmt.Sprintf("after %d failures in a row the kubelet kills the container", cmp.Or(probe.FailureThreshold, 3))
+			f.Why = fmt.Sprintf("after %s in a row the kubelet kills the container", counted(int(cmp.Or(probe.FailureThreshold, 3)), "failure"))
 		}
 		return f
 	}
@@ -139,6 +139,10 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 				next = fault.next + f.Next[0]
 			}
 			f.Next = []string{next}
+			if u, at := s.atLimit(p, c, corev1.ResourceCPU); at && fault.id == "probe-timeout" {
+				f.State = append(f.State, u.evidence(p, c, corev1.ResourceCPU))
+				f.Next = append([]string{"it uses all the CPU that it may: raise resources.limits.cpu: " + f.edit()}, f.Next...)
+			}
 			break
 		}
 		if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
@@ -150,7 +154,59 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		}
 		return f, true
 	}
+	if f, ok := s.earlyFinding(p, c, probe, begin); ok {
+		return f, true
+	}
 	return s.timingFinding(probe, begin)
+}
+
+const (
+	// slowestStart is the longest that a program is taken to start, also where only its pod's readiness says how long: that is every container's, and comes and goes.
+	slowestStart = 10 * time.Minute
+	// noticed is how long it may be before a kubelet that has much to do knows that a container runs, and begins to probe it.
+	noticed = 5 * time.Second
+)
+
+// earlyFinding is about a liveness probe that has failed from its first attempts on while the program started, and succeeds since: with a
+// slower start the kubelet kills it.
+func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(string, Severity) Finding) (Finding, bool) {
+	running := c.status.State.Running
+	if probe.kind != "liveness" || running == nil || !c.status.Ready || c.StartupProbe != nil || s.failure(p, c, probe) != nil {
+		return Finding{}, false
+	}
+	started, delay, period, timeout := running.StartedAt.Time, probe.InitialDelaySeconds, cmp.Or(probe.PeriodSeconds, 10), cmp.Or(probe.TimeoutSeconds, 1)
+	after := func(seconds int32) time.Time { return started.Add(time.Duration(seconds)*time.Second + noticed) }
+	// Without a readiness probe it is ready at once, and that it succeeds is known only once the kubelet would have killed it. The events do
+	// not say so: of many of one pod the kubelet leaves some out.
+	if c.ReadinessProbe == nil && !s.Now.After(after(delay+cmp.Or(probe.FailureThreshold, 3)*(period+timeout))) {
+		return Finding{}, false
+	}
+	// That it was killed for it is told already.
+	if end := c.lastEnd(); end != nil && s.Now.Sub(end.FinishedAt.Time) <= recent && s.killedByProbe(p, c, end) != nil {
+		return Finding{}, false
+	}
+	until := started.Add(slowPatience)
+	if ready := condition(p, corev1.ContainersReady); ready != nil && c.ReadinessProbe != nil && ready.LastTransitionTime.After(started) {
+		until = ready.LastTransitionTime.Time
+		if most := started.Add(slowestStart); until.After(most) {
+			until = most
+		}
+	}
+	for _, e := range s.eventsOf("pod", p, "Unhealthy") {
+		at := lastSeen(e)
+		if !strings.HasPrefix(strings.ToLower(e.Message), probe.kind) || !about(e, c) || !at.After(started) || at.After(until) || firstSeen(e).After(after(delay+2*period+timeout)) {
+			continue
+		}
+		took := at.Sub(started)
+		f := begin("probe-early", Warning)
+		f.because = append(f.because, partOf(f.Object, c.Name))
+		f.Summary = fmt.Sprintf("the liveness probe of %s begins after %s, and failed while the program started, which took %v or more", c.what(), seconds(delay), took)
+		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %s", f.Object, c.field("state.running.startedAt")), Says: started.UTC().Format(time.RFC3339), At: started})
+		f.Events = told([]*corev1.Event{e})
+		f.Next = []string{fmt.Sprintf("add a startupProbe, for which it waits, or set initialDelaySeconds above %.0f: %s", took.Seconds(), f.edit())}
+		return f, true
+	}
+	return Finding{}, false
 }
 
 // failure is the kubelet's event of a probe that fails now, nil for none. Of a liveness probe it is one that may not be long past.

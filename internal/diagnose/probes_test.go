@@ -9,6 +9,18 @@ func TestProbesThatFail(t *testing.T) {
 	failing := func(probe, message string) string {
 		return withPod("ports: [{name: http, containerPort: 8080}], readinessProbe: "+probe, "", notReady) + event("Pod/it", "Unhealthy", "Readiness probe failed: "+message)
 	}
+	// early is a container that runs since 11:00:00 and whose liveness probe has failed from first to last, its pod being ready again since that time.
+	early := func(more, message, first, last, ready string) string {
+		return withPod("livenessProbe: {tcpSocket: {port: 8080}, failureThreshold: 30}"+more, "", strings.Replace(running, `type: ContainersReady, status: "True"`, `type: ContainersReady, status: "True", lastTransitionTime: "2026-11-28T`+ready+`Z"`, 1)) +
+			strings.Replace(event("Pod/it", "Unhealthy", message), "kind: Event", "kind: Event\nfirstTimestamp: 2026-11-28T"+first+"Z\nlastTimestamp: 2026-11-28T"+last+"Z", 1)
+	}
+	since := func(documents, started, end, ended string) string {
+		return strings.NewReplacer(`startedAt: "2026-11-28T11:00:00Z"`, `startedAt: "2026-11-28T`+started+`Z"`, "state: {running", "lastState: {terminated: {"+end+`, finishedAt: "2026-11-28T`+ended+`Z"}}, state: {running`).Replace(documents)
+	}
+	const refused, status503, ready = "Liveness probe failed: dial tcp 10.113.1.38:8080: connect: connection refused", "Liveness probe failed: HTTP probe failed with statuscode: 503", ", readinessProbe: {tcpSocket: {port: 8080}}"
+	killing := func(at string) string {
+		return strings.Replace(event("Pod/it", "Killing", "Container app failed liveness probe, will be restarted"), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T"+at+"Z", 1)
+	}
 	const get = "{httpGet: {path: /healthz, port: 8080}}"
 	try(t, []tried{
 		{"refused", failing("{httpGet: {port: 9090}}", `Get "http://10.113.1.27:9090/": dial tcp 10.113.1.27:9090: connect: connection refused`), "probe-refused", "declares 8080 and not 9090"},
@@ -29,6 +41,19 @@ func TestProbesThatFail(t *testing.T) {
 		{"what is slow explains nothing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", notReady) + aService("selector: {app: it}, ports: [{port: 80}]"), "pod-not-ready probe-timing", ""},
 		{"no such port", withPod("ports: [{name: http, containerPort: 8080}], livenessProbe: {tcpSocket: {port: htpp}}", "", running), "probe-port-name-absent", "write http, which there is"},
 		{"timing", withPod("readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1, timeoutSeconds: 5}", "", running), "probe-timing", "set periodSeconds to 5 or more"},
+		{"it begins too early", early("", refused, "11:00:02", "11:00:12", "11:00:00"), "probe-early", "set initialDelaySeconds above 12"},
+		{"... and waits for a startup probe", early(", startupProbe: {tcpSocket: {port: 8080}}", refused, "11:00:02", "11:00:12", "11:00:00"), "", ""},
+		{"readiness may fail at the start", early("", "Readiness probe failed: HTTP probe failed with statuscode: 503", "11:00:02", "11:00:12", "11:00:00"), "", ""},
+		{"it failed later", early("", status503, "11:30:00", "11:30:00", "11:00:00"), "", ""},
+		{"it failed before it was ready", early(ready, status503, "11:00:02", "11:01:30", "11:02:00"), "probe-early", "above 90"},
+		{"it failed an hour later, and was not ready for it", early(ready, status503, "11:39:10", "11:39:30", "11:40:00"), "", ""},
+		{"... minutes later", early(ready, status503, "11:04:10", "11:04:30", "11:05:00"), "", ""},
+		{"... at the start, too", early(ready, status503, "11:00:02", "11:39:30", "11:40:00"), "", ""},
+		{"it fails now", since(early(ready, refused, "11:59:32", "11:59:52", "11:59:55"), "11:59:30", "reason: Completed, exitCode: 0", "11:59:30"), "", ""},
+		{"it may not have answered yet", since(early("", refused, "11:59:02", "11:59:22", "11:59:00"), "11:59:00", "reason: Completed, exitCode: 0", "11:59:00"), "", ""},
+		{"it runs again after a kill", since(early(ready, refused, "11:59:04", "11:59:14", "11:59:20"), "11:59:02", "reason: Error, exitCode: 137", "11:59:01") + killing("11:59:00"), "program-killed-by-liveness", ""},
+		{"... and after another end", since(strings.Replace(early(ready, refused, "11:59:46", "11:59:50", "11:59:52"), "failureThreshold: 30", "periodSeconds: 1", 1), "11:59:45", "reason: Error, exitCode: 1", "11:59:45"), "program-exits", ""},
+		{"... since long", since(early(ready, refused, "11:40:04", "11:40:14", "11:40:20"), "11:40:02", "reason: Error, exitCode: 137", "11:40:01") + killing("11:40:00"), "probe-early", "above 12"},
 		{"a gate", withPod("", "readinessGates: [{conditionType: example.test/ready}]", strings.Replace(running, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1)), "readiness-gate", "example.test/ready"},
 	})
 }

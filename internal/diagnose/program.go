@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -184,6 +185,27 @@ func (s *Snapshot) explainStart(f *Finding, c container, said string) {
 	if f.ID == "program-oom" {
 		f.Next = []string{"raise resources.limits.memory: " + f.edit()}
 	}
+}
+
+// notExecuted is what runc, as the container's last word, writes to its log when the kernel does not take the program: then the container has
+// ended, with exit code 1 or 255, as one that has started.
+var notExecuted = regexp.MustCompile(`^(?:standard_init_linux\.go:\d+: )?exec (?:user process caused|\S+): "?(exec format error|no such file or directory)"?$`)
+
+// explainLog makes of a program that ends one that was never started, where its log says so.
+func (f *Finding) explainLog() {
+	m := notExecuted.FindStringSubmatch(strings.TrimSpace(f.Log[len(f.Log)-1]))
+	if f.ID != "program-exits" || m == nil {
+		return
+	}
+	f.ID = "program-architecture"
+	what, next := "it is for another architecture, or a script without #!", "build the image for the node's architecture (docker buildx build --platform), or give the script its first line, #!/bin/sh"
+	if m[1] != "exec format error" {
+		f.ID = "program-command-not-found"
+		what, next = "a file that starting it takes is not in the image: a script's interpreter, or the C library that the program is linked with", "use an image that has it, or a program that needs none"
+	}
+	container, _, _ := strings.Cut(f.Summary, " ends ")
+	f.Summary = fmt.Sprintf("%s cannot be started: %s", container, what)
+	f.Next = []string{next + ": " + f.edit()}
 }
 
 // masked is a command without its arguments, in which passwords may be.

@@ -336,6 +336,10 @@ func (s *Snapshot) tooSmall(p *pod, n *corev1.Node) (out []refusal) {
 
 // amount is a quantity as people write it: "1500m cpu", "2Gi memory".
 func amount(name corev1.ResourceName, q resource.Quantity) string {
+	return figure(name, q) + " " + string(name)
+}
+
+func figure(name corev1.ResourceName, q resource.Quantity) string {
 	text := q.String()
 	switch v := q.Value(); {
 	case name == corev1.ResourceCPU && q.MilliValue()%1000 == 0:
@@ -345,7 +349,7 @@ func amount(name corev1.ResourceName, q resource.Quantity) string {
 	case name == corev1.ResourceMemory && v >= 1<<20, name == corev1.ResourceEphemeralStorage && v >= 1<<20:
 		text = resource.NewQuantity(v>>20<<20, resource.BinarySI).String()
 	}
-	return text + " " + string(name)
+	return text
 }
 
 func sortedNames(l corev1.ResourceList) (out []corev1.ResourceName) {

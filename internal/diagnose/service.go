@@ -195,24 +195,28 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 		return f
 	}
 	f.ID = "service-selector-mismatch"
-	var diff []string
-	for _, k := range slices.Sorted(maps.Keys(v.Spec.Selector)) {
-		want := v.Spec.Selector[k]
-		if have, has := best.Labels[k]; !has {
-			like := nearest(k, slices.Collect(maps.Keys(best.Labels)))
-			diff = append(diff, fmt.Sprintf("-%s=%s", k, want))
-			if like != "" {
-				diff = append(diff, fmt.Sprintf("+%s=%s", like, best.Labels[like]))
-			}
-		} else if have != want {
-			diff = append(diff, fmt.Sprintf("-%s=%s", k, want), fmt.Sprintf("+%s=%s", k, have))
-		}
-	}
 	owner := cmp.Or(s.owner(best), refOf("pod", best))
-	f.Summary = fmt.Sprintf("it selects no pod; nearest is %s, whose labels differ: %s", owner, strings.Join(diff, " "))
+	f.Summary = fmt.Sprintf("it selects no pod; nearest is %s, whose labels differ: %s", owner, difference(v.Spec.Selector, best.Labels))
 	f.State = append(f.State, Evidence{From: refOf("pod", best).String() + " metadata.labels", Says: labels.FormatLabels(best.Labels)})
 	f.Next = []string{fmt.Sprintf("if %s is meant, correct the selector: %s", owner, f.edit())}
 	return f
+}
+
+// difference is what a selector wants and the labels have in its place: "-app=ti +app=it".
+func difference(selector, have map[string]string) string {
+	var diff []string
+	for _, k := range slices.Sorted(maps.Keys(selector)) {
+		want := selector[k]
+		if value, has := have[k]; !has {
+			diff = append(diff, fmt.Sprintf("-%s=%s", k, want))
+			if like := nearest(k, slices.Collect(maps.Keys(have))); like != "" {
+				diff = append(diff, fmt.Sprintf("+%s=%s", like, have[like]))
+			}
+		} else if value != want {
+			diff = append(diff, fmt.Sprintf("-%s=%s", k, want), fmt.Sprintf("+%s=%s", k, value))
+		}
+	}
+	return strings.Join(diff, " ")
 }
 
 func (s *Snapshot) scaledToZero(v *corev1.Service, selector labels.Selector, r Ref, template map[string]string, replicas *int32) (Finding, bool) {

@@ -64,6 +64,16 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 	})
 }
 
+// A Service selects in its own namespace: where all are looked at, the pods that it may be meant for are named.
+func TestAServiceInAnotherNamespace(t *testing.T) {
+	s := load(t, strings.Replace(withPod("", "", running), "name: it,", "name: it, namespace: elsewhere,", 1), aService("selector: {app: it}, ports: [{port: 80}]"))
+	s.Namespace = ""
+	found := s.report(nil).Findings
+	if len(found) != 1 || found[0].ID != "service-no-pods" || !strings.Contains(found[0].Summary, "pod/it in elsewhere has them, and a Service selects in its own namespace") {
+		t.Errorf("%+v", found)
+	}
+}
+
 func TestIngressesThatLeadNowhere(t *testing.T) {
 	ingress := func(service string) string {
 		return "\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: " + service + "}}]}}]}\n"
@@ -87,13 +97,53 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		return "\n---\nkind: NetworkPolicy\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
 	}
 	closed := policy("closed", "podSelector: {}, policyTypes: [Ingress]")
+	frontend := "\n---\n" + strings.NewReplacer("name: it,", "name: web,", "app: it", "app: frontend").Replace(withPod("", "", running))
 	try(t, []tried{
 		{"closed", good + closed, "networkpolicy-denies", "networkpolicy/closed"},
 		{"closed, and another lets in", good + closed + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{ports: [{port: http}]}]"), "", ""},
 		{"... to another port", good + closed + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 9090, endPort: 9099}]}]"), "networkpolicy-denies", "port 8080/TCP"},
 		{"for others", good + policy("closed", "podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]"), "", ""},
+		{"closed, and it was dialled", good + closed + "\n---\nkind: Port\nport: 8080\nloopback: 1\naddress: 3\n", "networkpolicy-denies", ""},
+		{"a caller's name is misspelt", good + frontend + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: frontned}}}]}]"), "networkpolicy-selector-mismatch", "spec.ingress[0].from[0].podSelector selects no pod; nearest is pod/web, whose labels differ: -app=frontned +app=frontend"},
+		{"... that is of another namespace", good + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: itt}}}]}]"), "", ""},
+		{"a caller that there is none of", good + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: nightly}}}]}]"), "", ""},
+		{"a caller that is not installed, beside one of such a name", good + strings.Replace(frontend, "app: frontend", "app: orders-web", 1) + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: orders-api}}}]}]"), "", ""},
+		{"... of such a number", good + strings.Replace(frontend, "app: frontend", "app: shard-2", 1) + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: shard-1}}}]}]"), "", ""},
+		{"a caller that is scaled to 0", good + frontend + "\n---\nkind: Deployment\nmetadata: {name: frontends}\nspec: {replicas: 0, selector: {}, template: {metadata: {labels: {app: frontends}}, spec: {containers: [{name: app, image: x}]}}}\n" +
+			policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: frontends}}}]}]"), "", ""},
+		{"it is about nobody", strings.Replace(good, "app: it}", "app: orders}", 1) + policy("open", "podSelector: {matchLabels: {app: ordres}}, policyTypes: [Ingress]"), "service-no-pods networkpolicy-selector-mismatch", ""},
+		{"too short to be misspelt", strings.Replace(good, "app: it}", "app: it, of: v1}", 1) + policy("open", "podSelector: {matchLabels: {of: v2}}, policyTypes: [Ingress]"), "", ""},
 		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
 		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
 		{"no calls at all", good + policy("out", "podSelector: {}, policyTypes: [Egress]"), "", ""},
 	})
+}
+
+// A port that answers in its pod alone is noted where a policy keeps some out, and is no finding: that may be meant so.
+func TestPortsThatAPolicyKeepsTheAPIServerFrom(t *testing.T) {
+	good := withPod("ports: [{name: http, containerPort: 8080}]", "", running)
+	policy := func(spec string) string {
+		return "\n---\nkind: NetworkPolicy\nmetadata: {name: some}\nspec: {podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [" + spec + "]}\n"
+	}
+	at := place{"shop", "it", 8080}
+	kept := answer{loopback: open, address: silent, prompt: true}
+	for name, c := range map[string]struct {
+		documents string
+		a         answer
+		want      string
+	}{
+		"some":             {good + policy("{from: [{podSelector: {}}], ports: [{port: http}]}"), kept, "; the API server may be kept from port 8080 of pod/it (networkpolicy/some)"},
+		"nobody there":     {good + policy("{ports: [{port: 9090}]}"), kept, "; the API server may be kept from port 8080 of pod/it (networkpolicy/some)"},
+		"everybody":        {good + policy("{ports: [{port: http}]}"), kept, ""},
+		"no policy":        {good, kept, ""},
+		"the node's own":   {strings.Replace(good, "spec:", "spec:\n  hostNetwork: true", 1) + policy(""), kept, ""},
+		"it is not silent": {good + policy(""), answer{loopback: open, prompt: true}, ""},
+		"it is slow":       {good + policy(""), answer{loopback: open, address: silent}, ""},
+	} {
+		var d Dialled
+		d.policed(load(t, c.documents), at, c.a)
+		if got := strings.TrimPrefix(d.String(), "dialled 0 ports of 0 pods in 0.0s"); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
 }

@@ -1,8 +1,10 @@
 package diagnose
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 )
 
@@ -48,7 +51,9 @@ const (
 	secrets        plural = "secrets"
 	storageClasses plural = "storageclasses"
 	namespaces     plural = "namespaces"
+	leases         plural = "leases"
 	podsElsewhere  plural = "pods of other namespaces"
+	metrics        plural = "pods." + metricsGroup
 )
 
 // Snapshot is what was read. The checks only look at it.
@@ -82,6 +87,8 @@ type Snapshot struct {
 	// AllPods are those of all namespaces, which share the nodes.
 	AllPods     []corev1.Pod
 	PullSecrets map[Ref]pullSecret
+	// Metrics are what the pods use. They are read where it can be held against something.
+	Metrics []podMetrics
 
 	Swaps  []Swap
 	Unread []Unread
@@ -90,8 +97,6 @@ type Snapshot struct {
 	Dialled *Dialled
 	answers map[place]answer
 
-	// rolloutWanted is whether one is a target.
-	rolloutWanted bool
 	// asked are the kinds that were to be read.
 	asked map[plural]bool
 	// The same objects, to be found: events by what they are about, ReplicaSets and Jobs by name, pods by namespace and workload.
@@ -104,6 +109,7 @@ type Snapshot struct {
 	lastSuccess map[types.UID]time.Time // of a CronJob: when the last of its Jobs that are complete was made
 	named       map[Ref]bool            // ConfigMaps and Secrets
 	load        map[string]*nodeLoad    // of a node, of AllPods
+	usages      map[Ref]usage           // of containers, of Metrics
 }
 
 // reading is how one kind is read into the snapshot.
@@ -188,7 +194,7 @@ func always() []reading {
 }
 
 // asNeeded are the kinds that what was read before asks for.
-func (s *Snapshot) asNeeded() (out []reading) {
+func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	if slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0 {
 		out = append(out,
 			reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
@@ -200,7 +206,7 @@ func (s *Snapshot) asNeeded() (out []reading) {
 				return err
 			}})
 	}
-	if s.rolloutWanted || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
+	if slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind }) || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
 		out = append(out, reading{argoRollouts, readRollouts})
 	}
 	if slices.ContainsFunc(s.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Status.Phase == corev1.ClaimPending }) {
@@ -214,6 +220,9 @@ func (s *Snapshot) asNeeded() (out []reading) {
 			l, err := k.Clientset.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"})
 			return kept(&s.AllPods, func() []corev1.Pod { return l.Items }, err)
 		}})
+	}
+	if !o.brief && (slices.ContainsFunc(s.Pods, hasLimits) || slices.ContainsFunc(s.Nodes, shortOfMemory)) {
+		out = append(out, reading{metrics, readMetrics})
 	}
 	if wanted := s.pullSecretsWanted(); len(wanted) > 0 {
 		out = append(out, reading{"pull secrets", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
@@ -236,12 +245,38 @@ func names(ctx context.Context, k *kube.Client, namespace string, r plural) ([]m
 	return l.Items, err
 }
 
-// space reads the namespace itself, of which it may be that it is not there or goes: lists of it are empty then.
-func (s *Snapshot) space() []reading {
-	if s.Namespace == "" {
-		return always()
+// custom lists objects of which bridge links no types.
+func custom[T any](ctx context.Context, k *kube.Client, version, namespace, resource string) ([]T, error) {
+	r := k.Clientset.CoreV1().RESTClient().Get().AbsPath("/apis", version)
+	if namespace != "" {
+		r = r.Suffix("namespaces", namespace, resource)
+	} else {
+		r = r.Suffix(resource)
 	}
-	return append(always(), reading{namespaces, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+	b, err := r.SetHeader("Accept", "application/json").DoRaw(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var l struct {
+		Items []T `json:"items"`
+	}
+	err = json.Unmarshal(b, &l)
+	return l.Items, err
+}
+
+// first are the kinds that are read at once, with the namespace itself, of which it may be that it is not there or goes: lists of it are empty then.
+func (s *Snapshot) first(o Options) []reading {
+	out := always()
+	if o.Swaps != nil {
+		out = append(out, reading{leases, func(ctx context.Context, _ *kube.Client, s *Snapshot) (err error) {
+			s.Swaps, err = o.Swaps(ctx)
+			return err
+		}})
+	}
+	if s.Namespace == "" {
+		return out
+	}
+	return append(out, reading{namespaces, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
 		ns, err := k.Clientset.CoreV1().Namespaces().Get(ctx, s.Namespace, metav1.GetOptions{})
 		if err == nil {
 			s.Space = ns
@@ -251,10 +286,9 @@ func (s *Snapshot) space() []reading {
 }
 
 // read makes the snapshot. Only the pods have to be readable, and a namespace has to be there.
-func read(ctx context.Context, k *kube.Client, namespace string, targets []Ref) (*Snapshot, error) {
+func read(ctx context.Context, k *kube.Client, namespace string, o Options) (*Snapshot, error) {
 	s := &Snapshot{Namespace: namespace, Now: time.Now()}
-	s.rolloutWanted = slices.ContainsFunc(targets, func(r Ref) bool { return r.Kind == rolloutKind })
-	for _, round := range []func() []reading{s.space, s.asNeeded} {
+	for _, round := range []func() []reading{func() []reading { return s.first(o) }, func() []reading { return s.asNeeded(o) }} {
 		if err := s.readAll(ctx, k, round()); err != nil {
 			return nil, err
 		}
@@ -287,10 +321,15 @@ func (s *Snapshot) readAll(ctx context.Context, k *kube.Client, round []reading)
 			continue
 		}
 		why := mayNot
-		if !apierrors.IsForbidden(err) {
+		switch {
+		case apierrors.IsForbidden(err):
+		case errors.As(err, new(*hint.Error)): // it is explained
+			why = err.Error()
+		default:
 			why = kube.Explain(err, "list").Error()
 		}
-		s.Unread = append(s.Unread, Unread{Resource: string(r.resource), Why: why})
+		// The metrics' own server may be away for good, and is not waited for.
+		s.Unread = append(s.Unread, Unread{Resource: string(r.resource), Why: why, passing: r.resource != metrics && kube.Transient(err)})
 	}
 	return nil
 }
@@ -333,7 +372,13 @@ func (s *Snapshot) index() {
 			s.lastSuccess[by.UID] = j.CreationTimestamp.Time
 		}
 	}
-	s.load = loads(s.AllPods)
+	s.load, s.usages = loads(s.AllPods), map[Ref]usage{}
+	for i := range s.Metrics {
+		m := &s.Metrics[i]
+		for _, c := range m.Containers {
+			s.usages[partOf(refOf("pod", m), c.Name)] = usage{c.Usage, m.Timestamp.Time, m.Window.Duration}
+		}
+	}
 	s.made, s.deployed = map[Ref][]Ref{}, map[Ref]*appsv1.Deployment{}
 	for i := range s.Deployments {
 		s.deployed[refOf("deployment", &s.Deployments[i])] = &s.Deployments[i]
@@ -439,6 +484,11 @@ func lastSeen(e *corev1.Event) time.Time {
 		return e.EventTime.Time
 	}
 	return e.CreationTimestamp.Time
+}
+
+// firstSeen is when an event happened first.
+func firstSeen(e *corev1.Event) time.Time {
+	return cmp.Or(e.FirstTimestamp.Time, e.EventTime.Time, lastSeen(e))
 }
 
 // eventsOf are those of an object, newest first, and not those of one that had its name before. With reasons it is those alone.

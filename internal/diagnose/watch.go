@@ -14,7 +14,7 @@ import (
 const watchEvery = 2 * time.Second
 
 // Watch looks again and again until there is no problem and nothing to wait for, and returns the last report; nil before the first. say
-// gets a line each time that changes. An error that may pass is said too. Ports are dialled when all else is well. It ends with ctx and
+// gets a line each time that changes. An error that may pass is said too, and what could not be read for one is looked at again before all is well. Ports are dialled when all else is well. It ends with ctx and
 // its error.
 func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)) (last *Report, err error) {
 	quick, said := o, ""
@@ -32,6 +32,13 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 			line = err.Error()
 		case err != nil:
 			return last, err
+		case r.missing() != "":
+			if line = r.missing(); len(r.Findings) > 0 {
+				line += "; " + r.progress()
+			}
+			if last == nil || last.missing() != "" {
+				last = r // it only knows less than the last that was whole
+			}
 		case r.settled():
 			return r, nil
 		default:
@@ -50,7 +57,24 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 }
 
 // settled tells whether nothing is to change for the better.
-func (r *Report) settled() bool { return r.Worst() != Problem && len(r.Waiting) == 0 }
+func (r *Report) settled() bool {
+	return r.Worst() != Problem && len(r.Waiting) == 0 && r.missing() == ""
+}
+
+// missing is a line about what could not be read just now, and may be in a moment; "" for nothing.
+func (r *Report) missing() string {
+	var what []string
+	why := ""
+	for _, u := range r.Unread {
+		if u.passing {
+			what, why = append(what, u.Resource), u.Why
+		}
+	}
+	if len(what) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("not read, and tried again: %s (%s)", list(what), why)
+}
 
 // progress is a line: what is wrong, and what is waited for.
 func (r *Report) progress() string {

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -38,6 +39,7 @@ func TestWhatIsWaitedFor(t *testing.T) {
 
 // A watch ends with the first report in which all is well, and at once with what does not pass.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	const pending = `{"metadata":{"name":"it","namespace":"shop"},"status":{"phase":"Pending"}}`
 	k, _ := apiServer(t, map[string]string{"pods": pending + "|" + pending + "|"})
 	var said []string
@@ -48,5 +50,55 @@ func TestWatch(t *testing.T) {
 	k, _ = apiServer(t, nil, "pods")
 	if r, err := Watch(t.Context(), k, Options{}, func(line string) { t.Error(line) }); err == nil || r != nil {
 		t.Errorf("without the right to list pods: %v, %v", r, fmt.Sprint(err))
+	}
+}
+
+// What cannot be read for a moment is not taken for well, and the last look that was whole is what is told when time is over.
+func TestWatchOverAnOutage(t *testing.T) {
+	t.Parallel()
+	const crashing = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"restartPolicy":"Always","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[
+		{"name":"app","restartCount":1,"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"reason":"Error","exitCode":1}}}]}}`
+	k, _ := apiServer(t, map[string]string{"services": unavailable + "|"})
+	var said []string
+	r, err := Watch(t.Context(), k, Options{NoDial: true}, func(line string) { said = append(said, line) })
+	if err != nil || !r.settled() || len(said) != 1 || !strings.HasPrefix(said[0], "not read, and tried again: services (") {
+		t.Errorf("it said %q, and ended with %+v, %v", said, r, err)
+	}
+	ctx, over := context.WithCancel(t.Context())
+	k, _ = apiServer(t, map[string]string{"pods": crashing + "|", "deployments": "|" + unavailable})
+	r, err = Watch(ctx, k, Options{NoDial: true}, func(line string) {
+		if strings.HasPrefix(line, "not read") {
+			over()
+		}
+	})
+	if err == nil || r == nil || len(r.Findings) != 1 || r.Findings[0].ID != "program-exits" {
+		t.Errorf("the last whole look: %+v, %v", r, err)
+	}
+	// Where no look is whole, the newest is; and what is wrong is said all the same.
+	ctx, over = context.WithCancel(t.Context())
+	k, _ = apiServer(t, map[string]string{"pods": crashing + "|", "deployments": unavailable})
+	said = nil
+	r, err = Watch(ctx, k, Options{NoDial: true}, func(line string) {
+		if said = append(said, line); len(said) == 2 {
+			over()
+		}
+	})
+	if err == nil || r == nil || len(r.Findings) > 0 || len(said) != 2 || !strings.HasPrefix(said[0], "not read, and tried again: deployments (") || !strings.HasSuffix(said[0], "; pod/it: program-exits; waiting for pod/it") || !strings.HasSuffix(said[1], ")") {
+		t.Errorf("without a whole look it said %q, and ended with %+v, %v", said, r, err)
+	}
+}
+
+// A swap that is given back meanwhile is no reason to go on.
+func TestWatchReadsSwapsEachTime(t *testing.T) {
+	t.Parallel()
+	left := []Swap{{Namespace: "shop", Target: "deployment/orders", Owner: "ada@laptop", Left: true, Restore: "bridge restore"}}
+	k, _ := apiServer(t, nil)
+	r, err := Watch(t.Context(), k, Options{NoDial: true, Swaps: func(context.Context) ([]Swap, error) {
+		swaps := left
+		left = nil
+		return swaps, nil
+	}}, func(string) {})
+	if err != nil || !r.settled() {
+		t.Errorf("a swap that is given back meanwhile: %+v, %v", r, err)
 	}
 }

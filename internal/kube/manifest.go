@@ -31,6 +31,8 @@ import (
 type Tried struct {
 	File  string
 	Group string // "" for the core group
+	// Resource is the kind's plural as the API has it, "ingresses"; "" where the cluster does not say.
+	Resource string
 	// Kind is in lower case; Namespace is "" for what has none. Name is what its name begins with where the API server makes one.
 	Kind, Namespace, Name string
 	// There is whether the cluster has it already.
@@ -51,6 +53,9 @@ func (t *Tried) Refused() bool { return refusedUser(t.Err) }
 func (t *Tried) Denied() bool { return deniedBy(t.Err) != "" }
 
 func refusedUser(err error) bool { return apierrors.IsForbidden(err) && rbac.MatchString(err.Error()) }
+
+// unknownKind stands for one that the cluster does not have; the object is then the file.
+const unknownKind = "manifest"
 
 // manifestManager is in whose name manifests are tried.
 const manifestManager = "bridge-diagnose"
@@ -86,6 +91,7 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 	if _, err := way.discovery.ServerGroups(); err != nil { // of which the builder would have the text alone
 		return nil, Explain(err, "list the kinds of the cluster")
 	}
+	comes := map[string]bool{} // kinds that the files' own definitions make, as kindIn has them
 	for _, file := range files {
 		builder := resource.NewBuilder(way).Unstructured().NamespaceParam(k.Namespace).DefaultNamespace().ContinueOnError()
 		if file == "-" {
@@ -95,6 +101,9 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 		}
 		err := builder.Flatten().Do().Visit(func(info *resource.Info, err error) error {
 			if err == nil && ctx.Err() == nil {
+				for _, kind := range defined(info) {
+					comes[kind] = true
+				}
 				t := tryOne(info)
 				if t.File = file; !Transient(t.Err) || byWebhook(t.Err) {
 					out = append(out, t)
@@ -116,7 +125,7 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 			case kind != nil && !way.answers(kind[2]):
 				out = append(out, Tried{File: file, Kind: strings.ToLower(kind[1]), Untried: "the API of " + kind[2] + " does not answer"})
 			case strings.Contains(err.Error(), "no matches for kind"):
-				out = append(out, Tried{File: file, Kind: "manifest", Name: filepath.Base(file), Err: err})
+				out = append(out, Tried{File: file, Kind: unknownKind, Name: filepath.Base(file), Err: err})
 			case Transient(err):
 				return nil, Explain(err, "read "+file)
 			default:
@@ -128,6 +137,7 @@ func tryManifests(ctx context.Context, k *Client, stdin io.Reader, files []strin
 		return nil, hint.New(hint.Usage, fmt.Errorf("there is no object in %s", strings.Join(files, ", ")), "look at what makes it: it is empty, or has comments alone")
 	}
 	withoutNamespace(out)
+	withoutKind(out, comes)
 	return out, nil
 }
 
@@ -183,10 +193,44 @@ func withoutNamespace(all []Tried) {
 	}
 }
 
+// kindIn is how a kind and its version are kept.
+func kindIn(kind, version string) string { return kind + " in " + version }
+
+// defined are the kinds that an object is the definition of.
+func defined(info *resource.Info) (out []string) {
+	object, ok := info.Object.(*unstructured.Unstructured)
+	if !ok || info.Mapping.GroupVersionKind.GroupKind() != (schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}) {
+		return nil
+	}
+	group, _, _ := unstructured.NestedString(object.Object, "spec", "group")
+	kind, _, _ := unstructured.NestedString(object.Object, "spec", "names", "kind")
+	versions, _, _ := unstructured.NestedFieldNoCopy(object.Object, "spec", "versions")
+	list, _ := versions.([]any)
+	for _, v := range list {
+		if version, ok := v.(map[string]any); ok {
+			out = append(out, kindIn(kind, fmt.Sprintf("%s/%v", group, version["name"])))
+		}
+	}
+	return out
+}
+
+// withoutKind has of objects whose kind comes with the files only that they cannot be tried.
+func withoutKind(all []Tried, comes map[string]bool) {
+	for i := range all {
+		t := &all[i]
+		if t.Kind != unknownKind {
+			continue
+		}
+		if kind := noMatch.FindStringSubmatch(t.Err.Error()); kind != nil && comes[kindIn(kind[1], kind[2])] {
+			t.Kind, t.Name, t.Err, t.Untried = strings.ToLower(kind[1]), "", nil, "their kind comes with them"
+		}
+	}
+}
+
 // tryOne tries an object: one that is not there as kubectl create does.
 func tryOne(info *resource.Info) Tried {
 	kind := info.Mapping.GroupVersionKind
-	t := Tried{Group: kind.Group, Kind: strings.ToLower(kind.Kind), Namespace: info.Namespace, Name: info.Name}
+	t := Tried{Group: kind.Group, Resource: info.Mapping.Resource.Resource, Kind: strings.ToLower(kind.Kind), Namespace: info.Namespace, Name: info.Name}
 	object, ok := info.Object.(*unstructured.Unstructured)
 	if !ok {
 		t.Err = fmt.Errorf("%T is no single object", info.Object)
@@ -264,10 +308,23 @@ func withoutHeld(service *unstructured.Unstructured) {
 // unchangeable is in what the API server says of a field that may not be changed.
 var unchangeable = regexp.MustCompile(`(?i)immutable|updates? to |updates? may not|may not (be )?change|can ?not change|can ?not be (changed|less than|(de|in)creased)`)
 
-// bothInvalid is changed with those of its causes alone that created has too, wherever in a list, or that are of what may not change; nil when there are none.
+// detail is what the API server says of a value, without the value: what is not valid in itself may have more in it where it is put over another.
+func detail(message string) string {
+	kind, rest, _ := strings.Cut(message, ": ")
+	value := json.NewDecoder(strings.NewReader(rest))
+	if value.Decode(new(any)) != nil {
+		return message // it has none, or one that is not in JSON
+	}
+	return kind + rest[value.InputOffset():]
+}
+
+// bothInvalid is changed with those of its causes alone that created has too, wherever in a list and with whatever value, or that are of what may not change; nil
+// when there are none.
 func bothInvalid(created, changed error) error {
 	index := regexp.MustCompile(`\[[^\]]*\]`)
-	key := func(c metav1.StatusCause) string { return index.ReplaceAllString(c.Field, "[]") + ": " + c.Message }
+	key := func(c metav1.StatusCause) string {
+		return index.ReplaceAllString(c.Field, "[]") + ": " + detail(c.Message)
+	}
 	known := map[string]bool{}
 	for _, c := range causes(created) {
 		known[key(c)] = true

@@ -166,6 +166,37 @@ func TestTryManifestsWithTheirNamespace(t *testing.T) {
 	}
 }
 
+// Of objects whose kind is in the files it is not said that the cluster does not have it, in whatever order, but for a version that is not there either.
+func TestTryManifestsWithTheirKind(t *testing.T) {
+	const definition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"frobs.x.example"},"spec":{"group":"x.example","names":{"kind":"Frob","plural":"frobs"},"versions":[{"name":"v1"},{"name":"v2"}]}}`
+	k := manifestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/apis/apiextensions.k8s.io/v1":
+			_, _ = io.WriteString(w, `{"kind":"APIResourceList","groupVersion":"apiextensions.k8s.io/v1","resources":[{"name":"customresourcedefinitions","kind":"CustomResourceDefinition","namespaced":false,"verbs":["get","create"]}]}`)
+		case r.Method == http.MethodPost:
+			_, _ = io.WriteString(w, definition)
+		default:
+			says(w, 404, "NotFound", "not found", "")
+		}
+	}, `{"name":"apiextensions.k8s.io","versions":[{"groupVersion":"apiextensions.k8s.io/v1","version":"v1"}]}`)
+	object := func(version string) string {
+		return "\n---\napiVersion: x.example/" + version + "\nkind: Frob\nmetadata: {name: it}\n"
+	}
+	for version, untried := range map[string]bool{"v1": true, "v2": true, "v3": false} {
+		for _, text := range []string{definition + object(version), object(version) + "---\n" + definition} {
+			tried, err := TryManifests(t.Context(), k, strings.NewReader(text), []string{"-"})
+			if err != nil || len(tried) != 2 {
+				t.Fatalf("%s: %+v, %v", version, tried, err)
+			}
+			for _, one := range tried {
+				if is := one.Kind == "frob" && one.Untried != "" && one.Err == nil; one.Kind != "customresourcedefinition" && is != untried {
+					t.Errorf("%s: %+v", version, one)
+				}
+			}
+		}
+	}
+}
+
 // What admission refuses of a change is told, whatever reason it gives, and whether that is of the file's object too.
 func TestTryManifestsThatAdmissionRefuses(t *testing.T) {
 	const (
@@ -198,7 +229,7 @@ func TestTryManifestsThatAdmissionRefuses(t *testing.T) {
 			says(w, code, c.reason, said, fmt.Sprintf(`"causes":[{"message":%q}]`, said))
 		})
 		tried, err := TryManifests(t.Context(), k, strings.NewReader(it), []string{"-"})
-		if err != nil || len(tried) != 1 || (tried[0].Err != nil) != c.refused || tried[0].Over != c.over || c.over && !tried[0].Denied() {
+		if err != nil || len(tried) != 1 || tried[0].Resource != "configmaps" || (tried[0].Err != nil) != c.refused || tried[0].Over != c.over || c.over && !tried[0].Denied() {
 			t.Errorf("%s: %+v, %v", name, tried, err)
 		}
 	}
@@ -214,10 +245,20 @@ func TestBothInvalid(t *testing.T) {
 	taken := field.Invalid(field.NewPath("spec", "nodePort"), 30000, "provided port is already allocated") // by the old one
 	both := field.Forbidden(list.Index(1), "may not have both")                                            // the old one's beside the new one's
 	fixed := field.Invalid(field.NewPath("spec", "selector"), "x", "field is immutable")
+	labels := func(all map[string]string) *field.Error {
+		return field.Invalid(field.NewPath("labels"), all, "`selector` does not match template `labels`")
+	}
+	number := func(n int32) *field.Error {
+		return field.Invalid(field.NewPath("port"), n, "must be between 1 and 65535, inclusive")
+	}
 	for name, c := range map[string]struct {
 		created, changed error
 		want             string
 	}{
+		"over more":       {invalid(labels(map[string]string{"app": "ti"})), invalid(labels(map[string]string{"app": "ti", "of": "it"})), "Pod \"it\" is invalid: labels: Invalid value: {\"app\":\"ti\",\"of\":\"it\"}: `selector` does not match template `labels`"},
+		"another number":  {invalid(number(0)), invalid(number(80800)), `Pod "it" is invalid: port: Invalid value: 80800: must be between 1 and 65535, inclusive`},
+		"another text":    {invalid(field.NotSupported(list, "a: b", []string{"x"})), invalid(field.NotSupported(list, `c: "d"`, []string{"x"})), `Pod "it" is invalid: spec.list: Unsupported value: "c: \"d\"": supported values: "x"`},
+		"another reason":  {invalid(field.Invalid(list, "x", "too short")), invalid(field.Invalid(list, "x", "too long")), ""},
 		"a merge alone":   {nil, invalid(both), ""},
 		"the name's":      {invalid(taken), invalid(both), ""},
 		"its own":         {invalid(wrong(0), taken), invalid(both, wrong(2)), `Pod "it" is invalid: spec.list[2]: Required value: needed`},

@@ -7,11 +7,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,26 +25,40 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/yaml"
 
 	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 )
 
-// brokenNode is a node that is not there, for what must not be done to a real one. No pod of others' goes to it.
-const brokenNode = "bridge-test-broken"
+// Nodes that are not there, for what must not be done to a real one. No pod of others' goes to them.
+const (
+	brokenNode   = "bridge-test-broken"   // not ready
+	cordonedNode = "bridge-test-cordoned" // ready
+	pressedNode  = "bridge-test-pressed"  // ready, and short of memory
+)
 
-// broken is a manifest of testdata in a namespace of its own.
+// broken is a manifest of testdata in a namespace of its own. A document that begins with "# when" is applied when that holds.
 type broken struct {
 	name, docs string
-	// finds is the one finding there is to be, "" for none; behind are those it explains.
-	finds      string
-	behind     []string
-	dialled    bool // its ports are, which those of other tests' pods are not
-	restricted bool // the namespace's Pod Security level
-	deleted    bool // the pod is, once it is there
+	// wants are the findings there are to be, each with the ids of those it explains behind its own.
+	wants      []string
+	dialled    bool   // its ports are, which those of other tests' pods are not
+	alone      bool   // it is diagnosed so: what it finds is also about what others share
+	restricted bool   // the namespace's Pod Security level
+	deleted    bool   // the pod is, once it is there
+	ending     bool   // the namespace is
+	status     string // what is to be said of the pod, whose node has no kubelet
 	ns         string
+	found      bool
 }
+
+// clusterWide are the kinds of the manifests that are in no namespace. They are named for the manifest's.
+var clusterWide = []string{"StorageClass", "RuntimeClass", "ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 
 // readBroken reads a manifest and what its first comments say.
 func readBroken(t *testing.T, path string) *broken {
@@ -57,15 +75,19 @@ func readBroken(t *testing.T, path string) *broken {
 		}
 		switch words[1] {
 		case "finds":
-			b.finds = strings.Join(words[2:], " ")
+			b.wants = append(b.wants, words[2:]...)
 		case "behind":
-			b.behind = words[2:]
+			b.wants[len(b.wants)-1] += " " + strings.Join(words[2:], " ")
 		case "dialled":
 			b.dialled = true
+		case "alone":
+			b.alone = true
 		case "in":
 			b.restricted = true
 		case "then":
-			b.deleted = true
+			_, b.status, _ = strings.Cut(line, "status ")
+			b.ending = words[len(words)-1] == "namespace"
+			b.deleted = words[2] == "delete" && !b.ending
 		}
 	}
 	return b
@@ -92,15 +114,28 @@ func (b *broken) put(t *testing.T) (err error) {
 	if b.ns, err = namespace(t, labels); err != nil {
 		return err
 	}
-	text := strings.NewReplacer("IMAGE", s.image, "NAMESPACE", b.ns).Replace(b.docs)
+	text, err := b.text(t)
+	if err != nil {
+		return err
+	}
 	for doc := range strings.SplitSeq(text, "\n---\n") {
 		o := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
+		if first, _, _ := strings.Cut(doc, "\n"); strings.HasPrefix(first, "# when ") {
+			if err := b.await(t, strings.TrimPrefix(first, "# when ")); err != nil {
+				return err
+			}
+		}
 		r, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+		to := s.dynamic.Resource(r).Namespace(b.ns)
+		if slices.Contains(clusterWide, o.GetKind()) {
+			to = s.dynamic.Resource(r)
+			t.Cleanup(func() { _ = to.Delete(context.Background(), o.GetName(), metav1.DeleteOptions{}) })
+		}
 		apply := func() error {
-			_, err := s.dynamic.Resource(r).Namespace(b.ns).Apply(t.Context(), o.GetName(), o, metav1.ApplyOptions{FieldManager: "team"})
+			_, err := to.Apply(t.Context(), o.GetName(), o, metav1.ApplyOptions{FieldManager: "team"})
 			return err
 		}
 		err := apply()
@@ -111,17 +146,64 @@ func (b *broken) put(t *testing.T) (err error) {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
 	}
-	if !b.deleted {
+	pods := s.client.CoreV1().Pods(b.ns)
+	switch {
+	case b.status != "":
+		_, err := pods.Patch(t.Context(), "it", types.MergePatchType, []byte(`{"status":`+b.status+`}`), metav1.PatchOptions{}, "status")
+		return err
+	case !b.deleted && !b.ending:
 		return nil
 	}
 	t.Cleanup(func() {
-		_, _ = s.client.CoreV1().Pods(b.ns).Patch(context.Background(), "it", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		now := int64(0) // where no kubelet sees it end
+		_ = pods.Delete(context.Background(), "it", metav1.DeleteOptions{GracePeriodSeconds: &now})
+		_, _ = pods.Patch(context.Background(), "it", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
 	})
-	return s.client.CoreV1().Pods(b.ns).Delete(t.Context(), "it", metav1.DeleteOptions{})
+	if b.ending {
+		return s.client.CoreV1().Namespaces().Delete(t.Context(), b.ns, metav1.DeleteOptions{})
+	}
+	return pods.Delete(t.Context(), "it", metav1.DeleteOptions{})
 }
 
-// diagnosed is what bridge says, by namespace, and for nodes by their names.
-func diagnosed(t *testing.T, args ...string) map[string][]diagnose.Finding {
+// text is the manifest, with what is known of the cluster in it.
+func (b *broken) text(t *testing.T) (string, error) {
+	api, err := s.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	nodes, err := s.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	node := slices.IndexFunc(nodes.Items, func(n corev1.Node) bool {
+		return n.Status.NodeInfo.KubeletVersion != "" && !n.Spec.Unschedulable
+	})
+	if node < 0 {
+		return "", errors.New("no node has a kubelet")
+	}
+	return strings.NewReplacer("IMAGE", s.image, "NAMESPACE", b.ns, "APISERVER", api.Spec.ClusterIP+":443", "NODENAME", nodes.Items[node].Name).Replace(b.docs), nil
+}
+
+// await waits until pods are made there, or ready, or refused.
+func (b *broken) await(t *testing.T, what string) error {
+	pods := s.client.CoreV1().Pods(b.ns)
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+		if what == "refused" {
+			try := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "try-"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: s.image}}}}
+			_, err := pods.Create(ctx, try, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err != nil && (strings.Contains(err.Error(), "failed calling webhook") || strings.Contains(err.Error(), "denied request")), nil
+		}
+		list, err := pods.List(ctx, metav1.ListOptions{})
+		return err == nil && len(list.Items) > 0 && (what == "made" || !slices.ContainsFunc(list.Items, func(p corev1.Pod) bool { return !podReady(&p) })), nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: waiting for its pods to be %s: %w", b.name, what, err)
+	}
+	return nil
+}
+
+// diagnosed is what bridge says.
+func diagnosed(t *testing.T, args ...string) []diagnose.Finding {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), s.bridge, append([]string{"diagnose", "-o", "json"}, args...)...)
 	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+s.kubeconfig)
@@ -136,15 +218,7 @@ func diagnosed(t *testing.T, args ...string) map[string][]diagnose.Finding {
 	if len(r.Unread) > 0 {
 		t.Fatalf("an admin may not read %+v", r.Unread)
 	}
-	found := map[string][]diagnose.Finding{}
-	for _, f := range r.Findings {
-		key := f.Object.Namespace
-		if f.Object.Kind == "node" {
-			key = f.Object.Name
-		}
-		found[key] = append(found[key], f)
-	}
-	return found
+	return r.Findings
 }
 
 // differs says how what was found is not what was to be found; "" when it is.
@@ -162,7 +236,7 @@ func (b *broken) differs(found []diagnose.Finding) string {
 		}
 		got = append(got, text)
 	}
-	want := strings.Join(append([]string{b.finds}, b.behind...), " ")
+	want := strings.Join(b.wants, "; ")
 	if text := strings.Join(got, "; "); text != want {
 		return fmt.Sprintf("%s (in %s): found %q, want %q", b.name, b.ns, text, want)
 	}
@@ -177,7 +251,10 @@ func TestDiagnose(t *testing.T) {
 	if err := registry.put(t); err != nil {
 		t.Fatal(err)
 	}
-	breakNode(t)
+	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady"}
+	fakeNode(t, brokenNode, corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady"})
+	fakeNode(t, cordonedNode, ready)
+	fakeNode(t, pressedNode, ready, corev1.NodeCondition{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasInsufficientMemory"})
 	healthy := readBroken(t, "testdata/healthy.yaml")
 	all := []*broken{healthy}
 	paths, err := filepath.Glob("testdata/broken/*.yaml")
@@ -199,19 +276,25 @@ func TestDiagnose(t *testing.T) {
 	// Until all of it is there at once: some take the kubelet or a controller seconds to find out.
 	var wrong []string
 	for until := time.Now().Add(patience); ; time.Sleep(time.Second) {
-		found := diagnosed(t, "-A", "--no-dial")
+		found := map[string][]diagnose.Finding{}
+		for _, f := range diagnosed(t, "-A", "--no-dial") {
+			found[f.Object.Namespace] = append(found[f.Object.Namespace], f)
+		}
 		wrong = nil
 		for _, b := range all {
 			of := found[b.ns]
-			if b.dialled {
-				of = diagnosed(t, "-n", b.ns)[b.ns]
-			}
-			if strings.HasPrefix(b.finds, "node-") {
-				of = append(of, found[brokenNode]...)
+			switch {
+			case b.found: // once; what takes a look of its own is not looked at for ever
+				continue
+			case b.dialled:
+				of = slices.DeleteFunc(diagnosed(t, "-n", b.ns), func(f diagnose.Finding) bool { return f.Object.Namespace != b.ns })
+			case b.alone:
+				of = diagnosed(t, "-n", b.ns, "--no-dial")
 			}
 			if d := b.differs(of); d != "" {
 				wrong = append(wrong, d)
 			}
+			b.found = (b.alone || b.dialled) && b.differs(of) == ""
 		}
 		if len(wrong) == 0 || time.Now().After(until) {
 			break
@@ -271,27 +354,149 @@ func TestDiagnoseWatch(t *testing.T) {
 	p.says("note: dialled 1 port of 1 pod in ")
 }
 
-// breakNode adds a node whose kubelet is not there.
-func breakNode(t *testing.T) {
-	t.Helper()
-	node := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: brokenNode, Labels: map[string]string{"bridge.test/pool": "broken"}},
-		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: "pool", Value: "broken", Effect: corev1.TaintEffectNoSchedule}}},
-	}
-	_ = s.client.CoreV1().Nodes().Delete(t.Context(), brokenNode, metav1.DeleteOptions{}) // of a run that was killed
-	if _, err := s.client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = s.client.CoreV1().Nodes().Delete(context.Background(), brokenNode, metav1.DeleteOptions{})
+// manyYAML is a workload of many pods that no node has to run.
+const manyYAML = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many}
+spec:
+  replicas: 200
+  selector: {matchLabels: {app: many}}
+  template:
+    metadata: {labels: {app: many}}
+    spec:
+      schedulingGates: [{name: example.test/wait}]
+      containers:
+      - name: app
+        image: %s
+        args: [serve]` + restrictedYAML
+
+// A namespace of 200 pods takes less than 3 s and a list call for each kind of object. It is no parallel test: what it measures is bridge.
+func TestDiagnoseALargeNamespace(t *testing.T) {
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(manyYAML, s.image))
+	w.await("200 pods", func() bool {
+		n := 0
+		for _, p := range w.pods("app=many") {
+			for _, c := range p.Status.Conditions {
+				if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonSchedulingGated {
+					n++
+				}
+			}
+		}
+		return n == 200
 	})
-	status, err := json.Marshal(map[string]any{"status": corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-		{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "said by a test", LastTransitionTime: metav1.Now()},
-	}}})
+	kubeconfig, requests := countedAPI(t)
+	const rounds, limit, lists = 3, 3 * time.Second, 22
+	fastest, asked := time.Hour, []string(nil)
+	for range rounds {
+		requests()
+		begin := time.Now()
+		p := start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns)
+		p.exits(int(hint.Problems))
+		took := time.Since(begin)
+		p.prints(" and 199 more")
+		if all := requests(); took < fastest {
+			fastest, asked = took, all // of a slower one the API server may have had some asked again
+		}
+	}
+	if once := slices.Compact(slices.Sorted(slices.Values(asked))); len(asked) > lists || len(once) != len(asked) {
+		t.Errorf("%d requests: %q", len(asked), asked)
+	}
+	t.Logf("200 pods are diagnosed in %v", fastest.Round(time.Millisecond))
+	if fastest > limit {
+		t.Errorf("200 pods take %v", fastest)
+	}
+}
+
+// countedAPI is a way to the API server that counts: requests are the paths asked for since it was called last.
+func countedAPI(t *testing.T) (kubeconfig string, requests func() []string) {
+	t.Helper()
+	to, err := url.Parse(s.config.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.client.CoreV1().Nodes().Patch(t.Context(), brokenNode, types.StrategicMergePatchType, status, metav1.PatchOptions{}, "status"); err != nil {
+	transport, err := rest.TransportFor(s.config)
+	if err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex
+	var paths []string
+	proxy := &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+		mu.Lock()
+		defer mu.Unlock()
+		paths = append(paths, r.In.URL.Path)
+		r.SetURL(to)
+	}}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(server.Close)
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: server.URL}
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c"}
+	config.CurrentContext = "x"
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		all := paths
+		paths = nil
+		return all
+	}
+}
+
+// fakeNode adds a node whose kubelet is not there, and says in its place every few seconds that it is as these conditions have it.
+func fakeNode(t *testing.T, name string, conditions ...corev1.NodeCondition) {
+	t.Helper()
+	nodes := s.client.CoreV1().Nodes()
+	_, pool, _ := strings.Cut(name, "bridge-test-")
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"bridge.test/pool": pool}},
+		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: "pool", Value: pool, Effect: corev1.TaintEffectNoSchedule}}},
+	}
+	if name != brokenNode { // never the nearest to fitting, but for who tolerates both
+		node.Spec.Unschedulable = name == cordonedNode
+		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: "bridge.test/fake", Effect: corev1.TaintEffectNoSchedule})
+	}
+	_ = nodes.Delete(t.Context(), name, metav1.DeleteOptions{}) // of a run that was killed
+	if _, err := nodes.Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	since := metav1.Now()
+	say := func(ctx context.Context) error {
+		for i := range conditions {
+			conditions[i].Message, conditions[i].LastTransitionTime, conditions[i].LastHeartbeatTime = "said by a test", since, metav1.Now()
+		}
+		status, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": conditions}})
+		if err != nil {
+			return err
+		}
+		_, err = nodes.Patch(ctx, name, types.StrategicMergePatchType, status, metav1.PatchOptions{}, "status")
+		return err
+	}
+	if err := say(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(5 * time.Second) // of some 40 that the controllers wait for
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_ = say(ctx) // the next one may come through
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+		_ = nodes.Delete(context.Background(), name, metav1.DeleteOptions{})
+	})
 }

@@ -17,6 +17,22 @@ import (
 	"bridge/internal/hint"
 )
 
+// frobsYAML has a kind and an object of it.
+const frobsYAML = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: frobs.example.test}
+spec:
+  group: example.test
+  scope: Namespaced
+  names: {plural: frobs, singular: frob, kind: Frob}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+---
+apiVersion: example.test/v1
+kind: Frob
+metadata: {name: it}
+`
+
 // A field that is misspelt is named, of what is there and of what is not; nothing is made or changed.
 func TestDiagnoseAFile(t *testing.T) {
 	t.Parallel()
@@ -61,6 +77,10 @@ spec:
 	finds(int(hint.Problems), "manifest-kind-unknown", "Deploymint")
 	write(strings.Replace(orders, "{app: orders}}\n  template", "{app: other}}\n  template", 1))
 	finds(int(hint.Problems), "manifest-invalid: deployment/orders", "spec.template.metadata.labels")
+	write(strings.Replace(orders, "  selector: {", "  replicas: two\n  selector: {", 1))
+	finds(int(hint.Problems), "manifest-invalid: deployment/orders", "spec.replicas has string")
+	write(frobsYAML)
+	w.bridge("diagnose", "-f", file).says("not read: a trial of frob (their kind comes with them)")
 	write("kind: Pod\napiVersion: v1\nmetadata: {name: root}\nspec: {containers: [{name: app, image: x}]}\n")
 	finds(int(hint.Problems), "manifest-refused: pod/root", "PodSecurity")
 	write("{")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -372,4 +373,31 @@ func TestARolloutWithOlderPodsDoesNotStandBy(t *testing.T) {
 	w.answersAt("http://orders", "laptop")
 	b.terminate()
 	w.answersAt("http://orders", "updated")
+}
+
+// A Rollout whose update does not come through stands behind what its pods fail of; one whose update was given up is told by itself.
+func TestDiagnoseARollout(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withRollout(basic)
+	finds := func(wants ...string) {
+		t.Helper()
+		b := &broken{name: "rollout/orders", wants: wants, ns: w.ns}
+		differs := ""
+		for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(time.Second) {
+			if differs = b.differs(diagnosed(t, "-n", w.ns, "rollout/orders", "--no-dial")); differs == "" {
+				return
+			}
+		}
+		t.Fatal(differs)
+	}
+	finds()
+	patch := `[{"op":"add","path":"/spec/progressDeadlineSeconds","value":5},{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"localhost:1/nowhere/orders:1"}]`
+	if _, err := s.dynamic.Resource(rollouts).Namespace(w.ns).Patch(t.Context(), "orders", types.JSONPatchType, []byte(patch), metav1.PatchOptions{FieldManager: "team"}); err != nil {
+		t.Fatal(err)
+	}
+	finds("registry-unreachable rollout-degraded service-pods-not-ready service-pods-not-ready")
+	if _, err := s.dynamic.Resource(rollouts).Namespace(w.ns).Patch(t.Context(), "orders", types.MergePatchType, []byte(`{"status":{"abort":true}}`), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	finds("rollout-aborted")
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -20,6 +23,29 @@ func hog() error {
 		time.Sleep(time.Millisecond)
 	}
 	return fmt.Errorf("%d MiB taken and not killed", len(taken)*step>>20)
+}
+
+// kill ends it by a signal, which a container's first process does not get.
+func kill() error {
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		return err
+	}
+	if err := self.Kill(); err != nil {
+		return err
+	}
+	time.Sleep(time.Minute)
+	return errors.New("killed, and still there")
+}
+
+// hang takes connections, as the kernel does by itself, and answers none.
+func hang(address string) error {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	select {}
 }
 
 // registry is a container registry that has nothing: why an image does not come is in its name.

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|ask|count|hog|registry|tls [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|ask|count|hog|kill|hang|registry|tls [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -106,6 +106,13 @@ func run(args []string) error {
 		return put(*url, *body)
 	case "hog":
 		return hog()
+	case "kill":
+		return kill()
+	case "hang":
+		address := flags.String("listen", ":8080", "where")
+		_ = flags.Parse(args[1:])
+		exitOnSIGTERM()
+		return hang(*address)
 	case "registry":
 		address := flags.String("listen", "127.0.0.1:5007", "where")
 		_ = flags.Parse(args[1:])
