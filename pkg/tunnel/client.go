@@ -513,6 +513,21 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	return st, nil
 }
 
+// DialEarly is DialContext of network "tcp" that does not wait for the pod: what is written goes right behind the header, so a question
+// and its answer take one round trip. Read's first error is what the pod met, or syscall.ECONNRESET when the session was lost before it
+// answered: that is not tried in the next.
+func (c *Client) DialEarly(ctx context.Context, address string) (net.Conn, error) {
+	s, err := c.wait(ctx, false)
+	var st *Stream
+	if err == nil {
+		st, err = s.open(ctx, Header{Kind: Dial, Network: "tcp", Address: address})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
+	}
+	return st, nil
+}
+
 // open opens a stream and waits for the pod's answer, in this session or the next.
 func (c *Client) open(ctx context.Context, h Header) (*Stream, error) {
 	for {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -263,4 +265,48 @@ func TestLostPackets(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestEarlyDialTakesOneRoundTrip: a question on a new connection has its answer when one that has been dialled before would, and a refusal
+// takes no longer.
+func TestEarlyDialTakesOneRoundTrip(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		e := newEnds(t, pipeNetwork(t))
+		cuttable(e).wrap = shaped(&wg, 1e9, 40*time.Millisecond)
+		e.server.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
+			if address == "nobody:53" {
+				return nil, syscall.ECONNREFUSED
+			}
+			near, far := net.Pipe()
+			wg.Go(func() { _, _ = io.Copy(far, far); _ = far.Close() })
+			return near, nil
+		}
+		e.start().waitReady()
+		defer e.close()
+		ask := func(address string) (time.Duration, error) {
+			start := time.Now()
+			c, err := e.client.DialEarly(t.Context(), address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			if _, err := c.Write([]byte("?")); err != nil {
+				t.Error(err)
+			}
+			_, err = c.Read(make([]byte, 1))
+			return time.Since(start), err
+		}
+		const most = 90 * time.Millisecond
+		if took, err := ask("resolver:53"); err != nil || took > most {
+			t.Errorf("%v, %v", took, err)
+		}
+		took, err := ask("nobody:53")
+		wantErr(t, "nobody", err, syscall.ECONNREFUSED)
+		if took > most {
+			t.Errorf("the refusal took %v", took)
+		}
+	})
 }
