@@ -179,9 +179,9 @@ func (t Tunnel) dial(ctx context.Context, network, address string) (net.Conn, er
 	return t().DialContext(ctx, network, address)
 }
 
-// dialSoon is a dial that fails at once when there has been no session for longer than patience.
+// dialSoon is a dial for TCP that fails at once when there has been no session for longer than patience, and does not wait for the pod.
 func (t Tunnel) dialSoon(patience time.Duration) Dial {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		s := t().State()
 		if !s.Phase.Carries() && time.Since(s.Since) >= patience {
 			if s.Err != nil {
@@ -189,6 +189,6 @@ func (t Tunnel) dialSoon(patience time.Duration) Dial {
 			}
 			return nil, tunnel.ErrNoSession
 		}
-		return t.dial(ctx, network, address)
+		return t().DialEarly(ctx, address)
 	}
 }

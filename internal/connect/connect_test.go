@@ -289,6 +289,23 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 	}
 }
 
+// A question goes to the pod with the dial, whose answer would cost another round trip.
+func TestDNSDoesNotWaitForThePodsDial(t *testing.T) {
+	info, _ := cluster(t)
+	p := startPod(t, info, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	if err := p.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Tunnel(p.tunnel).dialSoon(0)(t.Context(), "tcp", "10.96.0.10:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
 func TestRunEndsBeforeThereIsATunnel(t *testing.T) {
 	e, err := Open(Options{})
 	if err != nil {

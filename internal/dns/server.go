@@ -58,7 +58,8 @@ const (
 
 // Server answers DNS queries. Its fields are not changed after Serve has begun.
 type Server struct {
-	// Dial connects to the cluster's resolvers; network is "tcp". It must return when ctx is done.
+	// Dial connects to the cluster's resolvers; network is "tcp". It must return when ctx is done, and need not wait for the connection,
+	// of whose failure the first read may tell: a question then takes one round trip.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// Nameservers, Search and Ndots are the pod's resolver file. A nameserver without a port means
