@@ -24,19 +24,31 @@ const (
 )
 
 // cache remembers answers for as long as their records say (RFC 2308 for empty ones), and asks a
-// question once that many ask at the same time. Errors and SERVFAIL are not remembered.
+// question once that many ask at the same time. Errors and SERVFAIL are not remembered. What is known to be unchanged
+// it gives again (again.go).
 type cache struct {
-	next   func(context.Context, *dns.Msg) (*dns.Msg, error)
-	flight singleflight.Group
+	next      func(context.Context, *dns.Msg) (*dns.Msg, error)
+	zone      string
+	unchanged Unchanged // nil: nothing is given again
+	flight    singleflight.Group
 
 	mu      sync.Mutex
 	entries map[string]entry
+	longest time.Duration // of the lifetimes of what may be given again
 }
 
 type entry struct {
 	m      *dns.Msg // shared, never changed
 	stored time.Time
 	until  time.Time
+	used   time.Time // by a client
+
+	// What it takes to give it again.
+	q      *dns.Msg // the question, or nil: it is not
+	object object   // whose answer it is
+	asked  time.Time
+	tried  time.Time // to ask anew
+	odd    time.Time // when it had become another one and the object had not
 }
 
 func (e entry) expired(now time.Time) bool { return !now.Before(e.until) }
@@ -75,17 +87,10 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 	k := key(q)
 	m, until = c.get(k)
 	if m == nil {
-		v, err, _ := c.flight.Do(k, func() (any, error) {
-			m, err := c.next(ctx, q)
-			if err != nil {
-				return nil, err
-			}
-			return fetched{m, c.put(k, m)}, nil
-		})
+		f, err := c.fetch(ctx, k, q)
 		if err != nil {
 			return nil, time.Time{}, err
 		}
-		f := v.(fetched)
 		m, until = f.m.Copy(), f.until
 	}
 	name := q.Question[0].Name
@@ -96,6 +101,22 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 	}
 	shuffle(m.Answer)
 	return m, until, nil
+}
+
+// fetch asks next, or waits for who does already. The answer is shared.
+func (c *cache) fetch(ctx context.Context, k string, q *dns.Msg) (fetched, error) {
+	v, err, _ := c.flight.Do(k, func() (any, error) {
+		asked := time.Now()
+		m, err := c.next(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		return fetched{m, c.put(k, q, m, asked)}, nil
+	})
+	if err != nil {
+		return fetched{}, err
+	}
+	return v.(fetched), nil
 }
 
 // shuffle gives the addresses another order, so that clients spread over them as they do in a pod. Aliases stay before them.
@@ -115,9 +136,14 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	e, ok := c.entries[k]
-	if ok && e.expired(now) {
-		delete(c.entries, k)
-		ok = false
+	if ok {
+		e.used = now
+		if e.expired(now) {
+			if ok = c.again(e, now); ok { // as if it had been asked for now
+				e.stored, e.until = now, now.Add(e.until.Sub(e.stored))
+			}
+		}
+		c.entries[k] = e // also what is not to be given: the next answer is compared with it
 	}
 	c.mu.Unlock()
 	if !ok {
@@ -135,20 +161,23 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	return m, e.until
 }
 
-// put remembers m, and returns until when: the zero time when it does not.
-func (c *cache) put(k string, m *dns.Msg) time.Time {
+// put remembers m, the answer to q, which was sent at asked, and returns until when: the zero time when it does not.
+func (c *cache) put(k string, q, m *dns.Msg, asked time.Time) time.Time {
 	life := lifetime(m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if life <= 0 || m.Truncated || len(m.Answer)+len(m.Ns)+len(m.Extra) > maxCachedRecords {
+		delete(c.entries, k) // it is not what the cluster says any more
 		return time.Time{}
 	}
 	now := time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.entries[k]; !ok && len(c.entries) >= maxCached {
+	old, ok := c.entries[k]
+	if !ok && len(c.entries) >= maxCached {
 		evict(c.entries, now)
 	}
-	c.entries[k] = entry{m: m, stored: now, until: now.Add(life)}
-	return now.Add(life)
+	e := c.remember(entry{m: m, stored: now, until: now.Add(life)}, old, q, asked)
+	c.entries[k] = e
+	return e.until
 }
 
 // evict removes one entry, an expired one if a few random ones hold one.

@@ -67,7 +67,7 @@ func (r *resolver) reply(q *dns.Msg) *dns.Msg {
 			continue
 		}
 		exists = true
-		if rr.Header().Rrtype == qs.Qtype {
+		if t := rr.Header().Rrtype; t == qs.Qtype || t == dns.TypeCNAME {
 			m.Answer = append(m.Answer, dns.Copy(rr))
 		}
 	}
@@ -635,7 +635,7 @@ func TestCacheFollowsLifetimes(t *testing.T) {
 		check("error.", "no", 7)
 		check("error.", "no", 8)
 		for i := range 2 * maxCached {
-			c.put(fmt.Sprint(i), &dns.Msg{Answer: records(t, "a. 30 IN A 10.0.0.1")})
+			c.put(fmt.Sprint(i), nil, &dns.Msg{Answer: records(t, "a. 30 IN A 10.0.0.1")}, time.Now())
 		}
 		if len(c.entries) != maxCached {
 			t.Errorf("%d entries", len(c.entries))
@@ -711,6 +711,7 @@ func TestServeEndsWithItsQueries(t *testing.T) {
 			return nil, ctx.Err()
 		},
 		Nameservers: []string{"10.96.0.10"},
+		Unchanged:   func(string, string, bool) (time.Time, bool) { return time.Time{}, false },
 	}
 	go func() { done <- s.Serve(ctx, pc, ln) }()
 	c, err := net.Dial("udp", pc.LocalAddr().String())

@@ -1,0 +1,147 @@
+package dns
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	// confirmEvery is how often an answer is asked for again that may be given past its lifetime, while nobody waits for it. It is given until
+	// maxUnconfirmed after it was asked for: two such questions may be lost.
+	confirmEvery   = 30 * time.Second
+	maxUnconfirmed = 3 * confirmEvery
+
+	// confirmFor is for how long after its last client.
+	confirmFor = 10 * time.Minute
+
+	// confirmAtOnce of them are asked for in each confirmPause, which is enough for some 120 names.
+	confirmPause  = time.Second
+	confirmAtOnce = 4
+
+	// usualLife is the longest that the usual resolver of a cluster remembers an answer, unless it has given a longer lifetime, and hearTime
+	// what it needs to hear of a change.
+	usualLife = 30 * time.Second
+	hearTime  = 5 * time.Second
+)
+
+// object is the Service whose objects make the answers about a name.
+type object struct{ namespace, service string }
+
+// objectOf is the one of SERVICE.NS.svc, HOST.SERVICE.NS.svc and _PORT._PROTO.SERVICE.NS.svc. What old resolvers take for "all" has none.
+func (c *cache) objectOf(name string) (o object, ok bool) {
+	labels := dns.SplitDomainName(strings.ToLower(name))
+	n := len(labels) - dns.CountLabel(c.zone)
+	if !dns.IsSubDomain(c.zone, name) || n < 3 || n > 5 || labels[n-1] != "svc" {
+		return o, false
+	}
+	o = object{labels[n-2], labels[n-3]}
+	all := []string{"*", "any"}
+	return o, !slices.Contains(all, o.namespace) && !slices.Contains(all, o.service)
+}
+
+// decided tells whether m says no more than a Service's objects can: an alias is followed to what others say.
+func decided(m *dns.Msg) bool {
+	return !slices.ContainsFunc(m.Answer, func(rr dns.RR) bool {
+		return !isAddress(rr) && rr.Header().Rrtype != dns.TypeSRV || !strings.EqualFold(rr.Header().Name, m.Question[0].Name)
+	})
+}
+
+// remember completes e, the answer to q, which was sent at asked, with what it takes to give it again. old is the answer before it, if
+// any. mu is held.
+func (c *cache) remember(e, old entry, q *dns.Msg, asked time.Time) entry {
+	e.asked, e.tried, e.used = asked, asked, asked
+	if c.unchanged == nil || len(e.m.Question) == 0 || !decided(e.m) {
+		return e
+	}
+	o, ok := c.objectOf(q.Question[0].Name)
+	if !ok {
+		return e
+	}
+	c.longest = max(c.longest, e.until.Sub(e.stored))
+	since, ok := c.unchanged(o.namespace, o.service, e.m.Rcode == dns.RcodeSuccess)
+	e.q, e.object = q, o
+	if old.q != nil {
+		e.used, e.odd = old.used, old.odd
+		if ok && c.settled(old.asked, since) && !same(old.m, e.m) {
+			e.odd = e.stored
+		}
+	}
+	return e
+}
+
+// settled tells whether an answer that was asked for then can be no older than a change at since.
+func (c *cache) settled(asked, since time.Time) bool {
+	return !asked.Before(since.Add(max(c.longest, usualLife) + hearTime))
+}
+
+// again tells whether e, whose lifetime is over, is still what the cluster says. mu is held.
+func (c *cache) again(e entry, now time.Time) bool {
+	// By both clocks: one stands still while the laptop sleeps.
+	if e.q == nil || now.Sub(e.asked) > maxUnconfirmed || now.Round(0).Sub(e.asked.Round(0)) > maxUnconfirmed {
+		return false
+	}
+	since, ok := c.unchanged(e.object.namespace, e.object.service, false)
+	return ok && c.settled(e.asked, since) && since.After(e.odd)
+}
+
+// confirm asks again for what may be given past its lifetime, until ctx is done.
+func (c *cache) confirm(ctx context.Context) {
+	tick := time.NewTicker(confirmPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, q := range c.due(time.Now()) {
+			short, cancel := context.WithTimeout(ctx, expansionTime)
+			_, _ = c.fetch(short, key(q), q) // what failed is not confirmed
+			cancel()
+		}
+	}
+}
+
+// due are the questions that are to be asked again now, those first that were not for longest.
+func (c *cache) due(now time.Time) (questions []*dns.Msg) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var keys []string
+	for k, e := range c.entries {
+		if e.q == nil || now.Sub(e.used) > confirmFor {
+			continue
+		}
+		since, ok := c.unchanged(e.object.namespace, e.object.service, false)
+		if ok && since.After(e.odd) && (now.Sub(e.tried) >= confirmEvery || c.settled(now, since) && !c.settled(e.tried, since)) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int { return c.entries[a].tried.Compare(c.entries[b].tried) })
+	for _, k := range keys[:min(confirmAtOnce, len(keys))] {
+		e := c.entries[k]
+		e.tried = now
+		c.entries[k] = e
+		questions = append(questions, e.q)
+	}
+	return questions
+}
+
+// same tells whether two answers say the same, without order, lifetimes, and the SOA record's time.
+func same(a, b *dns.Msg) bool {
+	records := func(m *dns.Msg) []dns.RR {
+		return slices.DeleteFunc(slices.Concat(m.Answer, m.Extra), func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
+	}
+	left := records(b)
+	for _, rr := range records(a) {
+		i := slices.IndexFunc(left, func(other dns.RR) bool { return dns.IsDuplicate(rr, other) })
+		if i < 0 {
+			return false
+		}
+		left = slices.Delete(left, i, i+1)
+	}
+	return len(left) == 0 && a.Rcode == b.Rcode
+}
