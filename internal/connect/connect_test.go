@@ -277,11 +277,18 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	unchanged := Tunnel(p.tunnel).unchanged(func(string, string, bool) (time.Time, bool) { return time.Time{}, true })
+	if _, ok := unchanged("shop", "orders", false); !ok {
+		t.Error("nothing is given again while the tunnel carries")
+	}
 	p.cut()
 	for st := range p.states {
 		if st.Phase == tunnel.Reconnecting {
 			break
 		}
+	}
+	if _, ok := unchanged("shop", "orders", false); ok {
+		t.Error("what was known is given again without a tunnel")
 	}
 	// The context has no deadline: to wait for the next session would be for good.
 	if _, err = ask(t.Context(), "tcp", "10.96.0.10:53"); !errors.Is(err, tunnel.ErrNoSession) {
