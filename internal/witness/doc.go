@@ -7,7 +7,8 @@
 //     lifetime seen, and 5 s to hear of a change). So it would be the same now.
 //  3. What else may make it (a rewrite to another Service, a template) is not watched: it is asked for anew every 30 s while it is in use, is
 //     never older than 90 s, and not given again once it has changed by itself.
-//  4. Where a watch is refused, has ended or has just begun, and of the first question for a name, the cluster is asked: one round trip.
+//  4. Where a watch is refused, has ended or has just begun, and of the first question for a name, the cluster is asked: one round trip. A
+//     watch is tried again whatever ended it, less and less often.
 //
 // It keeps no objects: a watch begins with a list of one, and is of metadata alone; what is remembered is the names that have
 // changed. So a namespace of 10,000 Services costs as little as one of ten, but for its events. cmd/bridge runs one beside a connect.

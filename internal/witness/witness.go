@@ -2,7 +2,9 @@ package witness
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -18,7 +20,8 @@ import (
 )
 
 const (
-	// maxNamespaces is how many are watched, or known to be refused, at a time: two streams each on the connection that is there.
+	// maxNamespaces is how many are watched at a time beside the own one: two streams each on a connection of their own, of which an API
+	// server usually takes 100.
 	maxNamespaces = 32
 
 	// idleTime is after how long without a question a namespace is not watched any more, and idleCheck how often that is looked for.
@@ -28,9 +31,11 @@ const (
 	// maxChanged is how many changed Services of a namespace are told apart: some 400 KiB.
 	maxChanged = 4096
 
-	// firstPause and maxPause are between a watch that has ended and the next.
+	// firstPause and maxPause are between a watch that has ended, or was refused, and the next: an API server that has just begun may refuse
+	// what it will not refuse later. After a watch that was lasting it is the first again.
 	firstPause = time.Second
-	maxPause   = time.Minute
+	maxPause   = 10 * time.Minute
+	lasting    = time.Minute
 )
 
 // kinds are what the names of Services are made of.
@@ -54,7 +59,6 @@ type Witness struct {
 type space struct {
 	stop    context.CancelFunc
 	used    time.Time
-	refused bool
 	open    int       // watches
 	since   time.Time // when the last of them was opened
 	changed map[string]time.Time
@@ -109,12 +113,12 @@ func (w *Witness) Run(ctx context.Context) {
 	}
 }
 
-// leave ends what nobody has asked for lately. What was refused stays so.
+// leave ends what nobody has asked for lately.
 func (w *Witness) leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for namespace, s := range w.spaces {
-		if !s.refused && time.Since(s.used) > idleTime {
+		if time.Since(s.used) > idleTime {
 			s.stop()
 			delete(w.spaces, namespace)
 		}
@@ -125,7 +129,7 @@ func (w *Witness) leave() {
 func (w *Witness) begin(ctx context.Context, watches *sync.WaitGroup, namespace string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.spaces[namespace] != nil || len(w.spaces) >= maxNamespaces || len(validation.IsDNS1123Label(namespace)) > 0 {
+	if w.spaces[namespace] != nil || len(w.spaces) >= maxNamespaces && namespace != w.own || len(validation.IsDNS1123Label(namespace)) > 0 {
 		return
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -136,41 +140,29 @@ func (w *Witness) begin(ctx context.Context, watches *sync.WaitGroup, namespace 
 	}
 }
 
-// follow watches one kind, again and again, until ctx is done or it is not allowed.
+// follow watches one kind, again and again, until ctx is done.
 func (w *Witness) follow(ctx context.Context, s *space, namespace string, kind schema.GroupVersionResource) {
 	pause := firstPause
 	for {
 		began := time.Now()
 		err := w.watch(ctx, s, namespace, kind)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case apierrors.IsForbidden(err), apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
-			w.refuse(s, namespace, err)
+		if ctx.Err() != nil {
 			return
 		}
-		w.log.Debug("names: a watch has ended", "kind", kind.Resource, "namespace", namespace, "error", err)
-		if time.Since(began) > maxPause {
+		if apierrors.IsForbidden(err) {
+			err = fmt.Errorf("%w; the rights that are needed: bridge rbac connect -n %s", err, namespace)
+		}
+		w.log.Debug("names: the cluster is asked for each, as what they are made of is not watched", "kind", kind.Resource, "namespace", namespace, "error", err)
+		if time.Since(began) > lasting {
 			pause = firstPause
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(pause/2 + rand.N(pause/2)): // many bridges do not come back together
 		}
 		pause = min(2*pause, maxPause)
 	}
-}
-
-// refuse ends both watches, for good.
-func (w *Witness) refuse(s *space, namespace string, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !s.refused {
-		s.refused = true
-		w.log.Debug("names: the cluster is asked for each, as what they are made of may not be watched", "namespace", namespace, "error", err)
-	}
-	s.stop()
 }
 
 // watch follows what changes from now on, until that ends.

@@ -27,6 +27,7 @@ type api struct {
 
 	mu      sync.Mutex
 	codes   map[string]int // by "NAMESPACE/KIND"
+	refused map[string]int
 	lists   map[string]int
 	watches map[string]*io.PipeWriter
 }
@@ -43,6 +44,7 @@ func (a *api) RoundTrip(req *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Body: body, Request: req}, nil
 	}
 	if code := a.codes[key]; code != 0 {
+		a.refused[key]++
 		return reply(code, io.NopCloser(strings.NewReader(fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d}`, code))))
 	}
 	if !q.Has("watch") {
@@ -59,6 +61,21 @@ func (a *api) RoundTrip(req *http.Request) (*http.Response, error) {
 	a.watches[key] = w
 	context.AfterFunc(req.Context(), func() { _ = w.CloseWithError(req.Context().Err()) })
 	return reply(200, r)
+}
+
+// refuse has a code answer for key; 0 is none.
+func (a *api) refuse(key string, code int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.codes[key] = code
+}
+
+// tries is how often key was refused since the last call.
+func (a *api) tries(key string) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n, a.refused[key] = a.refused[key], 0
+	return n
 }
 
 // event is one of a watch.
@@ -86,7 +103,7 @@ func (a *api) asked() string {
 func run(t *testing.T, f func(t *testing.T, w *Witness, a *api)) string {
 	var log bytes.Buffer
 	synctest.Test(t, func(t *testing.T) {
-		a := &api{t: t, codes: map[string]int{}, lists: map[string]int{}, watches: map[string]*io.PipeWriter{}}
+		a := &api{t: t, codes: map[string]int{}, refused: map[string]int{}, lists: map[string]int{}, watches: map[string]*io.PipeWriter{}}
 		w, err := New(&rest.Config{Host: "http://api", Transport: a, QPS: -1}, "shop", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 		if err != nil {
 			t.Fatal(err)
@@ -157,7 +174,7 @@ func TestWhatChangesIsSeen(t *testing.T) {
 	})
 }
 
-// A watch that has ended begins anew, and what was before is not known; what is refused is not tried again.
+// A watch that has ended begins anew, and what was before is not known.
 func TestWatchesEnd(t *testing.T) {
 	log := run(t, func(t *testing.T, w *Witness, a *api) {
 		known(w, "orders")
@@ -170,42 +187,58 @@ func TestWatchesEnd(t *testing.T) {
 			t.Error("known without a watch")
 		}
 		time.Sleep(firstPause)
-		if since, ok := known(w, "orders"); !ok || !since.Equal(time.Now()) {
+		if since, ok := known(w, "orders"); !ok || time.Since(since) > firstPause {
 			t.Errorf("%v, %v", since, ok)
 		}
 		if got, want := a.asked(), "shop/services 1"; got != want {
 			t.Errorf("asked for %s, want %s", got, want)
 		}
 		// An error event, and a server that cannot: less and less often.
-		a.codes["shop/services"] = http.StatusServiceUnavailable
+		a.refuse("shop/services", http.StatusServiceUnavailable)
 		fmt.Fprint(a.watches["shop/services"], `{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","code":410,"reason":"Expired"}}`)
-		time.Sleep(maxPause)
-		a.mu.Lock()
-		delete(a.codes, "shop/services")
-		a.mu.Unlock()
-		time.Sleep(maxPause)
+		time.Sleep(lasting)
+		a.refuse("shop/services", 0)
+		time.Sleep(2 * lasting)
 		if _, ok := known(w, "orders"); !ok {
 			t.Error("not known when the server is back")
 		}
 	})
-	if n := strings.Count(log, "a watch has ended"); n < 4 || n > 10 {
-		t.Errorf("%d watches in two minutes:\n%s", n, log)
+	if n := strings.Count(log, "is not watched"); n < 4 || n > 10 {
+		t.Errorf("%d watches in three minutes:\n%s", n, log)
 	}
+}
+
+// What is refused is tried again, as an API server that has just begun may refuse what it does not later; but soon not often.
+func TestRefusalsAreTriedAgain(t *testing.T) {
 	for _, code := range []int{http.StatusForbidden, http.StatusNotFound} {
 		for _, kind := range kinds {
+			key := "shop/" + kind.Resource
 			log := run(t, func(t *testing.T, w *Witness, a *api) {
-				a.codes["shop/"+kind.Resource] = code
+				known(w, "orders")
+				a.refuse(key, code)
+				_ = a.watches[key].Close()
+				time.Sleep(10 * firstPause)
+				a.refuse(key, 0)
+				time.Sleep(20 * firstPause) // longer than the pause that has begun
+				if _, ok := known(w, "orders"); !ok {
+					t.Errorf("%d, %s: not known when it is allowed again", code, kind.Resource)
+				}
+
+				a.refuse(key, code)
+				_ = a.watches[key].Close()
+				a.tries(key)
 				for range 100 {
+					time.Sleep(time.Minute)
 					if _, ok := known(w, "orders"); ok {
 						t.Fatal("known")
 					}
-					time.Sleep(time.Minute)
 				}
-				if asked := a.asked(); strings.Contains(asked, " 2") {
-					t.Errorf("asked for %s", asked)
+				if n := a.tries(key); n < 12 || n > 40 {
+					t.Errorf("%d, %s: tried %d times in 100 minutes", code, kind.Resource, n)
 				}
 			})
-			if n := strings.Count(log, "may not be watched"); n != 1 || strings.Count(log, "\n") != 1 {
+			const next = "bridge rbac connect -n shop"
+			if strings.Contains(log, next) != (code == http.StatusForbidden) {
 				t.Errorf("%d, %s: the log says\n%s", code, kind.Resource, log)
 			}
 		}
@@ -229,6 +262,9 @@ func TestNamespacesInUseAreWatched(t *testing.T) {
 		if n := strings.Count(a.asked(), "endpointslices 1"); n != maxNamespaces {
 			t.Errorf("%d namespaces are watched", n)
 		}
+		if _, ok := known(w, "orders"); !ok {
+			t.Error("no room for the own one")
+		}
 		for range 10 {
 			time.Sleep(time.Minute)
 			w.Unchanged("ns3", "db", false)
@@ -238,7 +274,9 @@ func TestNamespacesInUseAreWatched(t *testing.T) {
 			t.Errorf("%d are left", n)
 		}
 		w.mu.Unlock()
-		if _, ok := known(w, "orders"); !ok {
+		w.Unchanged("ns40", "db", true)
+		synctest.Wait()
+		if _, ok := w.Unchanged("ns40", "db", true); !ok {
 			t.Error("no room for another one")
 		}
 	})
