@@ -263,6 +263,32 @@ func TestWhatIsGivenIsConfirmed(t *testing.T) {
 	}, orders+" 5 IN A 10.96.0.20")
 }
 
+// Nobody has a reason to believe an answer for longer than maxUnconfirmed, or than the lifetime it came with.
+func TestNoAnswerIsOlderThanSaid(t *testing.T) {
+	for _, life := range []time.Duration{5 * time.Second, 30 * time.Second, 80 * time.Second, 300 * time.Second} {
+		withWatch(t, true, func(w *watched) {
+			w.c.longest = life
+			w.sleep(life + hearTime + usualLife)
+			w.expect(orders, dns.TypeA, ordersIs, 1)
+			w.down = true
+			most := max(life, maxUnconfirmed)
+			last := time.Duration(0)
+			for start := time.Now(); time.Since(start) <= most+time.Second; w.sleep(time.Second) {
+				if got, _ := w.ask(orders, dns.TypeA); got == "no answer" {
+					continue
+				}
+				if last = time.Since(start); last+w.life > most {
+					w.t.Errorf("lifetime %v: after %v it is given for %v", life, last, w.life)
+					return
+				}
+			}
+			if last < most-2*time.Second {
+				w.t.Errorf("lifetime %v: not given after %v", life, last)
+			}
+		}, orders+fmt.Sprintf(" %d IN A 10.96.0.20", life/time.Second))
+	}
+}
+
 // A rule of the resolver's own (a rewrite, a template) may change what no Service says: that is seen by the next confirmation, and from then
 // on such a name is asked for, until its Service explains it.
 func TestAnAnswerThatChangesByItselfIsNotGivenAgain(t *testing.T) {

@@ -139,8 +139,11 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	if ok {
 		e.used = now
 		if e.expired(now) {
-			if ok = c.again(e, now); ok { // as if it had been asked for now
-				e.stored, e.until = now, now.Add(e.until.Sub(e.stored))
+			if ok = c.again(e, now); ok {
+				// As if it had been asked for now, but for no longer than that may be believed.
+				life, left := e.until.Sub(e.stored), e.asked.Add(maxUnconfirmed).Sub(now)
+				e.until = now.Add(min(life, left))
+				e.stored = e.until.Add(-life)
 			}
 		}
 		c.entries[k] = e // also what is not to be given: the next answer is compared with it
