@@ -18,9 +18,10 @@ const (
 	// confirmFor is for how long after its last client.
 	confirmFor = 10 * time.Minute
 
-	// confirmAtOnce of them are asked for in each confirmPause, which is enough for some 120 names.
-	confirmPause  = time.Second
-	confirmAtOnce = 4
+	// maxConfirmed of them are asked for in each confirmPause. That is enough for some 120 questions: of a name A and AAAA are two, and
+	// each name that a short one may stand for has its own.
+	confirmPause = time.Second
+	maxConfirmed = 4
 
 	// usualLife is the longest that the usual resolver of a cluster remembers an answer, unless it has given a longer lifetime, and hearTime
 	// what it needs to hear of a change.
@@ -106,25 +107,25 @@ func (c *cache) confirm(ctx context.Context) {
 	}
 }
 
-// due are the questions that are to be asked again now, those first that were not for longest.
+// due are the questions that are to be asked again now, those first that a client had last: of too many some are then asked in time, and
+// not each too late.
 func (c *cache) due(now time.Time) (questions []*dns.Msg) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var keys []string
-	for k, e := range c.entries {
+	var due []entry
+	for _, e := range c.entries {
 		if e.q == nil || now.Sub(e.used) > confirmFor {
 			continue
 		}
 		since, ok := c.unchanged(e.object.namespace, e.object.service, false)
 		if ok && since.After(e.odd) && (now.Sub(e.tried) >= confirmEvery || c.settled(now, since) && !c.settled(e.tried, since)) {
-			keys = append(keys, k)
+			due = append(due, e)
 		}
 	}
-	slices.SortFunc(keys, func(a, b string) int { return c.entries[a].tried.Compare(c.entries[b].tried) })
-	for _, k := range keys[:min(confirmAtOnce, len(keys))] {
-		e := c.entries[k]
+	slices.SortFunc(due, func(a, b entry) int { return b.used.Compare(a.used) })
+	for _, e := range due[:min(maxConfirmed, len(due))] {
 		e.tried = now
-		c.entries[k] = e
+		c.entries[key(e.q)] = e
 		questions = append(questions, e.q)
 	}
 	return questions
