@@ -44,22 +44,32 @@ func (c *cache) objectOf(name string) (o object, ok bool) {
 	return o, !slices.Contains(all, o.namespace) && !slices.Contains(all, o.service)
 }
 
-// decided tells whether m says no more than a Service's objects can: an alias is followed to what others say.
-func decided(m *dns.Msg) bool {
-	return !slices.ContainsFunc(m.Answer, func(rr dns.RR) bool {
-		return !isAddress(rr) && rr.Header().Rrtype != dns.TypeSRV || !strings.EqualFold(rr.Header().Name, m.Question[0].Name)
+// decided tells whether m says no more than o's objects can: an alias, and an SRV record of an ExternalName, lead to what others say.
+func (c *cache) decided(m *dns.Msg, o object) bool {
+	others := func(name string) bool {
+		of, ok := c.objectOf(name)
+		return !ok || of != o
+	}
+	return !slices.ContainsFunc(said(m), func(rr dns.RR) bool {
+		srv, ok := rr.(*dns.SRV)
+		return others(rr.Header().Name) || ok && others(srv.Target) || !ok && !isAddress(rr)
 	})
+}
+
+// said are the records of m without OPT, which speaks of the hop behind us.
+func said(m *dns.Msg) []dns.RR {
+	return slices.DeleteFunc(slices.Concat(m.Answer, m.Extra), func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
 }
 
 // remember completes e, the answer to q, which was sent at asked, with what it takes to give it again. old is the answer before it, if
 // any. mu is held.
 func (c *cache) remember(e, old entry, q *dns.Msg, asked time.Time) entry {
 	e.asked, e.tried, e.used = asked, asked, asked
-	if c.unchanged == nil || len(e.m.Question) == 0 || !decided(e.m) {
+	if c.unchanged == nil {
 		return e
 	}
 	o, ok := c.objectOf(q.Question[0].Name)
-	if !ok {
+	if !ok || !c.decided(e.m, o) {
 		return e
 	}
 	c.longest = max(c.longest, e.until.Sub(e.stored))
@@ -133,11 +143,8 @@ func (c *cache) due(now time.Time) (questions []*dns.Msg) {
 
 // same tells whether two answers say the same, without order, lifetimes, and the SOA record's time.
 func same(a, b *dns.Msg) bool {
-	records := func(m *dns.Msg) []dns.RR {
-		return slices.DeleteFunc(slices.Concat(m.Answer, m.Extra), func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
-	}
-	left := records(b)
-	for _, rr := range records(a) {
+	left := said(b)
+	for _, rr := range said(a) {
 		i := slices.IndexFunc(left, func(other dns.RR) bool { return dns.IsDuplicate(rr, other) })
 		if i < 0 {
 			return false

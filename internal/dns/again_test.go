@@ -131,6 +131,7 @@ func TestWhatIsUnchangedIsGivenAgain(t *testing.T) {
 		{"nobody.shop.svc.cluster.local.", dns.TypeA, true},
 		{"alias.shop.svc.cluster.local.", dns.TypeA, false},
 		{"alias.shop.svc.cluster.local.", dns.TypeCNAME, false},
+		{"outside.shop.svc.cluster.local.", dns.TypeSRV, false},
 		{"*.shop.svc.cluster.local.", dns.TypeA, false},
 		{"any.shop.svc.cluster.local.", dns.TypeA, false},
 		{"db.data.svc.cluster.local.", dns.TypeA, false}, // not watched
@@ -158,6 +159,7 @@ func TestWhatIsUnchangedIsGivenAgain(t *testing.T) {
 			"pods.shop.svc.cluster.local. 30 IN A 10.0.0.1", "pods.shop.svc.cluster.local. 30 IN A 10.0.0.2",
 			"busy.pods.shop.svc.cluster.local. 30 IN A 10.0.0.2",
 			"alias.shop.svc.cluster.local. 30 IN CNAME www.example.com.", "alias.shop.svc.cluster.local. 30 IN A 192.0.2.1",
+			"outside.shop.svc.cluster.local. 30 IN SRV 0 100 80 www.example.com.",
 			"db.data.svc.cluster.local. 30 IN A 10.96.0.21",
 			"shop.svc.cluster.local. 30 IN A 10.96.0.1", "10-0-0-1.shop.pod.cluster.local. 30 IN A 10.0.0.1",
 			"20.0.96.10.in-addr.arpa. 30 IN PTR "+orders, "orders.shop.svc.stub.example. 30 IN A 10.96.0.20",
@@ -385,12 +387,27 @@ func TestSameAnswers(t *testing.T) {
 	}
 }
 
-func TestAnswersOfAnotherNameAreNotGivenAgain(t *testing.T) {
-	for owner, want := range map[string]bool{"ORDERS.shop.svc.cluster.local.": true, "orders.prod.svc.cluster.local.": false} {
-		m := new(dns.Msg).SetQuestion(orders, dns.TypeA)
-		m.Answer = records(t, owner+" 30 IN A 10.96.0.20")
-		if decided(m) != want {
-			t.Errorf("%s: %v", owner, !want)
+// What an answer says of others than the Service in question nobody watches.
+func TestAnswersAboutOthersAreNotGivenAgain(t *testing.T) {
+	c := &cache{zone: "cluster.local."}
+	for _, tt := range []struct {
+		answer, extra string
+		want          bool
+	}{
+		{"ORDERS.shop.svc.cluster.local. 30 IN A 10.96.0.20", "", true},
+		{"orders.prod.svc.cluster.local. 30 IN A 10.96.0.20", "", false},
+		{orders + " 30 IN SRV 0 100 80 h." + orders, "h." + orders + " 30 IN A 10.0.0.1", true},
+		{orders + " 30 IN SRV 0 100 80 h." + orders, "www.example.com. 30 IN A 192.0.2.1", false},
+		{orders + " 30 IN SRV 0 100 80 www.example.com.", "", false},
+		{orders + " 30 IN SRV 0 100 80 db.shop.svc.cluster.local.", "", false},
+	} {
+		m := new(dns.Msg).SetQuestion(orders, dns.TypeSRV).SetEdns0(1232, false)
+		m.Answer = records(t, tt.answer)
+		if tt.extra != "" {
+			m.Extra = append(m.Extra, records(t, tt.extra)...)
+		}
+		if got := c.decided(m, object{"shop", "orders"}); got != tt.want {
+			t.Errorf("%s, %s: %v", tt.answer, tt.extra, got)
 		}
 	}
 }
