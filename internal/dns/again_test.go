@@ -291,6 +291,19 @@ func TestNoAnswerIsOlderThanSaid(t *testing.T) {
 	}
 }
 
+// An answer that is not confirmed has the rest of its lifetime all the same, as one that nobody asks for anew.
+func TestWhatIsNotConfirmedKeepsItsLifetime(t *testing.T) {
+	withWatch(t, true, func(w *watched) {
+		w.settle()
+		w.expect(orders, dns.TypeA, ordersIs, 1)
+		w.cluster.codes = map[string]int{orders: dns.RcodeServerFailure}
+		w.sleep(2*confirmEvery - time.Second)
+		w.expect(orders, dns.TypeA, ordersIs, 0)
+		w.sleep(2 * time.Second)
+		w.expect(orders, dns.TypeA, "SERVFAIL", 1)
+	}, orders+" 60 IN A 10.96.0.20")
+}
+
 // A rule of the resolver's own (a rewrite, a template) may change what no Service says: that is seen by the next confirmation, and from then
 // on such a name is asked for, until its Service explains it.
 func TestAnAnswerThatChangesByItselfIsNotGivenAgain(t *testing.T) {
@@ -305,6 +318,13 @@ func TestAnAnswerThatChangesByItselfIsNotGivenAgain(t *testing.T) {
 			w.sleep(confirmEvery + usualLife)
 			w.expect(orders, dns.TypeA, other, 1)
 		}
+		w.sleep(confirmEvery + usualLife)
+		w.cluster.codes = map[string]int{orders: dns.RcodeServerFailure}
+		w.expect(orders, dns.TypeA, "SERVFAIL", 1) // that explains nothing
+		w.cluster.codes = nil
+		w.expect(orders, dns.TypeA, other, 1)
+		w.sleep(confirmEvery + usualLife)
+		w.expect(orders, dns.TypeA, other, 1)
 		w.changed["orders.shop"] = time.Now()
 		w.settle()
 		w.sleep(confirmEvery + usualLife + confirmPause)

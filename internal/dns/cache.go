@@ -169,12 +169,15 @@ func (c *cache) put(k string, q, m *dns.Msg, asked time.Time) time.Time {
 	life := lifetime(m)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	old, ok := c.entries[k]
 	if life <= 0 || m.Truncated || len(m.Answer)+len(m.Ns)+len(m.Extra) > maxCachedRecords {
-		delete(c.entries, k) // it is not what the cluster says any more
+		if ok {
+			old.asked = time.Time{} // it has its lifetime, and is not given again
+			c.entries[k] = old
+		}
 		return time.Time{}
 	}
 	now := time.Now()
-	old, ok := c.entries[k]
 	if !ok && len(c.entries) >= maxCached {
 		evict(c.entries, now)
 	}
