@@ -110,8 +110,8 @@ func (c *cache) confirm(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, q := range c.due(time.Now()) {
-			short, cancel := context.WithTimeout(ctx, expansionTime)
-			_, _ = c.fetch(short, key(q), q) // what failed is not confirmed
+			short, cancel := context.WithTimeout(ctx, expansionTime) // a short name's client may come to wait for it
+			_, _ = c.fetch(short, key(q), q)                         // what failed is not confirmed
 			cancel()
 		}
 	}

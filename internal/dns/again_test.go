@@ -304,6 +304,45 @@ func TestWhatIsNotConfirmedKeepsItsLifetime(t *testing.T) {
 	}, orders+" 60 IN A 10.96.0.20")
 }
 
+// Who waits for a question in the background, which has less time, asks itself when that has failed.
+func TestAClientHasItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trip := time.Minute
+		c := newCache(func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(trip):
+				return new(dns.Msg).SetReply(q), nil
+			}
+		})
+		q := new(dns.Msg).SetQuestion(orders, dns.TypeA)
+		short, cancel := context.WithTimeout(t.Context(), expansionTime)
+		defer cancel()
+		background := make(chan error)
+		go func() {
+			_, err := c.fetch(short, key(q), q)
+			background <- err
+		}()
+		synctest.Wait()
+		trip = time.Second
+		long, cancel := context.WithTimeout(t.Context(), queryTime)
+		defer cancel()
+		start := time.Now()
+		go func() {
+			_, _, err := c.ask(long, q)
+			if took := time.Since(start); err != nil || took != expansionTime+trip {
+				t.Errorf("the client: %v after %v", err, took)
+			}
+			background <- nil
+		}()
+		if err := <-background; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("in the background: %v", err)
+		}
+		<-background
+	})
+}
+
 // A rule of the resolver's own (a rewrite, a template) may change what no Service says: that is seen by the next confirmation, and from then
 // on such a name is asked for, until its Service explains it.
 func TestAnAnswerThatChangesByItselfIsNotGivenAgain(t *testing.T) {

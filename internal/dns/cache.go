@@ -103,16 +103,20 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 	return m, until, nil
 }
 
-// fetch asks next, or waits for who does already. The answer is shared.
+// fetch asks next, or waits for who does already, and asks itself when that one had no time left. The answer is shared.
 func (c *cache) fetch(ctx context.Context, k string, q *dns.Msg) (fetched, error) {
-	v, err, _ := c.flight.Do(k, func() (any, error) {
+	ask := func() (any, error) {
 		asked := time.Now()
 		m, err := c.next(ctx, q)
 		if err != nil {
 			return nil, err
 		}
 		return fetched{m, c.put(k, q, m, asked)}, nil
-	})
+	}
+	v, err, shared := c.flight.Do(k, ask)
+	if err != nil && shared && ctx.Err() == nil {
+		v, err, _ = c.flight.Do(k, ask)
+	}
 	if err != nil {
 		return fetched{}, err
 	}
