@@ -72,21 +72,26 @@ func (c *cache) remember(e, old entry, q *dns.Msg, asked time.Time) entry {
 	if !ok || !c.decided(e.m, o) {
 		return e
 	}
-	c.longest = max(c.longest, e.until.Sub(e.stored))
+	if life := e.until.Sub(e.stored); life > max(c.longest[o.namespace], usualLife) {
+		if len(c.longest) >= maxCached {
+			clear(c.longest) // their next answers tell
+		}
+		c.longest[o.namespace] = life
+	}
 	since, ok := c.unchanged(o.namespace, o.service, e.m.Rcode == dns.RcodeSuccess)
 	e.q, e.object = q, o
 	if old.q != nil {
 		e.used, e.odd = old.used, old.odd
-		if ok && c.settled(old.asked, since) && !same(old.m, e.m) {
+		if ok && c.settled(o, old.asked, since) && !same(old.m, e.m) {
 			e.odd = e.stored
 		}
 	}
 	return e
 }
 
-// settled tells whether an answer that was asked for then can be no older than a change at since.
-func (c *cache) settled(asked, since time.Time) bool {
-	return !asked.Before(since.Add(max(c.longest, usualLife) + hearTime))
+// settled tells whether an answer about o that was asked for then can be no older than a change at since.
+func (c *cache) settled(o object, asked, since time.Time) bool {
+	return !asked.Before(since.Add(max(c.longest[o.namespace], usualLife) + hearTime))
 }
 
 // again tells whether e, whose lifetime is over, is still what the cluster says. mu is held.
@@ -96,7 +101,7 @@ func (c *cache) again(e entry, now time.Time) bool {
 		return false
 	}
 	since, ok := c.unchanged(e.object.namespace, e.object.service, false)
-	return ok && c.settled(e.asked, since) && since.After(e.odd)
+	return ok && c.settled(e.object, e.asked, since) && since.After(e.odd)
 }
 
 // confirm asks again for what may be given past its lifetime, until ctx is done.
@@ -128,7 +133,7 @@ func (c *cache) due(now time.Time) (questions []*dns.Msg) {
 			continue
 		}
 		since, ok := c.unchanged(e.object.namespace, e.object.service, false)
-		if ok && since.After(e.odd) && (now.Sub(e.tried) >= confirmEvery || c.settled(now, since) && !c.settled(e.tried, since)) {
+		if ok && since.After(e.odd) && (now.Sub(e.tried) >= confirmEvery || c.settled(e.object, now, since) && !c.settled(e.object, e.tried, since)) {
 			due = append(due, e)
 		}
 	}

@@ -269,7 +269,7 @@ func TestWhatIsGivenIsConfirmed(t *testing.T) {
 func TestNoAnswerIsOlderThanSaid(t *testing.T) {
 	for _, life := range []time.Duration{5 * time.Second, 30 * time.Second, 80 * time.Second, 300 * time.Second} {
 		withWatch(t, true, func(w *watched) {
-			w.c.longest = life
+			w.c.longest["shop"] = life
 			w.sleep(life + hearTime + usualLife)
 			w.expect(orders, dns.TypeA, ordersIs, 1)
 			w.down = true
@@ -371,10 +371,16 @@ func TestAnAnswerThatChangesByItselfIsNotGivenAgain(t *testing.T) {
 	}, orders+" 30 IN A 10.96.0.20")
 }
 
-// Where a resolver remembers for longer, a change takes longer to be believed.
+// Where a resolver remembers for longer, a change takes longer to be believed, in that namespace.
 func TestLongLifetimesSettleLater(t *testing.T) {
 	withWatch(t, false, func(w *watched) {
 		w.settle()
+		w.expect("db.data.svc.cluster.local.", dns.TypeA, "db.data.svc.cluster.local. 0 A 10.96.0.21", 1)
+		w.expect(orders, dns.TypeA, ordersIs, 1)
+		w.sleep(usualLife)
+		w.expect(orders, dns.TypeA, ordersIs, 0) // the other namespace's lifetime is not this one's
+		w.cluster.records = records(t, orders+" 300 IN A 10.96.0.20")
+		w.sleep(maxUnconfirmed)
 		w.expect(orders, dns.TypeA, ordersIs, 1)
 		w.sleep(300 * time.Second)
 		w.expect(orders, dns.TypeA, ordersIs, 1)
@@ -387,7 +393,18 @@ func TestLongLifetimesSettleLater(t *testing.T) {
 		w.expect("nobody.shop.svc.cluster.local.", dns.TypeA, "NXDOMAIN", 1)
 		w.sleep(10 * time.Second)
 		w.expect("nobody.shop.svc.cluster.local.", dns.TypeA, "NXDOMAIN", 0)
-	}, orders+" 300 IN A 10.96.0.20")
+
+		w.mu.Unlock()
+		for i := range maxCached {
+			name := fmt.Sprintf("x.n%d.svc.cluster.local.", i)
+			q := new(dns.Msg).SetQuestion(name, dns.TypeA)
+			w.c.put(key(q), q, &dns.Msg{Answer: records(t, name+" 300 IN A 10.96.0.20")}, time.Now())
+		}
+		w.mu.Lock()
+		if n := len(w.c.longest); n == 0 || n >= maxCached {
+			t.Errorf("the lifetimes of %d namespaces", n)
+		}
+	}, orders+" 30 IN A 10.96.0.20", "db.data.svc.cluster.local. 300 IN A 10.96.0.21")
 }
 
 // However many names there are, few questions are asked that nobody waits for, and first those that have clients.

@@ -34,7 +34,7 @@ type cache struct {
 
 	mu      sync.Mutex
 	entries map[string]entry
-	longest time.Duration // of the lifetimes of what may be given again
+	longest map[string]time.Duration // by namespace, of the lifetimes of what may be given again, where it is longer than usualLife
 }
 
 type entry struct {
@@ -54,7 +54,7 @@ type entry struct {
 func (e entry) expired(now time.Time) bool { return !now.Before(e.until) }
 
 func newCache(next func(context.Context, *dns.Msg) (*dns.Msg, error)) *cache {
-	return &cache{next: next, entries: make(map[string]entry)}
+	return &cache{next: next, entries: make(map[string]entry), longest: make(map[string]time.Duration)}
 }
 
 // key is what an answer depends on.
