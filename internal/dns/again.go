@@ -24,9 +24,9 @@ const (
 	maxConfirmed = 4
 
 	// usualLife is the longest that the usual resolver of a cluster remembers an answer, unless it has given a longer lifetime, and hearTime
-	// what it needs to hear of a change.
+	// what it needs to hear of a change, and what the caches before it add: of a lifetime each makes 5 s if there is less left.
 	usualLife = 30 * time.Second
-	hearTime  = 5 * time.Second
+	hearTime  = 15 * time.Second
 )
 
 // object is the Service whose objects make the answers about a name.

@@ -4,9 +4,10 @@
 //  1. It is the cluster's own answer to that very question. No rule of a resolver's is repeated here, so there is no kind of Service, plugin
 //     or domain for which it could be another one.
 //  2. What makes it is watched, and has been as it is since longer before the question than any resolver in between remembers (the longest
-//     lifetime seen in its namespace, and 5 s to hear of a change). So it would be the same now.
-//  3. What else may make it (a rewrite to another Service, a template) is not watched: it is asked for anew every 30 s while it is in use, is
-//     never older than 90 s, or than its lifetime, and not given again once it has changed by itself.
+//     lifetime seen in its namespace, and 15 s to hear of a change). So it would be the same now, but for a change whose event is on its way.
+//  3. What else may make it (a rewrite to another Service, a template) is not watched, and a watch may stand still that seems to go on. So it
+//     is asked for anew every 30 s while it is in use, is never older than 90 s, or than its lifetime, and is not given again once it has
+//     changed by itself.
 //  4. Where a watch is refused, has ended or has just begun, and of the first question for a name, the cluster is asked: one round trip. A
 //     watch is tried again whatever ended it, less and less often.
 //
