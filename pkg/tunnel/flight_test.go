@@ -267,6 +267,41 @@ func TestLostPackets(t *testing.T) {
 	}
 }
 
+// TestEarlyDialWaitsForTheNextSession: when the one it waits in for its turn to send is lost.
+func TestEarlyDialWaitsForTheNextSession(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEnds(t, pipeNetwork(t))
+		e.server.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+		c := cuttable(e)
+		e.start().waitReady()
+		defer e.close()
+		s, err := e.client.wait(t.Context(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.gate.mu.Lock()
+		s.gate.reserved += maxReplay
+		s.gate.mu.Unlock()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			st, err := e.client.DialEarly(t.Context(), "nobody:53")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer st.Close()
+			_, err = st.Read(make([]byte, 1))
+			wantErr(t, "read", err, syscall.ECONNREFUSED)
+		})
+		time.Sleep(time.Second)
+		c.setRefuse(errors.New("no network"))
+		c.cut()
+		time.Sleep(defaultResumeWindow + time.Second)
+		c.setRefuse(nil)
+	})
+}
+
 // TestEarlyDialTakesOneRoundTrip: a question on a new connection has its answer when one that has been dialled before would, and a refusal
 // takes no longer.
 func TestEarlyDialTakesOneRoundTrip(t *testing.T) {
