@@ -27,6 +27,7 @@ import (
 	"bridge/internal/machine"
 	"bridge/internal/proxypod"
 	"bridge/internal/rights"
+	"bridge/internal/witness"
 	"bridge/pkg/tunnel"
 )
 
@@ -137,7 +138,11 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	if err := rights.Connect.Check(ctx, k, "connect", o.image == ""); err != nil {
 		return err
 	}
-	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Log: a.log}
+	services, err := witness.New(k.Config, k.Namespace, a.log)
+	if err != nil {
+		return err
+	}
+	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Unchanged: services.Unchanged, Log: a.log}
 	if o.pac {
 		entrance.PAC = newPAC(k, a.log)
 	}
@@ -167,12 +172,22 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
+		ctx, cancel := context.WithCancel(ctx)
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			services.Run(ctx)
+		}()
+		defer func() {
+			cancel()
+			<-watched
+		}()
 		if program != nil {
 			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {
-			w := &connect.Whole{Machine: whole, Log: a.log, Ready: func() {
+			w := &connect.Whole{Machine: whole, Unchanged: services.Unchanged, Log: a.log, Ready: func() {
 				a.say("this machine is connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 			}}
 			return w.Run(ctx, func() *tunnel.Client { return t })

@@ -50,6 +50,9 @@ type Options struct {
 	// PAC makes the file at Entrance.PAC. Nil means that there is none.
 	PAC *PAC
 
+	// Unchanged has names answered again without a question. Nil means none.
+	Unchanged dns.Unchanged
+
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
@@ -149,6 +152,7 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 		Search:      pod.Search,
 		Ndots:       pod.Ndots,
 		System:      e.o.System,
+		Unchanged:   t.unchanged(e.o.Unchanged),
 		Log:         e.o.Log,
 	}
 	if e.o.PAC != nil {
@@ -179,9 +183,9 @@ func (t Tunnel) dial(ctx context.Context, network, address string) (net.Conn, er
 	return t().DialContext(ctx, network, address)
 }
 
-// dialSoon is a dial that fails at once when there has been no session for longer than patience.
+// dialSoon is a dial for TCP that fails at once when there has been no session for longer than patience, and does not wait for the pod.
 func (t Tunnel) dialSoon(patience time.Duration) Dial {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		s := t().State()
 		if !s.Phase.Carries() && time.Since(s.Since) >= patience {
 			if s.Err != nil {
@@ -189,6 +193,17 @@ func (t Tunnel) dialSoon(patience time.Duration) Dial {
 			}
 			return nil, tunnel.ErrNoSession
 		}
-		return t.dial(ctx, network, address)
+		return t().DialEarly(ctx, address)
+	}
+}
+
+// unchanged is f while the tunnel carries: without it the cluster's names fail at once.
+func (t Tunnel) unchanged(f dns.Unchanged) dns.Unchanged {
+	if f == nil {
+		return nil
+	}
+	return func(namespace, service string, exists bool) (time.Time, bool) {
+		since, ok := f(namespace, service, exists)
+		return since, ok && t().State().Phase.Carries()
 	}
 }

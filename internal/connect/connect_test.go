@@ -277,16 +277,40 @@ func TestDNSFailsAtOnceWithoutATunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	unchanged := Tunnel(p.tunnel).unchanged(func(string, string, bool) (time.Time, bool) { return time.Time{}, true })
+	if _, ok := unchanged("shop", "orders", false); !ok {
+		t.Error("nothing is given again while the tunnel carries")
+	}
 	p.cut()
 	for st := range p.states {
 		if st.Phase == tunnel.Reconnecting {
 			break
 		}
 	}
+	if _, ok := unchanged("shop", "orders", false); ok {
+		t.Error("what was known is given again without a tunnel")
+	}
 	// The context has no deadline: to wait for the next session would be for good.
 	if _, err = ask(t.Context(), "tcp", "10.96.0.10:53"); !errors.Is(err, tunnel.ErrNoSession) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A question goes to the pod with the dial, whose answer would cost another round trip.
+func TestDNSDoesNotWaitForThePodsDial(t *testing.T) {
+	info, _ := cluster(t)
+	p := startPod(t, info, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	if err := p.client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Tunnel(p.tunnel).dialSoon(0)(t.Context(), "tcp", "10.96.0.10:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }
 
 func TestRunEndsBeforeThereIsATunnel(t *testing.T) {

@@ -281,7 +281,8 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	}
 	names := &dns.Server{
 		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots,
-		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add, Log: p.Entrance.Log,
+		System: p.Entrance.System, Hosts: map[string]netip.Addr{HostName + ".": netns.Host}, Known: g.known.add,
+		Unchanged: t.unchanged(p.Entrance.Unchanged), Log: p.Entrance.Log,
 	}
 	for _, s := range pod.Nameservers {
 		if addr, err := netip.ParseAddr(s); err == nil {

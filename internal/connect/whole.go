@@ -22,6 +22,8 @@ type Whole struct {
 	Machine *machine.Machine
 	// Ready is told when all is in place. It may be nil.
 	Ready func()
+	// Unchanged has names answered again without a question. Nil means none.
+	Unchanged dns.Unchanged
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
@@ -46,7 +48,7 @@ func (w *Whole) Run(ctx context.Context, t Tunnel) error {
 	}
 	names := &dns.Server{
 		Dial: t.dialSoon(dnsPatience), Nameservers: pod.Nameservers, Search: pod.Search, Ndots: pod.Ndots, System: w.Machine.System, Log: w.Log,
-		Namespaced: true, From: w.Machine.Local,
+		Namespaced: true, From: w.Machine.Local, Unchanged: t.unchanged(w.Unchanged),
 	}
 	ranges := w.Machine.Ranges()
 	packets := &packet.Stack{

@@ -24,25 +24,37 @@ const (
 )
 
 // cache remembers answers for as long as their records say (RFC 2308 for empty ones), and asks a
-// question once that many ask at the same time. Errors and SERVFAIL are not remembered.
+// question once that many ask at the same time. Errors and SERVFAIL are not remembered. What is known to be unchanged
+// it gives again (again.go).
 type cache struct {
-	next   func(context.Context, *dns.Msg) (*dns.Msg, error)
-	flight singleflight.Group
+	next      func(context.Context, *dns.Msg) (*dns.Msg, error)
+	zone      string
+	unchanged Unchanged // nil: nothing is given again
+	flight    singleflight.Group
 
 	mu      sync.Mutex
 	entries map[string]entry
+	longest map[string]time.Duration // by namespace, of the lifetimes of what may be given again, where it is longer than usualLife
 }
 
 type entry struct {
 	m      *dns.Msg // shared, never changed
 	stored time.Time
 	until  time.Time
+	used   time.Time // by a client
+
+	// What it takes to give it again.
+	q      *dns.Msg // the question, or nil: it is not
+	object object   // whose answer it is
+	asked  time.Time
+	tried  time.Time // to ask anew
+	odd    time.Time // when it had become another one and the object had not
 }
 
 func (e entry) expired(now time.Time) bool { return !now.Before(e.until) }
 
 func newCache(next func(context.Context, *dns.Msg) (*dns.Msg, error)) *cache {
-	return &cache{next: next, entries: make(map[string]entry)}
+	return &cache{next: next, entries: make(map[string]entry), longest: make(map[string]time.Duration)}
 }
 
 // key is what an answer depends on.
@@ -75,17 +87,10 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 	k := key(q)
 	m, until = c.get(k)
 	if m == nil {
-		v, err, _ := c.flight.Do(k, func() (any, error) {
-			m, err := c.next(ctx, q)
-			if err != nil {
-				return nil, err
-			}
-			return fetched{m, c.put(k, m)}, nil
-		})
+		f, err := c.fetch(ctx, k, q)
 		if err != nil {
 			return nil, time.Time{}, err
 		}
-		f := v.(fetched)
 		m, until = f.m.Copy(), f.until
 	}
 	name := q.Question[0].Name
@@ -96,6 +101,26 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 	}
 	shuffle(m.Answer)
 	return m, until, nil
+}
+
+// fetch asks next, or waits for who does already, and asks itself when that one had no time left. The answer is shared.
+func (c *cache) fetch(ctx context.Context, k string, q *dns.Msg) (fetched, error) {
+	ask := func() (any, error) {
+		asked := time.Now()
+		m, err := c.next(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		return fetched{m, c.put(k, q, m, asked)}, nil
+	}
+	v, err, shared := c.flight.Do(k, ask)
+	if err != nil && shared && ctx.Err() == nil {
+		v, err, _ = c.flight.Do(k, ask)
+	}
+	if err != nil {
+		return fetched{}, err
+	}
+	return v.(fetched), nil
 }
 
 // shuffle gives the addresses another order, so that clients spread over them as they do in a pod. Aliases stay before them.
@@ -115,9 +140,17 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	e, ok := c.entries[k]
-	if ok && e.expired(now) {
-		delete(c.entries, k)
-		ok = false
+	if ok {
+		e.used = now
+		if e.expired(now) {
+			if ok = c.again(e, now); ok {
+				// As if it had been asked for now, but for no longer than that may be believed.
+				life, left := e.until.Sub(e.stored), e.asked.Add(maxUnconfirmed).Sub(now)
+				e.until = now.Add(min(life, left))
+				e.stored = e.until.Add(-life)
+			}
+		}
+		c.entries[k] = e // also what is not to be given: the next answer is compared with it
 	}
 	c.mu.Unlock()
 	if !ok {
@@ -135,20 +168,26 @@ func (c *cache) get(k string) (*dns.Msg, time.Time) {
 	return m, e.until
 }
 
-// put remembers m, and returns until when: the zero time when it does not.
-func (c *cache) put(k string, m *dns.Msg) time.Time {
+// put remembers m, the answer to q, which was sent at asked, and returns until when: the zero time when it does not.
+func (c *cache) put(k string, q, m *dns.Msg, asked time.Time) time.Time {
 	life := lifetime(m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old, ok := c.entries[k]
 	if life <= 0 || m.Truncated || len(m.Answer)+len(m.Ns)+len(m.Extra) > maxCachedRecords {
+		if ok {
+			old.asked = time.Time{} // it has its lifetime, and is not given again
+			c.entries[k] = old
+		}
 		return time.Time{}
 	}
 	now := time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.entries[k]; !ok && len(c.entries) >= maxCached {
+	if !ok && len(c.entries) >= maxCached {
 		evict(c.entries, now)
 	}
-	c.entries[k] = entry{m: m, stored: now, until: now.Add(life)}
-	return now.Add(life)
+	e := c.remember(entry{m: m, stored: now, until: now.Add(life)}, old, q, asked)
+	c.entries[k] = e
+	return e.until
 }
 
 // evict removes one entry, an expired one if a few random ones hold one.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -91,17 +92,22 @@ func (p *pool) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		}
 		p.closeIdle(time.Now()) // what ended this one ended the others too
 	}
-	c, err := p.dial(ctx, "tcp", p.addr)
-	if err != nil {
-		return nil, err
-	}
-	m, err := roundTrip(ctx, c, q)
-	if err != nil {
+	for again := true; ; again = false {
+		c, err := p.dial(ctx, "tcp", p.addr)
+		if err != nil {
+			return nil, err
+		}
+		m, err := roundTrip(ctx, c, q)
+		if err == nil {
+			p.put(c)
+			return m, nil
+		}
 		_ = c.Close()
-		return nil, err
+		// A dial that does not wait may have been lost with its tunnel; the next is on another.
+		if !again || ctx.Err() != nil || !errors.Is(err, syscall.ECONNRESET) {
+			return nil, err
+		}
 	}
-	p.put(c)
-	return m, nil
 }
 
 // take returns the connection used last, or nil.

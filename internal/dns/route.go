@@ -156,6 +156,7 @@ func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
 		h.pools = append(h.pools, newPool(s.Dial, addr))
 	}
 	h.cluster = newCache(pools(h.pools).ask)
+	h.cluster.zone, h.cluster.unchanged = h.rules.zone, s.Unchanged
 	return h
 }
 

@@ -5,7 +5,8 @@
 // A query is answered by the first of these rules that applies, but for the few names that are told it (Hosts):
 //
 //  1. A name in the cluster's zone (from the pod's search list: what follows "svc.", else
-//     cluster.local): the cluster's resolver, as asked. Without it the answer is SERVFAIL.
+//     cluster.local): the cluster's resolver, as asked, or its last answer while nothing has changed
+//     (again.go). Without either the answer is SERVFAIL.
 //  2. PTR of a private address (RFC 1918, RFC 6598, RFC 4193): the cluster's resolver, if it answers
 //     with a name in the cluster's zone.
 //  3. A name with fewer dots than the pod's ndots, as in the pod: each of the pod's search domains
@@ -56,9 +57,14 @@ const (
 	listenTries = 16
 )
 
+// Unchanged tells since when nothing of a Service and its EndpointSlices has changed, or there have been none; ok is false where that is
+// not known. exists says that the cluster has answered for a name of it, so that the namespace is one.
+type Unchanged func(namespace, service string, exists bool) (since time.Time, ok bool)
+
 // Server answers DNS queries. Its fields are not changed after Serve has begun.
 type Server struct {
-	// Dial connects to the cluster's resolvers; network is "tcp". It must return when ctx is done.
+	// Dial connects to the cluster's resolvers; network is "tcp". It must return when ctx is done, and need not wait for the connection,
+	// of whose failure the first read may tell: a question then takes one round trip.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// Nameservers, Search and Ndots are the pod's resolver file. A nameserver without a port means
@@ -83,6 +89,9 @@ type Server struct {
 
 	// Known is told each address that the cluster's resolver has answered with, before the client. Nil means nobody.
 	Known func(netip.Addr)
+
+	// Unchanged has answers given again past their lifetime (again.go). Nil means none.
+	Unchanged Unchanged
 
 	// Log gets a line per failed query, at level debug. Nil means none.
 	Log *slog.Logger
@@ -146,6 +155,9 @@ func (s *Server) Serve(ctx context.Context, pc *net.UDPConn, ln *net.TCPListener
 				return nil
 			}
 		})
+	}
+	if s.Unchanged != nil {
+		g.Go(func() error { h.cluster.confirm(gctx); return nil })
 	}
 	err := g.Wait()
 	_ = pc.Close()

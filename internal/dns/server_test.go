@@ -50,7 +50,8 @@ func records(t testing.TB, lines ...string) []dns.RR {
 
 const soa = "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"
 
-func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+// reply is what r says to q, over TCP.
+func (r *resolver) reply(q *dns.Msg) *dns.Msg {
 	qs := q.Question[0]
 	r.mu.Lock()
 	r.seen = append(r.seen, strings.ToLower(qs.Name)+" "+dns.TypeToString[qs.Qtype])
@@ -66,7 +67,7 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 			continue
 		}
 		exists = true
-		if rr.Header().Rrtype == qs.Qtype {
+		if t := rr.Header().Rrtype; t == qs.Qtype || t == dns.TypeCNAME {
 			m.Answer = append(m.Answer, dns.Copy(rr))
 		}
 	}
@@ -80,6 +81,11 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	if code, ok := r.codes[strings.ToLower(qs.Name)]; ok {
 		m = new(dns.Msg).SetRcode(q, code)
 	}
+	return m
+}
+
+func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	m := r.reply(q)
 	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
 		size := dns.MinMsgSize
 		if opt := q.IsEdns0(); opt != nil {
@@ -89,6 +95,28 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		m.Truncate(size)
 	}
 	w.WriteMsg(m)
+}
+
+// away is a dial to r that does not wait, as a tunnel's, with answers that take a round trip. The connections' ends are in wg.
+func (r *resolver) away(wg *sync.WaitGroup, trip time.Duration) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		wg.Go(func() {
+			c := &dns.Conn{Conn: far}
+			defer c.Close()
+			for {
+				q, err := c.ReadMsg()
+				if err != nil {
+					return
+				}
+				time.Sleep(trip)
+				if c.WriteMsg(r.reply(q)) != nil {
+					return
+				}
+			}
+		})
+		return near, nil
+	}
 }
 
 func (r *resolver) asked() []string {
@@ -471,6 +499,58 @@ func TestConcurrentQuestionsAreAskedOnce(t *testing.T) {
 	}
 }
 
+// What the cluster has to be asked for a name takes one round trip: the search list's names are asked for at once, each once, over
+// connections that need not be there yet.
+func TestANameTakesOneRoundTrip(t *testing.T) {
+	const trip = 80 * time.Millisecond
+	cluster := &resolver{records: records(t,
+		"orders.shop.svc.cluster.local. 30 IN A 10.96.0.20",
+		"_http._tcp.orders.shop.svc.cluster.local. 30 IN SRV 0 100 80 orders.shop.svc.cluster.local.",
+		"db.data.svc.cluster.local. 30 IN A 10.96.0.21",
+	)}
+	for _, tt := range []struct {
+		name      string
+		qtypes    []uint16 // by as many clients at once
+		questions []string
+	}{
+		{"orders.", []uint16{dns.TypeA}, []string{"orders.shop.svc.cluster.local. A"}},
+		{"orders.", []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeA, dns.TypeAAAA, dns.TypeA},
+			[]string{"orders.shop.svc.cluster.local. A", "orders.shop.svc.cluster.local. AAAA"}},
+		{"ORDERS.shop.svc.cluster.local.", []uint16{dns.TypeA}, []string{"orders.shop.svc.cluster.local. A"}},
+		{"orders.shop.", []uint16{dns.TypeA, dns.TypeA}, []string{"orders.shop.shop.svc.cluster.local. A", "orders.shop.svc.cluster.local. A"}},
+		{"db.data.svc.", []uint16{dns.TypeA}, []string{"db.data.svc.cluster.local. A", "db.data.svc.svc.cluster.local. A"}},
+		{"_http._tcp.orders.", []uint16{dns.TypeSRV}, []string{"_http._tcp.orders.shop.svc.cluster.local. SRV"}},
+		{"nobody.", []uint16{dns.TypeA}, []string{"nobody.shop.svc.cluster.local. A"}},
+		{"www.example.com.", []uint16{dns.TypeA}, []string{"www.example.com.svc.cluster.local. A"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var ends sync.WaitGroup
+			defer ends.Wait()
+			h := (&Server{
+				Dial: cluster.away(&ends, trip), Nameservers: []string{"10.96.0.10"}, Search: podSearch,
+				System: func() ([]string, error) { return nil, nil },
+			}).newHandler(t.Context(), netip.AddrPort{})
+			defer h.close()
+			var clients sync.WaitGroup
+			start := time.Now()
+			for _, qtype := range tt.qtypes {
+				clients.Go(func() { h.answer(new(dns.Msg).SetQuestion(tt.name, qtype)) })
+			}
+			clients.Wait()
+			if took, got := time.Since(start), cluster.asked(); took != trip || !slices.Equal(got, tt.questions) {
+				t.Errorf("%s: %v, the cluster was asked %q, want %v and %q", tt.name, took, got, trip, tt.questions)
+			}
+			time.Sleep(poolIdleTime + time.Second) // the connections are gone
+			start = time.Now()
+			h.answer(new(dns.Msg).SetQuestion("later.", dns.TypeA))
+			if took := time.Since(start); took != trip {
+				t.Errorf("%s, later: %v, want %v", tt.name, took, trip)
+			}
+			cluster.asked()
+		})
+	}
+}
+
 func TestManyQuestionsShareAFewConnections(t *testing.T) {
 	const many = 300
 	var lines []string
@@ -555,7 +635,7 @@ func TestCacheFollowsLifetimes(t *testing.T) {
 		check("error.", "no", 7)
 		check("error.", "no", 8)
 		for i := range 2 * maxCached {
-			c.put(fmt.Sprint(i), &dns.Msg{Answer: records(t, "a. 30 IN A 10.0.0.1")})
+			c.put(fmt.Sprint(i), nil, &dns.Msg{Answer: records(t, "a. 30 IN A 10.0.0.1")}, time.Now())
 		}
 		if len(c.entries) != maxCached {
 			t.Errorf("%d entries", len(c.entries))
@@ -631,6 +711,7 @@ func TestServeEndsWithItsQueries(t *testing.T) {
 			return nil, ctx.Err()
 		},
 		Nameservers: []string{"10.96.0.10"},
+		Unchanged:   func(string, string, bool) (time.Time, bool) { return time.Time{}, false },
 	}
 	go func() { done <- s.Serve(ctx, pc, ln) }()
 	c, err := net.Dial("udp", pc.LocalAddr().String())

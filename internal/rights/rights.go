@@ -323,6 +323,9 @@ func (c Command) rules() []rule {
 		}, carry(), owner(kind), []rule{
 			{"Suggest a real Service in the printed example, know those for --pac, and meet a quota that wants CPU limits; optional.",
 				optional, "", list("services", "resourcequotas"), list("list")},
+			{"Answer names of Services that have not changed without asking the cluster again; optional. In other namespaces it takes the same there.",
+				optional, "", list("services"), list("list", "watch")},
+			{"", optional, "discovery.k8s.io", list("endpointslices"), list("list", "watch")},
 		})
 	}
 	return nil

@@ -503,7 +503,7 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	if network != "tcp" && network != "udp" {
 		return fail(net.UnknownNetworkError(network))
 	}
-	st, err := c.open(ctx, Header{Kind: Dial, Network: network, Address: address})
+	st, err := c.open(ctx, Header{Kind: Dial, Network: network, Address: address}, false)
 	switch {
 	case err != nil:
 		return fail(err)
@@ -513,19 +513,32 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	return st, nil
 }
 
-// open opens a stream and waits for the pod's answer, in this session or the next.
-func (c *Client) open(ctx context.Context, h Header) (*Stream, error) {
+// DialEarly is DialContext of network "tcp" that does not wait for the pod: what is written goes right behind the header, so a question
+// and its answer take one round trip. Read's first error is what the pod met, or syscall.ECONNRESET when the session was lost before it
+// answered: that is not tried in the next.
+func (c *Client) DialEarly(ctx context.Context, address string) (net.Conn, error) {
+	st, err := c.open(ctx, Header{Kind: Dial, Network: "tcp", Address: address}, true)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
+	}
+	return st, nil
+}
+
+// open opens a stream and, unless it is early, waits for the pod's answer, in this session or the next.
+func (c *Client) open(ctx context.Context, h Header, early bool) (*Stream, error) {
 	for {
 		s, err := c.wait(ctx, false)
 		if err != nil {
 			return nil, err
 		}
 		st, err := s.open(ctx, h)
-		if err == nil {
-			if err = st.WaitStatus(ctx); err == nil {
-				return st, nil
+		if err == nil && !early {
+			if err = st.WaitStatus(ctx); err != nil {
+				st.Reset()
 			}
-			st.Reset()
+		}
+		if err == nil {
+			return st, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -533,7 +546,7 @@ func (c *Client) open(ctx context.Context, h Header) (*Stream, error) {
 		if s.alive() {
 			return nil, err
 		}
-		// Lost before an answer. wait returns the next session once keep has noticed, too.
+		// Lost meanwhile. wait returns the next session once keep has noticed, too.
 		<-s.ctx.Done()
 	}
 }

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -263,4 +265,83 @@ func TestLostPackets(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestEarlyDialWaitsForTheNextSession: when the one it waits in for its turn to send is lost.
+func TestEarlyDialWaitsForTheNextSession(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEnds(t, pipeNetwork(t))
+		e.server.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+		c := cuttable(e)
+		e.start().waitReady()
+		defer e.close()
+		s, err := e.client.wait(t.Context(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.gate.mu.Lock()
+		s.gate.reserved += maxReplay
+		s.gate.mu.Unlock()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			st, err := e.client.DialEarly(t.Context(), "nobody:53")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer st.Close()
+			_, err = st.Read(make([]byte, 1))
+			wantErr(t, "read", err, syscall.ECONNREFUSED)
+		})
+		time.Sleep(time.Second)
+		c.setRefuse(errors.New("no network"))
+		c.cut()
+		time.Sleep(defaultResumeWindow + time.Second)
+		c.setRefuse(nil)
+	})
+}
+
+// TestEarlyDialTakesOneRoundTrip: a question on a new connection has its answer when one that has been dialled before would, and a refusal
+// takes no longer.
+func TestEarlyDialTakesOneRoundTrip(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		e := newEnds(t, pipeNetwork(t))
+		cuttable(e).wrap = shaped(&wg, 1e9, 40*time.Millisecond)
+		e.server.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
+			if address == "nobody:53" {
+				return nil, syscall.ECONNREFUSED
+			}
+			near, far := net.Pipe()
+			wg.Go(func() { _, _ = io.Copy(far, far); _ = far.Close() })
+			return near, nil
+		}
+		e.start().waitReady()
+		defer e.close()
+		ask := func(address string) (time.Duration, error) {
+			start := time.Now()
+			c, err := e.client.DialEarly(t.Context(), address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			if _, err := c.Write([]byte("?")); err != nil {
+				t.Error(err)
+			}
+			_, err = c.Read(make([]byte, 1))
+			return time.Since(start), err
+		}
+		const most = 90 * time.Millisecond
+		if took, err := ask("resolver:53"); err != nil || took > most {
+			t.Errorf("%v, %v", took, err)
+		}
+		took, err := ask("nobody:53")
+		wantErr(t, "nobody", err, syscall.ECONNREFUSED)
+		if took > most {
+			t.Errorf("the refusal took %v", took)
+		}
+	})
 }

@@ -227,7 +227,7 @@ func (c *Client) View(ctx context.Context, have string) (*View, error) {
 }
 
 func (c *Client) look(ctx context.Context, have string) (*View, error) {
-	st, err := c.open(ctx, Header{Kind: Look, Network: "tcp", Address: have})
+	st, err := c.open(ctx, Header{Kind: Look, Network: "tcp", Address: have}, false)
 	if err != nil {
 		return nil, err
 	}

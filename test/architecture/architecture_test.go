@@ -18,7 +18,7 @@ type row struct {
 }
 
 // sharing may import client-go's own packages.
-var sharing = []string{"internal/kube", "internal/proxypod", "pkg/swap"}
+var sharing = []string{"internal/kube", "internal/proxypod", "internal/witness", "pkg/swap"}
 
 func TestTheTableIsTrue(t *testing.T) {
 	rows, imports := table(t), packages(t)
