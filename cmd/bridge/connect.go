@@ -164,7 +164,8 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	own := &proxypod.Own{
 		OnCreate: a.ownCreated(k, proxypod.KindConnect, more...),
 		Kube:     k, Kind: proxypod.KindConnect, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Pings: whole != nil || program != nil && program.Inside(),
+		PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		if program != nil {

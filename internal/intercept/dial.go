@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"bridge/internal/ping"
 )
 
 // dialTimeout bounds a dial that nobody answers. The laptop's own patience usually ends before.
@@ -25,9 +27,15 @@ type Dialer struct {
 	Loopback []int
 }
 
-// DialContext connects to address, "host:port". What is refused is the address after resolution; the
+// DialContext connects to address, "host:port"; of network "icmp" it is an IP address, to be sent echo requests. What is refused is the address after resolution; the
 // error then wraps syscall.EACCES, which the tunnel passes on.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if network == "icmp" {
+		if err := d.control(ctx, network, address, nil); err != nil {
+			return nil, err
+		}
+		return ping.Dial(ctx, address)
+	}
 	dialer := net.Dialer{Timeout: dialTimeout, ControlContext: d.control}
 	return dialer.DialContext(ctx, network, address)
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -33,7 +34,10 @@ func TestDialerRefusesTheAddressAfterResolution(t *testing.T) {
 		"127.0.0.1:" + port, "localhost:" + port, "[::1]:" + port, "0.0.0.0:" + port, "[::]:" + port,
 		"169.254.169.254:80", "[fe80::1%lo]:80", "127.0.0.2:53",
 	} {
-		for _, network := range []string{"tcp", "udp"} {
+		for _, network := range []string{"tcp", "udp", "icmp"} {
+			if network == "icmp" && strings.HasPrefix(address, "localhost") { // is no address
+				continue
+			}
 			c, err := d.DialContext(t.Context(), network, address)
 			if !errors.Is(err, syscall.EACCES) {
 				t.Errorf("%s %s: %v, %v; want a refusal", network, address, c, err)
@@ -90,6 +94,18 @@ func TestDialerConnects(t *testing.T) {
 			t.Fatal(err)
 		}
 		read(t, c, "hello")
+		_ = c.Close()
+		c, err = (&Dialer{}).DialContext(t.Context(), "icmp", netip.AddrPortFrom(prefix.Addr(), 0).String())
+		if errors.Is(err, syscall.EACCES) {
+			return // internal/ping says who may
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "\x00\x01ping"); err != nil {
+			t.Fatal(err)
+		}
+		read(t, c, "\x00\x01ping")
 		_ = c.Close()
 		return
 	}

@@ -40,6 +40,8 @@ type Spec struct {
 	Listen, ListenUDP []int32
 	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
 	ToPod []int32
+	// Pings has the proxy be let send the laptop's echo requests.
+	Pings bool
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
@@ -118,7 +120,12 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)
 	}
-	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()))
+	if slices.ContainsFunc(slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()), func(p int32) bool { return p < 1024 }) {
+		sysctl(pod, lowPortsSysctl, "0")
+	}
+	if s.Pings {
+		sysctl(pod, pingSysctl, allGroups)
+	}
 
 	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
 	if pod.Affinity != nil {
