@@ -22,6 +22,7 @@ import (
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
@@ -288,8 +289,8 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 		for _, l := range sockets.TCP {
 			s.Go(func() error { return g.serve(ctx, l) })
 		}
-		if sockets.UDP != nil {
-			f := &flows{g: g, d: sockets.UDP}
+		if sockets.Datagrams != nil {
+			f := &flows{g: g, d: sockets.Datagrams}
 			s.Go(func() error { return f.serve(ctx) })
 		}
 		if p.dialled() {
@@ -434,11 +435,16 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, programDialTime)
 	defer cancel()
-	var d net.Dialer
+	here := new(net.Dialer).DialContext
+	loopback := "localhost"
+	if network == "icmp" {
+		loopback = "127.0.0.1" // it takes an address
+		here = func(ctx context.Context, _, address string) (net.Conn, error) { return ping.Dial(ctx, address) }
+	}
 	addr := to.Addr().Unmap()
 	switch {
 	case addr == netns.Host:
-		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+		return here(ctx, network, net.JoinHostPort(loopback, strconv.Itoa(int(to.Port()))))
 	case addr.IsLoopback() && slices.Contains(g.podPorts, to.Port()):
 		return g.dial(ctx, network, to.String())
 	case addr.IsLoopback():
@@ -448,7 +454,7 @@ func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (ne
 	case g.known.has(addr), slices.ContainsFunc(g.ranges, func(r netip.Prefix) bool { return r.Contains(addr) }):
 		return g.dial(ctx, network, to.String())
 	}
-	return d.DialContext(ctx, network, to.String())
+	return here(ctx, network, to.String())
 }
 
 // known is the addresses that the cluster's resolver has answered with. The zero value is empty.

@@ -25,6 +25,7 @@ import (
 	"bridge/internal/child"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
@@ -71,13 +72,24 @@ func echo(t *testing.T, name string) (address string) {
 	return c.LocalAddr().String()
 }
 
+// By UDP and by ping, over both versions: to the cluster, to this machine, and to what the pod or this machine does not reach.
 func TestDatagramsOfAProgram(t *testing.T) {
+	if c, err := ping.Dial(t.Context(), "127.0.0.1:0"); errors.Is(err, syscall.EACCES) {
+		t.Skip("this machine lets its users send no echo requests")
+	} else if err == nil {
+		_ = c.Close()
+	}
 	far, near := echo(t, "cluster"), echo(t, "laptop")
 	info, clusterDial := cluster(t)
 	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
-		if network == "udp" && address == "10.96.0.7:123" {
+		switch {
+		case network == "udp" && (address == "10.96.0.7:123" || address == "[fd77::7]:123"):
 			var d net.Dialer
 			return d.DialContext(ctx, network, far)
+		case network == "icmp" && (address == "10.96.0.7:0" || address == "[fd77::7]:0"):
+			return ping.Dial(ctx, "127.0.0.1:0")
+		case network == "icmp":
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.EACCES}
 		}
 		return clusterDial(ctx, network, address)
 	})
@@ -85,9 +97,25 @@ func TestDatagramsOfAProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(near)
-	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
-	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
-		t.Errorf("%v, %q", err, out)
+	rows := []struct{ url, want string }{
+		{"udp://orders:123", "cluster hello"}, {"udp://" + HostName + ":" + port, "laptop hello"}, {"udp://[fd77::7]:123", "cluster hello"},
+		{"ping://orders", "pong"}, {"ping://" + HostName, "pong"}, {"ping://fd77::7", "pong"}, {"ping://localhost", "pong"},
+		{"ping://fd77::8", "permission denied"}, {"ping://198.51.100.9", "no route to host"}, // prohibited, which to a program of IPv4 is that
+	}
+	var urls []string
+	for _, row := range rows {
+		urls = append(urls, row.url)
+	}
+	p, out, _ := program(strings.Join(urls, " "))
+	p.Ranges = []netip.Prefix{netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("198.51.100.0/24")}
+	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 {
+		t.Errorf("%v", err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	for i, row := range rows {
+		if i >= len(lines) || !strings.HasSuffix(lines[i], row.want) {
+			t.Errorf("%s: want %q of %q", row.url, row.want, lines)
+		}
 	}
 }
 

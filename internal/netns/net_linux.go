@@ -2,6 +2,7 @@ package netns
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -11,11 +12,14 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/ping"
 )
 
-// lowPorts lets programs listen on ports below 1024 without being root, as in most pods.
-func lowPorts() error {
-	return os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+// asInPods lets programs listen on ports below 1024, and send echo requests, without being root. Where it cannot be, they may what they may outside.
+func asInPods() {
+	_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", fmt.Appendf(nil, "%[1]d %[1]d", os.Getgid()), 0) // of both versions; no other group is known here
 }
 
 // links takes the loopback device up and makes every address its own.
@@ -114,6 +118,9 @@ func add(c *netlink.Conn, kind netlink.HeaderType, head []byte, attributes func(
 	return err
 }
 
+// onlyChain says what may be sent.
+const onlyChain = "only"
+
 // redirect has TCP to any address but the namespace's own arrive at the two ports, of 127.0.0.1 and ::1 (0: there is no IPv6), and
 // lets no protocol but TCP and UDP out.
 func redirect(port4, port6 uint16, localPorts []uint16) error {
@@ -121,12 +128,12 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	if err != nil {
 		return err
 	}
-	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"})
+	t := c.AddTable(ownTable)
 	nat := c.AddChain(&nftables.Chain{
 		Name: "redirect", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
 	})
 	only := c.AddChain(&nftables.Chain{
-		Name: "only", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+		Name: onlyChain, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
 	})
 	rule := func(chain *nftables.Chain, parts ...[]expr.Any) { c.AddRule(newRule(chain, parts...)) }
 	for _, p := range localPorts {
@@ -146,25 +153,54 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	return c.Flush()
 }
 
-// catchDatagrams has UDP to any IPv4 address but the namespace's own, and DNS, arrive at the transparent socket at port.
-func catchDatagrams(port uint16) error {
+// ownTable is made by redirect.
+var ownTable = &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"}
+
+// catchDatagrams has UDP of one version to any address but the namespace's own, and IPv4's DNS, arrive at the transparent socket at port.
+func catchDatagrams(six bool, port uint16) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"} // there is already
 	chain := c.AddChain(&nftables.Chain{
-		Name: "datagrams", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+		Name: "datagrams", Table: ownTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 	})
-	for _, p := range within {
-		c.AddRule(newRule(chain, to(p), accept))
+	v := byte(unix.NFPROTO_IPV4)
+	if six {
+		v = unix.NFPROTO_IPV6
 	}
-	udp := append(version(unix.NFPROTO_IPV4), protocol(unix.IPPROTO_UDP)...)
-	c.AddRule(newRule(chain, udp, toPort(53), accept))
+	for _, p := range within {
+		if p.Addr().Is6() == six {
+			c.AddRule(newRule(chain, to(p), accept))
+		}
+	}
+	udp := append(version(v), protocol(protocolUDP)...)
+	if !six {
+		c.AddRule(newRule(chain, udp, toPort(53), accept))
+	}
 	c.AddRule(newRule(chain, udp, []expr.Any{
 		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
-		&expr.TProxy{Family: unix.NFPROTO_IPV4, TableFamily: unix.NFPROTO_INET, RegPort: 1},
+		&expr.TProxy{Family: v, TableFamily: unix.NFPROTO_INET, RegPort: 1},
 	}))
+	return c.Flush()
+}
+
+// letEchoes lets echo requests of one version out, and what answers them. The kernel itself would answer some others in the place of their targets.
+func letEchoes(six bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	p := byte(protocolICMP)
+	if six {
+		p = protocolICMPv6
+	}
+	for _, kind := range append(ping.Replies(six), ping.Requests(six)) {
+		c.InsertRule(newRule(&nftables.Chain{Name: onlyChain, Table: ownTable}, protocol(p), []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+			equal([]byte{kind}),
+		}, accept))
+	}
 	return c.Flush()
 }
 

@@ -7,8 +7,9 @@
 //
 //   - every address is local to the loopback device, so that whatever is sent arrives in the namespace again;
 //   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
-//   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
-//   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
+//   - UDP to port 53 of any IPv4 address arrives at the DNS server's socket; other UDP, and echo requests (ping), at sockets that tell what they were
+//     sent to (Datagrams);
+//   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (SCTP) may be sent;
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
 //   - Files are at their paths.
 //
@@ -59,7 +60,8 @@ type Sockets struct {
 	TCP    []*net.TCPListener // what is redirected: IPv4's, and IPv6's if there is any
 	DNS    *net.TCPListener
 	DNSUDP *net.UDPConn // gets what is sent to port 53 of any address
-	UDP    *Datagrams   // nil where the kernel cannot (it lacks nft_tproxy): other datagrams are refused at once
+	// Datagrams is nil where the kernel hands out none.
+	Datagrams *Datagrams
 }
 
 // Close closes all of them.
@@ -72,7 +74,7 @@ func (s *Sockets) Close() {
 	if s.DNSUDP != nil {
 		_ = s.DNSUDP.Close()
 	}
-	s.UDP.Close()
+	s.Datagrams.Close()
 }
 
 // FilesError is why a namespace is not to be had with its Files: it may be without.
