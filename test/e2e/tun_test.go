@@ -135,6 +135,7 @@ func TestTheWholeMachineSeesTheCluster(t *testing.T) {
 		{svc.Spec.ClusterIP, []string{"dig", "+short", full}},
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "@" + dns.Spec.ClusterIP, full}},
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "+tcp", "@" + dns.Spec.ClusterIP, full}},
+		{"answered", []string{"sh", "-c", "ping -n -c 1 -W 60 " + pod + " >/dev/null && echo answered"}},
 	} {
 		if got := l.gets(c.args...); got != c.want {
 			t.Errorf("%q: %q, want %q", c.args, got, c.want)
