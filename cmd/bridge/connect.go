@@ -40,6 +40,7 @@ type connectOptions struct {
 	program           []string // CMD
 	network           network
 	tun, undo         bool
+	allow             []netip.Prefix
 }
 
 func newConnectCommand(a *app) *cobra.Command {
@@ -111,6 +112,7 @@ after a kill by the next --tun or by --undo.`,
 	networkFlags(cmd, &o.network)
 	f.BoolVar(&o.tun, "tun", false, "have the whole machine see the cluster; as root, on Linux. With --cidr those ranges alone are routed")
 	f.BoolVar(&o.undo, "undo", false, "change back what a killed connect --tun has left, and do no more")
+	allowFlag(cmd, &o.allow)
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -165,11 +167,11 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		OnCreate: a.ownCreated(k, proxypod.KindConnect, more...),
 		Kube:     k, Kind: proxypod.KindConnect, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
 		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Pings: whole != nil || program != nil && program.Inside(),
-		PodProxy: o.podProxy, Say: step, Log: a.log,
+		Allow: o.allow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		if program != nil {
-			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
+			program.Ranges = slices.Concat(program.Ranges, o.allow, k.Ranges(ctx)) // what is allowed is meant
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {

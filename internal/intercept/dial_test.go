@@ -46,6 +46,25 @@ func TestDialerRefusesTheAddressAfterResolution(t *testing.T) {
 	}
 }
 
+// What is allowed is dialled, and no more: of the pod's own loopback nothing.
+func TestDialerDialsWhatIsAllowed(t *testing.T) {
+	d := &Dialer{Allow: []netip.Prefix{netip.MustParsePrefix("169.254.20.0/24"), netip.MustParsePrefix("fe80::/64"), netip.MustParsePrefix("168.63.129.16/32")}}
+	for address, allowed := range map[string]bool{
+		"169.254.20.10:53": true, "[::ffff:169.254.20.10]:80": true, "[fe80::1%eth0]:80": true, "168.63.129.16:80": true,
+		"169.254.169.254:80": false, "[fe80:1::1]:80": false, "100.100.100.200:80": false,
+	} {
+		if err := d.control(t.Context(), "tcp", address, nil); (err == nil) != allowed {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	d.Allow = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	for _, address := range []string{"127.0.0.1:80", "[::1]:80", "0.0.0.0:80", "224.0.0.1:80"} {
+		if err := d.control(t.Context(), "tcp", address, nil); !errors.Is(err, syscall.EACCES) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
 // Of the pod's loopback only the ports that are named may be dialled, by TCP.
 func TestDialerDialsNamedPortsOfTheLoopback(t *testing.T) {
 	named, other := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")

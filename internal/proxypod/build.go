@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -40,6 +41,8 @@ type Spec struct {
 	Listen, ListenUDP []int32
 	// ToPod are TCP ports of the pod's other containers that the laptop may dial on the pod's loopback.
 	ToPod []int32
+	// Allow are link-local and metadata addresses that the laptop may have dialled.
+	Allow []netip.Prefix
 	// Pings has the proxy be let send the laptop's echo requests.
 	Pings bool
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.

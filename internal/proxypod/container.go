@@ -96,6 +96,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ToPod {
 		args = append(args, "--to-pod", strconv.Itoa(int(p)))
 	}
+	for _, p := range s.Allow {
+		args = append(args, "--allow-cidr", p.String())
+	}
 	if s.Standby != nil {
 		args = append(args, "--originals", originalsUnknown)
 		for _, p := range s.Standby.Pass {
