@@ -37,7 +37,7 @@ const maxRefusal = 64 << 10
 // and the kubelet: in a WebSocket, or in plain SPDY where that does not pass or does not answer. It does not learn whether
 // anything listens on the port: a refusal is the first Read's error, wrapping ECONNREFUSED. The
 // connection has CloseWrite and Reset; a deadline that passes ends its direction. Without a deadline
-// ctx is given 30 seconds. A lost path to the API server is noticed within 20 seconds while somebody
+// ctx is given 30 seconds. A lost path to the API server is noticed within 15 seconds while somebody
 // reads.
 func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
 	ctx, cancel := bounded(ctx)
