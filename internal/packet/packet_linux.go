@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ import (
 )
 
 const (
-	// MTU is what the device should have, in bytes. Its packets never leave this machine, and the fewer there are the less each byte costs.
+	// MTU is what a device should have, in bytes. Its packets never leave this machine, and the fewer there are the less each byte costs.
 	MTU = 65520
 
 	// maxConns is how many TCP connections there are at once, with those that are being dialled. The first packet of others is dropped,
@@ -67,6 +68,9 @@ type Stack struct {
 	// From tells whether packets from an address are carried. All others are dropped. Nil means those of everybody who reaches the device.
 	From func(netip.Addr) bool
 
+	// MTU is the device's, if it is not the usual one.
+	MTU uint32
+
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
@@ -94,7 +98,7 @@ func (s *Stack) Run(outer context.Context, device int) error {
 	}
 	gone := make(chan error, 1)
 	link, err := fdbased.New(&fdbased.Options{
-		FDs: []int{device}, MTU: MTU,
+		FDs: []int{device}, MTU: cmp.Or(s.MTU, MTU),
 		RXChecksumOffload: true, // they come from this machine's own memory
 		ClosedFunc: func(e tcpip.Error) {
 			err := errors.New("the device is gone")
