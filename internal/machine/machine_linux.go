@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -301,6 +302,14 @@ func (m *Machine) Open(mtu int) (device int, err error) {
 		}
 	}
 	return m.fd, nil
+}
+
+// allocated is the room that a file has on its disk, in bytes.
+func allocated(info os.FileInfo) int64 {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return s.Blocks * 512
+	}
+	return 0
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

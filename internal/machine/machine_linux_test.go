@@ -116,6 +116,55 @@ func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
 	})
 }
 
+// A full disk keeps nobody from having the resolver file back that has no more in it than ours has room for. Else it is said, and is undone when there is room.
+func TestUndoOnAFullDisk(t *testing.T) {
+	const at = "BRIDGE_TEST_SMALL_DISK"
+	dir := os.Getenv(at)
+	if dir == "" {
+		dir = t.TempDir()
+		cmd := exec.Command("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o size=64k none "$1" && exec "$0" -test.run '^TestUndoOnAFullDisk$' -test.v`, os.Args[0], dir)
+		cmd.Env = append(os.Environ(), at+"="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	p := &place{t: t, path: filepath.Join(dir, "resolv.conf"), folder: filepath.Join(dir, "state")}
+	full := filepath.Join(dir, "full")
+	fill := func() {
+		f, err := os.Create(full)
+		for err == nil {
+			_, err = f.Write(make([]byte, os.Getpagesize()))
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	p.write(original)
+	p.killed(false, true)
+	fill()
+	p.undo()
+	p.has(original)
+
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	long := original + strings.Repeat("# a long one\n", os.Getpagesize()/8)
+	p.write(long)
+	p.killed(false, true)
+	fill()
+	if err := undoAll(p.folder, p.path, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("%v", err)
+	}
+	p.has(ours)
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	p.undo()
+	p.has(long)
+}
+
 // Whoever closes it last is told, too, that it is not as before.
 func TestCloseSaysAgainWhatHasFailed(t *testing.T) {
 	p := newPlace(t)

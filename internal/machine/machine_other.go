@@ -4,6 +4,7 @@ package machine
 
 import (
 	"net/netip"
+	"os"
 	"runtime"
 
 	"bridge/internal/hint"
@@ -11,6 +12,8 @@ import (
 
 // Machine is not to be had here.
 type Machine struct{}
+
+func allocated(os.FileInfo) int64 { return 0 }
 
 func unsupported() error {
 	return hint.Newf(hint.Usage, "use the proxy of bridge connect, or bridge forward", "the whole machine is for Linux only, and this is %s", runtime.GOOS)
