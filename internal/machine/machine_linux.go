@@ -290,6 +290,11 @@ func (m *Machine) Open(mtu int) (device int, err error) {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return -1, fmt.Errorf("the device %s: %w", Device, err)
 	}
+	if six {
+		if err := awaitLocal(own6); err != nil {
+			return -1, fmt.Errorf("the device %s: its address %s: %w", Device, own6, err)
+		}
+	}
 	for _, r := range m.ranges {
 		src := m.own
 		if r.Addr().Is6() {
@@ -302,6 +307,26 @@ func (m *Machine) Open(mtu int) (device int, err error) {
 		}
 	}
 	return m.fd, nil
+}
+
+const (
+	// localPatience bounds how long the kernel has for an address of IPv6, which is usually ready within a millisecond.
+	localPatience = 5 * time.Second
+	localLook     = time.Millisecond
+)
+
+// awaitLocal waits until an address of the device is this machine's: the kernel makes one of IPv6 so after it has given it out, and forwards, or drops, what
+// comes for it before.
+func awaitLocal(a netip.Addr) error {
+	for end := time.Now().Add(localPatience); ; time.Sleep(localLook) {
+		list, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(list) > 0 && list[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(end) {
+			return errors.Join(errors.New("the kernel does not take it for this machine's"), err)
+		}
+	}
 }
 
 // allocated is the room that a file has on its disk, in bytes.

@@ -102,6 +102,34 @@ func TestTheDeviceAndItsRoutesComeAndGo(t *testing.T) {
 	})
 }
 
+// An address of IPv6 is this machine's when Open returns, and packets from it leave by the device.
+func TestTheDevicesIPv6AddressIsLocal(t *testing.T) {
+	inside(t, func() {
+		ip(t, "link set lo up")
+		j, err := hold(filepath.Join(t.TempDir(), "state"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var said []string
+		m := &Machine{say: func(line string) { said = append(said, line) }, journal: j, fd: -1}
+		if err := m.Plan(prefixes("10.96.0.0/16", "fd77::/64"), false, nil); err != nil {
+			t.Error(err)
+			return
+		}
+		_, err = m.Open(65520)
+		if got := ip(t, "-6 route get "+own6.String()); err != nil || len(said) > 0 || !strings.HasPrefix(got, "local ") {
+			t.Errorf("%v, it said %q; %s", err, said, got)
+		}
+		if got := ip(t, "-6 route get fd77::1"); !strings.Contains(got, "dev tun-bridge") || !strings.Contains(got, "src "+own6.String()) {
+			t.Error(got)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A device of that name which is somebody's stays theirs: it would outlive the process, with the routes.
 func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
 	inside(t, func() {
