@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -398,6 +399,14 @@ func (m *Machine) Resolve(z Zones) error {
 	}
 	m.say(resolverPath + " names bridge's DNS server")
 	return nil
+}
+
+// Watch says when somebody else has programs ask another DNS server, and when they ask ours again, until ctx is done. It is for after Resolve. What systemd-resolved
+// is told by others it does not see.
+func (m *Machine) Watch(ctx context.Context) {
+	if m.way != byResolved {
+		watch(ctx, resolverPath, m.own.String(), m.say)
+	}
 }
 
 // thisRun says which bridge writes a file, for whoever reads it, as nobody else does.

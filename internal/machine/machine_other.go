@@ -3,6 +3,7 @@
 package machine
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"runtime"
@@ -45,6 +46,9 @@ func (*Machine) Open(int) (int, error) { return -1, unsupported() }
 
 // Resolve is not reached.
 func (*Machine) Resolve(Zones) error { return unsupported() }
+
+// Watch has nothing to see.
+func (*Machine) Watch(context.Context) {}
 
 // Restore has nothing to do.
 func (*Machine) Restore() error { return nil }
