@@ -184,13 +184,13 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		pac := ""
 		if o.pac {
 			pac = e.PAC()
-			entrance.PAC.Ranges = k.Ranges(ctx)
-			if err := entrance.PAC.Refresh(ctx); err != nil && ctx.Err() == nil {
-				a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
-				if apierrors.IsForbidden(err) {
-					a.say("the rights that are needed: bridge rbac connect -n " + k.Namespace)
-				}
-			}
+			asking, cancel := context.WithCancel(ctx)
+			asked := make(chan struct{})
+			defer func() { cancel(); <-asked }()
+			go func() {
+				defer close(asked)
+				a.askForPAC(asking, k, entrance.PAC)
+			}()
 		}
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
@@ -199,6 +199,18 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, func() *tunnel.Client { return t })
 	})
+}
+
+// askForPAC has the Services asked for before a browser does, and says when not even the namespace's own are told.
+func (a *app) askForPAC(ctx context.Context, k *kube.Client, pac *connect.PAC) {
+	err := pac.Refresh(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
+	if apierrors.IsForbidden(err) {
+		a.say("the rights that are needed: bridge rbac connect -n " + k.Namespace)
+	}
 }
 
 // onLoopback is the address of a kubeconfig's server when that is on this machine's loopback, else not valid.
@@ -262,10 +274,10 @@ dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
 	}
 }
 
-// newPAC makes a proxy auto-config file of what the account may read, but for the cluster's ranges.
+// newPAC makes a proxy auto-config file of what the account may read.
 func newPAC(k *kube.Client, log *slog.Logger) *connect.PAC {
 	return &connect.PAC{
-		Namespace: k.Namespace, Direct: []string{hostOf(k.Config.Host)}, Log: log,
+		Namespace: k.Namespace, Direct: []string{hostOf(k.Config.Host)}, Log: log, Ranges: k.Ranges,
 		Services: func(ctx context.Context, namespace string) (list []connect.Service, more bool, err error) {
 			services, more, err := k.Services(ctx, namespace, connect.MaxPACServices)
 			for _, s := range services {
