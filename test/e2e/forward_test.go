@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"bridge/internal/forward"
 	"bridge/internal/hint"
@@ -196,6 +197,56 @@ svc/payments :80
 	f.terminate()
 	w.assertSnapshot(before)
 }
+
+// A Service is what it is at each connection: pods, and a name outside of them.
+func TestForwardFollowsWhatAServiceBecomes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	w.apply(turnsYAML)
+	f := w.bridge("forward", "svc/turns", ":80")
+	address := f.from("Forwarding from 127.")
+	f.assertAnswers(address, "original")
+	services := s.client.CoreV1().Services(w.ns)
+	change := func(do func(*corev1.ServiceSpec)) {
+		t.Helper()
+		svc, err := services.Get(t.Context(), "turns", metav1.GetOptions{})
+		if err == nil {
+			do(&svc.Spec)
+			_, err = services.Update(t.Context(), svc, metav1.UpdateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(func(spec *corev1.ServiceSpec) {
+		*spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "orders." + w.ns + ".svc.cluster.local", Ports: []corev1.ServicePort{{Port: 80}}}
+	})
+	w.await("an answer through a proxy pod", func() bool {
+		f.assertAnswers(address, "original")
+		return f.said("goes through a proxy pod now, because service/turns is the name orders.") == 1
+	})
+	change(func(spec *corev1.ServiceSpec) {
+		*spec = corev1.ServiceSpec{Selector: map[string]string{"app": "orders"}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}}}
+	})
+	w.await("endpoints", func() bool {
+		list, err := s.client.DiscoveryV1().EndpointSlices(w.ns).List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=turns"})
+		return err == nil && len(list.Items) > 0 && len(list.Items[0].Endpoints) == 2
+	})
+	f.assertAnswers(address, "original")
+	f.terminate()
+	if err := services.Delete(t.Context(), "turns", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.assertSnapshot(before)
+}
+
+const turnsYAML = `
+apiVersion: v1
+kind: Service
+metadata: {name: turns}
+spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}
+`
 
 // resets connects and wants to be reset.
 func resets(t *testing.T, address string) {
