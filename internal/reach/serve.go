@@ -194,37 +194,17 @@ func (w *work) add(t Target, mayProxy func() error, following *sync.WaitGroup) (
 		return nil
 	}
 	if u == nil || !w.use(u) {
-		fresh, err := w.find(w.ctx, w.ctx, t, following)
-		if u != nil {
-			fresh.at = u.at
-		}
-		u = fresh
+		var err error
+		u, err = w.find(w.ctx, w.ctx, t, u, following)
 		w.known[t.String()] = u
 		if err != nil {
-			if !passes(err) {
-				u.refuse()
-			}
 			w.release(u)
 			return []error{err}
 		}
 	}
 	defer w.release(u)
-	for _, p := range ports {
-		e, err := w.end(u, p)
-		if err == nil && e.proxy {
-			if err = mayProxy(); err != nil {
-				err = e.needsProxy(err)
-				delete(u.at, p)
-				w.drop(e)
-			}
-		}
-		if err != nil {
-			failed = append(failed, err)
-			if !passes(err) {
-				u.at[p] = nil
-			}
-			continue
-		}
+	ends, failed := w.endsOf(u, ports, mayProxy)
+	for _, e := range ends {
 		w.mu.Lock()
 		w.left++
 		w.mu.Unlock()
