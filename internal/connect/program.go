@@ -22,6 +22,7 @@ import (
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/packet"
 	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
@@ -83,6 +84,7 @@ type Program struct {
 	Entrance Options // of the proxy
 
 	proxied bool // there is no namespace, which has been said
+	device  bool // as if there were no nftables
 }
 
 // Check says what keeps the program from being run: that there is none, or no namespace for what takes one. It makes a namespace and ends
@@ -94,7 +96,7 @@ func (p *Program) Check(ctx context.Context) error {
 	if p.Outside {
 		return nil
 	}
-	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true})
+	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true, Device: p.device, MTU: packet.MTU})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -231,6 +233,7 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	n, err := netns.New(netns.Options{
 		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Free: slices.Concat(p.Free, p.Publish), Dialled: p.dialled(), Files: p.Files,
+		Device: p.device, MTU: packet.MTU,
 	})
 	if err != nil {
 		return err
@@ -292,6 +295,9 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 		if sockets.Datagrams != nil {
 			f := &flows{g: g, d: sockets.Datagrams}
 			s.Go(func() error { return f.serve(ctx) })
+		}
+		if sockets.Device != nil {
+			s.Go(func() error { return g.packets(ctx, sockets.Device) })
 		}
 		if p.dialled() {
 			s.Go(func() error { return n.Await(ctx) })
@@ -409,6 +415,32 @@ func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 			}
 		})
 	}
+}
+
+// packets carries what leaves by the device, until ctx is done or the device is gone, as it is with the namespace.
+func (g *gate) packets(ctx context.Context, device *os.File) error {
+	raw, err := device.SyscallConn()
+	if err != nil {
+		return err
+	}
+	s := &packet.Stack{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, err
+			}
+			return g.reach(ctx, network, to)
+		},
+		Takes: func(netip.Addr) bool { return true }, Log: g.log,
+	}
+	var number int
+	if err := raw.Control(func(fd uintptr) { number = int(fd) }); err != nil {
+		return err
+	}
+	if err := s.Run(ctx, number); err != nil {
+		g.log.Debug("packets of the program", "error", err)
+	}
+	return nil
 }
 
 // carry carries one connection to where it was sent.

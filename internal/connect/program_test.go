@@ -106,15 +106,18 @@ func TestDatagramsOfAProgram(t *testing.T) {
 	for _, row := range rows {
 		urls = append(urls, row.url)
 	}
-	p, out, _ := program(strings.Join(urls, " "))
-	p.Ranges = []netip.Prefix{netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("198.51.100.0/24")}
-	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 {
-		t.Errorf("%v", err)
-	}
-	lines := strings.Split(out.String(), "\n")
-	for i, row := range rows {
-		if i >= len(lines) || !strings.HasSuffix(lines[i], row.want) {
-			t.Errorf("%s: want %q of %q", row.url, row.want, lines)
+	for _, device := range []bool{false, true} {
+		p, out, _ := program(strings.Join(urls, " "))
+		p.device = device
+		p.Ranges = []netip.Prefix{netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("198.51.100.0/24")}
+		if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 {
+			t.Errorf("%v", err)
+		}
+		lines := strings.Split(out.String(), "\n")
+		for i, row := range rows {
+			if i >= len(lines) || !strings.HasSuffix(lines[i], row.want) {
+				t.Errorf("by a device: %v: %s: want %q of %q", device, row.url, row.want, lines)
+			}
 		}
 	}
 }
@@ -137,23 +140,27 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "this machine") }))
 	defer laptop.Close()
 	port := laptop.Listener.Addr().(*net.TCPAddr).Port
-	p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
-		HostName, port, port))
-	p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	p.LocalPorts = []uint16{uint16(port)}
-	err := p.Run(t.Context(), pod.tunnel)
-	if exitCode(err) != 7 || len(*said) > 0 {
-		t.Errorf("%v, %q", err, *said)
-	}
-	lines := strings.Split(out.String(), "\n")
-	want := []string{"orders <nil>", "orders.shop.svc.cluster.local <nil>", "198.51.100.3 <nil>", "this machine <nil>", "this machine <nil>"}
-	for i, line := range want {
-		if i >= len(lines) || lines[i] != line {
-			t.Fatalf("%q, want %q", lines, want)
+	for _, device := range []bool{false, true} {
+		p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
+			HostName, port, port))
+		p.device = device
+		p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+		p.LocalPorts = []uint16{uint16(port)}
+		err := p.Run(t.Context(), pod.tunnel)
+		if exitCode(err) != 7 || len(*said) > 0 {
+			t.Errorf("%v, %q", err, *said)
 		}
-	}
-	if !strings.Contains(lines[len(want)], "connection reset by peer") && !strings.Contains(lines[len(want)], "EOF") {
-		t.Errorf("what refuses: %q", lines[len(want)])
+		lines := strings.Split(out.String(), "\n")
+		want := []string{"orders <nil>", "orders.shop.svc.cluster.local <nil>", "198.51.100.3 <nil>", "this machine <nil>", "this machine <nil>"}
+		for i, line := range want {
+			if i >= len(lines) || lines[i] != line {
+				t.Fatalf("by a device: %v: %q, want %q", device, lines, want)
+			}
+		}
+		refused := lines[len(want)]
+		if device && !strings.Contains(refused, "connection refused") || !device && !strings.Contains(refused, "connection reset by peer") && !strings.Contains(refused, "EOF") {
+			t.Errorf("by a device: %v: what refuses: %q", device, refused)
+		}
 	}
 }
 

@@ -21,6 +21,12 @@ const (
 	udp6, icmp6, raw6 = "udp6", "icmp6", "raw6"
 )
 
+// And those where a device is in the place of nftables.
+const (
+	tun       = "tun"
+	localPort = "local port"
+)
+
 // datagramSockets opens those of one version of IP that this kernel has, on none of the taken ports, and has datagrams and echo requests come to them.
 func datagramSockets(six bool, taken []uint16) (kinds []string, files []*os.File) {
 	family, udp, icmp, raw := unix.AF_INET, udp4, icmp4, raw4

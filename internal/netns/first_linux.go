@@ -45,7 +45,7 @@ func first(path string, args []string) {
 	}
 	r := report{}
 	files, kinds, err := setUp(o)
-	r.Datagrams = kinds
+	r.More = kinds
 	if err == nil {
 		r.Left, r.Hidden, err = place(o.Files, path)
 		r.InFiles = err != nil
@@ -118,10 +118,10 @@ func giveUp() error {
 	return nil
 }
 
-// setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them: of the last ones datagrams
-// says what they are.
-func setUp(o Options) (files []*os.File, datagrams []string, err error) {
-	if err := links(o); err != nil {
+// setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them: of the last ones kinds says what
+// they are.
+func setUp(o Options) (files []*os.File, kinds []string, err error) {
+	if err := up(loopback); err != nil {
 		return nil, nil, fmt.Errorf("set up the loopback device: %w", err)
 	}
 	asInPods()
@@ -163,20 +163,38 @@ func setUp(o Options) (files []*os.File, datagrams []string, err error) {
 			return nil, nil, err
 		}
 	}
-	if err := redirect(port4, port6, o.LocalPorts); err != nil {
-		return nil, nil, fmt.Errorf("nftables: %w", err)
-	}
 	if err := ownFiles(); err != nil {
 		return nil, nil, fmt.Errorf("put a resolver file in place: %w", err)
+	}
+	without := errors.New("not wanted")
+	if !o.Device {
+		without = redirect(port4, port6, o.LocalPorts)
+	}
+	if without != nil {
+		more, err := device(o)
+		if err != nil {
+			return nil, nil, fmt.Errorf("nftables: %w; and a device in its place: %w", without, err)
+		}
+		kinds, files = append(kinds, tun), append(files, more)
+		for _, p := range o.LocalPorts {
+			if _, err := listen("tcp4", fmt.Sprintf("127.0.0.1:%d", p)); err != nil {
+				return nil, nil, err
+			}
+			kinds = append(kinds, localPort)
+		}
+		return files, kinds, nil
+	}
+	if err := links(o, nil); err != nil {
+		return nil, nil, fmt.Errorf("set up the loopback device: %w", err)
 	}
 	for _, six := range []bool{false, true} {
 		if six && len(o.IPv6) == 0 {
 			break
 		}
-		kinds, more := datagramSockets(six, taken)
-		datagrams, files = append(datagrams, kinds...), append(files, more...)
+		names, more := datagramSockets(six, taken)
+		kinds, files = append(kinds, names...), append(files, more...)
 	}
-	return files, datagrams, nil
+	return files, kinds, nil
 }
 
 // listenApart listens at an address, on none of the taken ports.
@@ -294,5 +312,5 @@ func nsswitch(text string) string {
 	return strings.TrimSuffix(out.String(), "\n") + "\n" + nsswitchText + "\n"
 }
 
-// local is what every IPv4 address is.
-var local = netip.MustParsePrefix("0.0.0.0/0")
+// all4 is every IPv4 address.
+var all4 = netip.MustParsePrefix("0.0.0.0/0")

@@ -22,12 +22,14 @@ func asInPods() {
 	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", fmt.Appendf(nil, "%[1]d %[1]d", os.Getgid()), 0) // of both versions; no other group is known here
 }
 
-// links takes the loopback device up and makes every address its own.
-func links(o Options) error {
-	if err := up("lo"); err != nil {
-		return err
-	}
-	lo, err := net.InterfaceByName("lo")
+const (
+	loopback = "lo"
+	tunName  = "bridge0"
+)
+
+// links gives the loopback device the namespace's addresses, and makes every address its own; or, if that is not nil, has those of others be the way of tun.
+func links(o Options, tun *net.Interface) error {
+	lo, err := net.InterfaceByName(loopback)
 	if err != nil {
 		return err
 	}
@@ -36,27 +38,82 @@ func links(o Options) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := addAddress(c, lo.Index, own4); err != nil {
-		return err
-	}
-	if err := addLocal(c, lo.Index, local, own4); err != nil {
-		return err
-	}
-	if len(o.IPv6) == 0 {
-		return nil
-	}
-	if err := addAddress(c, lo.Index, own6); err != nil {
-		return err
-	}
-	for _, p := range o.IPv6 {
-		if err := addLocal(c, lo.Index, p, own6); err != nil {
+	for own, others := range map[netip.Addr][]netip.Prefix{own4: {all4}, own6: o.IPv6} {
+		if len(others) == 0 {
+			continue
+		}
+		err := addAddress(c, lo.Index, own)
+		if err == nil && tun != nil && own.Is6() { // which else it is some time later
+			err = addLocal(c, lo.Index, netip.PrefixFrom(own, own.BitLen()), own)
+		}
+		for _, p := range others {
+			switch {
+			case err != nil:
+			case tun != nil:
+				err = addRoute(c, tun.Index, p, own)
+			default:
+				err = addLocal(c, lo.Index, p, own)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// device makes a TUN device that is the way to all others.
+func device(o Options) (*os.File, error) {
+	const path = "/dev/net/tun"
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	r, err := unix.NewIfreq(tunName)
+	if err == nil {
+		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	}
+	if err == nil && o.MTU != 0 {
+		err = setMTU(tunName, o.MTU)
+	}
+	if err == nil {
+		err = up(tunName)
+	}
+	var tun *net.Interface
+	if err == nil {
+		tun, err = net.InterfaceByName(tunName)
+	}
+	if err == nil {
+		err = links(o, tun)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 func up(device string) error {
+	return change(device, func(fd int, r *unix.Ifreq) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+			return err
+		}
+		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+	})
+}
+
+func setMTU(device string, mtu uint32) error {
+	return change(device, func(fd int, r *unix.Ifreq) error {
+		r.SetUint32(mtu)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r)
+	})
+}
+
+// change has do change a device.
+func change(device string, do func(fd int, r *unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -66,11 +123,7 @@ func up(device string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
-		return err
-	}
-	r.SetUint16(r.Uint16() | unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+	return do(fd, r)
 }
 
 func family(a netip.Addr) byte {
@@ -91,8 +144,17 @@ func addAddress(c *netlink.Conn, device int, a netip.Addr) error {
 
 // addLocal makes all addresses of p the device's (ip route add local PREFIX dev DEVICE src SOURCE).
 func addLocal(c *netlink.Conn, device int, p netip.Prefix, source netip.Addr) error {
+	return addTo(c, unix.RT_TABLE_LOCAL, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, device, p, source)
+}
+
+// addRoute has what is sent to p leave by the device (ip route add PREFIX dev DEVICE src SOURCE).
+func addRoute(c *netlink.Conn, device int, p netip.Prefix, source netip.Addr) error {
+	return addTo(c, unix.RT_TABLE_MAIN, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, device, p, source)
+}
+
+func addTo(c *netlink.Conn, table, scope, kind byte, device int, p netip.Prefix, source netip.Addr) error {
 	head := []byte{ // struct rtmsg, and no flags
-		family(p.Addr()), byte(p.Bits()), 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, unix.RT_SCOPE_HOST, unix.RTN_LOCAL,
+		family(p.Addr()), byte(p.Bits()), 0, 0, table, unix.RTPROT_STATIC, scope, kind,
 		0, 0, 0, 0,
 	}
 	return add(c, unix.RTM_NEWROUTE, head, func(e *netlink.AttributeEncoder) {

@@ -13,6 +13,8 @@
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
 //   - Files are at their paths.
 //
+// Where nftables is missing a TUN device takes its place: all but the namespace's own loopback is routed to it, and its packets are handed out.
+//
 // A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
 // (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
 package netns
@@ -20,6 +22,7 @@ package netns
 import (
 	"net"
 	"net/netip"
+	"os"
 )
 
 // Addresses of documentation (RFC 5737, RFC 3849), which nobody has: the namespace's own, and Host, by which the programs in it reach
@@ -45,6 +48,10 @@ type Options struct {
 	// Dialled has Control and Listens work.
 	Dialled bool
 
+	// Device has all but the DNS server's come as packets of a device, as it does where nftables is not to be had. Its MTU is that of MTU, if there is one.
+	Device bool
+	MTU    uint32
+
 	Files Files
 }
 
@@ -62,6 +69,9 @@ type Sockets struct {
 	DNSUDP *net.UDPConn // gets what is sent to port 53 of any address
 	// Datagrams is nil where the kernel hands out none.
 	Datagrams *Datagrams
+	// Device, which is not nil where there is no nftables, has the packets of all that is sent to others: of TCP there is at TCP what is sent to LocalPorts,
+	// and Datagrams is nil.
+	Device *os.File
 }
 
 // Close closes all of them.
@@ -75,6 +85,9 @@ func (s *Sockets) Close() {
 		_ = s.DNSUDP.Close()
 	}
 	s.Datagrams.Close()
+	if s.Device != nil {
+		_ = s.Device.Close()
+	}
 }
 
 // FilesError is why a namespace is not to be had with its Files: it may be without.

@@ -264,6 +264,64 @@ func TestFreePortsAreTheProgramsOwn(t *testing.T) {
 	}
 }
 
+// Where a device is in the place of nftables, what is sent to others are its packets, and what is the namespace's own is as ever.
+func TestADeviceInThePlaceOfNftables(t *testing.T) {
+	o := Options{Device: true, MTU: 9000, IPv6: []netip.Prefix{netip.MustParsePrefix("2001:db8:5::/64")}, LocalPorts: []uint16{6443}}
+	s := start(t, o, "say tcp 127.0.0.1:6443")
+	if s.Device == nil || s.Datagrams != nil || len(s.TCP) != 3 {
+		t.Fatalf("%+v", s.Sockets)
+	}
+	answer(t, s.TCP[2])
+	if said, code := s.end(); code != 0 || !strings.HasPrefix(said, "you want 127.0.0.1:6443 <nil>;") {
+		t.Errorf("%q, exit code %d", said, code)
+	}
+	for do, want := range map[string]string{
+		"say tcp 127.0.0.1:6444":   "connection refused",
+		"say udp 127.0.0.1:123":    "connection refused",
+		"say tcp [2001:db8:6::]:1": "network is unreachable",
+		"ping 127.0.0.1:0 [::1]:0": "hello <nil>\nhello <nil>",
+	} {
+		s := start(t, o, do)
+		if said, _ := s.end(); !strings.Contains(said, want) {
+			t.Errorf("%s: %q", do, said)
+		}
+	}
+	for do, to := range map[string]string{"say udp 10.96.0.10:123": "10.96.0.10", "say tcp [2001:db8:5::7]:80": "2001:db8:5::7"} {
+		s := start(t, o, do)
+		b := make([]byte, 10_000)
+		for { // the kernel says what it has to say of IPv6, too
+			n, err := s.read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := netip.MustParseAddr(to)
+			at := map[bool]int{false: 16, true: 24}[addr.Is6()]
+			if b[0]>>4 == map[bool]byte{false: 4, true: 6}[addr.Is6()] && bytes.Equal(b[at:at+addr.BitLen()/8], addr.AsSlice()) && n > at {
+				break
+			}
+		}
+		_ = s.cmd.Process.Kill()
+		_, _ = s.end()
+	}
+}
+
+// read reads a packet of the device.
+func (s *space) read(b []byte) (n int, err error) {
+	raw, err := s.Device.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+			if n, failed = unix.Read(int(fd), b); !errors.Is(failed, unix.EAGAIN) || time.Now().After(end) {
+				return
+			}
+		}
+	})
+	return n, errors.Join(err, failed)
+}
+
 // What does not leave the namespace fails as it does anywhere, at once.
 func TestWhatIsNotThere(t *testing.T) {
 	for do, want := range map[string]string{
