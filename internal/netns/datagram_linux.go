@@ -254,11 +254,12 @@ func told(oob []byte, each func(level, kind int32, b []byte)) error {
 
 // send sends a program a message of ICMP or of UDP.
 func (d *Datagrams) send(from, to netip.Addr, icmp bool, message []byte) error {
-	f, at := d.out4, unix.Sockaddr(nil)
+	var f *os.File
+	var at unix.Sockaddr
 	if to.Is6() {
 		f, at = d.out6, &unix.SockaddrInet6{Addr: to.As16()}
 	} else {
-		at = &unix.SockaddrInet4{Addr: to.As4()}
+		f, at = d.out4, &unix.SockaddrInet4{Addr: to.As4()}
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {
