@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that are missing of those named, or of those the tests need.
 set -eu
-[ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 util-linux openssh-client haproxy chromium \
+[ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 iputils-ping util-linux openssh-client haproxy chromium \
 	musl-tools redis-tools nodejs default-jdk-headless postgresql tcpdump
 missing=
 for package; do

@@ -41,6 +41,7 @@ type connectOptions struct {
 	program           []string // CMD
 	network           network
 	tun, undo         bool
+	allow             []netip.Prefix
 }
 
 func newConnectCommand(a *app) *cobra.Command {
@@ -112,6 +113,7 @@ after a kill by the next --tun or by --undo.`,
 	networkFlags(cmd, &o.network)
 	f.BoolVar(&o.tun, "tun", false, "have the whole machine see the cluster; as root, on Linux. With --cidr those ranges alone are routed")
 	f.BoolVar(&o.undo, "undo", false, "change back what a killed connect --tun has left, and do no more")
+	allowFlag(cmd, &o.allow)
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -169,7 +171,8 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	own := &proxypod.Own{
 		OnCreate: a.ownCreated(k, proxypod.KindConnect, more...),
 		Kube:     k, Kind: proxypod.KindConnect, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: step, Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Pings: whole != nil || program != nil && program.Inside(),
+		Allow: o.allow, PodProxy: o.podProxy, Say: step, Log: a.log,
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
@@ -183,7 +186,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 			<-watched
 		}()
 		if program != nil {
-			program.Ranges = append(program.Ranges, k.Ranges(ctx)...)
+			program.Ranges = slices.Concat(program.Ranges, o.allow, k.Ranges(ctx)) // what is allowed is meant
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {
@@ -196,13 +199,13 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		pac := ""
 		if o.pac {
 			pac = e.PAC()
-			entrance.PAC.Ranges = k.Ranges(ctx)
-			if err := entrance.PAC.Refresh(ctx); err != nil && ctx.Err() == nil {
-				a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
-				if apierrors.IsForbidden(err) {
-					a.say("the rights that are needed: bridge rbac connect -n " + k.Namespace)
-				}
-			}
+			asking, cancel := context.WithCancel(ctx)
+			asked := make(chan struct{})
+			defer func() { cancel(); <-asked }()
+			go func() {
+				defer close(asked)
+				a.askForPAC(asking, k, entrance.PAC)
+			}()
 		}
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),
@@ -211,6 +214,18 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		a.say("connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 		return e.Run(ctx, func() *tunnel.Client { return t })
 	})
+}
+
+// askForPAC has the Services asked for before a browser does, and says when not even the namespace's own are told.
+func (a *app) askForPAC(ctx context.Context, k *kube.Client, pac *connect.PAC) {
+	err := pac.Refresh(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	a.say("list services: " + err.Error() + "; until that is possible, the proxy auto-config file knows names in .svc only")
+	if apierrors.IsForbidden(err) {
+		a.say("the rights that are needed: bridge rbac connect -n " + k.Namespace)
+	}
 }
 
 // onLoopback is the address of a kubeconfig's server when that is on this machine's loopback, else not valid.
@@ -274,10 +289,10 @@ dig @%[5]s -p %[6]d kubernetes.default.svc.%[7]s
 	}
 }
 
-// newPAC makes a proxy auto-config file of what the account may read, but for the cluster's ranges.
+// newPAC makes a proxy auto-config file of what the account may read.
 func newPAC(k *kube.Client, log *slog.Logger) *connect.PAC {
 	return &connect.PAC{
-		Namespace: k.Namespace, Direct: []string{hostOf(k.Config.Host)}, Log: log,
+		Namespace: k.Namespace, Direct: []string{hostOf(k.Config.Host)}, Log: log, Ranges: k.Ranges,
 		Services: func(ctx context.Context, namespace string) (list []connect.Service, more bool, err error) {
 			services, more, err := k.Services(ctx, namespace, connect.MaxPACServices)
 			for _, s := range services {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -39,6 +40,7 @@ type forwardOptions struct {
 	podProxy     bool
 	proxyTimeout time.Duration
 	resumeWindow time.Duration
+	allow        []netip.Prefix
 }
 
 func newForwardCommand(a *app) *cobra.Command {
@@ -88,6 +90,7 @@ the end; --via proxy has everything go through it.`,
 	f.DurationVar(&o.dialTimeout, "dial-timeout", 30*time.Second, "how long a connection through the proxy pod waits for the tunnel and its target; then it is reset")
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
+	allowFlag(cmd, &o.allow)
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
 	resumeWindowFlag(cmd, &o.resumeWindow)
@@ -228,7 +231,7 @@ func (a *app) forwardProxy(ctx context.Context, k *kube.Client, o forwardOptions
 	own := &proxypod.Own{
 		OnCreate: a.ownCreated(k, proxypod.KindForward),
 		Kube:     k, Kind: proxypod.KindForward, Image: o.image, Arch: o.arch, Owner: identity(), Version: versionString(),
-		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, PodProxy: o.podProxy, Say: a.progress(), Log: a.log,
+		ReadyTimeout: o.proxyTimeout, Why: whyOf(k), ResumeWindow: o.resumeWindow, Allow: o.allow, PodProxy: o.podProxy, Say: a.progress(), Log: a.log,
 		More: proxypod.More{Annotations: func() map[string]string { return forwardsAnnotation(set.Stats()) }},
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error { return use(ctx, t.DialContext) })

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -86,6 +87,7 @@ type config struct {
 	membersAt   string // the file that says which requests of the other ports are whose; "" when there is one laptop alone
 	serveDials  bool
 	toPod       []int // TCP ports of the pod's loopback that are dialled for the laptop; no others of it are
+	allow       []netip.Prefix
 	view        view
 	drainDelay  time.Duration // new connections are still taken after SIGTERM
 	drain       time.Duration // open ones may take this long after that
@@ -132,6 +134,11 @@ func parse(args, environ []string, stderr io.Writer) (config, error) {
 	f.Func("to-pod", "`port` of the pod's other containers that is dialled for the laptop on the pod's loopback (repeatable)", func(s string) error {
 		port, err := parsePort(s)
 		c.toPod = append(c.toPod, port)
+		return err
+	})
+	f.Func("allow-cidr", "`addresses` of the link, or a metadata service's, that are dialled for the laptop (repeatable)", func(s string) error {
+		p, err := netip.ParsePrefix(s)
+		c.allow = append(c.allow, p)
 		return err
 	})
 	f.DurationVar(&c.drainDelay, "drain-delay", 3*time.Second, "how long new connections are taken after SIGTERM")

@@ -77,6 +77,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--mirror"}, 2, "are for --originals"},
 		{[]string{"--members", "/x", "--tunnel", "127.0.0.1:0", "--health", ":0"}, 2, "are for --originals"},
 		{[]string{"--members", "/x", "--tunnel", "127.0.0.1:0", "--health", ":0", "--originals", "x", "--mirror"}, 2, "copies whole connections"},
+		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "--allow-cidr", "169.254.1.1"}, 2, "allow-cidr"},
 		{[]string{"--client", key, "--tunnel", "127.0.0.1:0", "--health", ":0", "x"}, 2, "unexpected argument"},
 		{[]string{"--client", key, "--tunnel", "0.0.0.0:0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},
 		{[]string{"--client", key, "--tunnel", ":0", "--health", "127.0.0.1:0"}, 1, "not on loopback"},

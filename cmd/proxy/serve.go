@@ -67,7 +67,7 @@ func (c config) serve(ctx context.Context, log *slog.Logger) error {
 		return tunnel.Info{Version: version, Nameservers: resolver.nameservers, Search: resolver.search, Ndots: resolver.ndots}
 	}
 	if c.serveDials {
-		p.dial = (&intercept.Dialer{Resolvers: resolver.addrs(), Loopback: c.toPod}).DialContext
+		p.dial = (&intercept.Dialer{Resolvers: resolver.addrs(), Loopback: c.toPod, Allow: c.allow}).DialContext
 	}
 	p.ports = &intercept.Interceptor{Ports: c.listen, UDP: c.listenUDP, Log: log}
 	p.build(key)

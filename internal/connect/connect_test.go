@@ -22,6 +22,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
@@ -34,6 +35,10 @@ func TestMain(m *testing.M) {
 		for url := range strings.FieldsSeq(urls) {
 			if address, ok := strings.CutPrefix(url, "udp://"); ok {
 				fmt.Println(sayByUDP(address))
+				continue
+			}
+			if host, ok := strings.CutPrefix(url, "ping://"); ok {
+				fmt.Println(pinged(host))
 				continue
 			}
 			if address, ok := strings.CutPrefix(url, "listen://"); ok {
@@ -66,6 +71,29 @@ func first(address string) string {
 	}
 	b, err := io.ReadAll(c)
 	return fmt.Sprintf("%s %v", b, err)
+}
+
+// pinged is what an echo to host gets.
+func pinged(host string) string {
+	addrs, err := net.LookupHost(host)
+	if err != nil {
+		return err.Error()
+	}
+	c, err := ping.Dial(context.Background(), net.JoinHostPort(addrs[0], "0"))
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, 100)
+	n, err := c.Write([]byte("\x00\x01pong"))
+	if err == nil {
+		n, err = c.Read(b)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[2:n])
 }
 
 // sayByUDP is what address answers to "hello", which is said until it does.

@@ -3,7 +3,6 @@ package connect
 import (
 	"context"
 	"net"
-	"net/netip"
 	"time"
 
 	"bridge/internal/flow"
@@ -11,10 +10,7 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// pair is who sends datagrams to whom.
-type pair struct{ from, to netip.AddrPort }
-
-// flows carries a program's datagrams.
+// flows carries a program's datagrams, and its echo requests.
 type flows struct {
 	g *gate
 	d *netns.Datagrams
@@ -23,14 +19,15 @@ type flows struct {
 // serve carries what arrives, until ctx is done, and returns when all has ended. It waits for nobody: who is slow loses datagrams.
 func (f *flows) serve(outer context.Context) error {
 	ctx, cancel := context.WithCancel(outer)
-	table := &flow.Table[pair]{
-		Dial:   func(ctx context.Context, p pair) (net.Conn, error) { return f.g.reach(ctx, "udp", p.to) },
-		Answer: func(p pair, b []byte) error { return f.d.Write(b, p.to, p.from) },
-		Idle:   func(p pair) time.Duration { return tunnel.FlowIdle(p.to.String()) },
-		Begin: func(p pair) func(error) {
+	table := &flow.Table[flow.Pair]{
+		Dial:   func(ctx context.Context, p flow.Pair) (net.Conn, error) { return f.g.reach(ctx, p.Network, p.To) },
+		Answer: f.d.Answer,
+		Refuse: f.d.Refuse,
+		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.To.String()) },
+		Begin: func(p flow.Pair) func(error) {
 			return func(err error) {
 				if err != nil {
-					f.g.log.Debug("datagrams of the program", "to", p.to, "error", err)
+					f.g.log.Debug("datagrams of the program", "network", p.Network, "to", p.To, "error", err)
 				}
 			}
 		},
@@ -38,16 +35,9 @@ func (f *flows) serve(outer context.Context) error {
 	defer table.Wait()
 	defer cancel()
 	defer context.AfterFunc(outer, f.d.Close)()
-	b := make([]byte, flow.MaxDatagram)
-	for {
-		n, from, to, err := f.d.Read(b)
-		switch {
-		case outer.Err() != nil:
-			return nil
-		case err != nil:
-			return err
-		case to.IsValid():
-			table.Put(ctx, pair{from, to}, b[:n])
-		}
+	err := f.d.Receive(func(p flow.Pair, b []byte) { table.Put(ctx, p, b) })
+	if outer.Err() != nil {
+		return nil
 	}
+	return err
 }

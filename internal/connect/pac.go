@@ -34,15 +34,17 @@ type PAC struct {
 	// Services asks for those that there are now in a namespace, or in all for "": MaxPACServices at most, and more tells that
 	// there are others.
 	Services func(ctx context.Context, namespace string) (list []Service, more bool, err error)
-	// Ranges are addresses of the cluster. Those of IPv6 are left out: browsers do not agree on how to tell.
-	Ranges []netip.Prefix
+	// Ranges asks for addresses of the cluster; nil when it cannot be told, and the field may be nil. Those of IPv6 are left out: browsers do not agree on how
+	// to tell.
+	Ranges func(ctx context.Context) []netip.Prefix
 	// Direct are hosts to which the browser goes directly in spite of Ranges, such as the API server.
 	Direct []string
 	// Log gets what the questions met, at level debug. Nil means none.
 	Log *slog.Logger
 
 	mu          sync.Mutex
-	own, others []Service     // of Namespace, and of all other namespaces
+	own, others []Service // of Namespace, and of all other namespaces
+	ranges      []netip.Prefix
 	asking      chan struct{} // closed with the answer; nil while nobody asks
 	asked       time.Time
 	err         error // what the last question met
@@ -105,10 +107,15 @@ func (p *PAC) ask(ctx context.Context) (asking <-chan struct{}, known bool) {
 // wait returns when no question is on its way any more, for which the ctx of ask has to end.
 func (p *PAC) wait() { p.wg.Wait() }
 
-// question asks for the Services of Namespace, which is quick and what most may, and in the rest of its time for all others.
+// question asks for the Services of Namespace, which is quick and what most may, and in the rest of its time for all others; and for the ranges.
 func (p *PAC) question(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pacTime)
 	defer cancel()
+	var ranges []netip.Prefix
+	var beside sync.WaitGroup
+	if p.Ranges != nil {
+		beside.Go(func() { ranges = p.Ranges(ctx) })
+	}
 	own, _, err := p.Services(ctx, p.Namespace)
 	if err == nil {
 		p.mu.Lock()
@@ -124,8 +131,12 @@ func (p *PAC) question(ctx context.Context) {
 	if wide != nil && p.Log != nil {
 		p.Log.Debug("services for the proxy auto-config file", "error", wide)
 	}
+	beside.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if ranges != nil {
+		p.ranges = ranges
+	}
 	switch {
 	case more:
 		p.others = nil // some of them would be a matter of luck
@@ -155,7 +166,7 @@ func (p *PAC) file(address netip.AddrPort, domain string) []byte {
 	}
 	const perRange, perName = 60, 12 // bytes, with a name's quotes, "true" and line
 	room := maxPACFile
-	for _, r := range p.Ranges {
+	for _, r := range p.ranges {
 		if r.Addr().Is4() && room > maxPACFile/2 {
 			mask := net.IP(net.CIDRMask(r.Bits(), r.Addr().BitLen()))
 			data.Ranges = append(data.Ranges, [2]string{r.Masked().Addr().String(), mask.String()})

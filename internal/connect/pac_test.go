@@ -35,8 +35,10 @@ func TestPACFile(t *testing.T) {
 	p := &PAC{
 		Namespace: "shop",
 		Services:  in([]Service{{"orders", "shop", false}, {"db", "shop", true}, {"localhost", "shop", false}, {"web", "app", false}}),
-		Ranges:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00::/108"), netip.MustParsePrefix("10.244.1.7/24")},
-		Direct:    []string{"10.96.0.1"},
+		Ranges: func(context.Context) []netip.Prefix {
+			return []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00::/108"), netip.MustParsePrefix("10.244.1.7/24")}
+		},
+		Direct: []string{"10.96.0.1"},
 	}
 	if err := p.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
@@ -165,6 +167,32 @@ func TestPACKnowsItsOwnNamespaceFirst(t *testing.T) {
 	})
 }
 
+// The ranges are asked for beside the Services, and stay when they are not told.
+func TestPACRangesStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}
+		p := &PAC{
+			Namespace: "shop",
+			Services: func(context.Context, string) ([]Service, bool, error) {
+				time.Sleep(time.Second)
+				return nil, false, nil
+			},
+			Ranges: func(context.Context) []netip.Prefix {
+				time.Sleep(2 * time.Second)
+				return told
+			},
+		}
+		for range 2 {
+			begin := time.Now()
+			if err := p.Refresh(t.Context()); err != nil || time.Since(begin) != 2*time.Second || !strings.Contains(string(p.file(netip.AddrPort{}, "cluster.local")), "10.96.0.0") {
+				t.Errorf("%v after %v: %s", err, time.Since(begin), p.file(netip.AddrPort{}, "cluster.local"))
+			}
+			told = nil
+			time.Sleep(pacFresh)
+		}
+	})
+}
+
 // A question that is not answered costs a browser its time, and no more: less where there are Services already.
 func TestPACWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -217,7 +245,7 @@ func TestPACIsBounded(t *testing.T) {
 	for i := range MaxPACServices {
 		p.own = append(p.own, Service{fmt.Sprintf("%s%03x", long, i), p.Namespace, true})
 		p.others = append(p.others, Service{fmt.Sprintf("%s%03x", long, i), "far" + long[3:], true})
-		p.Ranges = append(p.Ranges, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(100 + i>>8), byte(100 + i), 0}), 24))
+		p.ranges = append(p.ranges, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(100 + i>>8), byte(100 + i), 0}), 24))
 	}
 	file := p.file(netip.AddrPort{}, "cluster.local")
 	if len(file) >= 1<<20 || len(file) < maxPACFile/2 {

@@ -22,6 +22,8 @@ import (
 	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/packet"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
@@ -85,6 +87,7 @@ type Program struct {
 
 	proxied bool // there is no namespace, which has been said
 	told    bool // which Files are at their paths
+	device  bool // as if there were no nftables
 }
 
 // Check says what keeps the program from being run: that there is none, or no namespace for what takes one. It makes a namespace and ends
@@ -96,7 +99,7 @@ func (p *Program) Check(ctx context.Context) error {
 	if p.Outside {
 		return nil
 	}
-	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true})
+	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true, Device: p.device, MTU: packet.MTU})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -233,6 +236,7 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	n, err := netns.New(netns.Options{
 		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Free: slices.Concat(p.Free, p.Publish), Dialled: p.dialled(), Files: p.Files,
+		Device: p.device, MTU: packet.MTU,
 	})
 	if err != nil {
 		return err
@@ -295,9 +299,12 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 		for _, l := range sockets.TCP {
 			s.Go(func() error { return g.serve(ctx, l) })
 		}
-		if sockets.UDP != nil {
-			f := &flows{g: g, d: sockets.UDP}
+		if sockets.Datagrams != nil {
+			f := &flows{g: g, d: sockets.Datagrams}
 			s.Go(func() error { return f.serve(ctx) })
+		}
+		if sockets.Device != nil {
+			s.Go(func() error { return g.packets(ctx, sockets.Device) })
 		}
 		if p.dialled() {
 			s.Go(func() error { return n.Await(ctx) })
@@ -417,6 +424,32 @@ func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 	}
 }
 
+// packets carries what leaves by the device, until ctx is done or the device is gone, as it is with the namespace.
+func (g *gate) packets(ctx context.Context, device *os.File) error {
+	raw, err := device.SyscallConn()
+	if err != nil {
+		return err
+	}
+	s := &packet.Stack{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, err
+			}
+			return g.reach(ctx, network, to)
+		},
+		Takes: func(netip.Addr) bool { return true }, Log: g.log,
+	}
+	var number int
+	if err := raw.Control(func(fd uintptr) { number = int(fd) }); err != nil {
+		return err
+	}
+	if err := s.Run(ctx, number); err != nil {
+		g.log.Debug("packets of the program", "error", err)
+	}
+	return nil
+}
+
 // carry carries one connection to where it was sent.
 func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 	to, err := netns.Original(c)
@@ -441,11 +474,16 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, programDialTime)
 	defer cancel()
-	var d net.Dialer
+	here := new(net.Dialer).DialContext
+	loopback := "localhost"
+	if network == "icmp" {
+		loopback = "127.0.0.1" // it takes an address
+		here = func(ctx context.Context, _, address string) (net.Conn, error) { return ping.Dial(ctx, address) }
+	}
 	addr := to.Addr().Unmap()
 	switch {
 	case addr == netns.Host:
-		return d.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(int(to.Port()))))
+		return here(ctx, network, net.JoinHostPort(loopback, strconv.Itoa(int(to.Port()))))
 	case addr.IsLoopback() && slices.Contains(g.podPorts, to.Port()):
 		return g.dial(ctx, network, to.String())
 	case addr.IsLoopback():
@@ -455,7 +493,7 @@ func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (ne
 	case g.known.has(addr), slices.ContainsFunc(g.ranges, func(r netip.Prefix) bool { return r.Contains(addr) }):
 		return g.dial(ctx, network, to.String())
 	}
-	return d.DialContext(ctx, network, to.String())
+	return here(ctx, network, to.String())
 }
 
 // known is the addresses that the cluster's resolver has answered with. The zero value is empty.

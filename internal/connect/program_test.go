@@ -25,6 +25,7 @@ import (
 	"bridge/internal/child"
 	"bridge/internal/hint"
 	"bridge/internal/netns"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
@@ -71,13 +72,24 @@ func echo(t *testing.T, name string) (address string) {
 	return c.LocalAddr().String()
 }
 
+// By UDP and by ping, over both versions: to the cluster, to this machine, and to what the pod or this machine does not reach.
 func TestDatagramsOfAProgram(t *testing.T) {
+	if c, err := ping.Dial(t.Context(), "127.0.0.1:0"); errors.Is(err, syscall.EACCES) {
+		t.Skip("this machine lets its users send no echo requests")
+	} else if err == nil {
+		_ = c.Close()
+	}
 	far, near := echo(t, "cluster"), echo(t, "laptop")
 	info, clusterDial := cluster(t)
 	pod := startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
-		if network == "udp" && address == "10.96.0.7:123" {
+		switch {
+		case network == "udp" && (address == "10.96.0.7:123" || address == "[fd77::7]:123"):
 			var d net.Dialer
 			return d.DialContext(ctx, network, far)
+		case network == "icmp" && (address == "10.96.0.7:0" || address == "[fd77::7]:0"):
+			return ping.Dial(ctx, "127.0.0.1:0")
+		case network == "icmp":
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.EACCES}
 		}
 		return clusterDial(ctx, network, address)
 	})
@@ -85,9 +97,28 @@ func TestDatagramsOfAProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(near)
-	p, out, _ := program("udp://orders:123 udp://" + HostName + ":" + port)
-	if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 || out.String() != "cluster hello\nlaptop hello\n" {
-		t.Errorf("%v, %q", err, out)
+	rows := []struct{ url, want string }{
+		{"udp://orders:123", "cluster hello"}, {"udp://" + HostName + ":" + port, "laptop hello"}, {"udp://[fd77::7]:123", "cluster hello"},
+		{"ping://orders", "pong"}, {"ping://" + HostName, "pong"}, {"ping://fd77::7", "pong"}, {"ping://localhost", "pong"},
+		{"ping://fd77::8", "permission denied"}, {"ping://198.51.100.9", "no route to host"}, // prohibited, which to a program of IPv4 is that
+	}
+	var urls []string
+	for _, row := range rows {
+		urls = append(urls, row.url)
+	}
+	for _, device := range []bool{false, true} {
+		p, out, _ := program(strings.Join(urls, " "))
+		p.device = device
+		p.Ranges = []netip.Prefix{netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("198.51.100.0/24")}
+		if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 {
+			t.Errorf("%v", err)
+		}
+		lines := strings.Split(out.String(), "\n")
+		for i, row := range rows {
+			if i >= len(lines) || !strings.HasSuffix(lines[i], row.want) {
+				t.Errorf("by a device: %v: %s: want %q of %q", device, row.url, row.want, lines)
+			}
+		}
 	}
 }
 
@@ -109,23 +140,27 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "this machine") }))
 	defer laptop.Close()
 	port := laptop.Listener.Addr().(*net.TCPAddr).Port
-	p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
-		HostName, port, port))
-	p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	p.LocalPorts = []uint16{uint16(port)}
-	err := p.Run(t.Context(), pod.tunnel)
-	if exitCode(err) != 7 || len(*said) > 0 {
-		t.Errorf("%v, %q", err, *said)
-	}
-	lines := strings.Split(out.String(), "\n")
-	want := []string{"orders <nil>", "orders.shop.svc.cluster.local <nil>", "198.51.100.3 <nil>", "this machine <nil>", "this machine <nil>"}
-	for i, line := range want {
-		if i >= len(lines) || lines[i] != line {
-			t.Fatalf("%q, want %q", lines, want)
+	for _, device := range []bool{false, true} {
+		p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
+			HostName, port, port))
+		p.device = device
+		p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+		p.LocalPorts = []uint16{uint16(port)}
+		err := p.Run(t.Context(), pod.tunnel)
+		if exitCode(err) != 7 || len(*said) > 0 {
+			t.Errorf("%v, %q", err, *said)
 		}
-	}
-	if !strings.Contains(lines[len(want)], "connection reset by peer") && !strings.Contains(lines[len(want)], "EOF") {
-		t.Errorf("what refuses: %q", lines[len(want)])
+		lines := strings.Split(out.String(), "\n")
+		want := []string{"orders <nil>", "orders.shop.svc.cluster.local <nil>", "198.51.100.3 <nil>", "this machine <nil>", "this machine <nil>"}
+		for i, line := range want {
+			if i >= len(lines) || lines[i] != line {
+				t.Fatalf("by a device: %v: %q, want %q", device, lines, want)
+			}
+		}
+		refused := lines[len(want)]
+		if device && !strings.Contains(refused, "connection refused") || !device && !strings.Contains(refused, "connection reset by peer") && !strings.Contains(refused, "EOF") {
+			t.Errorf("by a device: %v: what refuses: %q", device, refused)
+		}
 	}
 }
 

@@ -68,10 +68,11 @@ func (w *Whole) Run(ctx context.Context, t Tunnel) error {
 		if w.Ready != nil {
 			w.Ready()
 		}
-		select {
-		case <-ctx.Done():
-		case <-serving.Done():
-		}
+		watching, cancel := context.WithCancel(serving)
+		defer context.AfterFunc(ctx, cancel)()
+		w.Machine.Watch(watching)
+		<-watching.Done()
+		cancel()
 	}
 	_ = w.Machine.Restore()
 	stop()

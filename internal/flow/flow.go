@@ -1,11 +1,12 @@
 // Package flow carries datagrams of many senders that share a socket, or some: for each pair of addresses it keeps a connection of its
-// own until that has been silent for long enough. internal/forward, internal/connect, internal/socks5 and internal/packet use it.
+// own until that has been silent for long enough. internal/forward, internal/connect, internal/socks5, internal/netns and internal/packet use it.
 package flow
 
 import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,6 +24,13 @@ const (
 	MaxDatagram = 64 << 10
 )
 
+// Pair is who sends datagrams to whom: those of UDP ("udp"), or echoes as internal/ping has them ("icmp"), where the sender's port is the identifier and
+// the target's 0.
+type Pair struct {
+	Network  string
+	From, To netip.AddrPort
+}
+
 // Table carries the flows of a socket, or of several; K tells them apart. Set the fields before Put.
 type Table[K comparable] struct {
 	// Dial makes a flow's connection, of which each Write is a datagram and each Read another.
@@ -33,6 +41,8 @@ type Table[K comparable] struct {
 	Idle func(k K) time.Duration
 	// Begin, if set, is called at the beginning of each flow, and what it returns at its end, with why it could not be made, or nil.
 	Begin func(k K) (end func(err error))
+	// Refuse, if set, is told each datagram that waits when its flow could not be made, and why.
+	Refuse func(k K, b []byte, err error)
 	// Full, if set, is called once: when the first datagram is dropped for a bound of all flows together, which one sender may have
 	// reached for all others. It must not call Put.
 	Full func()
@@ -83,19 +93,24 @@ func (t *Table[K]) run(ctx context.Context, k K, queue <-chan []byte) {
 	if t.Begin != nil {
 		end = t.Begin(k)
 	}
-	end(t.carry(ctx, k, queue))
+	err := t.carry(ctx, k, queue)
+	end(err)
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	delete(t.open, k)
-	for len(queue) > 0 {
-		t.queued.Add(-int64(len(<-queue)))
+	t.mu.Unlock()
+	for len(queue) > 0 { // nobody puts more
+		b := <-queue
+		t.queued.Add(-int64(len(b)))
+		if err != nil && t.Refuse != nil {
+			t.Refuse(k, b, err)
+		}
 	}
 }
 
 // Wait returns when all flows have ended, for which the ctx of Put has to.
 func (t *Table[K]) Wait() { t.wg.Wait() }
 
-// carry carries one flow, until it was silent for long enough.
+// carry carries one flow, until it was silent for long enough. The error is that it could not be made.
 func (t *Table[K]) carry(ctx context.Context, k K, queue <-chan []byte) error {
 	target, err := t.Dial(ctx, k)
 	if err != nil {

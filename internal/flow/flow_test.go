@@ -2,7 +2,9 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -120,5 +122,37 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 		}
 		cancel()
 		table.Wait()
+	})
+}
+
+// A flow that cannot be made refuses what waits for it, and the next datagram begins another.
+func TestAFlowThatIsNotMadeRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dialled, gone := 0, errors.New("gone")
+		var refused []string
+		table := &Table[int]{
+			Dial: func(context.Context, int) (net.Conn, error) {
+				dialled++
+				time.Sleep(time.Second)
+				return nil, gone
+			},
+			Answer: func(int, []byte) error { return nil },
+			Idle:   func(int) time.Duration { return time.Minute },
+			Refuse: func(k int, b []byte, err error) {
+				if k != 7 || !errors.Is(err, gone) {
+					t.Errorf("%d, %v", k, err)
+				}
+				refused = append(refused, string(b))
+			},
+		}
+		for _, s := range []string{"a", "b"} {
+			table.Put(t.Context(), 7, []byte(s))
+		}
+		table.Wait()
+		table.Put(t.Context(), 7, []byte("c"))
+		table.Wait()
+		if !slices.Equal(refused, []string{"a", "b", "c"}) || dialled != 2 || table.queued.Load() != 0 {
+			t.Errorf("%q after %d dials, %d bytes wait", refused, dialled, table.queued.Load())
+		}
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"bridge/internal/ping"
 )
 
 // dialTimeout bounds a dial that nobody answers. The laptop's own patience usually ends before.
@@ -23,11 +25,19 @@ type Dialer struct {
 	Resolvers []netip.Addr
 	// Loopback are TCP ports of the pod's own loopback that may be dialled.
 	Loopback []int
+	// Allow are addresses of the link, and metadata services, that may be dialled.
+	Allow []netip.Prefix
 }
 
-// DialContext connects to address, "host:port". What is refused is the address after resolution; the
+// DialContext connects to address, "host:port"; of network "icmp" it is an IP address, to be sent echo requests. What is refused is the address after resolution; the
 // error then wraps syscall.EACCES, which the tunnel passes on.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if network == "icmp" {
+		if err := d.control(ctx, network, address, nil); err != nil {
+			return nil, err
+		}
+		return ping.Dial(ctx, address)
+	}
 	dialer := net.Dialer{Timeout: dialTimeout, ControlContext: d.control}
 	return dialer.DialContext(ctx, network, address)
 }
@@ -45,11 +55,21 @@ func (d *Dialer) control(_ context.Context, network, address string, _ syscall.R
 	if ip.IsLoopback() && strings.HasPrefix(network, "tcp") && slices.Contains(d.Loopback, int(a.Port())) {
 		return nil
 	}
-	if why := forbidden(ip); why != "" {
+	why := forbidden(ip)
+	if (why == linkLocal || why == metadata) && slices.ContainsFunc(d.Allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return nil
+	}
+	if why != "" {
 		return fmt.Errorf("%s addresses are not reachable through the proxy: %w", why, syscall.EACCES)
 	}
 	return nil
 }
+
+// The kinds of addresses that are dialled for those alone who allow it.
+const (
+	linkLocal = "link-local"
+	metadata  = "metadata"
+)
 
 // forbidden says of what kind an address is that is not dialled; "" for the others.
 func forbidden(ip netip.Addr) string {
@@ -65,7 +85,7 @@ func forbidden(ip netip.Addr) string {
 		"168.63.129.16",   // Azure
 		"100.100.100.200", // Alibaba
 		"192.0.0.192":     // Oracle
-		return "metadata"
+		return metadata
 	}
 	switch {
 	case ip.IsLoopback():
@@ -73,7 +93,7 @@ func forbidden(ip netip.Addr) string {
 	case ip.IsUnspecified():
 		return "unspecified"
 	case ip.IsLinkLocalUnicast():
-		return "link-local"
+		return linkLocal
 	case ip.IsMulticast():
 		return "multicast"
 	}

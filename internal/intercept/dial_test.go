@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -33,11 +34,33 @@ func TestDialerRefusesTheAddressAfterResolution(t *testing.T) {
 		"127.0.0.1:" + port, "localhost:" + port, "[::1]:" + port, "0.0.0.0:" + port, "[::]:" + port,
 		"169.254.169.254:80", "[fe80::1%lo]:80", "127.0.0.2:53",
 	} {
-		for _, network := range []string{"tcp", "udp"} {
+		for _, network := range []string{"tcp", "udp", "icmp"} {
+			if network == "icmp" && strings.HasPrefix(address, "localhost") { // is no address
+				continue
+			}
 			c, err := d.DialContext(t.Context(), network, address)
 			if !errors.Is(err, syscall.EACCES) {
 				t.Errorf("%s %s: %v, %v; want a refusal", network, address, c, err)
 			}
+		}
+	}
+}
+
+// What is allowed is dialled, and no more: of the pod's own loopback nothing.
+func TestDialerDialsWhatIsAllowed(t *testing.T) {
+	d := &Dialer{Allow: []netip.Prefix{netip.MustParsePrefix("169.254.20.0/24"), netip.MustParsePrefix("fe80::/64"), netip.MustParsePrefix("168.63.129.16/32")}}
+	for address, allowed := range map[string]bool{
+		"169.254.20.10:53": true, "[::ffff:169.254.20.10]:80": true, "[fe80::1%eth0]:80": true, "168.63.129.16:80": true,
+		"169.254.169.254:80": false, "[fe80:1::1]:80": false, "100.100.100.200:80": false,
+	} {
+		if err := d.control(t.Context(), "tcp", address, nil); (err == nil) != allowed {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	d.Allow = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	for _, address := range []string{"127.0.0.1:80", "[::1]:80", "0.0.0.0:80", "224.0.0.1:80"} {
+		if err := d.control(t.Context(), "tcp", address, nil); !errors.Is(err, syscall.EACCES) {
+			t.Errorf("%s: %v", address, err)
 		}
 	}
 }
@@ -90,6 +113,18 @@ func TestDialerConnects(t *testing.T) {
 			t.Fatal(err)
 		}
 		read(t, c, "hello")
+		_ = c.Close()
+		c, err = (&Dialer{}).DialContext(t.Context(), "icmp", netip.AddrPortFrom(prefix.Addr(), 0).String())
+		if errors.Is(err, syscall.EACCES) {
+			return // internal/ping says who may
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "\x00\x01ping"); err != nil {
+			t.Fatal(err)
+		}
+		read(t, c, "\x00\x01ping")
 		_ = c.Close()
 		return
 	}

@@ -7,6 +7,7 @@ package kube
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,7 @@ type Client struct {
 	ways      ways
 	requestID atomic.Int64
 	requests  *requestConns
+	sessions  tls.ClientSessionCache // of port-forwards' connections
 }
 
 // New reads the configuration that flags describe. userAgent is what the API server logs and audits. It does not talk to the cluster. Its errors carry
@@ -128,7 +130,7 @@ func flagsOf(flags *genericclioptions.ConfigFlags) string {
 
 // In is the same cluster with another namespace.
 func (c *Client) In(namespace string) *Client {
-	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags, requests: c.requests}
+	return &Client{Config: c.Config, Clientset: c.Clientset, Namespace: namespace, Flags: c.Flags, requests: c.requests, sessions: c.sessions}
 }
 
 // NewForConfig makes a Client from a configuration that is there already. It copies cfg.
@@ -149,7 +151,7 @@ func NewForConfig(cfg *rest.Config, namespace string) (*Client, error) {
 	if err != nil {
 		return nil, configError(err)
 	}
-	return &Client{Config: cfg, Clientset: cs, Namespace: namespace, requests: requests}, nil
+	return &Client{Config: cfg, Clientset: cs, Namespace: namespace, requests: requests, sessions: tls.NewLRUClientSessionCache(0)}, nil
 }
 
 // noticeDeadConnections has client-go drop a connection that lies dead for 15 seconds, as the tunnel does its carrier. By

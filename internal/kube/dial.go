@@ -37,7 +37,7 @@ const maxRefusal = 64 << 10
 // and the kubelet: in a WebSocket, or in plain SPDY where that does not pass or does not answer. It does not learn whether
 // anything listens on the port: a refusal is the first Read's error, wrapping ECONNREFUSED. The
 // connection has CloseWrite and Reset; a deadline that passes ends its direction. Without a deadline
-// ctx is given 30 seconds. A lost path to the API server is noticed within 20 seconds while somebody
+// ctx is given 30 seconds. A lost path to the API server is noticed within 15 seconds while somebody
 // reads.
 func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
 	ctx, cancel := bounded(ctx)
@@ -109,7 +109,7 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error) {
-	tlsConfig, err := rest.TLSConfigFor(c.Config)
+	tlsConfig, err := c.tlsConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +138,16 @@ func (c *Client) dialWebSocket(ctx context.Context, u *url.URL) (carrier, error)
 		}
 		return &wsCarrier{Conn: up.conn, below: up.below}, nil
 	})
+}
+
+// tlsConfig is for a connection to the API server, nil where that takes none. Each is one of its own, and those that come later resume the TLS session of earlier ones,
+// which spares both ends the most of a handshake.
+func (c *Client) tlsConfig() (*tls.Config, error) {
+	cfg, err := rest.TLSConfigFor(c.Config)
+	if cfg != nil {
+		cfg.ClientSessionCache = c.sessions
+	}
+	return cfg, err
 }
 
 const (
@@ -229,7 +239,7 @@ func (c *Client) dialSPDY(ctx context.Context, u *url.URL) (carrier, error) {
 // upgrade sends a request that asks for protocol, with more headers (nil for none), and returns the connection when the
 // other side has agreed.
 func (c *Client) upgrade(ctx context.Context, method string, u *url.URL, protocol string, h http.Header) (*rawCarrier, error) {
-	tlsConfig, err := rest.TLSConfigFor(c.Config)
+	tlsConfig, err := c.tlsConfig()
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -192,6 +193,58 @@ func TestDialPodCarriesBytesExactlyBothWays(t *testing.T) {
 			t.Errorf("write after CloseWrite: %v", err)
 		}
 	})
+}
+
+// Each connection is one of its own, and all but the first have what the handshake of one before has made.
+func TestLaterConnectionsResumeTheTLSSession(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		s, c := newForwardServer(t, ws, echoPort)
+		var resumed []bool
+		s.before = func(_ http.ResponseWriter, r *http.Request) bool {
+			if ws == websocket.IsWebSocketUpgrade(r) { // not the try that fails
+				resumed = append(resumed, r.TLS.DidResume)
+			}
+			return false
+		}
+		for range 3 {
+			exchange(t, dial(t, c.In("shop"), 80))
+		}
+		if !slices.Equal(resumed[1:], []bool{true, true}) {
+			t.Errorf("resumed: %v", resumed)
+		}
+	})
+}
+
+// exchange has a byte there and back.
+func exchange(t *testing.T, c net.Conn) {
+	t.Helper()
+	_, err := c.Write([]byte("x"))
+	if err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	_ = c.Close()
+}
+
+// BenchmarkDialPod is a connection, a byte there and back, and its end.
+func BenchmarkDialPod(b *testing.B) {
+	t := &testing.T{}
+	s := &forwardServer{webSockets: true, handle: echoPort}
+	s.Server = httptest.NewTLSServer(s)
+	defer s.Close()
+	c, err := NewForConfig(&rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, "shop")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		conn, err := c.DialPod(b.Context(), "shop", "orders-0", 80)
+		if err != nil {
+			b.Fatal(err)
+		}
+		exchange(t, conn)
+	}
 }
 
 func TestSPDYIsTriedOnceAndRemembered(t *testing.T) {

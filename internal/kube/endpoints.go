@@ -276,13 +276,19 @@ func (e *Endpoints) log(msg string, args ...any) {
 // WaitSynced waits until the target has been read once. Its error is why it cannot be: not found,
 // forbidden, unreachable.
 func (e *Endpoints) WaitSynced(ctx context.Context) error {
+	return e.until(ctx, func() bool { return true })
+}
+
+// until waits until all has been read and done, which is called with mu, says so. Its error is ctx's cause, or why it cannot be known.
+func (e *Endpoints) until(ctx context.Context, done func() bool) error {
 	for {
 		e.mu.Lock()
 		e.init()
 		synced, err := e.state()
+		over := synced && done()
 		changed := e.changed
 		e.mu.Unlock()
-		if err != nil || synced {
+		if err != nil || over {
 			return err
 		}
 		select {
@@ -407,24 +413,9 @@ func (e *Endpoints) Only(ep Endpoint) {
 // WaitGone waits until the pod, which is e's target, has ended, is not there any more, or is another one than uid's. Its error is
 // ctx's cause, or why it cannot be known.
 func (e *Endpoints) WaitGone(ctx context.Context, uid types.UID) error {
-	for {
-		e.mu.Lock()
-		e.init()
-		synced, err := e.state()
-		changed := e.changed
-		gone := synced && !slices.ContainsFunc(e.pods, func(p corev1.Pod) bool {
-			return p.UID == uid && !Ended(&p)
-		})
-		e.mu.Unlock()
-		if err != nil || gone {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	return e.until(ctx, func() bool {
+		return !slices.ContainsFunc(e.pods, func(p corev1.Pod) bool { return p.UID == uid && !Ended(&p) })
+	})
 }
 
 // Dial connects to a ready endpoint for port, TCP, by a port-forward. A pod that cannot be reached any more is passed over.

@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -96,6 +99,36 @@ func TestAServicesPortHasItsProtocol(t *testing.T) {
 	if eps, err := e.resolve(wanted{network: "tcp", port: "53"}); err != nil || len(eps) != 1 || eps[0].Pod != "b" {
 		t.Errorf("of one pod alone: %v, %v", eps, err)
 	}
+}
+
+// Connections go to all ready endpoints in turn; one that could not be dialled just now is left out while there are others.
+func TestConnectionsAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := endpointsOf(t, dnsService, dnsSlice)
+		count := func() string {
+			got := map[string]int{}
+			for range 30 {
+				ep, err := e.Pick(t.Context(), "tcp", "53")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[ep.Pod]++
+			}
+			return fmt.Sprint(got)
+		}
+		if got := count(); got != "map[a:15 b:15]" {
+			t.Errorf("%s", got)
+		}
+		e.distrusted["a"] = time.Now().Add(distrustFor)
+		if got := count(); got != "map[b:30]" {
+			t.Errorf("without a: %s", got)
+		}
+		e.distrusted["b"] = time.Now().Add(2 * distrustFor)
+		begin := time.Now()
+		if ep, err := e.Pick(t.Context(), "tcp", "53"); err != nil || ep.Pod != "a" || time.Since(begin) != distrustFor {
+			t.Errorf("where none is trusted: %v, %v after %v", ep, err, time.Since(begin))
+		}
+	})
 }
 
 func TestWhatIsNoPodIsReachedFromWithin(t *testing.T) {

@@ -46,9 +46,9 @@ const (
 	maxErrorText = 4 << 10
 
 	// pingPeriod keeps load balancers from cutting a silent connection, and finds out that the path
-	// is dead: an answer missing for deadAfter ends the connection.
-	pingPeriod = 5 * time.Second
-	deadAfter  = 15 * time.Second
+	// is dead: an answer missing for deadAfter ends the connection, 15 s after the path at most.
+	pingPeriod = 3 * time.Second
+	deadAfter  = 12 * time.Second
 
 	// goodbyeTimeout is what Close grants the last frame on a connection that takes no more bytes.
 	goodbyeTimeout = time.Second
@@ -475,7 +475,7 @@ func (p *podConn) watch() {
 		p.silent, p.readsOld = 0, reads
 	}
 	if at := p.pinged.Load(); at != 0 {
-		if waited := time.Since(time.Unix(0, at)); waited > deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter && p.isDead() {
+		if waited := time.Since(time.Unix(0, at)); waited >= deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter && p.isDead() {
 			err := p.opError("read", &lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
 			p.lost.CompareAndSwap(nil, &err)
 			_ = p.c.NetConn().Close() // ends Read and Write, which report p.lost

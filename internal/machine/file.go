@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"bridge/internal/private"
 )
@@ -186,9 +187,29 @@ func (c *fileChange) put(s fileState) error {
 	}
 	if err != nil {
 		_ = os.Remove(draft)
+		if s.Link == "" && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) && overwrite(c.Path, s) {
+			return nil
+		}
 		return err
 	}
 	return private.SyncFolder(filepath.Dir(c.Path))
+}
+
+// overwrite writes s over the file at path where that takes no more room than the file has, for a disk that is full. It is false when it did not.
+func overwrite(path string, s fileState) bool {
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || allocated(info) < int64(len(s.Content)) {
+		return false
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return false
+	}
+	_, err = f.WriteAt(s.Content, 0)
+	if err == nil {
+		err = errors.Join(f.Truncate(int64(len(s.Content))), f.Chmod(fs.FileMode(s.Mode)), f.Sync())
+	}
+	return errors.Join(err, f.Close()) == nil
 }
 
 // draft is what becomes the file when it is whole.

@@ -128,7 +128,9 @@ func (j *journal) undo(say func(string)) error {
 			say("resolvconf has this machine's own resolvers again")
 		}
 	}
-	if err := j.write(next); err != nil {
+	if next.empty() {
+		j.record = next // end removes what says otherwise, which undoes nothing any more and takes no room
+	} else if err := j.write(next); err != nil {
 		errs = append(errs, err)
 	}
 	return hint.New(hint.RestoreIncomplete, errors.Join(errs...), "when that is mended: bridge connect --undo")

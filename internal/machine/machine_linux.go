@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -289,6 +291,11 @@ func (m *Machine) Open(mtu int) (device int, err error) {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return -1, fmt.Errorf("the device %s: %w", Device, err)
 	}
+	if six {
+		if err := awaitLocal(own6); err != nil {
+			return -1, fmt.Errorf("the device %s: its address %s: %w", Device, own6, err)
+		}
+	}
 	for _, r := range m.ranges {
 		src := m.own
 		if r.Addr().Is6() {
@@ -301,6 +308,34 @@ func (m *Machine) Open(mtu int) (device int, err error) {
 		}
 	}
 	return m.fd, nil
+}
+
+const (
+	// localPatience bounds how long the kernel has for an address of IPv6, which is usually ready within a millisecond.
+	localPatience = 5 * time.Second
+	localLook     = time.Millisecond
+)
+
+// awaitLocal waits until an address of the device is this machine's: the kernel makes one of IPv6 so after it has given it out, and forwards, or drops, what
+// comes for it before.
+func awaitLocal(a netip.Addr) error {
+	for end := time.Now().Add(localPatience); ; time.Sleep(localLook) {
+		list, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(list) > 0 && list[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(end) {
+			return errors.Join(errors.New("the kernel does not take it for this machine's"), err)
+		}
+	}
+}
+
+// allocated is the room that a file has on its disk, in bytes.
+func allocated(info os.FileInfo) int64 {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return s.Blocks * 512
+	}
+	return 0
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
@@ -364,6 +399,14 @@ func (m *Machine) Resolve(z Zones) error {
 	}
 	m.say(resolverPath + " names bridge's DNS server")
 	return nil
+}
+
+// Watch says when somebody else has programs ask another DNS server, and when they ask ours again, until ctx is done. It is for after Resolve. What systemd-resolved
+// is told by others it does not see.
+func (m *Machine) Watch(ctx context.Context) {
+	if m.way != byResolved {
+		watch(ctx, resolverPath, m.own.String(), m.say)
+	}
 }
 
 // thisRun says which bridge writes a file, for whoever reads it, as nobody else does.

@@ -102,6 +102,34 @@ func TestTheDeviceAndItsRoutesComeAndGo(t *testing.T) {
 	})
 }
 
+// An address of IPv6 is this machine's when Open returns, and packets from it leave by the device.
+func TestTheDevicesIPv6AddressIsLocal(t *testing.T) {
+	inside(t, func() {
+		ip(t, "link set lo up")
+		j, err := hold(filepath.Join(t.TempDir(), "state"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var said []string
+		m := &Machine{say: func(line string) { said = append(said, line) }, journal: j, fd: -1}
+		if err := m.Plan(prefixes("10.96.0.0/16", "fd77::/64"), false, nil); err != nil {
+			t.Error(err)
+			return
+		}
+		_, err = m.Open(65520)
+		if got := ip(t, "-6 route get "+own6.String()); err != nil || len(said) > 0 || !strings.HasPrefix(got, "local ") {
+			t.Errorf("%v, it said %q; %s", err, said, got)
+		}
+		if got := ip(t, "-6 route get fd77::1"); !strings.Contains(got, "dev tun-bridge") || !strings.Contains(got, "src "+own6.String()) {
+			t.Error(got)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A device of that name which is somebody's stays theirs: it would outlive the process, with the routes.
 func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
 	inside(t, func() {
@@ -114,6 +142,55 @@ func TestADeviceOfSomebodysIsNotTaken(t *testing.T) {
 			t.Errorf("%v; %s", err, hint.Of(err))
 		}
 	})
+}
+
+// A full disk keeps nobody from having the resolver file back that has no more in it than ours has room for. Else it is said, and is undone when there is room.
+func TestUndoOnAFullDisk(t *testing.T) {
+	const at = "BRIDGE_TEST_SMALL_DISK"
+	dir := os.Getenv(at)
+	if dir == "" {
+		dir = t.TempDir()
+		cmd := exec.Command("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o size=64k none "$1" && exec "$0" -test.run '^TestUndoOnAFullDisk$' -test.v`, os.Args[0], dir)
+		cmd.Env = append(os.Environ(), at+"="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	p := &place{t: t, path: filepath.Join(dir, "resolv.conf"), folder: filepath.Join(dir, "state")}
+	full := filepath.Join(dir, "full")
+	fill := func() {
+		f, err := os.Create(full)
+		for err == nil {
+			_, err = f.Write(make([]byte, os.Getpagesize()))
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	p.write(original)
+	p.killed(false, true)
+	fill()
+	p.undo()
+	p.has(original)
+
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	long := original + strings.Repeat("# a long one\n", os.Getpagesize()/8)
+	p.write(long)
+	p.killed(false, true)
+	fill()
+	if err := undoAll(p.folder, p.path, p.say); hint.CodeOf(err) != hint.RestoreIncomplete || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("%v", err)
+	}
+	p.has(ours)
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	p.undo()
+	p.has(long)
 }
 
 // Whoever closes it last is told, too, that it is not as before.

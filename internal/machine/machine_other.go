@@ -3,7 +3,9 @@
 package machine
 
 import (
+	"context"
 	"net/netip"
+	"os"
 	"runtime"
 
 	"bridge/internal/hint"
@@ -11,6 +13,8 @@ import (
 
 // Machine is not to be had here.
 type Machine struct{}
+
+func allocated(os.FileInfo) int64 { return 0 }
 
 func unsupported() error {
 	return hint.Newf(hint.Usage, "use the proxy of bridge connect, or bridge forward", "the whole machine is for Linux only, and this is %s", runtime.GOOS)
@@ -42,6 +46,9 @@ func (*Machine) Open(int) (int, error) { return -1, unsupported() }
 
 // Resolve is not reached.
 func (*Machine) Resolve(Zones) error { return unsupported() }
+
+// Watch has nothing to see.
+func (*Machine) Watch(context.Context) {}
 
 // Restore has nothing to do.
 func (*Machine) Restore() error { return nil }

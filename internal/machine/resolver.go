@@ -21,6 +21,9 @@ const (
 
 	// commandTime bounds resolvectl and resolvconf, which answer at once or hang.
 	commandTime = 20 * time.Second
+
+	// watchEvery is how often is looked who is named in the resolver file.
+	watchEvery = 2 * time.Second
 )
 
 // way is who tells programs of resolvers.
@@ -119,6 +122,33 @@ func servers(w way) (list []string, err error) {
 		list = append(list, net.JoinHostPort(s, "53"))
 	}
 	return list, nil
+}
+
+// watch says when the resolver file at path does not name server first any more, and when it does again, until ctx is done. That has to be so two times in a row:
+// somebody may be in the middle of writing it.
+func watch(ctx context.Context, path, server string, say func(string)) {
+	every := time.NewTicker(watchEvery)
+	defer every.Stop()
+	for ours, before := true, true; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		}
+		b, _ := os.ReadFile(path) // one that cannot be read names nobody
+		list := nameservers(b)
+		now := len(list) > 0 && list[0] == server
+		switch {
+		case now != before || now == ours:
+		case now:
+			say(path + " names bridge's DNS server again")
+			ours = now
+		default:
+			say(fmt.Sprintf("note: somebody else has written %s, which names %q: the cluster's names are not found any more. To have them again end bridge, which leaves that as it is, and begin anew", path, list))
+			ours = now
+		}
+		before = now
+	}
 }
 
 // target is the file itself, behind links; "" when there is none.

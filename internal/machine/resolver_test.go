@@ -1,10 +1,15 @@
 package machine
 
 import (
+	"context"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestWhoIsInChargeOfTheResolver(t *testing.T) {
@@ -82,4 +87,45 @@ func TestTheResolverFileKeepsWhatNamesNoServer(t *testing.T) {
 	if want := "nameserver 198.19.249.53\nsearch example.com\noptions ndots:2 timeout:1\n"; !strings.HasSuffix(got, want) || strings.Contains(got, "192.0.2.") {
 		t.Errorf("%q", got)
 	}
+}
+
+// Whoever writes the file is noticed, once, and so is that it is as before; not a file that is just being written.
+func TestWhoWritesTheResolverFileIsNoticed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	synctest.Test(t, func(t *testing.T) {
+		said := make(chan string, 10)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		write := func(text string) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const ours, theirs = "# ours\nnameserver 198.19.249.53\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1\nnameserver 198.19.249.53\n"
+		write(ours)
+		go func() {
+			defer close(done)
+			watch(ctx, path, "198.19.249.53", func(line string) { said <- line })
+		}()
+		for i, step := range []struct {
+			text string
+			wait time.Duration
+			says string
+		}{
+			{ours, 5 * watchEvery, ""},
+			{"", watchEvery, ""}, {ours, 2 * watchEvery, ""}, // somebody was in the middle
+			{theirs, watchEvery, ""}, {theirs, watchEvery, `which names ["192.0.2.1" "198.19.249.53"]`}, {theirs, 5 * watchEvery, ""},
+			{ours, 2 * watchEvery, "again"}, {ours, 5 * watchEvery, ""}, {"", 2 * watchEvery, "which names []"},
+		} {
+			write(step.text)
+			time.Sleep(step.wait)
+			synctest.Wait()
+			want := min(len(step.says), 1)
+			if len(said) != want || want == 1 && !strings.Contains(<-said, step.says) {
+				t.Fatalf("step %d: it did not say %q, once", i, step.says)
+			}
+		}
+		cancel()
+		<-done
+	})
 }

@@ -6,48 +6,104 @@ import (
 	"net"
 	"net/netip"
 	"os"
+
+	"bridge/internal/flow"
+	"bridge/internal/ping"
 )
 
-// Datagrams is what the programs send by UDP over IPv4, to any address and port but DNS's.
+// Datagrams is what the programs send by UDP, to any address and port but DNS's of IPv4, and their echo requests. What the kernel cannot hand out is not
+// there: such UDP is refused at once, and echo requests are not permitted.
 type Datagrams struct {
-	in  *net.UDPConn // tells of each what it was sent to
-	out *os.File     // a raw socket, which takes whole packets
+	in   []source
+	out4 *os.File // raw sockets, which take whole packets; nil without in's of that version
+	out6 *os.File
 }
 
-// Close closes both. A nil d is closed.
+// source is a socket that tells of each datagram what it was sent to.
+type source struct {
+	conn net.PacketConn
+	read func(b, oob []byte) (p flow.Pair, payload []byte, err error)
+}
+
+// Close closes all. A nil d is closed.
 func (d *Datagrams) Close() {
 	if d == nil {
 		return
 	}
-	if d.in != nil {
-		_ = d.in.Close()
+	for _, s := range d.in {
+		_ = s.conn.Close()
 	}
-	if d.out != nil {
-		_ = d.out.Close()
+	for _, f := range []*os.File{d.out4, d.out6} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
 }
 
-// maxPayload is what UDP over IPv4 can carry.
-const maxPayload = 65507
+const (
+	protocolICMP   = 1
+	protocolUDP    = 17
+	protocolICMPv6 = 58
+
+	// udpHead is what UDP has before a payload, maxPayload what it can carry over IPv4, and maxPayload6 what there is room for over IPv6 in a packet of the
+	// loopback device.
+	udpHead     = 8
+	maxPayload  = 65507
+	maxPayload6 = 65536 - 40 - udpHead
+)
 
 var errTooLong = errors.New("a datagram is too long")
 
-// packet is an IPv4 packet with a datagram from one address to another. The kernel fills in the length, and the checksum of the head; a
-// datagram without one is as good where no wire is.
-func packet(b []byte, from, to netip.AddrPort) ([]byte, error) {
-	if len(b) > maxPayload {
-		return nil, errTooLong
+// udpMessage is a datagram from one address to another, with its checksum.
+func udpMessage(from, to netip.AddrPort, b []byte) []byte {
+	size := udpHead + len(b)
+	m := make([]byte, 0, size)
+	m = binary.BigEndian.AppendUint16(m, from.Port())
+	m = binary.BigEndian.AppendUint16(m, to.Port())
+	m = binary.BigEndian.AppendUint16(m, uint16(size))
+	m = append(append(m, 0, 0), b...)
+	if !to.Addr().Is6() { // one without is as good where no wire is
+		return m
 	}
-	const head, udpHead = 20, 8
-	p := make([]byte, head, head+udpHead+len(b))
-	p[0], p[8], p[9] = 4<<4|head/4, 64, 17 // version and size of the head, time to live, UDP
-	binary.BigEndian.PutUint16(p[2:], uint16(head+udpHead+len(b)))
-	source, target := from.Addr().As4(), to.Addr().As4()
-	copy(p[12:], source[:])
-	copy(p[16:], target[:])
-	p = binary.BigEndian.AppendUint16(p, from.Port())
-	p = binary.BigEndian.AppendUint16(p, to.Port())
-	p = binary.BigEndian.AppendUint16(p, uint16(udpHead+len(b)))
-	p = append(p, 0, 0)
-	return append(p, b...), nil
+	sum := ping.Checksum(m, ping.Pseudo(from.Addr(), to.Addr(), protocolUDP, size))
+	if sum == 0 { // which says that there is none
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(m[6:], sum)
+	return m
+}
+
+// Answer sends p's sender a datagram that comes from its target.
+func (d *Datagrams) Answer(p flow.Pair, b []byte) error {
+	if len(b) > maxPayload || p.To.Addr().Is6() && len(b) > maxPayload6 {
+		return errTooLong
+	}
+	if p.Network == "icmp" {
+		return d.send(p.To.Addr(), p.From.Addr(), true, ping.Reply(p.To.Addr(), p.From.Addr(), p.From.Port(), b))
+	}
+	return d.send(p.To.Addr(), p.From.Addr(), false, udpMessage(p.To, p.From, b))
+}
+
+// Refuse tells p's sender that an echo does not reach its target, for err. Of UDP nothing is told.
+func (d *Datagrams) Refuse(p flow.Pair, echo []byte, err error) {
+	if p.Network != "icmp" {
+		return
+	}
+	by := own4
+	if p.To.Addr().Is6() {
+		by = own6
+	}
+	_ = d.send(by, p.From.Addr(), true, ping.Refusal(by, p.From.Addr(), p.To.Addr(), p.From.Port(), echo, err)) // one that is lost
+}
+
+// packet is one that a raw socket takes, with a message of ICMP or of UDP.
+func packet(from, to netip.Addr, icmp bool, message []byte) []byte {
+	protocol := byte(protocolUDP)
+	switch {
+	case icmp && to.Is6():
+		protocol = protocolICMPv6
+	case icmp:
+		protocol = protocolICMP
+	}
+	return append(ping.Header(from, to, protocol, len(message)), message...)
 }

@@ -1,44 +1,86 @@
 package netns
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/flow"
+	"bridge/internal/ping"
 )
 
-// datagramSockets opens the two of Datagrams, on none of the taken ports.
-func datagramSockets(taken []uint16) (files []*os.File, port uint16, err error) {
-	in, port, err := transparent()
-	for err == nil && slices.Contains(taken, port) {
-		defer func(f *os.File) { _ = f.Close() }(in) // then, so that it is not found again
-		in, port, err = transparent()
+// The kinds of sockets that are handed over for Datagrams.
+const (
+	udp4, icmp4, raw4 = "udp4", "icmp4", "raw4"
+	udp6, icmp6, raw6 = "udp6", "icmp6", "raw6"
+)
+
+// And those where a device is in the place of nftables.
+const (
+	tun       = "tun"
+	localPort = "local port"
+)
+
+// datagramSockets opens those of one version of IP that this kernel has, on none of the taken ports, and has datagrams and echo requests come to them.
+func datagramSockets(six bool, taken []uint16) (kinds []string, files []*os.File) {
+	family, udp, icmp, raw := unix.AF_INET, udp4, icmp4, raw4
+	if six {
+		family, udp, icmp, raw = unix.AF_INET6, udp6, icmp6, raw6
 	}
+	out, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil
 	}
-	files = append(files, in)
-	out, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return files, 0, os.NewSyscallError("socket", err)
+	kinds, files = []string{raw}, []*os.File{os.NewFile(uintptr(out), raw)}
+	if in, port, err := transparentApart(six, taken); err == nil {
+		if catchDatagrams(six, port) == nil {
+			kinds, files = append(kinds, udp), append(files, in)
+		} else {
+			_ = in.Close()
+		}
 	}
-	return append(files, os.NewFile(uintptr(out), "raw")), port, nil
+	if in, err := echoes(six); err == nil {
+		if letEchoes(six) == nil {
+			kinds, files = append(kinds, icmp), append(files, in)
+		} else {
+			_ = in.Close()
+		}
+	}
+	return kinds, files
+}
+
+// transparentApart is transparent on none of the taken ports.
+func transparentApart(six bool, taken []uint16) (*os.File, uint16, error) {
+	for {
+		in, port, err := transparent(six)
+		if err != nil || !slices.Contains(taken, port) {
+			return in, port, err
+		}
+		defer func() { _ = in.Close() }() // then, so that it is not found again
+	}
 }
 
 // transparent is a socket on any port that is free, which tells what a datagram was sent to.
-func transparent() (*os.File, uint16, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+func transparent(six bool) (*os.File, uint16, error) {
+	family, level, is, tell, all := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT, unix.IP_RECVORIGDSTADDR, unix.Sockaddr(&unix.SockaddrInet4{})
+	if six {
+		family, level, is, tell, all = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_RECVORIGDSTADDR, &unix.SockaddrInet6{}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, os.NewSyscallError("socket", err)
 	}
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
-		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1),
-		unix.Bind(fd, &unix.SockaddrInet4{}),
-	)
+	err = errors.Join(unix.SetsockoptInt(fd, level, is, 1), unix.SetsockoptInt(fd, level, tell, 1))
+	if six {
+		err = errors.Join(err, unix.SetsockoptInt(fd, level, unix.IPV6_V6ONLY, 1))
+	}
+	err = errors.Join(err, unix.Bind(fd, all))
 	var bound unix.Sockaddr
 	if err == nil {
 		bound, err = unix.Getsockname(fd)
@@ -47,44 +89,185 @@ func transparent() (*os.File, uint16, error) {
 		_ = unix.Close(fd)
 		return nil, 0, err
 	}
-	return os.NewFile(uintptr(fd), "datagrams"), uint16(bound.(*unix.SockaddrInet4).Port), nil
+	f := os.NewFile(uintptr(fd), "datagrams")
+	if six {
+		return f, uint16(bound.(*unix.SockaddrInet6).Port), nil
+	}
+	return f, uint16(bound.(*unix.SockaddrInet4).Port), nil
 }
 
-// Read waits for a datagram, from a program to what it has sent it to. What is longer than p is cut.
-func (d *Datagrams) Read(p []byte) (n int, from, to netip.AddrPort, err error) {
-	oob := make([]byte, 128)
-	n, oobn, _, from, err := d.in.ReadMsgUDPAddrPort(p, oob)
+// echoes is a socket that hears the echo requests of one version, which the kernel answers no more: all addresses are its own.
+func echoes(six bool) (*os.File, error) {
+	family, protocol, ignore := unix.AF_INET, protocolICMP, "/proc/sys/net/ipv4/icmp_echo_ignore_all"
+	if six {
+		family, protocol, ignore = unix.AF_INET6, protocolICMPv6, "/proc/sys/net/ipv6/icmp/echo_ignore_all"
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return 0, from, to, err
+		return nil, os.NewSyscallError("socket", err)
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	f := os.NewFile(uintptr(fd), "echoes")
+	err = ping.Only(fd, six, ping.Requests(six))
+	if err == nil && six {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1))
+	}
+	if err == nil {
+		err = os.WriteFile(ignore, []byte("1"), 0)
+	}
 	if err != nil {
-		return 0, from, to, err
+		_ = f.Close()
+		return nil, err
 	}
-	for _, m := range messages {
-		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_ORIGDSTADDR && len(m.Data) >= 8 {
-			b := m.Data // a sockaddr_in: family, port, address
-			to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
-		}
-	}
-	return n, netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), to, nil
+	return f, nil
 }
 
-// Write sends a program a datagram that comes from the address from.
-func (d *Datagrams) Write(b []byte, from, to netip.AddrPort) error {
-	p, err := packet(b, from, to)
+// add takes a socket that was handed over.
+func (d *Datagrams) add(kind string, f *os.File) error {
+	switch kind {
+	case raw4:
+		d.out4 = f
+		return nil
+	case raw6:
+		d.out6 = f
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	c, err := net.FilePacketConn(f)
 	if err != nil {
 		return err
 	}
-	raw, err := d.out.SyscallConn()
+	s := source{conn: c}
+	switch c := c.(type) {
+	case *net.UDPConn:
+		s.read = readUDP(c)
+	case *net.IPConn:
+		if s.read = readEcho4(c); kind == icmp6 {
+			s.read = readEcho6(c)
+		}
+	}
+	d.in = append(d.in, s)
+	return nil
+}
+
+// Receive gives put what is sent, until Close, which is no error, and answers itself what is sent to the namespace's own addresses. put must not keep b,
+// and may be called several times at once.
+func (d *Datagrams) Receive(put func(p flow.Pair, b []byte)) error {
+	var g errgroup.Group
+	for _, s := range d.in {
+		g.Go(func() error {
+			err := d.receive(s, put)
+			if err != nil {
+				d.Close()
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+func (d *Datagrams) receive(s source, put func(p flow.Pair, b []byte)) error {
+	b, oob := make([]byte, flow.MaxDatagram), make([]byte, 128)
+	for {
+		p, payload, err := s.read(b, oob)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			return err
+		case !p.To.IsValid(): // not for us
+		case p.Network == "icmp" && slices.ContainsFunc(within, func(w netip.Prefix) bool { return w.Contains(p.To.Addr()) }):
+			_ = d.Answer(p, payload)
+		default:
+			put(p, payload)
+		}
+	}
+}
+
+// readUDP reads datagrams, with what they were sent to.
+func readUDP(c *net.UDPConn) func(b, oob []byte) (flow.Pair, []byte, error) {
+	return func(b, oob []byte) (flow.Pair, []byte, error) {
+		p := flow.Pair{Network: "udp"}
+		n, oobn, _, from, err := c.ReadMsgUDPAddrPort(b, oob)
+		if err != nil {
+			return p, nil, err
+		}
+		p.From = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		err = told(oob[:oobn], func(level, kind int32, b []byte) {
+			switch { // a socket address: family, port, (flow,) address
+			case level == unix.SOL_IP && kind == unix.IP_ORIGDSTADDR && len(b) >= 8:
+				p.To = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:]))
+			case level == unix.SOL_IPV6 && kind == unix.IPV6_ORIGDSTADDR && len(b) >= 24:
+				p.To = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), binary.BigEndian.Uint16(b[2:]))
+			}
+		})
+		return p, b[:n], err
+	}
+}
+
+// readEcho4 reads echo requests of IPv4, whose packets come with their header.
+func readEcho4(c *net.IPConn) func(b, oob []byte) (flow.Pair, []byte, error) {
+	return func(b, _ []byte) (p flow.Pair, echo []byte, err error) {
+		n, _, _, _, err := c.ReadMsgIP(b, nil)
+		if err != nil || n < 20 || int(b[0]&0xf)*4 > n {
+			return p, nil, err
+		}
+		from, to := netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
+		p, echo = asked(from, to, b[int(b[0]&0xf)*4:n])
+		return p, echo, nil
+	}
+}
+
+// readEcho6 reads those of IPv6, which come without, and are told of beside.
+func readEcho6(c *net.IPConn) func(b, oob []byte) (flow.Pair, []byte, error) {
+	return func(b, oob []byte) (p flow.Pair, echo []byte, err error) {
+		n, oobn, _, sender, err := c.ReadMsgIP(b, oob)
+		if err != nil {
+			return p, nil, err
+		}
+		from, _ := netip.AddrFromSlice(sender.IP)
+		err = told(oob[:oobn], func(level, kind int32, info []byte) {
+			if level == unix.SOL_IPV6 && kind == unix.IPV6_PKTINFO && len(info) >= 16 {
+				p, echo = asked(from, netip.AddrFrom16([16]byte(info[:16])), b[:n])
+			}
+		})
+		return p, echo, err
+	}
+}
+
+// asked is who asks whom by a message; not valid when it is no echo request.
+func asked(from, to netip.Addr, message []byte) (p flow.Pair, echo []byte) {
+	id, echo, ok := ping.ParseRequest(message, to.Is6())
+	if !ok {
+		return p, nil
+	}
+	return flow.Pair{Network: "icmp", From: netip.AddrPortFrom(from, id), To: netip.AddrPortFrom(to, 0)}, echo
+}
+
+// told gives each what the kernel has told beside a datagram.
+func told(oob []byte, each func(level, kind int32, b []byte)) error {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	for _, m := range messages {
+		each(m.Header.Level, m.Header.Type, m.Data)
+	}
+	return err
+}
+
+// send sends a program a message of ICMP or of UDP.
+func (d *Datagrams) send(from, to netip.Addr, icmp bool, message []byte) error {
+	var f *os.File
+	var at unix.Sockaddr
+	if to.Is6() {
+		f, at = d.out6, &unix.SockaddrInet6{Addr: to.As16()}
+	} else {
+		f, at = d.out4, &unix.SockaddrInet4{Addr: to.As4()}
+	}
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var sent error
 	err = raw.Control(func(fd uintptr) {
-		sent = unix.Sendto(int(fd), p, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+		sent = unix.Sendto(int(fd), packet(from, to, icmp, message), unix.MSG_DONTWAIT, at)
 	})
 	return errors.Join(err, os.NewSyscallError("sendto", sent))
 }
-
-func newDatagrams(in *net.UDPConn, out *os.File) *Datagrams { return &Datagrams{in, out} }

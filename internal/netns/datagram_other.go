@@ -5,12 +5,11 @@ package netns
 import (
 	"errors"
 	"net/netip"
+
+	"bridge/internal/flow"
 )
 
-// Read is for Linux.
-func (d *Datagrams) Read([]byte) (n int, from, to netip.AddrPort, err error) {
-	return 0, from, to, errors.ErrUnsupported
-}
+// Receive is for Linux.
+func (d *Datagrams) Receive(func(flow.Pair, []byte)) error { return errors.ErrUnsupported }
 
-// Write is for Linux.
-func (d *Datagrams) Write([]byte, netip.AddrPort, netip.AddrPort) error { return errors.ErrUnsupported }
+func (d *Datagrams) send(netip.Addr, netip.Addr, bool, []byte) error { return errors.ErrUnsupported }

@@ -44,8 +44,8 @@ func first(path string, args []string) {
 		os.Exit(1)
 	}
 	r := report{}
-	files, udp, err := setUp(o)
-	r.UDP = udp
+	files, kinds, err := setUp(o)
+	r.More = kinds
 	if err == nil {
 		r.Left, r.Hidden, err = place(o.Files, path)
 		r.InFiles = err != nil
@@ -118,12 +118,13 @@ func giveUp() error {
 	return nil
 }
 
-// setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them.
-func setUp(o Options) (files []*os.File, datagrams bool, err error) {
-	if err := links(o); err != nil {
-		return nil, false, fmt.Errorf("set up the loopback device: %w", err)
+// setUp makes the namespace what the package comment says, and opens its sockets, in the order in which sockets takes them: of the last ones kinds says what
+// they are.
+func setUp(o Options) (files []*os.File, kinds []string, err error) {
+	if err := up(loopback); err != nil {
+		return nil, nil, fmt.Errorf("set up the loopback device: %w", err)
 	}
-	_ = lowPorts() // where it cannot be, they are as outside
+	asInPods()
 	open := func(what interface{ File() (*os.File, error) }, err error) error {
 		if err != nil {
 			return err
@@ -146,37 +147,54 @@ func setUp(o Options) (files []*os.File, datagrams bool, err error) {
 	}
 	// To any address: what is sent to another resolver by UDP arrives here too, and is answered from where it was sent to.
 	if _, err := listen("tcp4", "0.0.0.0:53"); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 53})
 	if err := open(udp, err); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	defer func() { _ = udp.Close() }()
 	var port4, port6 uint16
 	if port4, err = listen("tcp4", "127.0.0.1:0", taken...); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	if len(o.IPv6) > 0 {
 		if port6, err = listen("tcp6", "[::1]:0", taken...); err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
 	}
-	if err := redirect(port4, port6, o.LocalPorts); err != nil {
-		return nil, false, fmt.Errorf("nftables: %w", err)
-	}
 	if err := ownFiles(); err != nil {
-		return nil, false, fmt.Errorf("put a resolver file in place: %w", err)
+		return nil, nil, fmt.Errorf("put a resolver file in place: %w", err)
 	}
-	more, port, err := datagramSockets(taken)
-	if err == nil {
-		err = catchDatagrams(port)
+	without := errors.New("not wanted")
+	if !o.Device {
+		without = redirect(port4, port6, o.LocalPorts)
 	}
-	if err != nil {
-		closeAll(more)
-		return files, false, nil // one lives without
+	if without != nil {
+		more, err := device(o)
+		if err != nil {
+			return nil, nil, fmt.Errorf("nftables: %w; and a device in its place: %w", without, err)
+		}
+		kinds, files = append(kinds, tun), append(files, more)
+		for _, p := range o.LocalPorts {
+			if _, err := listen("tcp4", fmt.Sprintf("127.0.0.1:%d", p)); err != nil {
+				return nil, nil, err
+			}
+			kinds = append(kinds, localPort)
+		}
+		return files, kinds, nil
 	}
-	return append(files, more...), true, nil
+	if err := links(o, nil); err != nil {
+		return nil, nil, fmt.Errorf("set up the loopback device: %w", err)
+	}
+	for _, six := range []bool{false, true} {
+		if six && len(o.IPv6) == 0 {
+			break
+		}
+		names, more := datagramSockets(six, taken)
+		kinds, files = append(kinds, names...), append(files, more...)
+	}
+	return files, kinds, nil
 }
 
 // listenApart listens at an address, on none of the taken ports.
@@ -294,5 +312,5 @@ func nsswitch(text string) string {
 	return strings.TrimSuffix(out.String(), "\n") + "\n" + nsswitchText + "\n"
 }
 
-// local is what every IPv4 address is.
-var local = netip.MustParsePrefix("0.0.0.0/0")
+// all4 is every IPv4 address.
+var all4 = netip.MustParsePrefix("0.0.0.0/0")

@@ -2,6 +2,7 @@ package netns
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -11,19 +12,24 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/ping"
 )
 
-// lowPorts lets programs listen on ports below 1024 without being root, as in most pods.
-func lowPorts() error {
-	return os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+// asInPods lets programs listen on ports below 1024, and send echo requests, without being root. Where it cannot be, they may what they may outside.
+func asInPods() {
+	_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", fmt.Appendf(nil, "%[1]d %[1]d", os.Getgid()), 0) // of both versions; no other group is known here
 }
 
-// links takes the loopback device up and makes every address its own.
-func links(o Options) error {
-	if err := up("lo"); err != nil {
-		return err
-	}
-	lo, err := net.InterfaceByName("lo")
+const (
+	loopback = "lo"
+	tunName  = "bridge0"
+)
+
+// links gives the loopback device the namespace's addresses, and makes every address its own; or, if that is not nil, has those of others be the way of tun.
+func links(o Options, tun *net.Interface) error {
+	lo, err := net.InterfaceByName(loopback)
 	if err != nil {
 		return err
 	}
@@ -32,27 +38,82 @@ func links(o Options) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := addAddress(c, lo.Index, own4); err != nil {
-		return err
-	}
-	if err := addLocal(c, lo.Index, local, own4); err != nil {
-		return err
-	}
-	if len(o.IPv6) == 0 {
-		return nil
-	}
-	if err := addAddress(c, lo.Index, own6); err != nil {
-		return err
-	}
-	for _, p := range o.IPv6 {
-		if err := addLocal(c, lo.Index, p, own6); err != nil {
+	for own, others := range map[netip.Addr][]netip.Prefix{own4: {all4}, own6: o.IPv6} {
+		if len(others) == 0 {
+			continue
+		}
+		err := addAddress(c, lo.Index, own)
+		if err == nil && tun != nil && own.Is6() { // which else it is some time later
+			err = addLocal(c, lo.Index, netip.PrefixFrom(own, own.BitLen()), own)
+		}
+		for _, p := range others {
+			switch {
+			case err != nil:
+			case tun != nil:
+				err = addRoute(c, tun.Index, p, own)
+			default:
+				err = addLocal(c, lo.Index, p, own)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// device makes a TUN device that is the way to all others.
+func device(o Options) (*os.File, error) {
+	const path = "/dev/net/tun"
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	r, err := unix.NewIfreq(tunName)
+	if err == nil {
+		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	}
+	if err == nil && o.MTU != 0 {
+		err = setMTU(tunName, o.MTU)
+	}
+	if err == nil {
+		err = up(tunName)
+	}
+	var tun *net.Interface
+	if err == nil {
+		tun, err = net.InterfaceByName(tunName)
+	}
+	if err == nil {
+		err = links(o, tun)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 func up(device string) error {
+	return change(device, func(fd int, r *unix.Ifreq) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+			return err
+		}
+		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+	})
+}
+
+func setMTU(device string, mtu uint32) error {
+	return change(device, func(fd int, r *unix.Ifreq) error {
+		r.SetUint32(mtu)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r)
+	})
+}
+
+// change has do change a device.
+func change(device string, do func(fd int, r *unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -62,11 +123,7 @@ func up(device string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
-		return err
-	}
-	r.SetUint16(r.Uint16() | unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+	return do(fd, r)
 }
 
 func family(a netip.Addr) byte {
@@ -87,8 +144,17 @@ func addAddress(c *netlink.Conn, device int, a netip.Addr) error {
 
 // addLocal makes all addresses of p the device's (ip route add local PREFIX dev DEVICE src SOURCE).
 func addLocal(c *netlink.Conn, device int, p netip.Prefix, source netip.Addr) error {
+	return addTo(c, unix.RT_TABLE_LOCAL, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, device, p, source)
+}
+
+// addRoute has what is sent to p leave by the device (ip route add PREFIX dev DEVICE src SOURCE).
+func addRoute(c *netlink.Conn, device int, p netip.Prefix, source netip.Addr) error {
+	return addTo(c, unix.RT_TABLE_MAIN, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, device, p, source)
+}
+
+func addTo(c *netlink.Conn, table, scope, kind byte, device int, p netip.Prefix, source netip.Addr) error {
 	head := []byte{ // struct rtmsg, and no flags
-		family(p.Addr()), byte(p.Bits()), 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, unix.RT_SCOPE_HOST, unix.RTN_LOCAL,
+		family(p.Addr()), byte(p.Bits()), 0, 0, table, unix.RTPROT_STATIC, scope, kind,
 		0, 0, 0, 0,
 	}
 	return add(c, unix.RTM_NEWROUTE, head, func(e *netlink.AttributeEncoder) {
@@ -114,6 +180,9 @@ func add(c *netlink.Conn, kind netlink.HeaderType, head []byte, attributes func(
 	return err
 }
 
+// onlyChain says what may be sent.
+const onlyChain = "only"
+
 // redirect has TCP to any address but the namespace's own arrive at the two ports, of 127.0.0.1 and ::1 (0: there is no IPv6), and
 // lets no protocol but TCP and UDP out.
 func redirect(port4, port6 uint16, localPorts []uint16) error {
@@ -121,12 +190,12 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	if err != nil {
 		return err
 	}
-	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"})
+	t := c.AddTable(ownTable)
 	nat := c.AddChain(&nftables.Chain{
 		Name: "redirect", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
 	})
 	only := c.AddChain(&nftables.Chain{
-		Name: "only", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+		Name: onlyChain, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
 	})
 	rule := func(chain *nftables.Chain, parts ...[]expr.Any) { c.AddRule(newRule(chain, parts...)) }
 	for _, p := range localPorts {
@@ -146,25 +215,54 @@ func redirect(port4, port6 uint16, localPorts []uint16) error {
 	return c.Flush()
 }
 
-// catchDatagrams has UDP to any IPv4 address but the namespace's own, and DNS, arrive at the transparent socket at port.
-func catchDatagrams(port uint16) error {
+// ownTable is made by redirect.
+var ownTable = &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"}
+
+// catchDatagrams has UDP of one version to any address but the namespace's own, and IPv4's DNS, arrive at the transparent socket at port.
+func catchDatagrams(six bool, port uint16) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: "bridge"} // there is already
 	chain := c.AddChain(&nftables.Chain{
-		Name: "datagrams", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+		Name: "datagrams", Table: ownTable, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 	})
-	for _, p := range within {
-		c.AddRule(newRule(chain, to(p), accept))
+	v := byte(unix.NFPROTO_IPV4)
+	if six {
+		v = unix.NFPROTO_IPV6
 	}
-	udp := append(version(unix.NFPROTO_IPV4), protocol(unix.IPPROTO_UDP)...)
-	c.AddRule(newRule(chain, udp, toPort(53), accept))
+	for _, p := range within {
+		if p.Addr().Is6() == six {
+			c.AddRule(newRule(chain, to(p), accept))
+		}
+	}
+	udp := append(version(v), protocol(protocolUDP)...)
+	if !six {
+		c.AddRule(newRule(chain, udp, toPort(53), accept))
+	}
 	c.AddRule(newRule(chain, udp, []expr.Any{
 		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
-		&expr.TProxy{Family: unix.NFPROTO_IPV4, TableFamily: unix.NFPROTO_INET, RegPort: 1},
+		&expr.TProxy{Family: v, TableFamily: unix.NFPROTO_INET, RegPort: 1},
 	}))
+	return c.Flush()
+}
+
+// letEchoes lets echo requests of one version out, and what answers them. The kernel itself would answer some others in the place of their targets.
+func letEchoes(six bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	p := byte(protocolICMP)
+	if six {
+		p = protocolICMPv6
+	}
+	for _, kind := range append(ping.Replies(six), ping.Requests(six)) {
+		c.InsertRule(newRule(&nftables.Chain{Name: onlyChain, Table: ownTable}, protocol(p), []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+			equal([]byte{kind}),
+		}, accept))
+	}
 	return c.Flush()
 }
 

@@ -7,10 +7,13 @@
 //
 //   - every address is local to the loopback device, so that whatever is sent arrives in the namespace again;
 //   - TCP to any of them is redirected to one listener, and what it was sent to is asked of the kernel (Original);
-//   - UDP to port 53 of any of them arrives at the DNS server's socket; other UDP over IPv4 at one socket that tells what it was sent to;
-//   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (ping, SCTP) may be sent;
+//   - UDP to port 53 of any IPv4 address arrives at the DNS server's socket; other UDP, and echo requests (ping), at sockets that tell what they were
+//     sent to (Datagrams);
+//   - the namespace's own loopback (127.0.0.0/8, ::1) is as on any machine; nothing else (SCTP) may be sent;
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
 //   - Files are at their paths.
+//
+// Where nftables is missing a TUN device takes its place: all but the namespace's own loopback is routed to it, and its packets are handed out.
 //
 // A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
 // (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
@@ -19,6 +22,7 @@ package netns
 import (
 	"net"
 	"net/netip"
+	"os"
 )
 
 // Addresses of documentation (RFC 5737, RFC 3849), which nobody has: the namespace's own, and Host, by which the programs in it reach
@@ -44,6 +48,10 @@ type Options struct {
 	// Dialled has Control and Listens work.
 	Dialled bool
 
+	// Device has all but the DNS server's come as packets of a device, as it does where nftables is not to be had. Its MTU is that of MTU, if there is one.
+	Device bool
+	MTU    uint32
+
 	Files Files
 }
 
@@ -59,7 +67,11 @@ type Sockets struct {
 	TCP    []*net.TCPListener // what is redirected: IPv4's, and IPv6's if there is any
 	DNS    *net.TCPListener
 	DNSUDP *net.UDPConn // gets what is sent to port 53 of any address
-	UDP    *Datagrams   // nil where the kernel cannot (it lacks nft_tproxy): other datagrams are refused at once
+	// Datagrams is nil where the kernel hands out none.
+	Datagrams *Datagrams
+	// Device, which is not nil where there is no nftables, has the packets of all that is sent to others: of TCP there is at TCP what is sent to LocalPorts,
+	// and Datagrams is nil.
+	Device *os.File
 }
 
 // Close closes all of them.
@@ -72,7 +84,10 @@ func (s *Sockets) Close() {
 	if s.DNSUDP != nil {
 		_ = s.DNSUDP.Close()
 	}
-	s.UDP.Close()
+	s.Datagrams.Close()
+	if s.Device != nil {
+		_ = s.Device.Close()
+	}
 }
 
 // FilesError is why a namespace is not to be had with its Files: it may be without.

@@ -185,7 +185,7 @@ func (n *Namespace) Open(ctx context.Context) (*Sockets, error) {
 		closeAll(files)
 		return nil, &Unavailable{err, setting()}
 	}
-	return sockets(files, len(n.o.IPv6) > 0, got.UDP)
+	return sockets(files, len(n.o.IPv6) > 0, got.More)
 }
 
 // Left are the Files that are not at their paths, and why, a line each. Call it after Open.
@@ -249,11 +249,11 @@ func Try(ctx context.Context, o Options) error {
 
 // report is what the first process says: once when all is set up, with the sockets, and once more if the program cannot be run.
 type report struct {
-	Error     string `json:",omitempty"`
-	InFiles   bool   `json:",omitempty"` // the error is about Files
-	Namespace string // its name, as /proc has it
-	UDP       bool   // there are the sockets of Datagrams
-	Maker     int    // the process, whose socket comes last; 0 for none
+	Error     string   `json:",omitempty"`
+	InFiles   bool     `json:",omitempty"` // the error is about Files
+	Namespace string   // its name, as /proc has it
+	More      []string // what the files are behind those that there always are
+	Maker     int      // the process, whose socket comes last; 0 for none
 	Left      []string
 	Hidden    []string
 }
@@ -261,7 +261,7 @@ type report struct {
 // maxReport is longer than any; maxFiles more than are handed over.
 const (
 	maxReport = 64 << 10
-	maxFiles  = 8
+	maxFiles  = 253 // the kernel's own bound
 )
 
 func receive(c *net.UnixConn, limit int) (*report, []*os.File, error) {
@@ -303,7 +303,7 @@ func closeAll(files []*os.File) {
 }
 
 // sockets are what the first process has handed over, in its order.
-func sockets(files []*os.File, ipv6, udp bool) (*Sockets, error) {
+func sockets(files []*os.File, ipv6 bool, more []string) (*Sockets, error) {
 	defer func() { closeAll(files) }() // those that are left
 	s := &Sockets{}
 	var errs []error
@@ -347,17 +347,41 @@ func sockets(files []*os.File, ipv6, udp bool) (*Sockets, error) {
 	if ipv6 {
 		s.TCP = append(s.TCP, listener())
 	}
-	if udp {
-		s.UDP = newDatagrams(packets(), next())
+	for _, kind := range more {
+		switch kind {
+		case tun:
+			if s.Device = next(); s.Device != nil {
+				errs = append(errs, nonblocking(s.Device)) // handing it over has undone it
+			}
+		case localPort:
+			s.TCP = append(s.TCP, listener())
+		default:
+			if s.Datagrams == nil {
+				s.Datagrams = &Datagrams{}
+			}
+			if f := next(); f != nil {
+				errs = append(errs, s.Datagrams.add(kind, f))
+			}
+		}
 	}
-	if len(errs) > 0 {
+	if err := errors.Join(errs...); err != nil {
 		s.Close()
-		return nil, errors.Join(errs...)
+		return nil, err
 	}
 	return s, nil
 }
 
-// Original is what c, accepted from one of Sockets.TCP, was sent to.
+func nonblocking(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetNonblock(int(fd), true) })
+	return errors.Join(err, set)
+}
+
+// Original is what c, accepted from one of Sockets.TCP, was sent to: where it was accepted, if it was not redirected.
 func Original(c *net.TCPConn) (netip.AddrPort, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -386,5 +410,8 @@ func Original(c *net.TCPConn) (netip.AddrPort, error) {
 			to = netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), p<<8|p>>8)
 		}
 	})
+	if err == nil && (errors.Is(asked, unix.ENOENT) || errors.Is(asked, unix.ENOPROTOOPT)) {
+		return local.AddrPort(), nil
+	}
 	return to, errors.Join(err, asked)
 }

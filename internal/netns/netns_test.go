@@ -24,6 +24,9 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/flow"
+	"bridge/internal/ping"
 )
 
 // Environment of the test binary that is the program in the namespace, or a bridge that is killed.
@@ -71,6 +74,10 @@ func program(do []string) {
 		b := make([]byte, 1000)
 		n, err := c.Read(b)
 		fmt.Printf("%s %v\n", b[:n], err)
+	case "ping": // says of each address what comes back of an echo, or why nothing does
+		for _, to := range do[1:] {
+			fmt.Println(echoOf(to))
+		}
 	case "answer": // says hello to whoever comes to one of the addresses
 		for _, address := range do[1:] {
 			network := "tcp"
@@ -95,6 +102,21 @@ func program(do []string) {
 		_ = os.WriteFile("outlived", nil, 0o600)
 	}
 	os.Exit(0)
+}
+
+// echoOf is what comes back of an echo.
+func echoOf(address string) string {
+	c, err := ping.Dial(context.Background(), address)
+	if err != nil {
+		return err.Error()
+	}
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, 1000)
+	n := 0
+	if _, err = c.Write([]byte("\x00\x01hello")); err == nil {
+		n, err = c.Read(b)
+	}
+	return fmt.Sprintf("%s %v", b[min(n, 2):n], err)
 }
 
 // hello answers at an address, for as long as the process is there.
@@ -226,8 +248,10 @@ func TestFreePortsAreTheProgramsOwn(t *testing.T) {
 	for range 8 {
 		s := start(t, o, "", "true")
 		addrs := []net.Addr{s.TCP[0].Addr(), s.TCP[1].Addr()}
-		if s.UDP != nil {
-			addrs = append(addrs, s.UDP.in.LocalAddr())
+		for _, in := range s.Datagrams.in {
+			if c, ok := in.conn.(*net.UDPConn); ok {
+				addrs = append(addrs, c.LocalAddr())
+			}
 		}
 		for _, addr := range addrs {
 			if slices.Contains(o.Free, netip.MustParseAddrPort(addr.String()).Port()) {
@@ -240,6 +264,64 @@ func TestFreePortsAreTheProgramsOwn(t *testing.T) {
 	}
 }
 
+// Where a device is in the place of nftables, what is sent to others are its packets, and what is the namespace's own is as ever.
+func TestADeviceInThePlaceOfNftables(t *testing.T) {
+	o := Options{Device: true, MTU: 9000, IPv6: []netip.Prefix{netip.MustParsePrefix("2001:db8:5::/64")}, LocalPorts: []uint16{6443}}
+	s := start(t, o, "say tcp 127.0.0.1:6443")
+	if s.Device == nil || s.Datagrams != nil || len(s.TCP) != 3 {
+		t.Fatalf("%+v", s.Sockets)
+	}
+	answer(t, s.TCP[2])
+	if said, code := s.end(); code != 0 || !strings.HasPrefix(said, "you want 127.0.0.1:6443 <nil>;") {
+		t.Errorf("%q, exit code %d", said, code)
+	}
+	for do, want := range map[string]string{
+		"say tcp 127.0.0.1:6444":   "connection refused",
+		"say udp 127.0.0.1:123":    "connection refused",
+		"say tcp [2001:db8:6::]:1": "network is unreachable",
+		"ping 127.0.0.1:0 [::1]:0": "hello <nil>\nhello <nil>",
+	} {
+		s := start(t, o, do)
+		if said, _ := s.end(); !strings.Contains(said, want) {
+			t.Errorf("%s: %q", do, said)
+		}
+	}
+	for do, to := range map[string]string{"say udp 10.96.0.10:123": "10.96.0.10", "say tcp [2001:db8:5::7]:80": "2001:db8:5::7"} {
+		s := start(t, o, do)
+		b := make([]byte, 10_000)
+		for { // the kernel says what it has to say of IPv6, too
+			n, err := s.read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := netip.MustParseAddr(to)
+			at := map[bool]int{false: 16, true: 24}[addr.Is6()]
+			if b[0]>>4 == map[bool]byte{false: 4, true: 6}[addr.Is6()] && bytes.Equal(b[at:at+addr.BitLen()/8], addr.AsSlice()) && n > at {
+				break
+			}
+		}
+		_ = s.cmd.Process.Kill()
+		_, _ = s.end()
+	}
+}
+
+// read reads a packet of the device.
+func (s *space) read(b []byte) (n int, err error) {
+	raw, err := s.Device.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+			if n, failed = unix.Read(int(fd), b); !errors.Is(failed, unix.EAGAIN) || time.Now().After(end) {
+				return
+			}
+		}
+	})
+	return n, errors.Join(err, failed)
+}
+
 // What does not leave the namespace fails as it does anywhere, at once.
 func TestWhatIsNotThere(t *testing.T) {
 	for do, want := range map[string]string{
@@ -249,7 +331,9 @@ func TestWhatIsNotThere(t *testing.T) {
 		"say tcp [2001:db8:5::7]:80": "network is unreachable", // there is no IPv6
 		"say udp 127.0.0.1:123":      "connection refused",
 		"say udp [2001:db8:5::7]:53": "network is unreachable",
-		"say ip4:1 10.96.0.10":       "operation not permitted", // ICMP: the loopback device itself would answer
+		"say ip4:1 10.96.0.10":       "operation not permitted", // ICMP that is no echo: the loopback device itself would answer
+		"say ip4:132 10.96.0.10":     "operation not permitted", // SCTP
+		"ping [2001:db8:5::7]:0":     "network is unreachable",
 	} {
 		s := start(t, Options{}, do)
 		if said, _ := s.end(); !strings.Contains(said, want) {
@@ -290,25 +374,88 @@ func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
 }
 
 func TestDatagramsArriveWithWhatTheyWereSentTo(t *testing.T) {
-	for _, to := range []string{"10.96.0.10:123", "203.0.113.9:443", Host.String() + ":3000"} {
-		s := start(t, Options{}, "say udp "+to)
-		if s.UDP == nil {
-			t.Fatal("this kernel has no nft_tproxy")
+	both := Options{IPv6: []netip.Prefix{netip.MustParsePrefix("::/0")}}
+	for _, to := range []string{"10.96.0.10:123", "203.0.113.9:443", Host.String() + ":3000", "[2001:db8:5::7]:443", "[2001:db8:5::7]:53", "[fd00::10]:123"} {
+		s := start(t, both, "say udp "+to)
+		stranger := netip.MustParseAddrPort("203.0.113.10:1")
+		if strings.HasPrefix(to, "[") {
+			stranger = netip.MustParseAddrPort("[2001:db8:7::1]:1")
 		}
-		b := make([]byte, 100)
-		_ = s.UDP.in.SetDeadline(time.Now().Add(30 * time.Second))
-		n, from, got, err := s.UDP.Read(b)
-		if err != nil || string(b[:n]) != "hello" || got.String() != to {
-			t.Fatalf("%q to %v, want %s; %v", b[:n], got, to, err)
-		}
-		if err := s.UDP.Write([]byte("stranger"), netip.MustParseAddrPort("203.0.113.10:1"), from); err != nil {
-			t.Error(err)
-		}
-		if err := s.UDP.Write(bytes.Repeat([]byte("x"), maxPayload), got, from); err != nil {
-			t.Error(err)
-		}
+		s.answer(t, func(p flow.Pair, b []byte) {
+			if p.Network != "udp" || p.To.String() != to || string(b) != "hello" {
+				t.Errorf("%s %q to %v, want %s", p.Network, b, p.To, to)
+			}
+			if err := s.Datagrams.Answer(flow.Pair{Network: "udp", From: p.From, To: stranger}, []byte("stranger")); err != nil {
+				t.Error(err)
+			}
+			long := maxPayload
+			if p.To.Addr().Is6() {
+				long = maxPayload6
+			}
+			if err := s.Datagrams.Answer(p, bytes.Repeat([]byte("x"), long)); err != nil {
+				t.Error(err)
+			}
+		})
 		if said, _ := s.end(); said != strings.Repeat("x", 1000)+" <nil>" {
 			t.Errorf("%s: %q", to, said)
+		}
+	}
+}
+
+// answer has what comes answered until the namespace is closed.
+func (s *space) answer(t *testing.T, put func(p flow.Pair, b []byte)) {
+	t.Helper()
+	if s.Datagrams == nil {
+		t.Fatal("this kernel has no nft_tproxy")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.Datagrams.Receive(put); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() { s.Datagrams.Close(); <-done })
+}
+
+// Echo requests arrive with what they were sent to, and their answers at who has sent them; what refuses them is told. The namespace's own addresses
+// answer themselves.
+func TestEchoesArriveWithWhatTheyWereSentTo(t *testing.T) {
+	table := []struct{ to, want string }{
+		{"10.96.0.10:0", "hello <nil>"}, {Host.String() + ":0", "hello <nil>"}, {"[2001:db8:5::7]:0", "hello <nil>"},
+		{"127.0.0.1:0", "hello <nil>"}, {"192.0.2.1:0", "hello <nil>"}, {"[::1]:0", "hello <nil>"},
+		{"10.96.0.11:0", "no route to host"}, {"[2001:db8:5::8]:0", "permission denied"},
+	}
+	do := "ping"
+	for _, row := range table {
+		do += " " + row.to
+	}
+	s := start(t, Options{IPv6: []netip.Prefix{netip.MustParsePrefix("::/0")}}, do)
+	var mu sync.Mutex
+	asked := map[string]bool{}
+	s.answer(t, func(p flow.Pair, b []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		if asked[p.To.String()] = true; p.Network != "icmp" {
+			t.Errorf("%s to %v", p.Network, p.To)
+		}
+		switch p.To.Addr().String() {
+		case "10.96.0.11", "2001:db8:5::8":
+			s.Datagrams.Refuse(p, b, syscall.EACCES)
+		default:
+			if err := s.Datagrams.Answer(p, b); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	said, _ := s.end()
+	lines := strings.Split(said, "\n")
+	mu.Lock()
+	defer mu.Unlock()
+	for i, row := range table {
+		own := netip.MustParseAddrPort(row.to).Addr()
+		if i >= len(lines) || !strings.Contains(lines[i], row.want) || asked[row.to] == (own.IsLoopback() || own == own4) {
+			t.Errorf("%s: %q, want %q; asked: %v", row.to, lines[min(i, len(lines)-1)], row.want, asked[row.to])
 		}
 	}
 }
@@ -366,7 +513,7 @@ func TestUnprivileged(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can become somebody else, and what follows has been tested as this user")
 	}
-	args := forNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestFiles$|TestOneself|TestKilled|TestBridgeReaches|TestFilesAre|TestTry|TestTheMaker|TestFree)")
+	args := forNobody(t, "^(TestTCPArrives|TestWhat|TestDNSGets|TestDatagrams|TestEchoes|TestFiles$|TestOneself|TestKilled|TestBridgeReaches|TestFilesAre|TestTry|TestTheMaker|TestFree)")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()

@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,11 +28,12 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"bridge/internal/flow"
+	"bridge/internal/ping"
 	"bridge/pkg/tunnel"
 )
 
 const (
-	// MTU is what the device should have, in bytes. Its packets never leave this machine, and the fewer there are the less each byte costs.
+	// MTU is what a device should have, in bytes. Its packets never leave this machine, and the fewer there are the less each byte costs.
 	MTU = 65520
 
 	// maxConns is how many TCP connections there are at once, with those that are being dialled. The first packet of others is dropped,
@@ -56,7 +58,8 @@ const (
 
 // Stack carries what arrives at a device.
 type Stack struct {
-	// Dial connects to where a packet goes; network is "tcp" or "udp", address an IP address and a port. It must return when ctx is done.
+	// Dial connects to where a packet goes; network is "tcp", "udp" or, of an echo request, "icmp", address an IP address and a port. It must return when ctx
+	// is done.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// Takes tells whether packets to an address are carried. All others are dropped.
@@ -65,19 +68,19 @@ type Stack struct {
 	// From tells whether packets from an address are carried. All others are dropped. Nil means those of everybody who reaches the device.
 	From func(netip.Addr) bool
 
+	// MTU is the device's, if it is not the usual one.
+	MTU uint32
+
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
-
-// pair is who sends datagrams to whom.
-type pair struct{ from, to netip.AddrPort }
 
 // run is one Run.
 type run struct {
 	*Stack
 	ctx   context.Context
 	stack *stack.Stack
-	flows *flow.Table[pair]
+	flows *flow.Table[flow.Pair]
 	slots chan struct{}
 
 	mu    sync.RWMutex
@@ -95,7 +98,7 @@ func (s *Stack) Run(outer context.Context, device int) error {
 	}
 	gone := make(chan error, 1)
 	link, err := fdbased.New(&fdbased.Options{
-		FDs: []int{device}, MTU: MTU,
+		FDs: []int{device}, MTU: cmp.Or(s.MTU, MTU),
 		RXChecksumOffload: true, // they come from this machine's own memory
 		ClosedFunc: func(e tcpip.Error) {
 			err := errors.New("the device is gone")
@@ -116,18 +119,19 @@ func (s *Stack) Run(outer context.Context, device int) error {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 	})
-	r.flows = &flow.Table[pair]{
-		Dial: func(ctx context.Context, p pair) (net.Conn, error) {
+	r.flows = &flow.Table[flow.Pair]{
+		Dial: func(ctx context.Context, p flow.Pair) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, dialTime)
 			defer cancel()
-			return s.Dial(ctx, "udp", p.to.String())
+			return s.Dial(ctx, p.Network, p.To.String())
 		},
 		Answer: r.answer,
-		Idle:   func(p pair) time.Duration { return tunnel.FlowIdle(p.to.String()) },
-		Begin: func(p pair) func(error) {
+		Refuse: r.refuse,
+		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.To.String()) },
+		Begin: func(p flow.Pair) func(error) {
 			return func(err error) {
 				if err != nil {
-					s.Log.Debug("datagrams", "to", p.to, "error", err)
+					s.Log.Debug("datagrams", "network", p.Network, "to", p.To, "error", err)
 				}
 			}
 		},
@@ -185,7 +189,7 @@ func (r *run) configure(link stack.LinkEndpoint) error {
 	forwarder := tcp.NewForwarder(r.stack, bufferSize, maxConns, r.connection)
 	r.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
 	r.stack.SetTransportProtocolHandler(udp.ProtocolNumber, r.datagram)
-	f := &filter{takes: r.Takes, from: r.From}
+	f := &filter{takes: r.Takes, from: r.From, put: r.put}
 	if f.from == nil {
 		f.from = func(netip.Addr) bool { return true }
 	}
@@ -297,73 +301,123 @@ func systemError(err error) error {
 	return err
 }
 
-// datagram takes one. It waits for nobody.
+// datagram takes one of UDP.
 func (r *run) datagram(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if !r.ended {
-		from, to := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort), netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
-		r.flows.Put(r.ctx, pair{from, to}, pkt.Data().AsRange().ToSlice())
-	}
+	r.put(flow.Pair{
+		Network: "udp", From: netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort), To: netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort),
+	}, pkt.Data().AsRange().ToSlice())
 	return true
 }
 
+// put takes a datagram. It waits for nobody.
+func (r *run) put(p flow.Pair, b []byte) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if !r.ended {
+		r.flows.Put(r.ctx, p, b)
+	}
+}
+
 // answer sends p's sender a datagram.
-func (r *run) answer(p pair, b []byte) error {
-	network := ipv4.ProtocolNumber
-	if p.to.Addr().Is6() {
-		network = ipv6.ProtocolNumber
+func (r *run) answer(p flow.Pair, b []byte) error {
+	if p.Network == "icmp" {
+		return r.send(p, ping.Reply(p.To.Addr(), p.From.Addr(), p.From.Port(), b))
 	}
-	route, err := r.stack.FindRoute(nic, tcpip.AddrFromSlice(p.to.Addr().AsSlice()), tcpip.AddrFromSlice(p.from.Addr().AsSlice()), network, false)
-	if err != nil {
-		return failed("answer a datagram", err)
-	}
-	defer route.Release()
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		ReserveHeaderBytes: header.UDPMinimumSize + int(route.MaxHeaderLength()), Payload: buffer.MakeWithData(b),
-	})
-	defer pkt.DecRef()
 	length := uint16(header.UDPMinimumSize + len(b))
-	h := header.UDP(pkt.TransportHeader().Push(header.UDPMinimumSize))
-	pkt.TransportProtocolNumber = udp.ProtocolNumber
-	h.Encode(&header.UDPFields{SrcPort: p.to.Port(), DstPort: p.from.Port(), Length: length})
-	sum := h.CalculateChecksum(checksum.Combine(route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum()))
+	h := make(header.UDP, length)
+	copy(h[header.UDPMinimumSize:], b)
+	h.Encode(&header.UDPFields{SrcPort: p.To.Port(), DstPort: p.From.Port(), Length: length})
+	sum := h.CalculateChecksum(checksum.Combine(header.PseudoHeaderChecksum(udp.ProtocolNumber, stackAddress(p.To), stackAddress(p.From), length), checksum.Checksum(b, 0)))
 	if sum != math.MaxUint16 { // 0 says that there is none (RFC 768), which over IPv6 is dropped (RFC 8200)
 		sum = ^sum
 	}
 	h.SetChecksum(sum)
-	if err := route.WritePacket(stack.NetworkHeaderParams{Protocol: udp.ProtocolNumber, TTL: route.DefaultTTL()}, pkt); err != nil {
+	return r.send(p, h)
+}
+
+// refuse tells p's sender that an echo does not reach its target. Of UDP nothing is told.
+func (r *run) refuse(p flow.Pair, b []byte, err error) {
+	if p.Network == "icmp" {
+		_ = r.send(p, ping.Refusal(p.To.Addr(), p.From.Addr(), p.To.Addr(), p.From.Port(), b, err)) // one that is lost
+	}
+}
+
+// send sends p's sender a message, of UDP or of ICMP, which comes from its target.
+func (r *run) send(p flow.Pair, message []byte) error {
+	network, transport := ipv4.ProtocolNumber, header.ICMPv4ProtocolNumber
+	if p.To.Addr().Is6() {
+		network, transport = ipv6.ProtocolNumber, header.ICMPv6ProtocolNumber
+	}
+	if p.Network == "udp" {
+		transport = udp.ProtocolNumber
+	}
+	route, err := r.stack.FindRoute(nic, stackAddress(p.To), stackAddress(p.From), network, false)
+	if err != nil {
+		return failed("answer a datagram", err)
+	}
+	defer route.Release()
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: int(route.MaxHeaderLength()), Payload: buffer.MakeWithData(message)})
+	defer pkt.DecRef()
+	if err := route.WritePacket(stack.NetworkHeaderParams{Protocol: transport, TTL: route.DefaultTTL()}, pkt); err != nil {
 		return failed("answer a datagram", err)
 	}
 	return nil
 }
 
-// filter drops packets that the stack would answer, or take, by itself: ICMP, and those to or from other addresses.
+// filter takes echo requests, and drops packets that the stack would answer, or take, by itself: other ICMP, and those to or from other addresses.
 type filter struct {
 	nested.Endpoint
 	takes, from func(netip.Addr) bool
+	put         func(p flow.Pair, echo []byte)
 }
 
 // DeliverNetworkPacket is told each packet that the device has.
 func (f *filter) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
-	if f.passes(protocol, pkt) {
+	from, to, icmp, ok := ends(protocol, pkt)
+	switch {
+	case !ok || !f.takes(to) || !f.from(from):
+	case !icmp:
 		f.Endpoint.DeliverNetworkPacket(protocol, pkt)
+	default:
+		if id, echo, ok := ping.ParseRequest(icmpMessage(pkt.Data().AsRange().ToSlice()), to.Is6()); ok {
+			f.put(flow.Pair{Network: "icmp", From: netip.AddrPortFrom(from, id), To: netip.AddrPortFrom(to, 0)}, echo)
+		}
 	}
 }
 
-func (f *filter) passes(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) bool {
+// ends says from where to where a packet goes, and whether ICMP is in it.
+func ends(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (from, to netip.Addr, icmp, ok bool) {
 	switch protocol {
 	case ipv4.ProtocolNumber:
-		b, ok := pkt.Data().PullUp(header.IPv4MinimumSize)
-		h := header.IPv4(b)
-		return ok && h.TransportProtocol() != header.ICMPv4ProtocolNumber && f.takes(address(h.DestinationAddress())) && f.from(address(h.SourceAddress()))
+		if b, ok := pkt.Data().PullUp(header.IPv4MinimumSize); ok {
+			h := header.IPv4(b)
+			return address(h.SourceAddress()), address(h.DestinationAddress()), h.TransportProtocol() == header.ICMPv4ProtocolNumber, true
+		}
 	case ipv6.ProtocolNumber:
-		b, ok := pkt.Data().PullUp(header.IPv6MinimumSize)
-		h := header.IPv6(b)
-		return ok && h.TransportProtocol() != header.ICMPv6ProtocolNumber && f.takes(address(h.DestinationAddress())) && f.from(address(h.SourceAddress()))
+		if b, ok := pkt.Data().PullUp(header.IPv6MinimumSize); ok {
+			h := header.IPv6(b)
+			return address(h.SourceAddress()), address(h.DestinationAddress()), h.TransportProtocol() == header.ICMPv6ProtocolNumber, true
+		}
 	}
-	return false
+	return from, to, false, false
 }
+
+// icmpMessage is what a packet of ICMP has in it; nil of one that is not whole.
+func icmpMessage(b []byte) []byte {
+	if header.IPVersion(b) == header.IPv6Version {
+		if h := header.IPv6(b); h.IsValid(len(b)) {
+			return h.Payload()
+		}
+		return nil
+	}
+	if h := header.IPv4(b); h.IsValid(len(b)) && !h.More() && h.FragmentOffset() == 0 {
+		return h.Payload()
+	}
+	return nil
+}
+
+// stackAddress is one for the stack.
+func stackAddress(a netip.AddrPort) tcpip.Address { return tcpip.AddrFromSlice(a.Addr().AsSlice()) }
 
 // address is one of the stack's.
 func address(a tcpip.Address) netip.Addr {

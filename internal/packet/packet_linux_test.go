@@ -20,6 +20,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"bridge/internal/ping"
 )
 
 // patience bounds every wait for something that has to happen.
@@ -319,7 +321,53 @@ func TestDatagramsPass(t *testing.T) {
 	})
 }
 
-// An echo that nobody has asked the target for is not answered, nor is what goes elsewhere.
+// Echo requests reach who can be asked, and what keeps them from it is told.
+func TestEchoesPass(t *testing.T) {
+	p := newPlace(t, func(ctx context.Context, network, address string) (net.Conn, error) {
+		switch {
+		case network != "icmp":
+			t.Errorf("%s %s was dialled", network, address)
+		case address == "10.77.0.10:0" || address == "[fd77::10]:0":
+			return ping.Dial(ctx, "127.0.0.1:0")
+		}
+		return nil, syscall.EACCES
+	})
+	b := make([]byte, 64<<10)
+	for _, address := range []string{"10.77.0.10:0", "[fd77::10]:0", "10.77.0.11:0", "[fd77::11]:0"} {
+		var c net.Conn
+		var err error
+		p.do(func() { c, err = ping.Dial(t.Context(), address) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if strings.Contains(address, "11") {
+			_, err := c.Write([]byte("\x00\x01hello"))
+			for err == nil { // the kernel tells of it as soon as it can
+				_, err = c.Read(b)
+			}
+			if !errors.Is(err, syscall.EHOSTUNREACH) && !errors.Is(err, syscall.EACCES) { // prohibited, over IPv4 and IPv6
+				t.Errorf("%s: %v", address, err)
+			}
+			_ = c.Close()
+			continue
+		}
+		for seq, size := range []int{2, 3, 58, 60_000} {
+			echo := make([]byte, size)
+			_, _ = rand.Read(echo)
+			echo[0], echo[1] = 0, byte(seq)
+			if _, err := c.Write(echo); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := c.Read(b); err != nil || !bytes.Equal(b[:n], echo) {
+				t.Errorf("%s: %d bytes came back of %d, %v", address, n, size, err)
+			}
+		}
+		_ = c.Close()
+	}
+}
+
+// A question that is not passed on is not answered, nor is what goes elsewhere.
 func TestNothingIsAnsweredInATargetsPlace(t *testing.T) {
 	p := newPlace(t, func(_ context.Context, network, address string) (net.Conn, error) {
 		if address != "10.77.0.10:53" {
@@ -349,7 +397,8 @@ func TestNothingIsAnsweredInATargetsPlace(t *testing.T) {
 			return
 		}
 		defer taken.Close()
-		if _, err := echo.Write([]byte{8, 0, 0xf7, 0xfd, 0, 1, 0, 1}); err != nil {
+		question := append([]byte{13, 0, 0xf2, 0xfd, 0, 1, 0, 1}, make([]byte, 12)...) // what is the time?
+		if _, err := echo.Write(question); err != nil {
 			t.Error(err)
 		}
 		if _, err := elsewhere.Write([]byte("x")); err != nil {
@@ -365,7 +414,7 @@ func TestNothingIsAnsweredInATargetsPlace(t *testing.T) {
 		}
 		_ = echo.SetReadDeadline(time.Now().Add(time.Millisecond)) // what is there is read
 		if n, err := echo.Read(make([]byte, 100)); err == nil {
-			t.Errorf("the echo was answered: %d bytes", n)
+			t.Errorf("it was answered: %d bytes", n)
 		}
 	})
 }

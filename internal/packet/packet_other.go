@@ -10,7 +10,7 @@ import (
 	"net/netip"
 )
 
-// MTU is what the device should have, in bytes.
+// MTU is what a device should have, in bytes.
 const MTU = 65520
 
 // Stack carries what arrives at a device, on Linux.
@@ -18,6 +18,7 @@ type Stack struct {
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Takes func(netip.Addr) bool
 	From  func(netip.Addr) bool
+	MTU   uint32
 	Log   *slog.Logger
 }
 

@@ -39,8 +39,11 @@ type absentError struct{ error }
 
 func (e absentError) Unwrap() error { return e.error }
 
+// dialFunc makes a connection, as a net.Dialer does.
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
 // absent is a dial of that port with d; nil is a net.Dialer.
-func absent(d Dial) Dial {
+func absent(d dialFunc) dialFunc {
 	if d == nil {
 		d = new(net.Dialer).DialContext
 	}
@@ -57,7 +60,7 @@ func absent(d Dial) Dial {
 // end is where a probe goes.
 type end struct {
 	address string
-	dial    Dial
+	dial    dialFunc
 	knock   func(ctx context.Context) error // whether a connection opens; nil: dial tells
 }
 

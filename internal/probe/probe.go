@@ -69,9 +69,6 @@ type Outcome struct {
 	Absent bool
 }
 
-// Dial makes a connection, as a net.Dialer does.
-type Dial func(ctx context.Context, network, address string) (net.Conn, error)
-
 // Probe is one probe of a container.
 type Probe struct {
 	Kind Kind
@@ -100,7 +97,7 @@ type Options struct {
 	// Exec has the commands of exec probes run on the laptop. They are the cluster's.
 	Exec bool
 	// Dial reaches the process on the laptop. Nil is a net.Dialer's.
-	Dial Dial
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Pod, if there is one, is where they go instead: then none of the others is asked.
 	Pod *Pod
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +46,10 @@ type Spec struct {
 	ToPod []int32
 	// Init has the template's init containers run too that are no sidecars, which run in any case; not with Alone, where none does.
 	Init bool
+	// Allow are link-local and metadata addresses that the laptop may have dialled.
+	Allow []netip.Prefix
+	// Pings has the proxy be let send the laptop's echo requests.
+	Pings bool
 	// Standby makes proxies that stand before the originals, which go on: nil when none do. They are as with Alone.
 	Standby *Standby
 	// Labels are on the pods whatever else they have: those by which a controller has Services select them.
@@ -117,7 +122,12 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		pod.Volumes = append(pod.Volumes, carriedVolume(s.Source.ConfigMaps))
 		keepToArch(pod, s.Source.Arch)
 	}
-	lowPorts(pod, slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()))
+	if slices.ContainsFunc(slices.Concat(s.Listen, s.ListenUDP, s.Standby.ports()), func(p int32) bool { return p < 1024 }) {
+		sysctl(pod, lowPortsSysctl, "0")
+	}
+	if s.Pings {
+		sysctl(pod, pingSysctl, allGroups)
+	}
 
 	// The original still runs: rules that keep two pods of the workload apart would keep ours out.
 	if pod.Affinity != nil {

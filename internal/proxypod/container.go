@@ -96,6 +96,9 @@ func container(c corev1.Container, pod *corev1.PodSpec, s Spec) corev1.Container
 	for _, p := range s.ToPod {
 		args = append(args, "--to-pod", strconv.Itoa(int(p)))
 	}
+	for _, p := range s.Allow {
+		args = append(args, "--allow-cidr", p.String())
+	}
 	if s.Standby != nil {
 		args = append(args, "--originals", originalsUnknown)
 		for _, p := range s.Standby.Pass {
@@ -213,20 +216,24 @@ func keepToArch(pod *corev1.PodSpec, arch string) {
 	pod.NodeSelector[corev1.LabelArchStable] = arch
 }
 
-// lowPorts lets a user who is not root listen on ports below 1024, by a sysctl that Kubernetes
-// counts as safe (since 1.22).
-func lowPorts(pod *corev1.PodSpec, listen []int32) {
-	const sysctl = "net.ipv4.ip_unprivileged_port_start"
-	if !slices.ContainsFunc(listen, func(p int32) bool { return p < 1024 }) {
-		return
-	}
+// Sysctls that Kubernetes counts as safe.
+const (
+	// lowPortsSysctl, as 0, lets a user who is not root listen on ports below 1024 (since 1.22).
+	lowPortsSysctl = "net.ipv4.ip_unprivileged_port_start"
+	// pingSysctl are the groups that may send echo requests without a capability (since 1.18); allGroups are all that a user namespace usually has.
+	pingSysctl = "net.ipv4.ping_group_range"
+	allGroups  = "0 65535"
+)
+
+// sysctl sets one for the pod, unless the template does.
+func sysctl(pod *corev1.PodSpec, name, value string) {
 	if pod.SecurityContext == nil {
 		pod.SecurityContext = &corev1.PodSecurityContext{}
 	}
-	if slices.ContainsFunc(pod.SecurityContext.Sysctls, func(s corev1.Sysctl) bool { return s.Name == sysctl }) {
+	if slices.ContainsFunc(pod.SecurityContext.Sysctls, func(s corev1.Sysctl) bool { return s.Name == name }) {
 		return
 	}
-	pod.SecurityContext.Sysctls = append(pod.SecurityContext.Sysctls, corev1.Sysctl{Name: sysctl, Value: "0"})
+	pod.SecurityContext.Sysctls = append(pod.SecurityContext.Sysctls, corev1.Sysctl{Name: name, Value: value})
 }
 
 // errNoContainer says which containers there are.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +42,9 @@ type Own struct {
 	// ReadyTimeout is how long the pod may take to be Ready.
 	ReadyTimeout time.Duration
 	ResumeWindow time.Duration // as tunnel.Client's
+	// Pings has the pod be let send the laptop's echo requests, and Allow are link-local and metadata addresses that it dials.
+	Pings bool
+	Allow []netip.Prefix
 	// PodProxy has the tunnel go through the API server's proxy to the pod where that works (Carriers).
 	PodProxy bool
 	// OnCreate is told the Lease's name, by which bridge restore removes what is left after a kill.
@@ -81,7 +85,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t
 		Name: lease.Name, Namespace: lease.Namespace, Lease: lease.Name,
 		Template: template, Container: container, Alone: o.Like != nil,
 		Source: src, Ports: ports, Client: key.Fingerprint(),
-		LimitCPU: WantsCPULimit(ctx, o.Kube, lease.Namespace),
+		LimitCPU: WantsCPULimit(ctx, o.Kube, lease.Namespace), Pings: o.Pings, Allow: o.Allow,
 	})
 	if err != nil {
 		return err

@@ -30,9 +30,12 @@ func TestOurContainersAreRestricted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, _, err := Deployment(Spec{Name: "c", Namespace: "shop", Lease: "c", Template: own, Container: container, Source: Source{Image: "bridge-proxy:1"}})
+	d, _, err := Deployment(Spec{Name: "c", Namespace: "shop", Lease: "c", Template: own, Container: container, Source: Source{Image: "bridge-proxy:1"}, Pings: true})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s := d.Spec.Template.Spec.SecurityContext.Sysctls; len(s) != 1 || s[0].Name != pingSysctl {
+		t.Errorf("a connect's pod has the sysctls %v", s)
 	}
 	if r := refusals(d.Spec.Template); len(r) > 0 {
 		t.Errorf("a connect's pod is refused: %+v", r)

@@ -14,39 +14,61 @@ import (
 	"bridge/pkg/tunnel"
 )
 
-// dialPods is e's dial by a port-forward.
-func (s *Set) dialPods(e *end) Dial {
-	return func(ctx context.Context, _, port string) (net.Conn, error) {
+// dialPods is e's dial by a port-forward, for as long as its target is pods: what is none any more goes through a proxy pod.
+func (w *work) dialPods(e *end) Dial {
+	return func(ctx context.Context, network, port string) (net.Conn, error) {
 		if e.fixed.Pod != "" {
-			return s.Kube.DialPod(ctx, e.fixed.Namespace, e.fixed.Pod, e.fixed.Port)
+			return w.Kube.DialPod(ctx, e.fixed.Namespace, e.fixed.Pod, e.fixed.Port)
 		}
-		c, err := e.eps.Dial(ctx, port)
-		if err != nil && s.Via != Pods && e.eps.Beyond("tcp") != "" {
-			err = hint.New(0, err, "it was pods when bridge began, and now a proxy pod reaches it: start bridge forward again")
+		if w.Via == Pods || e.eps.Beyond(network) == "" {
+			c, err := e.eps.Dial(ctx, port)
+			if err == nil || w.Via == Pods || e.eps.Beyond(network) == "" { // it may have become something else meanwhile
+				return c, err
+			}
 		}
-		return c, err
+		return w.dialBeyond(ctx, e, network, port)
 	}
 }
 
-// dialProxy is e's dial through the proxy pod, which resolves names.
-func (s *Set) dialProxy(e *end) Dial {
-	return func(ctx context.Context, network, port string) (net.Conn, error) {
-		address := net.JoinHostPort(e.port.Host, port)
-		if e.eps != nil {
-			ep := e.fixed
-			if ep == (kube.Endpoint{}) {
-				var err error
-				if ep, err = e.pick(ctx); err != nil {
-					return nil, err
-				}
-			}
-			address = ep.Address()
+// dialBeyond dials through a proxy pod what was pods when e began. It waits for one to be started, as long as a dial may.
+func (w *work) dialBeyond(ctx context.Context, e *end, network, port string) (net.Conn, error) {
+	pod := w.lastPod()
+	if pod == nil || pod.over() {
+		if err := w.CheckProxy(ctx); err != nil {
+			return nil, fmt.Errorf("%s needs a proxy pod now, because %s: %w", e, e.eps.Beyond(network), err)
 		}
-		late := hint.Newf(hint.Other, "bridge status says how the tunnel is", "no answer within --dial-timeout %s", s.DialTimeout)
-		ctx, cancel := context.WithTimeoutCause(ctx, s.DialTimeout, late)
-		defer cancel()
-		return e.pod.dial(ctx, network, address)
+		var begun bool
+		if pod, begun = w.proxyPod(); begun {
+			w.Say(fmt.Sprintf("note: %s goes through a proxy pod now, because %s", e, e.eps.Beyond(network)))
+		}
 	}
+	return w.dialProxy(ctx, e, pod, network, port)
+}
+
+// dialProxy dials e's target through a proxy pod, which resolves names.
+func (w *work) dialProxy(ctx context.Context, e *end, pod *proxyPod, network, port string) (net.Conn, error) {
+	address := net.JoinHostPort(e.port.Host, port)
+	if e.eps != nil {
+		ep := e.fixed
+		if ep == (kube.Endpoint{}) {
+			var err error
+			if ep, err = e.eps.Reach(ctx, network, port); err != nil {
+				return nil, err
+			}
+		}
+		address = ep.Address()
+	}
+	late := hint.Newf(hint.Other, "bridge status says how the tunnel is", "no answer within --dial-timeout %s", w.DialTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, w.DialTimeout, late)
+	defer cancel()
+	select {
+	case <-pod.ready:
+	case <-pod.ctx.Done():
+		return nil, context.Cause(pod.ctx)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return pod.dial(ctx, network, address)
 }
 
 // untilGone returns an error when the pod that all ends are bound to has gone.

@@ -426,9 +426,9 @@ func TestARefusedPortIsNotTheWholeService(t *testing.T) {
 }
 
 // byHand is a Service without a selector, and endpoints: a pod that is not ready, and addresses.
-func byHand(addresses ...string) (*corev1.Service, *discoveryv1.EndpointSlice) {
-	s := service("x", corev1.ServicePort{Port: 80})
-	no, port := false, int32(80)
+func byHand(port int32, addresses ...string) (*corev1.Service, *discoveryv1.EndpointSlice) {
+	s := service("x", corev1.ServicePort{Port: port})
+	no := false
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: "x-1", Labels: map[string]string{discoveryv1.LabelServiceName: "x"}},
 		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &port}},
@@ -444,7 +444,7 @@ func byHand(addresses ...string) (*corev1.Service, *discoveryv1.EndpointSlice) {
 }
 
 func TestThereIsNoEndOfWhatIsNoPod(t *testing.T) {
-	service, slice := byHand("192.0.2.1")
+	service, slice := byHand(80, "192.0.2.1")
 	set := fake.NewClientset(service, slice)
 	target := targetOf(service)
 	target.Address = netip.Addr{}
@@ -459,23 +459,71 @@ func TestThereIsNoEndOfWhatIsNoPod(t *testing.T) {
 	r.stop()
 }
 
-func TestWhatWasPodsAndIsNoMoreSaysWhatToDo(t *testing.T) {
-	service, slice := byHand()
-	set := fake.NewClientset(service, slice)
-	f := follow(t, set, func(s *Set) { s.Targets, s.Wait = []Target{targetOf(service)}, time.Minute })
-	at := local(f.next(f.printed))
-	_, slice = byHand("192.0.2.1")
-	slice.Endpoints = slice.Endpoints[1:]
-	if _, err := set.DiscoveryV1().EndpointSlices("shop").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+// What was pods when bridge began, and becomes addresses or a name, is reached through a proxy pod from the next connection on; also one that waits for a pod. Who may
+// have none is told.
+func TestWhatIsNoPodsAnyMoreIsReachedThroughTheProxy(t *testing.T) {
+	text := parrot(t)
+	number, err := strconv.Atoi(text)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := net.Dial("tcp", at); err == nil { // the reset may be there before
-		defer c.Close()
+	port := int32(number)
+	for _, may := range []bool{true, false} {
+		service, slice := byHand(port)
+		set := fake.NewClientset(service, slice)
+		var began atomic.Int32
+		f := follow(t, set, func(s *Set) {
+			target := targetOf(service)
+			s.Targets, s.Wait = []Target{target}, time.Minute
+			run := s.Proxy
+			s.Proxy = func(ctx context.Context, use func(context.Context, Dial) error) error {
+				began.Add(1)
+				return run(ctx, use)
+			}
+			if !may {
+				s.CheckProxy = func(context.Context) error { return hint.Newf(hint.Forbidden, "", "your account may not") }
+			}
+		})
+		at := local(f.next(f.printed))
+		waits, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, slice = byHand(port, "127.0.0.1")
+		slice.Endpoints = slice.Endpoints[1:]
+		if _, err := set.DiscoveryV1().EndpointSlices("shop").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		line := f.next(f.said)
+		if !may {
+			if !strings.Contains(line, "needs a proxy pod now, because the endpoints of service/x are no pods: your account may not") {
+				t.Errorf("%q", line)
+			}
+			if _, err := waits.Read(make([]byte, 1)); err == nil {
+				t.Error("it is answered")
+			}
+			_ = waits.Close()
+			f.end()
+			continue
+		}
+		if !strings.HasPrefix(line, "note: service/x:"+text+" goes through a proxy pod now, because the endpoints of service/x are no pods") {
+			t.Errorf("%q", line)
+		}
+		again(t, waits)
+		_ = waits.Close()
+		for _, name := range []string{"", "localhost"} {
+			if name != "" {
+				if _, err := set.CoreV1().Services("shop").Update(t.Context(), external("x", text), metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stay(t, at)
+		}
+		if n := began.Load(); n != 1 {
+			t.Errorf("%d proxy pods were begun", n)
+		}
+		f.end()
 	}
-	if line := f.next(f.said); !strings.Contains(line, "are addresses, not pods") || !strings.Contains(line, "start bridge forward again") {
-		t.Errorf("%q", line)
-	}
-	f.end()
 }
 
 func TestTheSameFailureIsSaidNowAndThenAndAlwaysCounted(t *testing.T) {

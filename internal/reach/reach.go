@@ -258,16 +258,27 @@ func (s *Set) named(what fmt.Stringer, err error) error {
 // lookUp finds a target's ports and their ways, and why some have none; without Many it stops at the first of these. What it begins to
 // follow it follows while the ends are there, or until ctx is done; looking up ends with gctx.
 func (s *Set) lookUp(ctx, gctx context.Context, t Target, following *sync.WaitGroup) (u *unit, ends []*end, failed []error) {
-	u, err := s.find(ctx, gctx, t, following)
+	u, err := s.find(ctx, gctx, t, nil, following)
 	defer s.release(u)
 	if err != nil {
-		if !passes(err) {
-			u.refuse()
-		}
 		return u, nil, []error{err}
 	}
-	for _, p := range t.Ports {
+	ends, failed = s.endsOf(u, t.Ports, func() error { return nil })
+	return u, ends, failed
+}
+
+// endsOf makes the ends of some ports of u, which somebody uses, and says why others have none: mayProxy, for one, is why there may be no proxy pod. Those that
+// waiting does not mend are refused. Without Many it stops at the first.
+func (s *Set) endsOf(u *unit, ports []forward.Port, mayProxy func() error) (ends []*end, failed []error) {
+	for _, p := range ports {
 		e, err := s.end(u, p)
+		if err == nil && e.proxy {
+			if err = mayProxy(); err != nil {
+				err = e.needsProxy(err)
+				delete(u.at, p)
+				s.drop(e)
+			}
+		}
 		if err == nil {
 			ends = append(ends, e)
 			continue
@@ -280,7 +291,7 @@ func (s *Set) lookUp(ctx, gctx context.Context, t Target, following *sync.WaitGr
 			break
 		}
 	}
-	return u, ends, failed
+	return ends, failed
 }
 
 // passes is whether another try may go well after err.
@@ -289,19 +300,27 @@ func passes(err error) bool {
 	return code != hint.Usage && code != hint.Forbidden
 }
 
-// find begins a unit, and follows its endpoints, until the caller and all ends have released it. It has one with an error, too.
-func (s *Set) find(ctx, gctx context.Context, t Target, following *sync.WaitGroup) (*unit, error) {
+// find begins a unit, in the place of before if that is not nil, and follows its endpoints, until the caller and all ends have released it. It has one with an
+// error, too.
+func (s *Set) find(ctx, gctx context.Context, t Target, before *unit, following *sync.WaitGroup) (*unit, error) {
 	u := &unit{Target: t, used: 1, at: make(map[forward.Port]*end)}
+	if before != nil {
+		u.at = before.at
+	}
 	u.ctx, u.stop = context.WithCancel(ctx)
 	if t.Object == (kube.Target{}) {
 		return u, nil
 	}
-	if err := s.Check(gctx, t.Object); err != nil {
-		return u, err
+	err := s.Check(gctx, t.Object)
+	if err == nil {
+		u.eps = &kube.Endpoints{Client: s.Kube, Namespace: s.Kube.Namespace, Target: t.Object, Wait: s.Wait, Log: s.Log}
+		following.Go(func() { _ = u.eps.Run(u.ctx) })
+		err = u.eps.WaitSynced(gctx)
 	}
-	u.eps = &kube.Endpoints{Client: s.Kube, Namespace: s.Kube.Namespace, Target: t.Object, Wait: s.Wait, Log: s.Log}
-	following.Go(func() { _ = u.eps.Run(u.ctx) })
-	return u, u.eps.WaitSynced(gctx)
+	if err != nil && !passes(err) {
+		u.refuse()
+	}
+	return u, err
 }
 
 // use has u go on until release; false when it has ended.

@@ -192,6 +192,21 @@ func TestOneBrokenTargetDoesNotEndTheOthers(t *testing.T) {
 	r.stop()
 }
 
+// An address that others reach is taken, and that is said.
+func TestAnAddressOfOthersIsWarnedOf(t *testing.T) {
+	port := echo(t)
+	r := start(t, func(s *Set) { s.Address = []string{"0.0.0.0"} }, ":localhost:"+port)
+	line := r.next(r.printed)
+	at := strings.Fields(line)[2]
+	if warned := r.next(r.said); !strings.HasPrefix(line, "Forwarding from 0.0.0.0:") || !strings.HasPrefix(warned, "warning: everybody who reaches "+at+" reaches localhost:"+port+" through it") {
+		t.Errorf("%q, %q", line, warned)
+	}
+	r.stop()
+	if err := r.ends(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAConnectionThatFailsIsSaidCountedAndReset(t *testing.T) {
 	r := start(t, func(s *Set) {
 		s.DialTimeout = time.Millisecond

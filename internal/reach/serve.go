@@ -28,13 +28,13 @@ type work struct {
 	ctx   context.Context // done when all is to end
 
 	// Of whoever starts ends: serveAll, and then Follow.
-	pod   *proxyPod         // the last; nil: none was needed
 	known map[string]*unit  // with Follow, by their names
 	said  map[string]string // of those that are to be tried again, what was said last
 
 	mu      sync.Mutex
-	left    int   // ends that go on
-	removed error // why a proxy pod has ended; RestoreIncomplete before all else
+	pod     *proxyPod // the last; nil: none was needed
+	left    int       // ends that go on
+	removed error     // why a proxy pod has ended; RestoreIncomplete before all else
 }
 
 // proxyPod is one, from its start to its end.
@@ -52,7 +52,7 @@ func (s *Set) serveAll(ctx context.Context, known map[string]*unit, ends []*end,
 	for _, e := range ends {
 		w.start(e)
 	}
-	first := w.pod
+	first := w.lastPod()
 	group.Go(func() error {
 		s.print(first, ends)
 		return nil
@@ -77,10 +77,7 @@ func (s *Set) serveAll(ctx context.Context, known map[string]*unit, ends []*end,
 func (w *work) start(e *end) {
 	mine := w.ctx
 	if e.proxy {
-		if w.pod == nil || w.pod.lost.Load() || w.pod.ctx.Err() != nil {
-			w.pod = w.startProxy()
-		}
-		e.pod = w.pod
+		e.pod, _ = w.proxyPod()
 		mine = e.pod.ctx
 	}
 	w.group.Go(func() error {
@@ -106,6 +103,26 @@ func (w *work) start(e *end) {
 		return w.broken(e, err)
 	})
 }
+
+// lastPod is the proxy pod that was started last; nil when there is none.
+func (w *work) lastPod() *proxyPod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pod
+}
+
+// proxyPod is a proxy pod for what begins now: the last one, or another, begun with this, where that is over.
+func (w *work) proxyPod() (p *proxyPod, begun bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if begun = w.pod == nil || w.pod.over(); begun {
+		w.pod = w.startProxy()
+	}
+	return w.pod, begun
+}
+
+// over tells whether it takes nothing new any more.
+func (p *proxyPod) over() bool { return p.lost.Load() || p.ctx.Err() != nil }
 
 // startProxy runs a proxy pod.
 func (w *work) startProxy() *proxyPod {
@@ -177,37 +194,17 @@ func (w *work) add(t Target, mayProxy func() error, following *sync.WaitGroup) (
 		return nil
 	}
 	if u == nil || !w.use(u) {
-		fresh, err := w.find(w.ctx, w.ctx, t, following)
-		if u != nil {
-			fresh.at = u.at
-		}
-		u = fresh
+		var err error
+		u, err = w.find(w.ctx, w.ctx, t, u, following)
 		w.known[t.String()] = u
 		if err != nil {
-			if !passes(err) {
-				u.refuse()
-			}
 			w.release(u)
 			return []error{err}
 		}
 	}
 	defer w.release(u)
-	for _, p := range ports {
-		e, err := w.end(u, p)
-		if err == nil && e.proxy {
-			if err = mayProxy(); err != nil {
-				err = e.needsProxy(err)
-				delete(u.at, p)
-				w.drop(e)
-			}
-		}
-		if err != nil {
-			failed = append(failed, err)
-			if !passes(err) {
-				u.at[p] = nil
-			}
-			continue
-		}
+	ends, failed := w.endsOf(u, ports, mayProxy)
+	for _, e := range ends {
 		w.mu.Lock()
 		w.left++
 		w.mu.Unlock()
@@ -262,36 +259,38 @@ func (p *proxyPod) await(ctx context.Context) bool {
 }
 
 // serve forwards e until ctx is done. It may leave e open.
-func (s *Set) serve(ctx context.Context, e *end) error {
+func (w *work) serve(ctx context.Context, e *end) error {
 	if !e.first {
-		if err := s.open(ctx, e); err != nil {
+		if err := w.open(ctx, e); err != nil {
 			return err
 		}
 	}
-	dial := s.dialPods(e)
+	dial := w.dialPods(e)
 	if e.proxy {
 		if !e.pod.await(ctx) {
 			return nil
 		}
-		dial = s.dialProxy(e)
+		dial = func(ctx context.Context, network, port string) (net.Conn, error) {
+			return w.dialProxy(ctx, e, e.pod, network, port)
+		}
 	}
 	if !e.first {
-		s.Print(strings.Join(e.lines, "\n"))
+		w.Print(strings.Join(e.lines, "\n"))
 	}
 	if e.network == "udp" {
 		d := &forward.Datagrams{
 			Sockets: e.udp, Address: e.port.Remote, Dial: dial, Stats: &e.stats,
 			Idle:    tunnel.FlowIdle(net.JoinHostPort(e.port.Host, e.port.Remote)),
-			OnError: func(_ netip.AddrPort, err error) { s.failed(e, err) },
+			OnError: func(_ netip.AddrPort, err error) { w.failed(e, err) },
 		}
 		return d.Run(ctx)
 	}
 	f := &forward.Forwarder{
-		Listeners: e.tcp, Address: e.port.Remote, Dial: dial, Stats: &e.stats, Log: s.Log,
+		Listeners: e.tcp, Address: e.port.Remote, Dial: dial, Stats: &e.stats, Log: w.Log,
 		OnConn: func(c net.Conn) {
-			s.Log.Debug("handling connection", "at", c.LocalAddr().String(), "from", c.RemoteAddr().String())
+			w.Log.Debug("handling connection", "at", c.LocalAddr().String(), "from", c.RemoteAddr().String())
 		},
-		OnError: func(c net.Conn, err error) { s.connectionFailed(e, c, err) },
+		OnError: func(c net.Conn, err error) { w.connectionFailed(e, c, err) },
 	}
 	if e.proxy {
 		f.MaxConns = proxyConns

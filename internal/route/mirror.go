@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"bridge/pkg/tunnel"
 )
 
 const (
@@ -158,7 +160,7 @@ func (t *tee) cutLocked() {
 		t.queue = nil
 	}
 	if t.laptop != nil {
-		reset(t.laptop)
+		tunnel.Abort(t.laptop)
 	}
 	t.changed.Broadcast()
 }

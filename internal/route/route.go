@@ -100,17 +100,6 @@ func (r *Router) log(msg string, args ...any) {
 	}
 }
 
-// reset ends c so that its other end sees it at once.
-func reset(c net.Conn) {
-	switch c := c.(type) {
-	case interface{ Reset() }:
-		c.Reset()
-	case interface{ SetLinger(int) error }:
-		_ = c.SetLinger(0)
-	}
-	_ = c.Close()
-}
-
 // closeWrite sends our end where c can do that, and else closes it.
 func closeWrite(c net.Conn) {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {

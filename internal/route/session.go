@@ -290,7 +290,7 @@ func (s *session) laptop(route Route) (*backend, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.aborted {
-		reset(conn)
+		tunnel.Abort(conn)
 		return nil, errAborted
 	}
 	s.kept[route.Name] = b
@@ -309,7 +309,7 @@ func (s *session) untold(x *exchange) bool {
 	}
 	delete(s.kept, x.b.route)
 	s.exchange = nil
-	reset(x.b.conn)
+	tunnel.Abort(x.b.conn)
 	return true
 }
 
@@ -327,7 +327,7 @@ func (s *session) connectOriginal() {
 		s.mu.Lock()
 		b.conn, b.err = conn, err
 		if err == nil && s.aborted {
-			reset(conn)
+			tunnel.Abort(conn)
 		}
 		s.mu.Unlock()
 		close(b.ready)
@@ -722,12 +722,12 @@ func (s *session) abort() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.aborted = true
-	reset(s.client)
+	tunnel.Abort(s.client)
 	for _, b := range s.kept {
-		reset(b.conn)
+		tunnel.Abort(b.conn)
 	}
 	if s.original != nil && s.original.conn != nil {
-		reset(s.original.conn)
+		tunnel.Abort(s.original.conn)
 	}
 	s.cond.Broadcast()
 }

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"bridge/internal/connect"
 	"bridge/internal/hint"
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
@@ -36,7 +37,7 @@ const (
 
 // localProbes are the container's probes, as they are run against the process on the laptop; others are the ports of the
 // pod's other containers.
-func localProbes(c corev1.Container, ports []Port, others map[at]string, o Options, dial probe.Dial) (probes []*probe.Probe, notes []string) {
+func localProbes(c corev1.Container, ports []Port, others map[at]string, o Options, dial connect.Dial) (probes []*probe.Probe, notes []string) {
 	if o.NoProbes {
 		return nil, nil
 	}

@@ -493,21 +493,22 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 }
 
 // DialContext has the pod dial address and waits until it is connected ("tcp"; a *Stream), or until the pod has a socket for
-// it ("udp"; a *Datagrams). It waits for a session first, for its next carrier, and for the next session when that is lost
+// it ("udp", and "icmp", of which each datagram is an echo as internal/ping has it; a *Datagrams). It waits for a session first, for its next carrier, and for the next session when that is lost
 // before the pod has answered; ctx bounds all of it. The error wraps syscall.ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT or EACCES (not allowed) or a *net.DNSError when the pod met
 // that, and ErrClosed when Run has returned.
 func (c *Client) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
 	}
-	if network != "tcp" && network != "udp" {
+	h := Header{Kind: Dial, Network: network, Address: address}
+	if _, known := networks[network]; !known {
 		return fail(net.UnknownNetworkError(network))
 	}
-	st, err := c.open(ctx, Header{Kind: Dial, Network: network, Address: address}, false)
+	st, err := c.open(ctx, h, false)
 	switch {
 	case err != nil:
 		return fail(err)
-	case network == "udp":
+	case h.datagrams():
 		return st.Datagrams(), nil
 	}
 	return st, nil

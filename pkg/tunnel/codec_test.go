@@ -40,6 +40,7 @@ func golden(t *testing.T, name string, got []byte) {
 var goldenHeaders = map[string]Header{
 	"header-dial":         {Kind: Dial, Network: "tcp", Address: "orders.shop:80"},
 	"header-dial-udp":     {Kind: Dial, Network: "udp", Address: "[fd00::a]:53"},
+	"header-dial-icmp":    {Kind: Dial, Network: "icmp", Address: "10.244.0.7:0"},
 	"header-inbound":      {Kind: Inbound, Network: "tcp", Address: ":8080"},
 	"header-inbound-ipv4": {Kind: Inbound, Network: "tcp", Address: ":8080", Peer: netipAddr("10.244.0.7:54321")},
 	"header-inbound-ipv6": {Kind: Inbound, Network: "tcp", Address: ":8080", Peer: netipAddr("[fd00::7]:54321")},
@@ -91,7 +92,9 @@ func TestHeaderLimits(t *testing.T) {
 		"too short":       "\x00\x04\x01\x01\x00\x00",
 		"too long":        "\xff\xff",
 		"kind":            "\x00\x05\x00\x01\x00\x00\x00",
-		"network":         "\x00\x05\x01\x03\x00\x00\x00",
+		"network":         "\x00\x05\x01\x04\x00\x00\x00",
+		"no network":      "\x00\x05\x01\x00\x00\x00\x00",
+		"inbound icmp":    "\x00\x05\x02\x03\x00\x00\x00",
 		"address length":  "\x00\x05\x01\x01\x05\x00\x00",
 		"address cut":     "\x00\x05\x01\x01\x10\x00\x00",
 		"target cut":      "\x00\x05\x01\x01\x00\x00\x01",

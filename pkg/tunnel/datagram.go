@@ -38,7 +38,7 @@ func appendNote(b []byte, err error) []byte {
 	return appendStatus(b, statusOf(err))
 }
 
-// Datagrams is a stream of network "udp", as a net.Conn that keeps the boundaries of what it carries, as a connected UDP
+// Datagrams is a stream of network "udp" or "icmp", as a net.Conn that keeps the boundaries of what it carries, as a connected UDP
 // socket does: each Read is one datagram (what does not fit is lost), each Write another, and both may be empty.
 //
 // Read fails with an error that wraps syscall.ECONNREFUSED or its like when the socket at the other end met that, and goes on
@@ -50,7 +50,7 @@ type Datagrams struct {
 	dropped atomic.Uint64
 }
 
-// Datagrams is st as what it carries, for a stream whose header says "udp"; to be called once.
+// Datagrams is st as what it carries, for a stream whose header says "udp" or "icmp"; to be called once.
 func (st *Stream) Datagrams() *Datagrams {
 	return &Datagrams{Stream: st, reader: datagramReader{read: st.read}}
 }
@@ -228,7 +228,7 @@ func FlowIdle(address string) time.Duration {
 	return flowIdle
 }
 
-// SpliceDatagrams copies datagrams both ways between st, of network "udp", and conn, a connected UDP socket or what looks like
+// SpliceDatagrams copies datagrams both ways between st, of network "udp" or "icmp", and conn, a connected UDP socket or what looks like
 // one, until one of them ends or both were silent for idle (0: for ever), and closes both. What conn meets (a refusal
 // by ICMP, for one) is told to the other end and ends nothing. It returns the first error; an end, a local close and
 // silence are none. dropped counts what there was no room for in st.

@@ -126,6 +126,30 @@ func TestDatagramsKeepTheirBoundaries(t *testing.T) {
 	})
 }
 
+// Echo requests are datagrams to the tunnel: whose dial makes them requests is the pod's.
+func TestEchoesAreDatagrams(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	echo := echoUDP(t)
+	e.server.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network != "icmp" || address != "10.244.0.7:0" {
+			return nil, fmt.Errorf("%s %s is dialled", network, address)
+		}
+		return new(net.Dialer).DialContext(ctx, "udp", echo)
+	}
+	e.start().waitReady()
+	c, err := e.client.DialContext(context.Background(), "icmp", "10.244.0.7:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := c.(*Datagrams)
+	d.mustWrite(t, []byte("\x00\x01ping"))
+	if got := string(d.mustRead(t)); got != "\x00\x01ping" || d.RemoteAddr().Network() != "icmp" {
+		t.Errorf("%q from %s %v", got, d.RemoteAddr().Network(), d.RemoteAddr())
+	}
+	_ = c.Close()
+	e.wantNoStreams()
+}
+
 // TestDatagramThatTheSocketRefuses: the pod's socket takes less than the tunnel, and says so.
 func TestDatagramThatTheSocketRefuses(t *testing.T) {
 	e := newEnds(t, tcpNetwork(t))

@@ -32,7 +32,7 @@ func (k Kind) String() string {
 // Header is the first thing on a stream: what its connection is.
 type Header struct {
 	Kind    Kind
-	Network string         // "tcp" or "udp"
+	Network string         // "tcp", "udp", or of a Dial "icmp"
 	Address string         // Dial: "host:port"; Inbound: ":port", the pod's; Look: the Sum of an earlier View, or ""
 	Peer    netip.AddrPort // Inbound: the caller; zero when not known
 }
@@ -44,7 +44,10 @@ const (
 	headerFixed = 5
 )
 
-var networks = map[string]byte{"tcp": 1, "udp": 2}
+var networks = map[string]byte{"tcp": 1, "udp": 2, "icmp": 3}
+
+// datagrams tells whether the stream carries these, and not bytes.
+func (h Header) datagrams() bool { return h.Network != "tcp" }
 
 func networkName(code byte) string {
 	for name, c := range networks {
@@ -52,17 +55,27 @@ func networkName(code byte) string {
 			return name
 		}
 	}
-	return ""
+	return fmt.Sprintf("number %d", code)
+}
+
+// check says what is wrong with the kind or the network.
+func (h Header) check() error {
+	_, known := networks[h.Network]
+	switch {
+	case h.Kind < Dial || h.Kind > Look:
+		return fmt.Errorf("stream header: %v", h.Kind)
+	case !known:
+		return fmt.Errorf("stream header: network %q, want tcp, udp or icmp", h.Network)
+	case h.Network == "icmp" && h.Kind != Dial:
+		return fmt.Errorf("stream header: %v of network icmp", h.Kind)
+	}
+	return nil
 }
 
 // appendHeader appends h as in SPEC.md section 6.
 func appendHeader(b []byte, h Header) ([]byte, error) {
-	network, ok := networks[h.Network]
-	if !ok {
-		return nil, fmt.Errorf("stream header: network %q, want tcp or udp", h.Network)
-	}
-	if h.Kind < Dial || h.Kind > Look {
-		return nil, fmt.Errorf("stream header: %v", h.Kind)
+	if err := h.check(); err != nil {
+		return nil, err
 	}
 	var ip []byte
 	if h.Peer.IsValid() {
@@ -76,7 +89,7 @@ func appendHeader(b []byte, h Header) ([]byte, error) {
 		return nil, fmt.Errorf("stream header: %d bytes, at most %d: target %.64q", 2+size, maxHeader, h.Address)
 	}
 	b = binary.BigEndian.AppendUint16(b, uint16(size))
-	b = append(b, byte(h.Kind), network, byte(len(ip)))
+	b = append(b, byte(h.Kind), networks[h.Network], byte(len(ip)))
 	if len(ip) > 0 {
 		b = append(b, ip...)
 		b = binary.BigEndian.AppendUint16(b, h.Peer.Port())
@@ -104,11 +117,8 @@ func readHeader(r io.Reader) (Header, error) {
 
 func parseHeader(body []byte) (Header, error) {
 	h := Header{Kind: Kind(body[0]), Network: networkName(body[1])}
-	if h.Kind < Dial || h.Kind > Look {
-		return Header{}, fmt.Errorf("stream header: %v", h.Kind)
-	}
-	if h.Network == "" {
-		return Header{}, fmt.Errorf("stream header: network %d", body[1])
+	if err := h.check(); err != nil {
+		return Header{}, err
 	}
 	ipLen, rest := int(body[2]), body[3:]
 	switch ipLen {

@@ -21,7 +21,7 @@ type Server struct {
 	Client Fingerprint // the laptop's key, and no other
 	// Info is asked at the start of each session. Nil tells the laptop nothing.
 	Info func() Info
-	// Dial serves the laptop's Dial streams, network "tcp" and "udp". ctx is done when the laptop has lost interest. Nil refuses all.
+	// Dial serves the laptop's Dial streams, network "tcp", "udp" and "icmp". ctx is done when the laptop has lost interest. Nil refuses all.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// View tells w what the container sees, the same each time unless something has changed. One call at a time; an error has the laptop
 	// ask again. Nil refuses.
@@ -321,7 +321,7 @@ func (s *Server) handle(ctx context.Context, st *Stream) {
 		_ = st.Refuse(fmt.Errorf("%v is not served here", h.Kind))
 		return
 	}
-	if h.Network == "udp" {
+	if h.datagrams() {
 		defer s.flows.Add(-1)
 		if s.flows.Add(1) > maxFlows {
 			_ = st.Refuse(fmt.Errorf("more than %d flows of datagrams", maxFlows))
@@ -337,7 +337,7 @@ func (s *Server) handle(ctx context.Context, st *Stream) {
 		_ = conn.Close()
 		return
 	}
-	if h.Network == "udp" {
+	if h.datagrams() {
 		if dropped, err := SpliceDatagrams(st, conn, FlowIdle(h.Address)); err != nil || dropped > 0 {
 			s.log().Debug("tunnel: flow ended", "target", h.Address, "error", err, "dropped", dropped)
 		}

@@ -3,11 +3,17 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"io"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"bridge/internal/packet"
 )
 
 // loopback is a route to a server in this process.
@@ -32,7 +38,7 @@ func loopback(t *testing.T) *route {
 
 func TestEveryMeasureYieldsItsFigures(t *testing.T) {
 	r := loopback(t)
-	for _, m := range slices.Concat(measures, standbyMeasures) {
+	for _, m := range slices.Concat(measures, entranceMeasures, standbyMeasures) {
 		t.Run(m.figures[0].name, func(t *testing.T) {
 			values, err := m.run(r, pace{20 * time.Millisecond, 200 * time.Millisecond})
 			if err != nil {
@@ -48,6 +54,43 @@ func TestEveryMeasureYieldsItsFigures(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A device with its stack carries what it is measured with, of either MTU.
+func TestTheDeviceCarries(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a device takes root")
+	}
+	direct := loopback(t)
+	c, err := direct.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := c.RemoteAddr().String()
+	_ = c.Close()
+	for _, mtu := range []int{packet.MTU, ethernetMTU} {
+		ctx, cancel := context.WithCancel(t.Context())
+		said, out := io.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- device(ctx, out, mtu, to) }()
+		line, err := bufio.NewReader(said).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, network, _ := strings.Cut(strings.TrimSpace(line), deviceReady+" ")
+		r := &route{variant: &variant{bridges: true}, dial: inNetwork(network, deviceTarget)}
+		for _, m := range entranceMeasures {
+			values, err := m.run(r, pace{20 * time.Millisecond, 200 * time.Millisecond})
+			if err != nil || slices.ContainsFunc(values[:1], func(v float64) bool { return !(v > 0) }) {
+				t.Errorf("%d, %s: %v, %v", mtu, m.figures[0].name, values, err)
+			}
+			t.Log(mtu, m.figures[0].name, values)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -26,11 +26,16 @@ of figures from the same run do.
 
 **A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of the rounds and in brackets
 the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
-The last table has no kubectl, which cannot do this: there the ratio is to the direct way.
+The last three tables have no kubectl: there the ratio is to their first column.
 
 `, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	b.WriteString("| variant | what it is |\n| --- | --- |\n")
-	for _, v := range slices.Concat(variants, standbyVariants) {
+	var told []*variant
+	for _, v := range slices.Concat(variants, entrances, alone, standbyVariants) {
+		if slices.Contains(told, v) {
+			continue
+		}
+		told = append(told, v)
 		fmt.Fprintf(&b, "| %s | %s |\n", v.name, v.what)
 	}
 	for _, c := range conditions {
@@ -47,8 +52,8 @@ The last table has no kubectl, which cannot do this: there the ratio is to the d
 - The conditions one after the other; in each, round by round, measure by measure, the variants right after each other for %s
   each (longer with a delay), after a start that is not counted.
 - Every variant is real programs: kubectl %s, and bridge as it is built for users. All end in the same kind of server; but for
-  loopback, relays and link it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5; those
-  of mode standby from the node's network at the pod's address, as kube-proxy has a caller's pod do.
+  loopback, relays, link and the entrances alone it is the same pod. All are dialled at a port of the laptop's loopback, bridge connect by SOCKS5; connect -- CMD
+  is dialled in CMD's network, connect --tun at the pod's address, a TUN device alone in a network of its own, and those of mode standby from the node's network at the pod's address, as kube-proxy has a caller's pod do.
 - Bulk is counted by the receiver and by its clock, within the time. "Up" is from the laptop. MB are 10^6 bytes.
 - Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
 - CPU of the laptop's side is user and system time of the programs between; that of the cluster is all of its control group: the API

@@ -7,7 +7,7 @@
 // Each way is a variant (variant.go): real programs that end in a port of the laptop. Each measure
 // (measure.go) is a function of one variant. The runner (run.go) goes through conditions, rounds,
 // measures and variants, in this order, so that what is compared was measured within seconds.
-// The same program is the server in the pod (server.go) and the ends of yamux (yamux.go).
+// The same program is the server in the pod (server.go), the ends of yamux (yamux.go) and a device with its stack (entrance.go).
 package main
 
 import (
@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"bridge/internal/packet"
 )
 
 // options are what the flags say.
@@ -77,6 +79,11 @@ func run(ctx context.Context, args []string) error {
 		to := flags.String("to", "", "where it connects to")
 		_ = flags.Parse(args)
 		return relay(ctx, *listen, *to)
+	case "device":
+		mtu := flags.Int("mtu", packet.MTU, "the device's")
+		to := flags.String("to", "", "where it connects to")
+		_ = flags.Parse(args)
+		return device(ctx, os.Stdout, *mtu, *to)
 	case "yamux-pod":
 		listen := flags.String("listen", "127.0.0.1:7001", "the address of the session")
 		_ = flags.Parse(args)

@@ -91,6 +91,13 @@ func (p *process) tail() string {
 	return strings.TrimSpace(string(p.said))
 }
 
+// line is the last one that has text, from text on.
+func (p *process) line(text string) string {
+	all := p.tail()
+	line, _, _ := strings.Cut(all[max(0, strings.LastIndex(all, text)):], "\n")
+	return line
+}
+
 func (p *process) alive() bool {
 	select {
 	case <-p.ended:

@@ -9,11 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"bridge/internal/proxypod"
 )
@@ -97,31 +94,9 @@ func openStandby(name string, flags ...string) func(context.Context, *world, *ro
 	}
 }
 
-// fromNode dials the server's port of a pod in the network of the node, where callers' packets come from as well. Going there takes
-// a few µs of each dial.
+// fromNode dials the server's port of a pod in the network of the node, where callers' packets come from as well.
 func fromNode(ip string) func() (net.Conn, error) {
-	return func() (net.Conn, error) {
-		there, err := unix.Open("/run/netns/"+clusterName+"-node1", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("the node's network: %w", err)
-		}
-		defer unix.Close(there)
-		here, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("this network: %w", err)
-		}
-		defer unix.Close(here)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("enter the node's network: %w", err)
-		}
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(ip, strconv.Itoa(serverPort)), dialTimeout)
-		if back := unix.Setns(here, unix.CLONE_NEWNET); back != nil {
-			panic(back) // this thread is where no other goroutine may be
-		}
-		return c, err
-	}
+	return inNetwork("/run/netns/"+clusterName+"-node1", net.JoinHostPort(ip, strconv.Itoa(serverPort)))
 }
 
 // httpRequests is how many requests a second kept connections do together.

@@ -38,6 +38,7 @@ type route struct {
 	server    *process   // one of its own, which is not counted
 	processes []*process // that stand between
 	pod       string     // UID of the pod that stands between, if any
+	clean     func()     // what else is to be done at the end; may be nil
 }
 
 const (
@@ -47,18 +48,31 @@ const (
 	// kubelet, for each connection: thousands are a load for the cluster and not for them. And of the
 	// relays: a connection that is spliced takes six descriptors.
 	fewIdle = 500
+	// proxyIdle is of the 5120 that a local end of forward's takes.
+	proxyIdle = 5000
+)
+
+// The variants that are in more than one table.
+var (
+	onLoopback   = &variant{name: "loopback", what: "TCP on the loopback, client to server", open: openLoopback}
+	throughProxy = &variant{
+		name: "bridge forward, proxy", what: "bridge forward --via proxy pod/NAME: the tunnel, one port-forward to a proxy pod that connects to the server's pod",
+		far: true, bridges: true, idle: proxyIdle, open: openForwardProxy,
+	}
+	bySOCKS = &variant{name: "bridge connect", what: "bridge connect: the same, dialled by SOCKS5", far: true, bridges: true, open: openConnect("portforward")}
 )
 
 // variants in the order of the table.
 var variants = []*variant{
-	{name: "loopback", what: "TCP on the loopback, client to server", open: openLoopback},
+	onLoopback,
 	{name: "two relays", what: "loopback, through two programs in a row that copy (io.Copy, which splices): what a chain costs by being one", bridges: true, idle: fewIdle, open: openRelays},
 	{name: "link", what: "TCP over the laptop's link to the node, nothing between: what the network gives", far: true, open: openLink},
 	{name: kubectlWebSocket, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=true", far: true, bridges: true, idle: fewIdle, open: openKubectl("true")},
 	{name: kubectlSPDY, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=false", far: true, bridges: true, idle: fewIdle, open: openKubectl("false")},
 	{name: "yamux", what: "hashicorp/yamux with its default configuration on one port-forward of bridge's, and a pod at its end", far: true, bridges: true, open: openYamux},
 	{name: "bridge forward", what: "bridge forward pod/NAME: a port-forward for each connection", far: true, bridges: true, idle: fewIdle, open: openForward},
-	{name: "bridge connect", what: "bridge connect: the tunnel, one port-forward to a proxy pod that connects to the server's pod; dialled by SOCKS5", far: true, bridges: true, open: openConnect("portforward")},
+	throughProxy,
+	bySOCKS,
 	{name: "bridge connect, podproxy", what: "bridge connect --carrier podproxy: the tunnel through the API server's proxy to the proxy pod", far: true, bridges: true, open: openConnect("podproxy")},
 }
 
@@ -70,6 +84,9 @@ func (r *route) close() {
 	}
 	if r.server != nil {
 		r.server.stop()
+	}
+	if r.clean != nil {
+		r.clean()
 	}
 }
 
@@ -168,10 +185,15 @@ func openConnect(carrier string) func(context.Context, *world, *route) error {
 			defer cancel()
 			return socks.(proxy.ContextDialer).DialContext(ctx, "tcp", to)
 		}
-		own, err := w.pod(ctx, "-l", proxypod.ProxyLabel, "--field-selector=status.phase=Running")
-		r.pod = own.uid
-		return err
+		return r.proxied(ctx, w)
 	}
+}
+
+// proxied has the route know the proxy pod that was started last.
+func (r *route) proxied(ctx context.Context, w *world) error {
+	own, err := w.pod(ctx, "-l", proxypod.ProxyLabel, "--field-selector=status.phase=Running")
+	r.pod = own.uid
+	return err
 }
 
 // between starts a program that stands between.

@@ -80,7 +80,7 @@ func (p *process) socks() string {
 	return regexp.MustCompile(`ALL_PROXY=socks5h://(\S+)`).FindStringSubmatch(p.prints("export ALL_PROXY="))[1]
 }
 
-// line is an open connection through a connect, to something that sends back each line.
+// line is an open connection to something that sends back each line.
 type line struct {
 	t *testing.T
 	net.Conn
@@ -99,10 +99,16 @@ func (w *world) dialThrough(c *process) *line {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = conn.Close() })
-	l := &line{t: w.t, Conn: conn, r: bufio.NewReader(conn)}
+	return newLine(w.t, conn)
+}
+
+// newLine makes one of a connection to orders' port 7000.
+func newLine(t *testing.T, conn net.Conn) *line {
+	t.Helper()
+	t.Cleanup(func() { _ = conn.Close() })
+	l := &line{t: t, Conn: conn, r: bufio.NewReader(conn)}
 	if _, err := io.WriteString(conn, "echo\n"); err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	l.lives()
 	return l

@@ -83,6 +83,44 @@ exit 9`, w.ns, svc.Spec.ClusterIP, pod, s.sample, local, s.config.Host)
 	w.assertSnapshot(before)
 }
 
+// Thousands of a program's connections are open at once, beside one that nobody reads, and nothing is left of them.
+func TestConnectProgramManyConnections(t *testing.T) {
+	t.Parallel()
+	const many = 5000
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	in, orders, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer orders.Close()
+	// After each time it waits for a line, so that what bridge has can be counted.
+	script := fmt.Sprintf(`check() { %s check --address orders:7000 --what "$@"; }
+exec 3<>/dev/tcp/orders/7000 && echo download 100000000 >&3 && check download --bytes 20000000 && echo begun || exit 1
+for time in once twice; do check many --connections %d && echo $time && read line || exit 1; done`, s.sample, many)
+	c := w.bridgeWith(func(cmd *exec.Cmd) { cmd.Stdin = in }, s.kubeconfig, nil, "connect", "--", "bash", "-c", script)
+	_ = in.Close()
+	c.prints("begun")
+	once := 0
+	for _, line := range []string{"once", "twice"} {
+		c.prints(line)
+		fds := fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)
+		w.await("the connections' descriptors to be closed", func() bool {
+			list, err := os.ReadDir(fds)
+			return err == nil && len(list) < 100
+		})
+		if once == 0 {
+			once = c.memory()
+		}
+		c.assertMemory(once, 2*many)
+		if _, err := io.WriteString(orders, "\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.exits(0)
+	w.assertSnapshot(before)
+}
+
 func TestConnectPassesSignalsToItsProgram(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"bridge/internal/forward"
 	"bridge/internal/hint"
@@ -30,6 +31,28 @@ import (
 func (p *process) from(text string) string {
 	p.t.Helper()
 	return forwarded(p.prints(text))
+}
+
+// memory is what the process has resident, in KiB.
+func (p *process) memory() (kib int) {
+	p.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err == nil {
+		_, after, _ := strings.Cut(string(b), "VmRSS:")
+		_, err = fmt.Sscan(after, &kib)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return kib
+}
+
+// assertMemory wants it to have no more, but for what varies, than once, after half of the connections.
+func (p *process) assertMemory(once, connections int) {
+	p.t.Helper()
+	if now := p.memory(); now > once+once/4 {
+		p.t.Errorf("it has %d KiB after %d connections, and had %d KiB after half of them", now, connections, once)
+	}
 }
 
 // checks runs one of the sample's checks on the laptop.
@@ -156,6 +179,7 @@ svc/named :80
 svc/by-hand :80   # made by hand
 svc/headless :8080
 svc/payments :80
+:` + dashed(w.pods("app=orders")[1].Status.PodIP) + `.headless:8080
 :127.0.0.1:80
 :169.254.169.254:80
 :nobody.` + w.ns + `.svc.cluster.local:80
@@ -165,10 +189,8 @@ svc/payments :80
 	}
 	f := w.bridge("forward", "-f", list, "--address", "127.0.0.1")
 	f.says(list + ":8: service/payments: look up service/payments")
-	for range 9 {
-		f.prints("Forwarding from")
-	}
-	w.await("nine local ends", func() bool { return len(f.stdout.all()) == 9 })
+	const ends = 10
+	w.await("all local ends", func() bool { return len(f.stdout.all()) == ends })
 	answers := 0
 	for _, line := range f.stdout.all() {
 		address, to := forwarded(line), strings.Fields(line)[4]
@@ -190,12 +212,62 @@ svc/payments :80
 			t.Errorf("%s: %q", to, said)
 		}
 	}
-	if answers != 6 {
+	if answers != ends-3 {
 		t.Errorf("%d targets answer: %q", answers, f.stdout.all())
 	}
 	f.terminate()
 	w.assertSnapshot(before)
 }
+
+// A Service is what it is at each connection: pods, and a name outside of them.
+func TestForwardFollowsWhatAServiceBecomes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	w.apply(turnsYAML)
+	f := w.bridge("forward", "svc/turns", ":80")
+	address := f.from("Forwarding from 127.")
+	f.assertAnswers(address, "original")
+	services := s.client.CoreV1().Services(w.ns)
+	change := func(do func(*corev1.ServiceSpec)) {
+		t.Helper()
+		svc, err := services.Get(t.Context(), "turns", metav1.GetOptions{})
+		if err == nil {
+			do(&svc.Spec)
+			_, err = services.Update(t.Context(), svc, metav1.UpdateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(func(spec *corev1.ServiceSpec) {
+		*spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "orders." + w.ns + ".svc.cluster.local", Ports: []corev1.ServicePort{{Port: 80}}}
+	})
+	w.await("an answer through a proxy pod", func() bool {
+		f.assertAnswers(address, "original")
+		return f.said("goes through a proxy pod now, because service/turns is the name orders.") == 1
+	})
+	change(func(spec *corev1.ServiceSpec) {
+		*spec = corev1.ServiceSpec{Selector: map[string]string{"app": "orders"}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}}}
+	})
+	w.await("endpoints", func() bool {
+		list, err := s.client.DiscoveryV1().EndpointSlices(w.ns).List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=turns"})
+		return err == nil && len(list.Items) > 0 && len(list.Items[0].Endpoints) == 2
+	})
+	f.assertAnswers(address, "original")
+	f.terminate()
+	if err := services.Delete(t.Context(), "turns", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.assertSnapshot(before)
+}
+
+const turnsYAML = `
+apiVersion: v1
+kind: Service
+metadata: {name: turns}
+spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}
+`
 
 // resets connects and wants to be reset.
 func resets(t *testing.T, address string) {
@@ -452,6 +524,10 @@ func TestForwardManyConnections(t *testing.T) {
 	f.checks(address, "download", "--bytes", "20000000")
 	f.checks(address, "many", "--connections", fmt.Sprint(many))
 	f.checks(address, "download", "--bytes", "20000000")
+	// What so many take is taken again by as many more, and nothing is added.
+	once := f.memory()
+	f.checks(address, "many", "--connections", fmt.Sprint(many))
+	f.assertMemory(once, 2*many)
 	_ = slow.Close()
 	fds := fmt.Sprintf("/proc/%d/fd", f.cmd.Process.Pid)
 	w.await("the connections' descriptors to be closed", func() bool {
@@ -460,7 +536,7 @@ func TestForwardManyConnections(t *testing.T) {
 	})
 	w.await("status to count them", func() bool {
 		list := w.forwards()
-		return len(list) == 1 && len(list[0].Forwards) == 1 && list[0].Forwards[0].Total >= many && list[0].Forwards[0].Open == 0
+		return len(list) == 1 && len(list[0].Forwards) == 1 && list[0].Forwards[0].Total >= 2*many && list[0].Forwards[0].Open == 0
 	})
 	f.terminate()
 }

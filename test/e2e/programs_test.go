@@ -149,6 +149,7 @@ func TestConnectRunsProgramsOfEveryMake(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := service.Spec.ClusterIP
+	pod := w.pods("app=named")[0].Status.PodIP
 	programs := []struct{ name, command, want string }{ // want is what its lines are to be, the last ones
 		{"static Go", s.sample + " get --url http://orders", "original"},
 		{"curl", "curl -sS --max-time 60 http://orders." + w.ns, "original"},
@@ -162,6 +163,8 @@ func TestConnectRunsProgramsOfEveryMake(t *testing.T) {
 		{"redis-cli", "redis-cli -h cache." + w.ns + ".svc set key value && redis-cli -h cache get key", "OK\nvalue"},
 		{"dig", "dig +short orders", "orders." + w.ns + ".svc.cluster.local.\n" + ip},
 		{"dig, a long answer", "dig +short many | tail -n +2 | sort -u | wc -l", strconv.Itoa(manyEndpoints)},
+		{"ping", "ping -n -c 1 -W 60 named | sed -n 's/.* bytes from \\([^:]*\\):.*/\\1/p'", pod},
+		{"ping, this machine", "ping -n -c 1 -W 60 host.bridge.internal >/dev/null && echo answered", "answered"},
 	}
 	// One bridge for all: a shell that runs them.
 	var script strings.Builder

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -214,6 +215,49 @@ func TestConnectSaysWhatThePodMeets(t *testing.T) {
 		t.Errorf("orders: %d", got)
 	}
 	c.terminate()
+}
+
+// A link-local address is dialled where that was allowed, and nowhere else.
+func TestConnectDialsWhatIsAllowed(t *testing.T) {
+	embedded(t)
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	// As a node's DNS cache has one.
+	const address = "169.254.77.1"
+	onLoopback := func(verb string) error {
+		out, err := exec.Command("ip", "-n", clusterName+"-node1", "address", verb, address+"/32", "dev", "lo").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ip address %s: %w: %s", verb, err, out)
+		}
+		return nil
+	}
+	if err := onLoopback("add"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := onLoopback("del"); err != nil {
+			t.Error(err)
+		}
+	})
+	onNode(t, nil, s.sample, "serve", "--name", "node", "--http", address+":8077").says("listens on")
+	for _, c := range []struct {
+		flags []string
+		code  string
+	}{{nil, "502"}, {[]string{"--allow-cidr", "169.254.78.0/24"}, "502"}, {[]string{"--allow-cidr", address + "/32"}, "200"}} {
+		b := w.connect(s.kubeconfig, nil, c.flags...)
+		out, err := exec.Command("curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}", "-x", "http://"+b.socks(), "http://"+address+":8077/").CombinedOutput()
+		if err != nil || string(out) != c.code {
+			t.Errorf("%q: %s, %v, want %s", c.flags, out, err, c.code)
+		}
+		b.terminate()
+	}
+	// A program that allows it has it, and a target of forward's.
+	if got := w.bridge("connect", "--allow-cidr", address+"/32", "--", "curl", "-sS", "--max-time", "20", "http://"+address+":8077/").prints("node"); got != "node" {
+		t.Errorf("%q", got)
+	}
+	f := w.bridge("forward", ":"+address+":8077", "--allow-cidr", address+"/32")
+	f.assertAnswers(f.from("Forwarding from 127."), "node")
+	f.terminate()
 }
 
 // socksReply is what a proxy answers who wants to connect to a named target.

@@ -135,6 +135,7 @@ func TestTheWholeMachineSeesTheCluster(t *testing.T) {
 		{svc.Spec.ClusterIP, []string{"dig", "+short", full}},
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "@" + dns.Spec.ClusterIP, full}},
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "+tcp", "@" + dns.Spec.ClusterIP, full}},
+		{"answered", []string{"sh", "-c", "ping -n -c 1 -W 60 " + pod + " >/dev/null && echo answered"}},
 	} {
 		if got := l.gets(c.args...); got != c.want {
 			t.Errorf("%q: %q, want %q", c.args, got, c.want)
@@ -210,6 +211,34 @@ func TestAKilledTunIsUndone(t *testing.T) {
 		l.assertUntouched()
 	}
 	w.bridge("restore", "--all", "--held").exits(0)
+}
+
+// Somebody else who writes the resolver file meanwhile is noticed, and whoever brings back bridge's; at the end what is there stays theirs.
+func TestAResolverFileThatOthersWriteIsSaid(t *testing.T) {
+	w := newWorld(t).withOrders()
+	l := newWholeLaptop(w)
+	before := w.snapshot()
+	b := l.tun()
+	b.says(tunReady)
+	ours, err := os.ReadFile(l.resolver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const theirs = "nameserver 192.0.2.77\n"
+	for _, c := range []struct{ text, says string }{
+		{theirs, `somebody else has written /etc/resolv.conf, which names ["192.0.2.77"]`}, {string(ours), "/etc/resolv.conf names bridge's DNS server again"},
+	} {
+		if err := os.WriteFile(l.resolver, []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		b.says(c.says)
+	}
+	if got := l.gets("curl", "-sS", "--max-time", "20", "http://orders/"); got != "original" {
+		t.Errorf("%q", got)
+	}
+	b.terminate()
+	l.assertUntouched()
+	w.assertSnapshot(before)
 }
 
 // That the resolver could not be brought back is said, with the code for it, also when the user has ended it; the pod goes all the same.
