@@ -144,7 +144,7 @@ func (a *apiServer) do(r *http.Request, path string, body []byte) (code int, ans
 		merge(o, parse(`{"status":{"availableReplicas":3}}`))
 	case r.Method == http.MethodPatch && !dry:
 		merge(o, parse(string(body)))
-	case r.Method == http.MethodDelete && !dry && !(a.lost && strings.Contains(string(body), foreground)):
+	case r.Method == http.MethodDelete && !dry && (!a.lost || !strings.Contains(string(body), foreground)):
 		delete(a.objects, at)
 	}
 	if r.Method != http.MethodGet {
