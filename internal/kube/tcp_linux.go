@@ -35,6 +35,9 @@ func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
 	if t, isTLS := conn.(*tls.Conn); isTLS {
 		conn = t.NetConn()
 	}
+	if own, isOwn := conn.(ownDeadline); isOwn {
+		conn = own.Conn
+	}
 	if c, isCork := conn.(*cork.Conn); isCork {
 		conn = c.Conn
 	}

@@ -270,7 +270,7 @@ func (c Command) rules() []rule {
 			{"", optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},
 			{"", optional, "policy", list("poddisruptionbudgets"), list("list")},
 			{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("list")},
-			{"What the pods use, where the cluster has metrics.", optional, "metrics.k8s.io", list("pods"), list("list")},
+			{"What the pods use, where the cluster has metrics (an admin of a namespace has that right to give only there):", unusual, "metrics.k8s.io", list("pods"), list("list")},
 			{"Whether the namespace is there, or goes.", optional, "", list("namespaces"), list("get")},
 			{"Swaps that were left behind.", optional, "coordination.k8s.io", list("leases"), list("list")},
 			{"The last lines of a container that ended.", optional, "", list("pods/log"), list("get")},

@@ -521,7 +521,7 @@ wait`, s.sample, local, w.ns)
 	}
 	if r, err := http.Get("http://127.0.0.1:80/"); err != nil {
 		t.Errorf("from this machine: %v", err)
-	} else if text, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(text), "laptop") {
+	} else if text, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(text), "low on the laptop") {
 		t.Errorf("from this machine: %q", text)
 	}
 	b.kill()

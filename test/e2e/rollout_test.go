@@ -390,11 +390,16 @@ func TestDiagnoseARollout(t *testing.T) {
 		}
 		t.Fatal(differs)
 	}
-	finds()
-	patch := `[{"op":"add","path":"/spec/progressDeadlineSeconds","value":5},{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"localhost:1/nowhere/orders:1"}]`
-	if _, err := s.dynamic.Resource(rollouts).Namespace(w.ns).Patch(t.Context(), "orders", types.JSONPatchType, []byte(patch), metav1.PatchOptions{FieldManager: "team"}); err != nil {
-		t.Fatal(err)
+	patch := func(operations string) {
+		t.Helper()
+		if _, err := s.dynamic.Resource(rollouts).Namespace(w.ns).Patch(t.Context(), "orders", types.JSONPatchType, []byte(operations), metav1.PatchOptions{FieldManager: "team"}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	finds("probe-timing") // the period is shorter than the timeout
+	patch(`[{"op":"replace","path":"/spec/template/spec/containers/0/readinessProbe/periodSeconds","value":10}]`)
+	finds()
+	patch(`[{"op":"add","path":"/spec/progressDeadlineSeconds","value":5},{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"localhost:1/nowhere/orders:1"}]`)
 	finds("registry-unreachable rollout-degraded service-pods-not-ready service-pods-not-ready")
 	if _, err := s.dynamic.Resource(rollouts).Namespace(w.ns).Patch(t.Context(), "orders", types.MergePatchType, []byte(`{"status":{"abort":true}}`), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
