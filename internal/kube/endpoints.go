@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"bridge/internal/hint"
@@ -420,23 +422,39 @@ func (e *Endpoints) WaitGone(ctx context.Context, uid types.UID) error {
 
 // Dial connects to a ready endpoint for port, TCP, by a port-forward. A pod that cannot be reached any more is passed over.
 func (e *Endpoints) Dial(ctx context.Context, port string) (net.Conn, error) {
+	return e.dial(ctx, wanted{network: "tcp", port: port}, func(ctx context.Context, ep Endpoint) (conn net.Conn, final bool, err error) {
+		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
+		conn, err = e.Client.DialPod(ctx, ep.Namespace, ep.Pod, ep.Port)
+		return conn, hint.CodeOf(err) == hint.Forbidden, err
+	})
+}
+
+// DialBy connects to a ready endpoint for port by dial, which is given its address. A pod that is not at its address any more, of whose end nobody has
+// told yet, is passed over.
+func (e *Endpoints) DialBy(ctx context.Context, network, port string, dial func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
+	return e.dial(ctx, wanted{network: network, port: port, foreign: true}, func(ctx context.Context, ep Endpoint) (conn net.Conn, final bool, err error) {
+		conn, err = dial(ctx, ep.Address())
+		return conn, ep.UID == "" || !errors.Is(err, syscall.EHOSTUNREACH), err
+	})
+}
+
+func (e *Endpoints) dial(ctx context.Context, w wanted, dial func(context.Context, Endpoint) (conn net.Conn, final bool, err error)) (net.Conn, error) {
 	var last error
 	for range maxAttempts {
-		ep, err := e.Pick(ctx, "tcp", port)
+		ep, err := e.pick(ctx, w)
 		if err != nil {
 			if last != nil && ctx.Err() == nil {
 				return nil, last
 			}
 			return nil, err
 		}
-		dctx, cancel := context.WithTimeout(ctx, attemptTimeout)
-		conn, err := e.Client.DialPod(dctx, ep.Namespace, ep.Pod, ep.Port)
-		cancel()
+		conn, final, err := dial(ctx, ep)
 		if err == nil {
 			e.log("connected", "pod", ep.Pod, "port", ep.Port)
 			return conn, nil
 		}
-		if ctx.Err() != nil || hint.CodeOf(err) == hint.Forbidden {
+		if final || ctx.Err() != nil {
 			return nil, err
 		}
 		e.log("pod cannot be dialled", "pod", ep.Pod, "error", err)

@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +130,28 @@ func TestConnectionsAreSpread(t *testing.T) {
 		begin := time.Now()
 		if ep, err := e.Pick(t.Context(), "tcp", "53"); err != nil || ep.Pod != "a" || time.Since(begin) != distrustFor {
 			t.Errorf("where none is trusted: %v, %v after %v", ep, err, time.Since(begin))
+		}
+	})
+}
+
+// A pod that is gone is passed over, before anybody says that it is; one that refuses has spoken for itself.
+func TestAPodThatIsGoneIsPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for err, all := range map[error]int{syscall.EHOSTUNREACH: 2, syscall.ECONNREFUSED: 1} {
+			var dialled []string
+			e := endpointsOf(t, dnsService, dnsSlice)
+			_, got := e.DialBy(t.Context(), "tcp", "53", func(_ context.Context, address string) (net.Conn, error) {
+				if dialled = append(dialled, address); len(dialled) == 2 {
+					return nil, nil
+				}
+				return nil, fmt.Errorf("dial: %w", err)
+			})
+			if len(dialled) != all || (got == nil) != (all == 2) {
+				t.Errorf("%v: %q, %v", err, dialled, got)
+			}
+			if slices.Sort(dialled); len(slices.Compact(dialled)) != all {
+				t.Errorf("one was dialled again: %q", dialled)
+			}
 		}
 	})
 }

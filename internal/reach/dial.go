@@ -47,28 +47,26 @@ func (w *work) dialBeyond(ctx context.Context, e *end, network, port string) (ne
 
 // dialProxy dials e's target through a proxy pod, which resolves names.
 func (w *work) dialProxy(ctx context.Context, e *end, pod *proxyPod, network, port string) (net.Conn, error) {
-	address := net.JoinHostPort(e.port.Host, port)
-	if e.eps != nil {
-		ep := e.fixed
-		if ep == (kube.Endpoint{}) {
-			var err error
-			if ep, err = e.eps.Reach(ctx, network, port); err != nil {
-				return nil, err
-			}
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		late := hint.Newf(hint.Other, "bridge status says how the tunnel is", "no answer within --dial-timeout %s", w.DialTimeout)
+		ctx, cancel := context.WithTimeoutCause(ctx, w.DialTimeout, late)
+		defer cancel()
+		select {
+		case <-pod.ready:
+		case <-pod.ctx.Done():
+			return nil, context.Cause(pod.ctx)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-		address = ep.Address()
+		return pod.dial(ctx, network, address)
 	}
-	late := hint.Newf(hint.Other, "bridge status says how the tunnel is", "no answer within --dial-timeout %s", w.DialTimeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, w.DialTimeout, late)
-	defer cancel()
-	select {
-	case <-pod.ready:
-	case <-pod.ctx.Done():
-		return nil, context.Cause(pod.ctx)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	switch {
+	case e.eps == nil:
+		return dial(ctx, net.JoinHostPort(e.port.Host, port))
+	case e.fixed != (kube.Endpoint{}):
+		return dial(ctx, e.fixed.Address())
 	}
-	return pod.dial(ctx, network, address)
+	return e.eps.DialBy(ctx, network, port, dial)
 }
 
 // untilGone returns an error when the pod that all ends are bound to has gone.
