@@ -389,7 +389,7 @@ func TestTermWithoutASessionEndsAtOnce(t *testing.T) {
 
 func TestTermLosesNoRequest(t *testing.T) {
 	original := serveHTTP(t, "original")
-	p := start(t, serveHTTP(t, "laptop"), "--drain-delay", "500ms", "--drain", "10s")
+	p := start(t, serveHTTP(t, "laptop"), "--drain-delay", "2s", "--drain", "20s")
 	p.laptop.SetReady(true)
 	p.becomes(200)
 
@@ -454,7 +454,7 @@ func TestTermLosesNoRequest(t *testing.T) {
 	for n := range 4 {
 		wg.Go(func() { client(http.MethodGet, true, time.Duration(10+5*n)*time.Millisecond) })
 		// Longer, so that a busy machine does not make a request and our end cross on their way.
-		wg.Go(func() { client(http.MethodPost, true, time.Duration(200+50*n)*time.Millisecond) })
+		wg.Go(func() { client(http.MethodPost, true, time.Duration(600+100*n)*time.Millisecond) })
 		wg.Go(func() { client(http.MethodPost, false, time.Duration(15+5*n)*time.Millisecond) })
 	}
 	for laptop.Load() < 200 {

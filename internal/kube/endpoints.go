@@ -513,22 +513,23 @@ func (e *Endpoints) Beyond(network string) string {
 		return ""
 	case e.service.Spec.Type == corev1.ServiceTypeExternalName:
 		return fmt.Sprintf("%s is the name %s", e.Target, e.service.Spec.ExternalName)
-	case len(e.service.Spec.Selector) == 0 && !e.toPods():
+	case len(e.service.Spec.Selector) == 0 && e.toOthers():
 		return fmt.Sprintf("the endpoints of %s are no pods", e.Target)
 	}
 	return ""
 }
 
-// toPods needs mu. It is whether an endpoint is a pod.
-func (e *Endpoints) toPods() bool {
+// toOthers needs mu. It is whether there are endpoints and none is a pod: where there are none for now, pods may come.
+func (e *Endpoints) toOthers() (others bool) {
 	for _, s := range e.slices {
 		for _, x := range s.Endpoints {
 			if x.TargetRef != nil && x.TargetRef.Kind == "Pod" {
-				return true
+				return false
 			}
+			others = true
 		}
 	}
-	return false
+	return others
 }
 
 // resolve needs mu. It returns the ready endpoints, sorted by name, or an error that waiting

@@ -476,22 +476,30 @@ func (p *podConn) watch() {
 	}
 	if at := p.pinged.Load(); at != 0 {
 		if waited := time.Since(time.Unix(0, at)); waited >= deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter && p.isDead() {
-			err := p.opError("read", &lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
-			p.lost.CompareAndSwap(nil, &err)
-			_ = p.c.NetConn().Close() // ends Read and Write, which report p.lost
+			p.giveUp(waited)
 		}
 		return
 	}
 	select {
 	case <-p.wmu:
-	default:
-		return // a write is under way: that is traffic enough
+	default: // a write is under way: that is traffic enough, and a ping would wait behind it
+		if took, ok := unacknowledged(p.c.NetConn()); ok && took >= deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter {
+			p.giveUp(took)
+		}
+		return
 	}
 	id := p.pingID.Add(2)
 	p.wroteAt.Store(p.wrote.Load())
 	p.pinged.Store(time.Now().UnixNano())
 	p.werr = p.carrierError("write", p.c.WriteFrame(pingFrame(id), nil))
 	p.unlockWrite()
+}
+
+// giveUp ends Read and Write, which report it.
+func (p *podConn) giveUp(waited time.Duration) {
+	err := p.opError("read", &lostError{fmt.Errorf("no answer for %s: %w", waited.Round(time.Second), syscall.ETIMEDOUT)})
+	p.lost.CompareAndSwap(nil, &err)
+	_ = p.c.NetConn().Close()
 }
 
 // isDead is asked when an answer is overdue and nothing has come.

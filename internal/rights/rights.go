@@ -245,6 +245,8 @@ func (c Command) rules() []rule {
 			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "delete")},
 		}, scaling(kind, "Start the original again."), copies(kind), owner(kind), moving("Move the callers back, where the swap has moved them."), []rule{
 			{"See the proxy's pod end.", required, "", list("pods"), list("list")},
+			{"Have a proxy leave the DNS answers of a headless Service before it ends, where no network policies are in the way; optional.", optional, "", list("pods"), list("patch")},
+			{"", optional, "networking.k8s.io", list("networkpolicies"), list("list")},
 			{"Take the claim with the undo record, and delete it at the end.",
 				required, "coordination.k8s.io", list("leases"), list("get", "create", "update", "delete")},
 			{"The parts of a carried proxy.", required, "", list("configmaps"), list("list", "delete")},

@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/hint"
@@ -20,8 +21,9 @@ import (
 )
 
 const (
-	podPath   = "/api/v1/namespaces/shop/pods/"
-	slicePath = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/"
+	podPath      = "/api/v1/namespaces/shop/pods/"
+	policiesPath = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"
+	slicePath    = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/"
 )
 
 // podNamed is a pod of orders, or with a Lease's name of its proxy.
@@ -118,15 +120,18 @@ func TestCallersOfAHeadlessServiceAreWaitedFor(t *testing.T) {
 // When it is given back the proxy leaves the endpoints, and goes on as long as DNS may have told callers of it; one that has no laptop is in no answer of DNS.
 func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
 	for _, c := range []struct {
-		name                    string
-		headless, ready, refuse bool
-		least                   time.Duration
-		said                    string
+		name            string
+		headless, ready bool
+		refuses         string
+		least           time.Duration
+		said            string
 	}{
-		{"headless", true, true, false, settle + dnsTTL, "waiting for 33s"},
-		{"without a laptop", true, false, false, 0, ""},
-		{"not headless", false, true, false, 0, ""},
-		{"pods may not be patched", true, true, true, 0, "note: callers of a headless service may be refused for 30s"},
+		{"headless", true, true, "", settle + dnsTTL, "waiting for 33s"},
+		{"without a laptop", true, false, "", 0, ""},
+		{"not headless", false, true, "", 0, ""},
+		{"pods may not be patched", true, true, podPath + "proxy", 0, "note: callers of a headless service may be refused for 30s"},
+		{"network policies may not be listed", true, true, policiesPath, 0, "note: callers of a headless service may be refused for 30s"},
+		{"network policies may count its labels", true, true, "", 0, "note: callers of a headless service may be refused for 30s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -138,10 +143,13 @@ func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
 					cl.keep(podPath+"proxy", p)
 				}
 				cl.refuses = func(method, path string) int {
-					if c.refuse && method == http.MethodPatch && path == podPath+"proxy" {
+					if path == c.refuses && method != http.MethodDelete {
 						return http.StatusForbidden
 					}
 					return 0
+				}
+				if strings.Contains(c.name, "may count") {
+					cl.keep(policiesPath+"/all", networkingv1.NetworkPolicy{})
 				}
 				r := &Restorer{Kube: s.Kube, Say: s.Say}
 				begin := time.Now()

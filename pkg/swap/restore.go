@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -639,6 +640,18 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 	return r.leaveDNS(ctx, x, proxy, u)
 }
 
+// mayStrip says why the labels of a proxy's pods in ns are to stay: network policies, by which some may reach pods with these labels alone.
+func (r *Restorer) mayStrip(ctx context.Context, ns string) error {
+	list, err := r.Kube.Clientset.NetworkingV1().NetworkPolicies(ns).List(ctx, metav1.ListOptions{Limit: 1})
+	switch {
+	case err != nil:
+		return kube.Explain(err, "list networkpolicies, for which the proxy's labels may count")
+	case len(list.Items) > 0:
+		return fmt.Errorf("%s has network policies, for which the proxy's labels may count", ns)
+	}
+	return nil
+}
+
 // leaveDNS has a proxy that is Ready leave the endpoints, by taking the labels of the original from its pods, and waits as long as callers may still come to it, by
 // what DNS has told them. It goes on as it is meanwhile, for it is not told to end.
 func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo) error {
@@ -660,12 +673,25 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 	if len(pods) == 0 {
 		return nil // it is nobody's endpoint
 	}
+	refused := func(why error) error {
+		r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
+		return nil
+	}
+	names, asked := slices.Collect(maps.Keys(labels)), false
 	for _, p := range pods {
+		if !slices.ContainsFunc(names, func(name string) bool { _, has := p.Labels[name]; return has }) {
+			continue // in standby, whose proxies leave with the selector
+		}
+		if !asked {
+			if err := r.mayStrip(ctx, p.Namespace); err != nil {
+				return refused(err)
+			}
+			asked = true
+		}
 		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
-		err := x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}})
+		err := kube.IgnoreTransient(x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}}))
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, kube.Explain(err, "patch "+o.String())))
-			return nil
+			return refused(kube.Explain(err, "patch "+o.String()))
 		}
 	}
 	r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
