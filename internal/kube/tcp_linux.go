@@ -11,10 +11,10 @@ import (
 )
 
 // unacknowledged is how long the peer of a TCP connection has acknowledged nothing although something
-// waits for it. A peer that only does not read acknowledges all the same. ok is false when unknown.
+// waits for it, and no probe of its closed window. A peer that only does not read acknowledges all the same. ok is false when unknown.
 func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
 	info, ok := tcpInfo(conn)
-	if !ok || info.Unacked == 0 {
+	if !ok || info.Unacked == 0 && info.Probes < 2 {
 		return 0, false
 	}
 	return time.Duration(info.Last_ack_recv) * time.Millisecond, true

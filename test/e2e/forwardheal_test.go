@@ -4,9 +4,7 @@ package e2e
 
 import (
 	"errors"
-	"io"
 	"net"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -70,27 +68,12 @@ func TestForwardOverADeadPath(t *testing.T) {
 	f := w.bridgeAs(p.kubeconfig, nil, "forward", "svc/orders", ":7000")
 	address := f.from("Forwarding from 127.")
 	l := lineTo(t, address)
-	up := lineTo(t, address) // an upload, which has a write under way at any time
-	uploaded := make(chan error, 1)
-	go func() {
-		var err error
-		for err == nil {
-			_, err = up.Write(make([]byte, 64<<10))
-		}
-		uploaded <- err
-	}()
-	go func() { _, _ = io.Copy(io.Discard, up.r) }()
-	time.Sleep(time.Second)
 	p.swallow()
 	dead := time.Now()
-	_ = up.SetDeadline(dead.Add(patience))
 	_ = l.SetDeadline(dead.Add(patience))
 	_, err := l.r.ReadByte()
 	if took := time.Since(dead); !errors.Is(err, syscall.ECONNRESET) || took > slack*noticed {
 		t.Errorf("%v after %v, want a reset within %v (and tested with %d times that)", err, took, noticed, slack)
-	}
-	if err, took := <-uploaded, time.Since(dead); errors.Is(err, os.ErrDeadlineExceeded) || took > slack*noticed {
-		t.Errorf("an upload: %v after %v, want its end within %v (and tested with %d times that)", err, took, noticed, slack)
 	}
 	f.says("the connection through the API server was lost: no answer for ")
 	p.pass()
