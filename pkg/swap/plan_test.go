@@ -79,6 +79,15 @@ func facts(t *testing.T, name string) Facts {
 	return f
 }
 
+func ordersPlan(t *testing.T) *Plan {
+	t.Helper()
+	p, err := NewPlan(facts(t, "orders.yaml"), Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func workload(t *testing.T, o runtime.Object) *kube.Workload {
 	t.Helper()
 	w, err := kube.WorkloadOf(o)

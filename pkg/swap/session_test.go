@@ -28,15 +28,6 @@ func openSession(t *testing.T, k *kube.Client) (*Session, string) {
 	return s, note
 }
 
-func ordersPlan(t *testing.T) *Plan {
-	t.Helper()
-	p, err := NewPlan(facts(t, "orders.yaml"), Options{Owner: "ada@laptop", Now: noon})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 func sessionFiles(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(os.Getenv("XDG_STATE_HOME"), "bridge", "*"))
