@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -176,15 +177,10 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	}
 	return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
-		watched := make(chan struct{})
-		go func() {
-			defer close(watched)
-			services.Run(ctx)
-		}()
-		defer func() {
-			cancel()
-			<-watched
-		}()
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		defer cancel()
+		beside.Go(func() { services.Run(ctx) })
 		if program != nil {
 			program.Ranges = slices.Concat(program.Ranges, o.allow, k.Ranges(ctx)) // what is allowed is meant
 			return program.Run(ctx, func() *tunnel.Client { return t })
@@ -199,13 +195,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		pac := ""
 		if o.pac {
 			pac = e.PAC()
-			asking, cancel := context.WithCancel(ctx)
-			asked := make(chan struct{})
-			defer func() { cancel(); <-asked }()
-			go func() {
-				defer close(asked)
-				a.askForPAC(asking, k, entrance.PAC)
-			}()
+			beside.Go(func() { a.askForPAC(ctx, k, entrance.PAC) })
 		}
 		printConnect(a.stdout, connectLines{
 			proxy: e.Proxy().String(), dns: e.DNS(), direct: hostOf(k.Config.Host),

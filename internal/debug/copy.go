@@ -212,9 +212,6 @@ func copyOf(pod *corev1.Pod, container, name, arch string, configMaps []string) 
 	if spec.OS != nil && spec.OS.Name == corev1.Windows {
 		return nil, nil, hint.Newf(hint.Usage, "kubectl debug --copy-to makes one with an image of yours", "pod/%s runs on Windows; what holds a copy is a program for Linux", pod.Name)
 	}
-	sidecar := func(c corev1.Container) bool {
-		return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-	}
 	all := slices.Concat(spec.InitContainers, spec.Containers)
 	at := slices.IndexFunc(all, func(c corev1.Container) bool { return c.Name == container })
 	if at < 0 {
@@ -225,11 +222,11 @@ func copyOf(pod *corev1.Pod, container, name, arch string, configMaps []string) 
 	before := all[:min(at, len(spec.InitContainers))]
 	var without []string
 	for i, c := range all {
-		if i != at && (i >= len(before) || sidecar(c)) {
+		if i != at && (i >= len(before) || kube.Sidecar(c)) {
 			without = append(without, c.Name)
 		}
 	}
-	spec.InitContainers = slices.DeleteFunc(slices.Clone(before), sidecar)
+	spec.InitContainers = slices.DeleteFunc(slices.Clone(before), kube.Sidecar)
 	if len(without) > 0 {
 		notes = append(notes, "not in the copy: "+strings.Join(without, ", "))
 	}

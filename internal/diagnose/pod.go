@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/kube"
 )
 
 type pod = corev1.Pod
@@ -83,7 +85,7 @@ func containersOf(p *pod) (out []container) {
 
 // sidecar is an init container that goes on.
 func (c container) sidecar() bool {
-	return c.init && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	return c.init && kube.Sidecar(*c.Container)
 }
 
 // waiting is the reason and the message of a container that waits.

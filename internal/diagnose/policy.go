@@ -167,8 +167,7 @@ func (s *Snapshot) keepsSome(p *pod, port int32) (out []*networkingv1.NetworkPol
 	}
 	for i := range s.Policies {
 		o := &s.Policies[i]
-		selector, err := metav1.LabelSelectorAsSelector(&o.Spec.PodSelector)
-		if err != nil || o.Namespace != p.Namespace || !selector.Matches(labels.Set(p.Labels)) || !slices.Contains(o.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+		if !slices.Contains(o.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) || !slices.Contains(s.policed(o), p) {
 			continue
 		}
 		if slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {

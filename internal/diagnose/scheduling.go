@@ -3,6 +3,7 @@ package diagnose
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -10,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+
+	"bridge/internal/kube"
 )
 
 // checkScheduling is about pods that have no node.
@@ -289,9 +292,7 @@ func loads(all []corev1.Pod) map[string]*nodeLoad {
 			out[p.Spec.NodeName] = l
 		}
 		l.pods = append(l.pods, p)
-		for name, q := range requests(&p.Spec) {
-			add(l.requested, name, q)
-		}
+		kube.Sum(l.requested, requests(&p.Spec))
 	}
 	return out
 }
@@ -360,52 +361,13 @@ func sortedNames(l corev1.ResourceList) (out []corev1.ResourceName) {
 	return out
 }
 
-func add(to corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
-	sum := to[name]
-	sum.Add(q)
-	to[name] = sum
-}
-
-// requests are what the scheduler counts for a pod: all its containers and sidecars together, or the largest init container if that
-// is more.
+// requests are what the scheduler counts for a pod.
 func requests(p *corev1.PodSpec) corev1.ResourceList {
-	out, sidecars, starting := corev1.ResourceList{}, corev1.ResourceList{}, corev1.ResourceList{}
-	for _, c := range p.Containers {
-		for name, q := range c.Resources.Requests {
-			add(out, name, q)
-		}
-	}
-	for _, c := range p.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			for name, q := range c.Resources.Requests {
-				add(sidecars, name, q)
-			}
-			continue
-		}
-		for name, q := range c.Resources.Requests {
-			sum := q.DeepCopy()
-			sum.Add(sidecars[name])
-			if have := starting[name]; sum.Cmp(have) > 0 {
-				starting[name] = sum
-			}
-		}
-	}
-	for name, q := range sidecars {
-		add(out, name, q)
-	}
-	for name, q := range starting {
-		if have := out[name]; q.Cmp(have) > 0 {
-			out[name] = q
-		}
-	}
+	out := kube.Together(p, func(r corev1.ResourceRequirements) corev1.ResourceList { return r.Requests })
 	if p.Resources != nil {
-		for name, q := range p.Resources.Requests {
-			out[name] = q
-		}
+		maps.Copy(out, p.Resources.Requests)
 	}
-	for name, q := range p.Overhead {
-		add(out, name, q)
-	}
+	kube.Sum(out, p.Overhead)
 	return out
 }
 

@@ -474,8 +474,9 @@ func (p *podConn) watch() {
 	} else {
 		p.silent, p.readsOld = 0, reads
 	}
+	quiet := time.Duration(p.silent)*pingPeriod >= deadAfter
 	if at := p.pinged.Load(); at != 0 {
-		if waited := time.Since(time.Unix(0, at)); waited >= deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter && p.isDead() {
+		if waited := time.Since(time.Unix(0, at)); waited >= deadAfter && quiet && p.isDead() {
 			p.giveUp(waited)
 		}
 		return
@@ -483,8 +484,8 @@ func (p *podConn) watch() {
 	select {
 	case <-p.wmu:
 	default: // a write is under way: that is traffic enough, and a ping would wait behind it
-		if took, ok := unacknowledged(p.c.NetConn()); ok && took >= deadAfter && time.Duration(p.silent)*pingPeriod >= deadAfter {
-			p.giveUp(took)
+		if waited, dead := p.unheard(); quiet && dead {
+			p.giveUp(waited)
 		}
 		return
 	}
@@ -507,8 +508,14 @@ func (p *podConn) isDead() bool {
 	if p.wroteAt.Load() == p.answered.Load() {
 		return true // no data was on the way when the ping was sent, so nothing is in its way
 	}
-	silent, ok := unacknowledged(p.c.NetConn())
-	return ok && silent > deadAfter
+	_, dead := p.unheard()
+	return dead
+}
+
+// unheard is how long TCP has waited for an acknowledgement, and whether that is too long.
+func (p *podConn) unheard() (waited time.Duration, dead bool) {
+	waited, ok := unacknowledged(p.c.NetConn())
+	return waited, ok && waited > deadAfter
 }
 
 // LocalAddr is this end of the connection to the API server.

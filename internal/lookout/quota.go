@@ -97,7 +97,7 @@ func needed(s *Subject, pods ...corev1.PodTemplateSpec) corev1.ResourceList {
 func totals(pods []corev1.PodTemplateSpec) (requests, limits corev1.ResourceList) {
 	requests, limits = corev1.ResourceList{}, corev1.ResourceList{}
 	for _, pod := range pods {
-		sum(requests, together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList {
+		kube.Sum(requests, kube.Together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList {
 			all := maps.Clone(r.Limits)
 			if all == nil {
 				return r.Requests
@@ -105,42 +105,7 @@ func totals(pods []corev1.PodTemplateSpec) (requests, limits corev1.ResourceList
 			maps.Copy(all, r.Requests)
 			return all
 		}))
-		sum(limits, together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList { return r.Limits }))
+		kube.Sum(limits, kube.Together(&pod.Spec, func(r corev1.ResourceRequirements) corev1.ResourceList { return r.Limits }))
 	}
 	return requests, limits
-}
-
-// together is what a quota counts for a pod: all its containers and sidecars, or, if that is more, an init container with the sidecars before it.
-func together(p *corev1.PodSpec, of func(corev1.ResourceRequirements) corev1.ResourceList) corev1.ResourceList {
-	all, starting := corev1.ResourceList{}, corev1.ResourceList{}
-	for _, c := range p.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			sum(all, of(c.Resources))
-			continue
-		}
-		with := maps.Clone(all)
-		sum(with, of(c.Resources))
-		most(starting, with)
-	}
-	for _, c := range p.Containers {
-		sum(all, of(c.Resources))
-	}
-	most(all, starting)
-	return all
-}
-
-func sum(to, l corev1.ResourceList) {
-	for name, q := range l {
-		both := to[name].DeepCopy()
-		both.Add(q)
-		to[name] = both
-	}
-}
-
-func most(to, l corev1.ResourceList) {
-	for name, q := range l {
-		if q.Cmp(to[name]) > 0 {
-			to[name] = q
-		}
-	}
 }

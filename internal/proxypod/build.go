@@ -192,7 +192,7 @@ func deployment(name, namespace string, label map[string]string, replicas int32,
 func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
 	var names []string
 	pod.InitContainers = slices.DeleteFunc(pod.InitContainers, func(c corev1.Container) bool {
-		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		sidecar := kube.Sidecar(c)
 		if !sidecar {
 			name := c.Name
 			if shared := sharedVolumes(pod, c); wanted && len(shared) > 0 {

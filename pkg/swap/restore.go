@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -170,9 +169,6 @@ func before(u *Undo) string {
 	var out []string
 	for _, c := range u.Changes {
 		out = append(out, fmt.Sprintf("%s of %s (%s)", c.Path, c.Object, c.Before))
-	}
-	if len(out) == 0 {
-		return "the ownership of its fields"
 	}
 	return hint.Printable(strings.Join(out, ", "))
 }
@@ -673,21 +669,24 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 	if len(pods) == 0 {
 		return nil // it is nobody's endpoint
 	}
+	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool {
+		for name := range labels {
+			if _, has := p.Labels[name]; has {
+				return false
+			}
+		}
+		return true // in standby, whose proxies leave with the selector
+	})
 	refused := func(why error) error {
 		r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
 		return nil
 	}
-	names, asked := slices.Collect(maps.Keys(labels)), false
+	if len(pods) > 0 {
+		if err := r.mayStrip(ctx, proxy.Namespace); err != nil {
+			return refused(err)
+		}
+	}
 	for _, p := range pods {
-		if !slices.ContainsFunc(names, func(name string) bool { _, has := p.Labels[name]; return has }) {
-			continue // in standby, whose proxies leave with the selector
-		}
-		if !asked {
-			if err := r.mayStrip(ctx, p.Namespace); err != nil {
-				return refused(err)
-			}
-			asked = true
-		}
 		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
 		err := kube.IgnoreTransient(x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}}))
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
