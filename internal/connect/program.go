@@ -259,6 +259,9 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 		case syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP: // somebody at the terminal does not want it any more
 			return exit
 		}
+		if ctx.Err() != nil { // it may run by now, and ends as it would a moment later
+			return exit
+		}
 		return err
 	}
 	defer sockets.Close()
