@@ -54,6 +54,8 @@ fuzz:
 # Some of these tests start the proxy that is built into them.
 e2e: proxies
 	go test -race -count=1 -parallel 6 -timeout 50m ./test/e2e
+	# Once more on an embedded cluster that has IPv6, too.
+	test -n "$$KUBECONFIG" || BRIDGE_E2E_IPV6=1 BRIDGE_E2E_CLUSTER=bridge-e2e-ipv6 go test -race -count=1 -timeout 15m -run '^TestIPv6' ./test/e2e
 
 # The long forms of the same, and of fuzzing: some two hours. They write docs/recovery.md and docs/swap-figures.md.
 soak: export BRIDGE_SOAK = 1

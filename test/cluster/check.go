@@ -52,9 +52,11 @@ func checkMachine() error {
 	return nil
 }
 
+type kernelTrial struct{ feature, script string }
+
 // kernelTrials are tried in a network and a mount namespace that end with them. $1 is an empty folder
 // on the file system clusters live on.
-var kernelTrials = []struct{ feature, script string }{
+var kernelTrials = []kernelTrial{
 	{"network and mount namespaces", "true"},
 	{"veth links (CONFIG_VETH)", "ip link add name trial0 type veth peer name trial1"},
 	{"bridges (CONFIG_BRIDGE)", "ip link add name trial2 type bridge"},
@@ -63,14 +65,21 @@ var kernelTrials = []struct{ feature, script string }{
 	{"overlayfs (CONFIG_OVERLAY_FS) on /var/lib", `mkdir "$1"/l "$1"/u "$1"/w "$1"/m && mount -t overlay -o "lowerdir=$1/l,upperdir=$1/u,workdir=$1/w" overlay "$1"/m`},
 }
 
+// ipv6Trial is one more, of a cluster with IPv6.
+var ipv6Trial = kernelTrial{"IPv6 with NAT (CONFIG_IP6_NF_NAT or CONFIG_NFT_NAT)", "ip6tables -w 5 -t nat -A POSTROUTING -j MASQUERADE"}
+
 // checkKernel tries each kernel feature a cluster needs and leaves nothing behind.
-func checkKernel() error {
+func checkKernel(ipv6 bool) error {
 	dir, err := os.MkdirTemp(filepath.Dir(stateRoot), "bridge-cluster-check-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	for _, t := range kernelTrials {
+	trials := kernelTrials
+	if ipv6 {
+		trials = append(slices.Clone(trials), ipv6Trial)
+	}
+	for _, t := range trials {
 		if err := command("unshare", "--net", "--mount", "sh", "-c", t.script, "sh", dir); err != nil {
 			return fmt.Errorf("this kernel (or container) lacks %s: %w", t.feature, err)
 		}

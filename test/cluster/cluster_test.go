@@ -568,8 +568,8 @@ func TestMessagesNameTheFeature(t *testing.T) {
 	}
 	saved := kernelTrials
 	t.Cleanup(func() { kernelTrials = saved })
-	kernelTrials = []struct{ feature, script string }{{"flying (CONFIG_WINGS)", "echo no wings >&2; exit 1"}}
-	err := checkKernel()
+	kernelTrials = []kernelTrial{{"flying (CONFIG_WINGS)", "echo no wings >&2; exit 1"}}
+	err := checkKernel(false)
 	if err == nil || !strings.Contains(err.Error(), "flying (CONFIG_WINGS)") || !strings.Contains(err.Error(), "no wings") {
 		t.Errorf("said: %v", err)
 	}

@@ -2,6 +2,8 @@
 
 package main
 
+import "strings"
+
 // startEtcdAndAPIServer starts both at once: the API server waits for etcd.
 func (c *cluster) startEtcdAndAPIServer() error {
 	in := inNetNS(c.nodeNS(1))
@@ -31,7 +33,7 @@ func (c *cluster) startEtcdAndAPIServer() error {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+pki("sa.pub"),
 		"--service-account-signing-key-file="+pki("sa.key"),
-		"--service-cluster-ip-range="+c.serviceRange(),
+		"--service-cluster-ip-range="+strings.Join(c.families(c.serviceRange(), c.serviceRange6()), ","),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true",

@@ -21,7 +21,7 @@ import (
 const usage = `cluster runs a real Kubernetes on this machine, in network namespaces of its own.
 
 Usage:
-  cluster up      [--name NAME] [--nodes 1|2] [--kubernetes 1.35.4|1.34.4]
+  cluster up      [--name NAME] [--nodes 1|2] [--ipv6] [--kubernetes 1.35.4|1.34.4]
   cluster down    [--name NAME]
   cluster status  [--name NAME]
   cluster kubectl [--name NAME] ARGUMENTS...   kubectl, run in the laptop's namespace
@@ -46,6 +46,7 @@ Exit codes: 0 done, 1 error, 2 usage; those of kubectl for kubectl.
 type options struct {
 	name       string
 	nodes      int
+	ipv6       bool // beside IPv4
 	kubernetes string
 	source     string // folder of this program's sources; empty: find it
 }
@@ -97,6 +98,7 @@ func parse(verb string, args []string) (options, []string, error) {
 	f.StringVar(&o.source, "source", "", "")
 	if verb == "up" || verb == "build" {
 		f.IntVar(&o.nodes, "nodes", o.nodes, "")
+		f.BoolVar(&o.ipv6, "ipv6", false, "")
 		f.StringVar(&o.kubernetes, "kubernetes", o.kubernetes, "")
 	}
 	if verb == "kubectl" {

@@ -23,6 +23,9 @@ import (
 //	10.95.i.4/30   the link between the nodes: node1 is .5, node2 .6
 //	10.(96+i)/16   Services; .0.1 is kubernetes, .0.10 is kube-dns
 //	10.(112+i)/16  pods; 10.(112+i).1.0/24 on node1, 10.(112+i).2.0/24 on node2
+//
+// With --ipv6 the nodes, Services and pods have a second address each, of the same numbers: fd00:10:95:i::1 is node1,
+// fd00:10:(96+i)::/112 are Services, fd00:10:(112+i):1::/64 are node1's pods. The laptop has none.
 
 func (c *cluster) apiAddress() string    { return fmt.Sprintf("10.95.%d.1", c.Index) }
 func (c *cluster) laptopAddress() string { return fmt.Sprintf("10.95.%d.2", c.Index) }
@@ -43,6 +46,38 @@ func (c *cluster) nodeAddress(node int) string {
 		return c.apiAddress()
 	}
 	return fmt.Sprintf("10.95.%d.6", c.Index)
+}
+
+func (c *cluster) nodeAddress6(node int) string {
+	if node == 1 {
+		return fmt.Sprintf("fd00:10:95:%d::1", c.Index)
+	}
+	return fmt.Sprintf("fd00:10:95:%d::6", c.Index)
+}
+
+func (c *cluster) serviceRange6() string { return fmt.Sprintf("fd00:10:%d::/112", 96+c.Index) }
+
+func (c *cluster) podRange6(node int) string {
+	if node == 0 {
+		return fmt.Sprintf("fd00:10:%d::/48", 112+c.Index)
+	}
+	return fmt.Sprintf("fd00:10:%d:%d::/64", 112+c.Index, node)
+}
+
+// families is what the cluster has of an address or range in both families, as Kubernetes writes a list of them.
+func (c *cluster) families(v4, v6 string) []string {
+	if c.IPv6 {
+		return []string{v4, v6}
+	}
+	return []string{v4}
+}
+
+// only6 is commands for a cluster of both families, and nothing for others.
+func (c *cluster) only6(commands string) string {
+	if c.IPv6 {
+		return commands
+	}
+	return ""
 }
 
 // apiPort is the port the API server listens on.
@@ -92,7 +127,7 @@ func (c *cluster) makeNetwork(progress io.Writer) error {
 		return err
 	}
 	return errors.Join(
-		prepareNodeNS(node),
+		c.prepareNodeNS(node),
 		// There is no default route, so that what is outside is unreachable at once. The node itself, and pods
 		// in its namespace, need a route before kube-proxy's rules can turn a Service address into a pod's.
 		commandWith(c.expand(`
@@ -100,7 +135,10 @@ link add {laptop} type veth peer name {cluster} netns {ns-laptop}
 addr add {api}/30 dev {laptop}
 link set {laptop} up
 route add {services} dev lo src {api}
-`), "ip", "-n", node, "-batch", "-"),
+`+c.only6(`
+addr add {node1-6}/128 dev lo nodad
+route add {services6} dev lo src {node1-6}
+`)), "ip", "-n", node, "-batch", "-"),
 		commandWith(c.expand(`
 link set lo up
 addr add {laptop-ip}/30 dev {cluster}
@@ -142,10 +180,11 @@ func addNetNS(progress io.Writer, names ...string) error {
 }
 
 // prepareNodeNS lets a node's namespace forward packets.
-func prepareNodeNS(ns string) error {
+func (c *cluster) prepareNodeNS(ns string) error {
+	script := "echo 1 >/proc/sys/net/ipv4/ip_forward" + c.only6("; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
 	return errors.Join(
 		command("ip", "-n", ns, "link", "set", "lo", "up"),
-		command("nsenter", inNetNS(ns, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")...),
+		command("nsenter", inNetNS(ns, "sh", "-c", script)...),
 	)
 }
 
@@ -155,18 +194,24 @@ func (c *cluster) joinNode2(progress io.Writer) error {
 		return err
 	}
 	return errors.Join(
-		prepareNodeNS(c.nodeNS(2)),
+		c.prepareNodeNS(c.nodeNS(2)),
 		commandWith(c.expand(`
 link add node2 type veth peer name node1 netns {ns-node2}
 addr add {link1}/30 dev node2
 link set node2 up
 route add {pods2} via {node2} dev node2
-`), "ip", "-n", c.nodeNS(1), "-batch", "-"),
+`+c.only6(`
+addr add {link1-6}/126 dev node2 nodad
+route add {pods2-6} via {node2-6} dev node2
+`)), "ip", "-n", c.nodeNS(1), "-batch", "-"),
 		commandWith(c.expand(`
 addr add {node2}/30 dev node1
 link set node1 up
 route add default via {link1}
-`), "ip", "-n", c.nodeNS(2), "-batch", "-"),
+`+c.only6(`
+addr add {node2-6}/126 dev node1 nodad
+route add default via {link1-6}
+`)), "ip", "-n", c.nodeNS(2), "-batch", "-"),
 	)
 }
 
@@ -184,6 +229,11 @@ func (c *cluster) expand(text string) string {
 		"{link1}", fmt.Sprintf("10.95.%d.5", c.Index),
 		"{node2}", c.nodeAddress(2),
 		"{pods2}", c.podRange(2),
+		"{node1-6}", c.nodeAddress6(1),
+		"{link1-6}", fmt.Sprintf("fd00:10:95:%d::5", c.Index),
+		"{node2-6}", c.nodeAddress6(2),
+		"{pods2-6}", c.podRange6(2),
+		"{services6}", c.serviceRange6(),
 		"{pods}", c.podRange(0),
 		"{services}", c.serviceRange(),
 		"{kubernetes}", c.serviceAddress(1),

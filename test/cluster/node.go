@@ -71,8 +71,8 @@ const cniConfig = `{
       "type": "bridge", "bridge": "pods", "isGateway": true, "hairpinMode": true,
       "ipam": {
         "type": "host-local", "dataDir": "/run/cni",
-        "ranges": [[{"subnet": "{node-pods}"}]],
-        "routes": [{"dst": "0.0.0.0/0"}]
+        "ranges": [{ranges}],
+        "routes": [{routes}]
       }
     },
     {"type": "portmap", "capabilities": {"portMappings": true}}
@@ -130,8 +130,9 @@ func (c *cluster) prepareNode(n int, ca *authority) error {
 		"{dir}", c.dir(),
 		"{cgroup}", c.cgroup()+"/"+nodeName(n),
 		"{dns}", c.serviceAddress(10),
-		"{pods}", c.podRange(0),
-		"{node-pods}", c.podRange(n),
+		"{pods}", strings.Join(c.families(c.podRange(0), c.podRange6(0)), ","),
+		"{ranges}", strings.Join(c.families(fmt.Sprintf(`[{"subnet": %q}]`, c.podRange(n)), fmt.Sprintf(`[{"subnet": %q}]`, c.podRange6(n))), ", "),
+		"{routes}", strings.Join(c.families(`{"dst": "0.0.0.0/0"}`, `{"dst": "::/0"}`), ", "),
 		"{node}", nodeName(n),
 	)
 	for file, content := range map[string]string{
@@ -183,7 +184,7 @@ func (c *cluster) startKubelet(n int, containerd process) error {
 		"--config="+c.nodeDir(n, "etc", "kubelet.yaml"),
 		"--kubeconfig="+c.dir(nodeName(n)+".kubeconfig"),
 		"--hostname-override="+nodeName(n),
-		"--node-ip="+c.nodeAddress(n),
+		"--node-ip="+strings.Join(c.families(c.nodeAddress(n), c.nodeAddress6(n)), ","),
 	)
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ type cluster struct {
 	Name       string
 	Index      int // of its address ranges, unique among the clusters of this machine
 	Kubernetes string
+	IPv6       bool // beside IPv4
 	Programs   programs
 	Nodes      int
 	Ready      bool // up came to its end

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +31,7 @@ func up(o options, stdout, progress io.Writer) error {
 	if err := installPackages(progress); err != nil {
 		return err
 	}
-	if err := checkKernel(); err != nil {
+	if err := checkKernel(o.ipv6); err != nil {
 		return err
 	}
 	built, err := build(source, o.kubernetes, progress)
@@ -46,6 +47,8 @@ func up(o options, stdout, progress io.Writer) error {
 	switch {
 	case found && c.Ready && c.alive() && c.Kubernetes != o.kubernetes:
 		return fmt.Errorf("cluster %q runs Kubernetes %s; to change that: cluster down --name %s", c.Name, c.Kubernetes, c.Name)
+	case found && c.Ready && c.alive() && o.ipv6 && !c.IPv6:
+		return fmt.Errorf("cluster %q has IPv4 only; to change that: cluster down --name %s", c.Name, c.Name)
 	case found && c.Ready && c.alive() && c.Nodes >= o.nodes:
 		return c.printUse(stdout)
 	case found && (!c.Ready || !c.alive()):
@@ -68,7 +71,7 @@ func up(o options, stdout, progress io.Writer) error {
 	start := time.Now()
 	if !found {
 		fmt.Fprintf(progress, "starting cluster %q, Kubernetes %s\n", c.Name, o.kubernetes)
-		c.Kubernetes = o.kubernetes
+		c.Kubernetes, c.IPv6 = o.kubernetes, o.ipv6
 		if err := c.startFirst(ctx, built, progress); err != nil {
 			if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				err = fmt.Errorf("interrupted: %w", err)
@@ -219,8 +222,12 @@ func (c *cluster) startSecond(ctx context.Context, progress io.Writer) error {
 
 // finishNode waits until a node has registered, records its pod range in it and waits until it is Ready.
 func (c *cluster) finishNode(ctx context.Context, a *api, n int) error {
-	patch := fmt.Appendf(nil, `{"spec":{"podCIDR":%[1]q,"podCIDRs":[%[1]q]}}`, c.podRange(n))
-	err := c.until(ctx, nodeName(n)+" to register", func() error {
+	ranges := c.families(c.podRange(n), c.podRange6(n))
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"podCIDR": ranges[0], "podCIDRs": ranges}})
+	if err != nil {
+		return err
+	}
+	err = c.until(ctx, nodeName(n)+" to register", func() error {
 		return a.do(ctx, "PATCH", "/api/v1/nodes/"+nodeName(n), "application/merge-patch+json", patch, nil)
 	})
 	if err != nil {

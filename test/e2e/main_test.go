@@ -134,6 +134,9 @@ func (s *suite) up(ctx context.Context) error {
 	if v := os.Getenv(kubernetesEnv); v != "" {
 		args = []string{"--kubernetes", v}
 	}
+	if os.Getenv(ipv6Env) != "" {
+		args = append(args, "--ipv6")
+	}
 	if err := s.cluster(ctx, "up", args...); err != nil {
 		return err
 	}

@@ -182,8 +182,11 @@ func (c *check) many() error {
 	return nil
 }
 
-// maxDatagram is the longest that UDP carries over IPv4.
-const maxDatagram = 65507
+// The longest that UDP carries over IPv4, and over IPv6 in a packet of the loopback device.
+const (
+	maxDatagram  = 65507
+	maxDatagram6 = 65488
+)
 
 // datagrams expects each datagram back with the server's name before it, and no other. One that is lost is sent again, as
 // UDP may lose it.
@@ -195,7 +198,11 @@ func (c *check) datagrams() error {
 	defer conn.Close()
 	buf := make([]byte, maxDatagram+1)
 	until := time.Now().Add(checkTimeout)
-	for _, size := range []int64{0, 1, 1400, 30_000, maxDatagram - int64(len(c.name)), 2} {
+	longest := maxDatagram
+	if conn.RemoteAddr().(*net.UDPAddr).IP.To4() == nil {
+		longest = maxDatagram6
+	}
+	for _, size := range []int64{0, 1, 1400, 30_000, int64(longest - len(c.name)), 2} {
 		p, err := io.ReadAll(random(size))
 		if err != nil {
 			return err
