@@ -16,6 +16,8 @@ import (
 const (
 	// maxFlows is how many flows a Table has at once; datagrams of others are dropped until one was silent for long enough.
 	maxFlows = 1024
+	// maxFew is how many there are of Few beside these: more than a script that looks for who is there pings at once.
+	maxFew = 256
 	// maxQueue is how many datagrams of a flow wait to be sent on. Those beyond it are dropped.
 	maxQueue = 64
 	// maxQueued is how many bytes wait so in all flows of a Table; a flow of long datagrams could hold 4 MiB.
@@ -31,6 +33,9 @@ type Pair struct {
 	From, To netip.AddrPort
 }
 
+// Echo tells whether they are echoes.
+func (p Pair) Echo() bool { return p.Network == "icmp" }
+
 // Table carries the flows of a socket, or of several; K tells them apart. Set the fields before Put.
 type Table[K comparable] struct {
 	// Dial makes a flow's connection, of which each Write is a datagram and each Read another.
@@ -39,6 +44,8 @@ type Table[K comparable] struct {
 	Answer func(k K, b []byte) error
 	// Idle is how long a flow may be silent.
 	Idle func(k K) time.Duration
+	// Few, if set, tells which flows have a small bound of their own: so many that come at once leave the others their room.
+	Few func(k K) bool
 	// Begin, if set, is called at the beginning of each flow, and what it returns at its end, with why it could not be made, or nil.
 	Begin func(k K) (end func(err error))
 	// Refuse, if set, is told each datagram that waits when its flow could not be made, and why.
@@ -50,6 +57,7 @@ type Table[K comparable] struct {
 	mu     sync.Mutex
 	full   sync.Once
 	open   map[K]chan []byte
+	few    int          // of open
 	queued atomic.Int64 // bytes; Put alone adds
 	wg     sync.WaitGroup
 }
@@ -60,9 +68,13 @@ func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 	defer t.mu.Unlock()
 	queue := t.open[k]
 	if queue == nil {
-		if len(t.open) == maxFlows {
+		few := t.isFew(k)
+		if few && t.few == maxFew || !few && len(t.open)-t.few == maxFlows {
 			t.overflow()
 			return
+		}
+		if few {
+			t.few++
 		}
 		if t.open == nil {
 			t.open = make(map[K]chan []byte)
@@ -82,6 +94,8 @@ func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 	}
 }
 
+func (t *Table[K]) isFew(k K) bool { return t.Few != nil && t.Few(k) }
+
 func (t *Table[K]) overflow() {
 	if t.Full != nil {
 		t.full.Do(t.Full)
@@ -97,6 +111,9 @@ func (t *Table[K]) run(ctx context.Context, k K, queue <-chan []byte) {
 	end(err)
 	t.mu.Lock()
 	delete(t.open, k)
+	if t.isFew(k) {
+		t.few--
+	}
 	t.mu.Unlock()
 	for len(queue) > 0 { // nobody puts more
 		b := <-queue

@@ -3,8 +3,10 @@ package flow
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -65,6 +67,50 @@ func TestFlowsAreBounded(t *testing.T) {
 		}
 		cancel()
 		table.Wait()
+	})
+}
+
+// Flows of which there are to be few leave the others their room, and have it from one another again.
+func TestFewFlowsLeaveRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const idle = time.Second
+		var dialled [2]int
+		var mu sync.Mutex
+		table := &Table[int]{
+			Dial: func(_ context.Context, k int) (net.Conn, error) {
+				near, far := net.Pipe()
+				context.AfterFunc(t.Context(), func() { _ = far.Close() })
+				mu.Lock()
+				dialled[k%2]++
+				mu.Unlock()
+				go func() { _, _ = io.Copy(io.Discard, far) }()
+				return near, nil
+			},
+			Answer: func(int, []byte) error { return nil },
+			Idle:   func(int) time.Duration { return idle },
+			Few:    func(k int) bool { return k%2 == 1 },
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		put := func(want [2]int) {
+			t.Helper()
+			for k := range 2 * (maxFlows + 1) {
+				table.Put(ctx, k, []byte("x"))
+			}
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if dialled != want {
+				t.Errorf("dialled %v, want %v", dialled, want)
+			}
+		}
+		put([2]int{maxFlows, maxFew})
+		time.Sleep(2 * idle)
+		put([2]int{2 * maxFlows, 2 * maxFew})
+		cancel()
+		table.Wait()
+		if table.few != 0 {
+			t.Errorf("%d are left", table.few)
+		}
 	})
 }
 

@@ -296,7 +296,7 @@ func (w *work) serve(ctx context.Context, e *end) error {
 	if e.network == "udp" {
 		d := &forward.Datagrams{
 			Sockets: e.udp, Address: e.port.Remote, Dial: dial, Stats: &e.stats,
-			Idle:    tunnel.FlowIdle(net.JoinHostPort(e.port.Host, e.port.Remote)),
+			Idle:    tunnel.FlowIdle(e.network, net.JoinHostPort(e.port.Host, e.port.Remote)),
 			OnError: func(_ netip.AddrPort, err error) { w.failed(e, err) },
 		}
 		return d.Run(ctx)
