@@ -182,7 +182,8 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		defer cancel()
 		beside.Go(func() { services.Run(ctx) })
 		if program != nil {
-			program.Ranges = slices.Concat(program.Ranges, o.allow, k.Ranges(ctx)) // what is allowed is meant
+			known, _ := k.Ranges(ctx)
+			program.Ranges = slices.Concat(program.Ranges, o.allow, known) // what is allowed is meant
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {
