@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"bridge/internal/hint"
@@ -33,6 +34,9 @@ func (o connectOptions) checkWhole(changed func(flag string) bool, program bool)
 		if changed(name) {
 			return hint.Newf(hint.Usage, "leave out one of them", "%s opens no ports: --%s does not go with it", flag, name)
 		}
+	}
+	if i := slices.IndexFunc(o.allow, ofLink); i >= 0 {
+		return hint.Newf(hint.Usage, "leave it out, or write: bridge connect --allow-cidr ... -- CMD", "%s does not go with --allow-cidr %s: link-local addresses are this machine's own, and are not routed", flag, o.allow[i])
 	}
 	if o.undo && changed("cidr") {
 		return hint.Newf(hint.Usage, "leave out --cidr", "--undo routes nothing")
