@@ -273,7 +273,11 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	if !p.told {
 		p.told = true
 		if sockets.Device != nil {
-			p.Say("note: this machine has no nftables for CMD's network, and a TUN device takes its place: what CMD asks another resolver than /etc/resolv.conf's goes to that one")
+			line := "note: this machine has no nftables for CMD's network, and a TUN device takes its place"
+			if sockets.NamesPass {
+				line += ": what CMD asks another resolver than /etc/resolv.conf's goes to that one"
+			}
+			p.Say(line)
 		}
 		for _, line := range n.Left() {
 			p.Say(hint.Printable("not at its path: " + line))
