@@ -108,8 +108,8 @@ func TestFewFlowsLeaveRoomForOthers(t *testing.T) {
 		put([2]int{2 * maxFlows, 2 * maxFew})
 		cancel()
 		table.Wait()
-		if table.few != 0 {
-			t.Errorf("%d are left", table.few)
+		if table.few.flows != 0 || table.many.flows != 0 {
+			t.Errorf("%d and %d are left", table.few.flows, table.many.flows)
 		}
 	})
 }
@@ -141,6 +141,7 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 			},
 			Answer: func(int, []byte) error { return nil },
 			Idle:   func(int) time.Duration { return time.Minute },
+			Few:    func(k int) bool { return k < 0 },
 		}
 		const most = maxQueued / MaxDatagram
 		b := make([]byte, MaxDatagram)
@@ -150,20 +151,23 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 			}
 		}
 		ending, cancel := context.WithCancel(t.Context())
+		for i := range most { // those of a few leave the others their room
+			table.Put(ending, -1-i%maxFew, b)
+		}
 		fill(ending)
-		if n := table.queued.Load(); n != maxQueued {
-			t.Errorf("%d bytes wait, want %d", n, maxQueued)
+		if n, few := table.many.queued.Load(), table.few.queued.Load(); n != maxQueued || few != maxFewQueued {
+			t.Errorf("%d and %d bytes wait, want %d and %d", n, few, maxQueued, maxFewQueued)
 		}
 		cancel()
 		table.Wait()
-		if n := table.queued.Load(); n != 0 {
+		if n := table.many.queued.Load() + table.few.queued.Load(); n != 0 {
 			t.Errorf("%d bytes wait, and no flow is left", n)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		fill(ctx)
 		close(dialled)
 		synctest.Wait()
-		if n := table.queued.Load(); n != 0 || sent.Load() != maxQueued {
+		if n := table.many.queued.Load(); n != 0 || sent.Load() != maxQueued {
 			t.Errorf("%d bytes wait, %d are sent", n, sent.Load())
 		}
 		cancel()
@@ -197,8 +201,8 @@ func TestAFlowThatIsNotMadeRefuses(t *testing.T) {
 		table.Wait()
 		table.Put(t.Context(), 7, []byte("c"))
 		table.Wait()
-		if !slices.Equal(refused, []string{"a", "b", "c"}) || dialled != 2 || table.queued.Load() != 0 {
-			t.Errorf("%q after %d dials, %d bytes wait", refused, dialled, table.queued.Load())
+		if !slices.Equal(refused, []string{"a", "b", "c"}) || dialled != 2 || table.many.queued.Load() != 0 {
+			t.Errorf("%q after %d dials, %d bytes wait", refused, dialled, table.many.queued.Load())
 		}
 	})
 }
