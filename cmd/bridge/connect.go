@@ -72,10 +72,14 @@ after a kill by the next --tun or by --undo.`,
   sudo bridge connect --tun --kubeconfig ~/.kube/config -n shop
   curl --proxy socks5h://127.0.0.1:1080 http://orders/`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
-				args = args[:dash]
+			dash := cmd.ArgsLenAtDash()
+			switch {
+			case dash > 0:
+				return hint.Newf(hint.Usage, "leave it out", "what is %q? A CMD stands behind --", args[0])
+			case dash < 0 && len(args) > 0:
+				return hint.Newf(hint.Usage, "write: bridge connect -- "+args[0]+" ...", "what is %q? A CMD stands behind --", args[0])
 			}
-			return cobra.NoArgs(cmd, args)
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() >= 0 && len(args) == 0 {
@@ -182,7 +186,8 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 		defer cancel()
 		beside.Go(func() { services.Run(ctx) })
 		if program != nil {
-			program.Ranges = slices.Concat(program.Ranges, o.allow, k.Ranges(ctx)) // what is allowed is meant
+			known, _ := k.Ranges(ctx)
+			program.Ranges = slices.Concat(program.Ranges, o.allow, known) // what is allowed is meant
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"bridge/internal/hint"
@@ -34,6 +35,9 @@ func (o connectOptions) checkWhole(changed func(flag string) bool, program bool)
 			return hint.Newf(hint.Usage, "leave out one of them", "%s opens no ports: --%s does not go with it", flag, name)
 		}
 	}
+	if i := slices.IndexFunc(o.allow, ofLink); i >= 0 {
+		return hint.Newf(hint.Usage, "leave it out, or write: bridge connect --allow-cidr ... -- CMD", "%s does not go with --allow-cidr %s: link-local addresses are this machine's own, and are not routed", flag, o.allow[i])
+	}
 	if o.undo && changed("cidr") {
 		return hint.Newf(hint.Usage, "leave out --cidr", "--undo routes nothing")
 	}
@@ -52,7 +56,7 @@ func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine,
 	}
 	ranges := asked
 	if len(asked) == 0 {
-		if ranges = k.Ranges(ctx); len(ranges) == 0 {
+		if ranges, _ = k.Ranges(ctx); len(ranges) == 0 {
 			return hint.Newf(hint.Usage, "ask whoever runs the cluster for the ranges of Services and pods, and name them: --cidr 10.96.0.0/16 --cidr 10.244.0.0/16",
 				"your account may not read the cluster's ranges, which belong to no namespace")
 		}

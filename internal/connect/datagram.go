@@ -23,7 +23,8 @@ func (f *flows) serve(outer context.Context) error {
 		Dial:   func(ctx context.Context, p flow.Pair) (net.Conn, error) { return f.g.reach(ctx, p.Network, p.To) },
 		Answer: f.d.Answer,
 		Refuse: f.d.Refuse,
-		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.To.String()) },
+		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.Network, p.To.String()) },
+		Few:    flow.Pair.Echo,
 		Begin: func(p flow.Pair) func(error) {
 			return func(err error) {
 				if err != nil {

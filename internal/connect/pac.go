@@ -34,9 +34,9 @@ type PAC struct {
 	// Services asks for those that there are now in a namespace, or in all for "": MaxPACServices at most, and more tells that
 	// there are others.
 	Services func(ctx context.Context, namespace string) (list []Service, more bool, err error)
-	// Ranges asks for addresses of the cluster; nil when it cannot be told, and the field may be nil. Those of IPv6 are left out: browsers do not agree on how
-	// to tell.
-	Ranges func(ctx context.Context) []netip.Prefix
+	// Ranges asks for addresses of the cluster; those known before stay beside what is not whole. The field may be nil. Those of IPv6 are left out: browsers do
+	// not agree on how to tell.
+	Ranges func(ctx context.Context) (list []netip.Prefix, whole bool)
 	// Direct are hosts to which the browser goes directly in spite of Ranges, such as the API server.
 	Direct []string
 	// Log gets what the questions met, at level debug. Nil means none.
@@ -112,9 +112,10 @@ func (p *PAC) question(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pacTime)
 	defer cancel()
 	var ranges []netip.Prefix
+	var whole bool
 	var beside sync.WaitGroup
 	if p.Ranges != nil {
-		beside.Go(func() { ranges = p.Ranges(ctx) })
+		beside.Go(func() { ranges, whole = p.Ranges(ctx) })
 	}
 	own, _, err := p.Services(ctx, p.Namespace)
 	if err == nil {
@@ -134,9 +135,10 @@ func (p *PAC) question(ctx context.Context) {
 	beside.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ranges != nil {
-		p.ranges = ranges
+	if !whole {
+		ranges = append(ranges, slices.DeleteFunc(p.ranges, func(r netip.Prefix) bool { return slices.Contains(ranges, r) })...)
 	}
+	p.ranges = ranges
 	switch {
 	case more:
 		p.others = nil // some of them would be a matter of luck

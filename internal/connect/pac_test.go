@@ -35,8 +35,8 @@ func TestPACFile(t *testing.T) {
 	p := &PAC{
 		Namespace: "shop",
 		Services:  in([]Service{{"orders", "shop", false}, {"db", "shop", true}, {"localhost", "shop", false}, {"web", "app", false}}),
-		Ranges: func(context.Context) []netip.Prefix {
-			return []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00::/108"), netip.MustParsePrefix("10.244.1.7/24")}
+		Ranges: func(context.Context) ([]netip.Prefix, bool) {
+			return []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00::/108"), netip.MustParsePrefix("10.244.1.7/24")}, true
 		},
 		Direct: []string{"10.96.0.1"},
 	}
@@ -167,27 +167,44 @@ func TestPACKnowsItsOwnNamespaceFirst(t *testing.T) {
 	})
 }
 
-// The ranges are asked for beside the Services, and stay when they are not told.
+// The ranges are asked for beside the Services; those known before stay when not all are told.
 func TestPACRangesStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}
+		services, pods, more := netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")
+		var told []netip.Prefix
+		var whole bool
 		p := &PAC{
 			Namespace: "shop",
 			Services: func(context.Context, string) ([]Service, bool, error) {
 				time.Sleep(time.Second)
 				return nil, false, nil
 			},
-			Ranges: func(context.Context) []netip.Prefix {
+			Ranges: func(context.Context) ([]netip.Prefix, bool) {
 				time.Sleep(2 * time.Second)
-				return told
+				return told, whole
 			},
 		}
-		for range 2 {
+		for _, c := range []struct {
+			told  []netip.Prefix
+			whole bool
+			want  []netip.Prefix
+		}{
+			{[]netip.Prefix{services, pods}, true, []netip.Prefix{services, pods}},
+			{nil, false, []netip.Prefix{services, pods}},
+			{[]netip.Prefix{pods, more}, false, []netip.Prefix{pods, more, services}}, // those of Services were not told in time
+			{[]netip.Prefix{services, pods}, true, []netip.Prefix{services, pods}},
+			{nil, true, nil}, // the right is gone
+		} {
+			told, whole = c.told, c.whole
 			begin := time.Now()
-			if err := p.Refresh(t.Context()); err != nil || time.Since(begin) != 2*time.Second || !strings.Contains(string(p.file(netip.AddrPort{}, "cluster.local")), "10.96.0.0") {
-				t.Errorf("%v after %v: %s", err, time.Since(begin), p.file(netip.AddrPort{}, "cluster.local"))
+			if err := p.Refresh(t.Context()); err != nil || time.Since(begin) != 2*time.Second || !slices.Equal(p.ranges, c.want) {
+				t.Errorf("%v, whole %v: %v after %v: %v", c.told, c.whole, err, time.Since(begin), p.ranges)
 			}
-			told = nil
+			for _, r := range c.want {
+				if !strings.Contains(string(p.file(netip.AddrPort{}, "cluster.local")), r.Addr().String()) {
+					t.Errorf("%v is not in the file", r)
+				}
+			}
 			time.Sleep(pacFresh)
 		}
 	})

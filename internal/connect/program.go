@@ -44,6 +44,9 @@ const (
 	// acceptPause is for a process that has no descriptors left.
 	acceptPause = 50 * time.Millisecond
 
+	// deviceGone is how soon after its device the end of a namespace is known: both follow from the program's.
+	deviceGone = 3 * time.Second
+
 	// publishPoll is how often is looked whether the program listens.
 	publishPoll = 200 * time.Millisecond
 )
@@ -86,7 +89,7 @@ type Program struct {
 	Entrance Options // of the proxy
 
 	proxied bool // there is no namespace, which has been said
-	told    bool // which Files are at their paths
+	told    bool // what Files are not at their paths, and what takes the place of nftables
 	device  bool // as if there were no nftables
 }
 
@@ -272,6 +275,13 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	}
 	if !p.told {
 		p.told = true
+		if sockets.Device != nil {
+			line := "note: this machine has no nftables for CMD's network, and a TUN device takes its place"
+			if sockets.NamesPass {
+				line += ": what CMD asks another resolver than /etc/resolv.conf's goes to that one"
+			}
+			p.Say(line)
+		}
 		for _, line := range n.Left() {
 			p.Say(hint.Printable("not at its path: " + line))
 		}
@@ -427,7 +437,7 @@ func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 	}
 }
 
-// packets carries what leaves by the device, until ctx is done or the device is gone, as it is with the namespace.
+// packets carries what leaves by the device, until ctx is done. The error is that the device is gone, and not with the namespace.
 func (g *gate) packets(ctx context.Context, device *os.File) error {
 	raw, err := device.SyscallConn()
 	if err != nil {
@@ -447,10 +457,15 @@ func (g *gate) packets(ctx context.Context, device *os.File) error {
 	if err := raw.Control(func(fd uintptr) { number = int(fd) }); err != nil {
 		return err
 	}
-	if err := s.Run(ctx, number); err != nil {
-		g.log.Debug("packets of the program", "error", err)
+	if err = s.Run(ctx, number); err == nil {
+		return nil
 	}
-	return nil
+	select {
+	case <-ctx.Done(): // the device went with the namespace
+		return nil
+	case <-time.After(deviceGone):
+		return fmt.Errorf("carry the program's packets: %w", err)
+	}
 }
 
 // carry carries one connection to where it was sent.

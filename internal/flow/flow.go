@@ -16,10 +16,14 @@ import (
 const (
 	// maxFlows is how many flows a Table has at once; datagrams of others are dropped until one was silent for long enough.
 	maxFlows = 1024
+	// maxFew is how many there are of Few beside these: more than a script that looks for who is there pings at once.
+	maxFew = 256
 	// maxQueue is how many datagrams of a flow wait to be sent on. Those beyond it are dropped.
 	maxQueue = 64
 	// maxQueued is how many bytes wait so in all flows of a Table; a flow of long datagrams could hold 4 MiB.
 	maxQueued = 16 << 20
+	// maxFewQueued is that of Few beside it: each of these flows has as much.
+	maxFewQueued = maxQueued * maxFew / maxFlows
 	// MaxDatagram is the longest there is, in bytes.
 	MaxDatagram = 64 << 10
 )
@@ -31,6 +35,9 @@ type Pair struct {
 	From, To netip.AddrPort
 }
 
+// Echo tells whether they are echoes.
+func (p Pair) Echo() bool { return p.Network == "icmp" }
+
 // Table carries the flows of a socket, or of several; K tells them apart. Set the fields before Put.
 type Table[K comparable] struct {
 	// Dial makes a flow's connection, of which each Write is a datagram and each Read another.
@@ -39,6 +46,8 @@ type Table[K comparable] struct {
 	Answer func(k K, b []byte) error
 	// Idle is how long a flow may be silent.
 	Idle func(k K) time.Duration
+	// Few, if set, tells which flows have a small bound of their own: so many that come at once, or wait, leave the others their room.
+	Few func(k K) bool
 	// Begin, if set, is called at the beginning of each flow, and what it returns at its end, with why it could not be made, or nil.
 	Begin func(k K) (end func(err error))
 	// Refuse, if set, is told each datagram that waits when its flow could not be made, and why.
@@ -47,23 +56,39 @@ type Table[K comparable] struct {
 	// reached for all others. It must not call Put.
 	Full func()
 
-	mu     sync.Mutex
-	full   sync.Once
-	open   map[K]chan []byte
+	mu        sync.Mutex
+	full      sync.Once
+	open      map[K]chan []byte
+	few, many share
+	wg        sync.WaitGroup
+}
+
+// share is what the flows of Few have together, or all others.
+type share struct {
+	flows  int
 	queued atomic.Int64 // bytes; Put alone adds
-	wg     sync.WaitGroup
+}
+
+// share is the one that k has a part of, and its bounds.
+func (t *Table[K]) share(k K) (s *share, flows int, queued int64) {
+	if t.Few != nil && t.Few(k) {
+		return &t.few, maxFew, maxFewQueued
+	}
+	return &t.many, maxFlows, maxQueued
 }
 
 // Put sends a datagram on; b may be used again then. It waits for nobody: who is slow loses datagrams. ctx ends the flow.
 func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	s, flows, queued := t.share(k)
 	queue := t.open[k]
 	if queue == nil {
-		if len(t.open) == maxFlows {
+		if s.flows == flows {
 			t.overflow()
 			return
 		}
+		s.flows++
 		if t.open == nil {
 			t.open = make(map[K]chan []byte)
 		}
@@ -71,13 +96,13 @@ func (t *Table[K]) Put(ctx context.Context, k K, b []byte) {
 		t.open[k] = queue
 		t.wg.Go(func() { t.run(ctx, k, queue) })
 	}
-	if t.queued.Load()+int64(len(b)) > maxQueued {
+	if s.queued.Load()+int64(len(b)) > queued {
 		t.overflow()
 		return
 	}
 	select {
 	case queue <- append([]byte(nil), b...):
-		t.queued.Add(int64(len(b)))
+		s.queued.Add(int64(len(b)))
 	default:
 	}
 }
@@ -95,12 +120,14 @@ func (t *Table[K]) run(ctx context.Context, k K, queue <-chan []byte) {
 	}
 	err := t.carry(ctx, k, queue)
 	end(err)
+	s, _, _ := t.share(k)
 	t.mu.Lock()
 	delete(t.open, k)
+	s.flows--
 	t.mu.Unlock()
 	for len(queue) > 0 { // nobody puts more
 		b := <-queue
-		t.queued.Add(-int64(len(b)))
+		s.queued.Add(-int64(len(b)))
 		if err != nil && t.Refuse != nil {
 			t.Refuse(k, b, err)
 		}
@@ -126,6 +153,7 @@ func (t *Table[K]) carry(ctx context.Context, k K, queue <-chan []byte) error {
 	var answers sync.WaitGroup
 	defer answers.Wait()
 	defer end()
+	s, _, _ := t.share(k)
 	answers.Go(func() {
 		defer close(ended)
 		t.answer(target, k, &moved)
@@ -133,7 +161,7 @@ func (t *Table[K]) carry(ctx context.Context, k K, queue <-chan []byte) error {
 	for {
 		select {
 		case b := <-queue:
-			t.queued.Add(-int64(len(b)))
+			s.queued.Add(-int64(len(b)))
 			moved.Store(time.Now().UnixNano())
 			_, _ = target.Write(b) // one that is lost
 		case <-ended:

@@ -3,8 +3,10 @@ package flow
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -68,6 +70,50 @@ func TestFlowsAreBounded(t *testing.T) {
 	})
 }
 
+// Flows of which there are to be few leave the others their room, and have it from one another again.
+func TestFewFlowsLeaveRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const idle = time.Second
+		var dialled [2]int
+		var mu sync.Mutex
+		table := &Table[int]{
+			Dial: func(_ context.Context, k int) (net.Conn, error) {
+				near, far := net.Pipe()
+				context.AfterFunc(t.Context(), func() { _ = far.Close() })
+				mu.Lock()
+				dialled[k%2]++
+				mu.Unlock()
+				go func() { _, _ = io.Copy(io.Discard, far) }()
+				return near, nil
+			},
+			Answer: func(int, []byte) error { return nil },
+			Idle:   func(int) time.Duration { return idle },
+			Few:    func(k int) bool { return k%2 == 1 },
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		put := func(want [2]int) {
+			t.Helper()
+			for k := range 2 * (maxFlows + 1) {
+				table.Put(ctx, k, []byte("x"))
+			}
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if dialled != want {
+				t.Errorf("dialled %v, want %v", dialled, want)
+			}
+		}
+		put([2]int{maxFlows, maxFew})
+		time.Sleep(2 * idle)
+		put([2]int{2 * maxFlows, 2 * maxFew})
+		cancel()
+		table.Wait()
+		if table.few.flows != 0 || table.many.flows != 0 {
+			t.Errorf("%d and %d are left", table.few.flows, table.many.flows)
+		}
+	})
+}
+
 // What waits in all flows together is bounded, and there is room again when it has gone or its flow has ended.
 func TestWhatWaitsIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -95,6 +141,7 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 			},
 			Answer: func(int, []byte) error { return nil },
 			Idle:   func(int) time.Duration { return time.Minute },
+			Few:    func(k int) bool { return k < 0 },
 		}
 		const most = maxQueued / MaxDatagram
 		b := make([]byte, MaxDatagram)
@@ -104,20 +151,23 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 			}
 		}
 		ending, cancel := context.WithCancel(t.Context())
+		for i := range most { // those of a few leave the others their room
+			table.Put(ending, -1-i%maxFew, b)
+		}
 		fill(ending)
-		if n := table.queued.Load(); n != maxQueued {
-			t.Errorf("%d bytes wait, want %d", n, maxQueued)
+		if n, few := table.many.queued.Load(), table.few.queued.Load(); n != maxQueued || few != maxFewQueued {
+			t.Errorf("%d and %d bytes wait, want %d and %d", n, few, maxQueued, maxFewQueued)
 		}
 		cancel()
 		table.Wait()
-		if n := table.queued.Load(); n != 0 {
+		if n := table.many.queued.Load() + table.few.queued.Load(); n != 0 {
 			t.Errorf("%d bytes wait, and no flow is left", n)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		fill(ctx)
 		close(dialled)
 		synctest.Wait()
-		if n := table.queued.Load(); n != 0 || sent.Load() != maxQueued {
+		if n := table.many.queued.Load(); n != 0 || sent.Load() != maxQueued {
 			t.Errorf("%d bytes wait, %d are sent", n, sent.Load())
 		}
 		cancel()
@@ -151,8 +201,8 @@ func TestAFlowThatIsNotMadeRefuses(t *testing.T) {
 		table.Wait()
 		table.Put(t.Context(), 7, []byte("c"))
 		table.Wait()
-		if !slices.Equal(refused, []string{"a", "b", "c"}) || dialled != 2 || table.queued.Load() != 0 {
-			t.Errorf("%q after %d dials, %d bytes wait", refused, dialled, table.queued.Load())
+		if !slices.Equal(refused, []string{"a", "b", "c"}) || dialled != 2 || table.many.queued.Load() != 0 {
+			t.Errorf("%q after %d dials, %d bytes wait", refused, dialled, table.many.queued.Load())
 		}
 	})
 }

@@ -102,13 +102,17 @@ func listenError(err error) error {
 	if errors.As(err, &op) && op.Addr != nil {
 		at = op.Addr.String()
 	}
+	another := "give another local port, such as 18080:80, or :80 for any free one"
+	if strings.HasSuffix(at, ":18080") {
+		another = strings.Replace(another, "18080", "28080", 1)
+	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return hint.New(hint.Other, hint.Worded("local address "+at+" is in use"+holder(op.Addr), err),
-			"give another local port, such as 18080:80, or :80 for any free one")
+			another)
 	case errors.Is(err, syscall.EACCES):
 		return hint.New(hint.Other, hint.Worded("local address "+at+": not allowed", err),
-			"ports below 1024 need root; give another local port, such as 18080:80, or :80 for any free one")
+			"ports below 1024 need root; "+another)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return hint.New(hint.Other, hint.Worded("local address "+at+" is not one of this machine", err), "check --address")
 	}

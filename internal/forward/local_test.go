@@ -299,3 +299,12 @@ func TestStatsCountWhileAConnectionLives(t *testing.T) {
 		t.Errorf("afterwards %+v", st)
 	}
 }
+
+func TestTheHintNamesAnotherPort(t *testing.T) {
+	for port, want := range map[int]string{80: "18080:80", 18080: "28080:80"} {
+		err := listenError(&net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}, Err: syscall.EADDRINUSE})
+		if next := hint.Of(err); !strings.Contains(next, want) {
+			t.Errorf("%d: %q", port, next)
+		}
+	}
+}

@@ -201,7 +201,7 @@ func (f *flow) serve() {
 	}
 	stop := context.AfterFunc(f.p.ctx, func() { _ = f.Close() })
 	defer stop()
-	dropped, err := tunnel.SpliceDatagrams(stream, f, tunnel.FlowIdle(h.Address))
+	dropped, err := tunnel.SpliceDatagrams(stream, f, tunnel.FlowIdle(h.Network, h.Address))
 	i.datagrams.dropped.Add(dropped)
 	if err != nil {
 		i.log().Debug("flow ended", "port", f.p.number, "from", f.caller, "error", err)

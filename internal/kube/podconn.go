@@ -128,11 +128,17 @@ func newPodConn(c carrier, remote podAddr, requestID int64, lost func()) (*podCo
 		_ = c.Close()
 		return nil, err
 	}
+	p.start()
+	return p, nil
+}
+
+// start has it written to, and watched.
+func (p *podConn) start() {
 	p.wmu <- struct{}{}
+	probeOften(p.c.NetConn(), pingPeriod)
 	// Set before it runs: watch uses it.
 	p.timer = time.AfterFunc(math.MaxInt64, p.watch)
 	p.timer.Reset(pingPeriod)
-	return p, nil
 }
 
 // open sends both requests in one flight. Data may follow only after the reply: until then the other

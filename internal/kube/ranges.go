@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -16,8 +17,9 @@ const (
 )
 
 // Ranges are those of the cluster's Services (networking.k8s.io ServiceCIDRs) and pods (the nodes' podCIDRs), as far as the account may
-// read them: both belong to no namespace. Nil when it may not, or the API server does not say.
-func (c *Client) Ranges(ctx context.Context) (list []netip.Prefix) {
+// read them: both belong to no namespace. whole is false when an answer is missing, so that there may be others; that the account may not, or that
+// this API server knows none, is an answer.
+func (c *Client) Ranges(ctx context.Context) (list []netip.Prefix, whole bool) {
 	ctx, cancel := context.WithTimeout(ctx, rangesTime)
 	defer cancel()
 	add := func(texts []string) {
@@ -27,7 +29,8 @@ func (c *Client) Ranges(ctx context.Context) (list []netip.Prefix) {
 			}
 		}
 	}
-	if services, err := c.Clientset.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{}); err == nil {
+	services, err := c.Clientset.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if whole = answered(err); err == nil {
 		for _, s := range services.Items {
 			add(s.Spec.CIDRs)
 		}
@@ -35,13 +38,18 @@ func (c *Client) Ranges(ctx context.Context) (list []netip.Prefix) {
 	for more := (metav1.ListOptions{Limit: nodesAtOnce}); ; {
 		nodes, err := c.Clientset.CoreV1().Nodes().List(ctx, more)
 		if err != nil {
-			return list
+			return list, whole && answered(err)
 		}
 		for _, n := range nodes.Items {
 			add(n.Spec.PodCIDRs)
 		}
 		if more.Continue = nodes.Continue; more.Continue == "" {
-			return list
+			return list, whole
 		}
 	}
+}
+
+// answered tells whether the API server has said what there is, or that nothing is to be had.
+func answered(err error) bool {
+	return err == nil || apierrors.IsForbidden(err) || apierrors.IsNotFound(err)
 }

@@ -20,6 +20,18 @@ func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
 	return time.Duration(info.Last_ack_recv) * time.Millisecond, true
 }
 
+// probeOften has TCP ask a peer whose window is closed at least once in that time, where the kernel can (6.15). Usually it asks in the end only every
+// 2 minutes, and nothing else tells that such a peer is gone.
+func probeOften(conn net.Conn, most time.Duration) {
+	if tcp := tcpUnder(conn); tcp != nil {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(most.Milliseconds()))
+			})
+		}
+	}
+}
+
 // retransmitted counts the packets with data that a TCP connection sent, and how many of them for another time. ok is
 // false when unknown.
 func retransmitted(conn net.Conn) (sent, again uint32, ok bool) {
@@ -30,8 +42,8 @@ func retransmitted(conn net.Conn) (sent, again uint32, ok bool) {
 	return info.Data_segs_out, info.Total_retrans, true
 }
 
-// tcpInfo asks the kernel about the TCP connection that conn is, or that is under its TLS.
-func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
+// tcpUnder is the TCP connection that conn is, or that is under its TLS; nil when there is none.
+func tcpUnder(conn net.Conn) *net.TCPConn {
 	if t, isTLS := conn.(*tls.Conn); isTLS {
 		conn = t.NetConn()
 	}
@@ -41,8 +53,14 @@ func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
 	if c, isCork := conn.(*cork.Conn); isCork {
 		conn = c.Conn
 	}
-	tcp, isTCP := conn.(*net.TCPConn)
-	if !isTCP {
+	tcp, _ := conn.(*net.TCPConn)
+	return tcp
+}
+
+// tcpInfo asks the kernel.
+func tcpInfo(conn net.Conn) (info *unix.TCPInfo, ok bool) {
+	tcp := tcpUnder(conn)
+	if tcp == nil {
 		return nil, false
 	}
 	raw, err := tcp.SyscallConn()

@@ -161,9 +161,28 @@ func linesBesides(file, ours []byte) (list []string) {
 	return list
 }
 
-// torn tells whether now is a write of ours that was cut short, there or back.
+// torn tells whether now is a write of ours that was cut short, there or back: in place, or over the other's bytes (overwrite).
 func (c *fileChange) torn(now fileState) bool {
-	return c.InPlace && !now.Absent && now.Link == "" && (bytes.HasPrefix(c.After, now.Content) || bytes.HasPrefix(c.Before.Content, now.Content))
+	if now.Absent || now.Link != "" {
+		return false
+	}
+	before, after := c.Before.Content, c.After
+	return c.InPlace && (bytes.HasPrefix(after, now.Content) || bytes.HasPrefix(before, now.Content)) ||
+		c.Before.Link == "" && !c.Before.Absent && (partlyOver(now.Content, before, after) || partlyOver(now.Content, after, before))
+}
+
+// partlyOver tells whether b is what stands there while some of text, or all, has been written over old, and nothing been cut off.
+func partlyOver(b, text, old []byte) bool {
+	n := 0
+	for n < min(len(b), len(text)) && b[n] == text[n] {
+		n++
+	}
+	for ; n > 0; n-- {
+		if len(b) == max(n, len(old)) && bytes.Equal(b[n:], old[min(n, len(old)):]) {
+			return true
+		}
+	}
+	return false
 }
 
 // put has s be at the path: all of it or nothing, unless something is mounted there.

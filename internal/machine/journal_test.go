@@ -469,3 +469,30 @@ func TestAJournalThatIsNoneIsSaid(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A write over the other's bytes, as on a full disk, that was cut short there or back is bridge's, and no more than that is.
+func TestUndoMendsAWriteOverTheOther(t *testing.T) {
+	long := original + strings.Repeat("# and more\n", 40)
+	for _, before := range []string{original, long, "nameserver 192.0.2.1\n"} {
+		for _, c := range [][2]string{{before, ours}, {ours, before}} {
+			old, text := c[0], c[1]
+			for _, n := range []int{1, len(text) / 2, len(text)} {
+				b := []byte(old)
+				if n > len(b) {
+					b = append(b, make([]byte, n-len(b))...)
+				}
+				copy(b, text[:n])
+				p := newPlace(t)
+				p.write(before)
+				p.killed(false, true)
+				p.write(string(b))
+				p.undo()
+				p.has(before)
+			}
+		}
+	}
+	other := &fileChange{Before: fileState{Content: []byte(long)}, After: []byte(ours)}
+	if other.torn(fileState{Content: []byte("nameserver 198.51.100.1\n" + long)}) || other.torn(fileState{Content: []byte(ours + "more")}) {
+		t.Error("what somebody else has written is taken for bridge's")
+	}
+}

@@ -42,7 +42,7 @@ type Machine struct {
 // its server would be taken for the system's. The error has a hint.
 func Hold(say func(string)) (*Machine, error) {
 	if os.Geteuid() != 0 {
-		return nil, notRoot()
+		return nil, notRoot("with sudo, and the kubeconfig named: sudo bridge --kubeconfig ~/.kube/config connect --tun; or without root: bridge connect -- CMD")
 	}
 	j, err := take(stateFolder, resolverPath, say)
 	if err != nil {
@@ -54,14 +54,13 @@ func Hold(say func(string)) (*Machine, error) {
 // Undo changes back what a bridge that was killed has left, and says so.
 func Undo(say func(string)) error {
 	if os.Geteuid() != 0 {
-		return notRoot()
+		return notRoot("with sudo: sudo bridge connect --undo")
 	}
 	return undoAll(stateFolder, resolverPath, say)
 }
 
-func notRoot() error {
-	return hint.Newf(hint.Other, "with sudo, and the kubeconfig named: sudo bridge --kubeconfig ~/.kube/config connect --tun; or without root: bridge connect -- CMD",
-		"routes and the resolver of this machine are root's to change")
+func notRoot(next string) error {
+	return hint.Newf(hint.Other, next, "routes and the resolver of this machine are root's to change")
 }
 
 // Plan says whether ranges may be routed here, and says in notes what that takes from others. asked is that the user has named them, and api

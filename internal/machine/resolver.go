@@ -144,7 +144,7 @@ func watch(ctx context.Context, path, server string, say func(string)) {
 			say(path + " names bridge's DNS server again")
 			ours = now
 		default:
-			say(fmt.Sprintf("note: somebody else has written %s, which names %q: the cluster's names are not found any more. To have them again end bridge, which leaves that as it is, and begin anew", path, list))
+			say(fmt.Sprintf("note: somebody else has written %s, which names %q: the cluster's names are not found any more. To have them again end bridge, which leaves of that all but its own server, and begin anew", path, list))
 			ours = now
 		}
 		before = now

@@ -24,6 +24,7 @@ const (
 // And those where a device is in the place of nftables.
 const (
 	tun       = "tun"
+	namesPass = "names pass" // no socket
 	localPort = "local port"
 )
 

@@ -176,6 +176,9 @@ func setUp(o Options) (files []*os.File, kinds []string, err error) {
 			return nil, nil, fmt.Errorf("nftables: %w; and a device in its place: %w", without, err)
 		}
 		kinds, files = append(kinds, tun), append(files, more)
+		if catchNames(udp) != nil {
+			kinds = append(kinds, namesPass)
+		}
 		for _, p := range o.LocalPorts {
 			if _, err := listen("tcp4", fmt.Sprintf("127.0.0.1:%d", p)); err != nil {
 				return nil, nil, err

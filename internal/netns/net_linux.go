@@ -2,6 +2,7 @@ package netns
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,6 +94,40 @@ func device(o Options) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// namesTable is the routing table of catchNames, and its rule's priority: behind what is local, and before all else.
+const namesTable = 53
+
+// catchNames has UDP to port 53 of any IPv4 address arrive in the namespace, at the DNS server's socket, in spite of a device. It takes a kernel with policy
+// routing by ports (4.17).
+func catchNames(server *net.UDPConn) error {
+	raw, err := server.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	if err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1) }); err != nil || set != nil { // it answers from there
+		return errors.Join(err, set)
+	}
+	lo, err := net.InterfaceByName(loopback)
+	if err != nil {
+		return err
+	}
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := addTo(c, namesTable, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, lo.Index, all4, own4); err != nil {
+		return err
+	}
+	head := []byte{unix.AF_INET, 0, 0, 0, namesTable, 0, 0, unix.FR_ACT_TO_TBL, 0, 0, 0, 0} // struct fib_rule_hdr
+	return add(c, unix.RTM_NEWRULE, head, func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.FRA_PRIORITY, namesTable)
+		e.Uint8(unix.FRA_IP_PROTO, unix.IPPROTO_UDP)
+		e.Bytes(unix.FRA_DPORT_RANGE, binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, 53), 53)) // struct fib_rule_port_range
+	})
 }
 
 func up(device string) error {

@@ -13,7 +13,7 @@
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
 //   - Files are at their paths.
 //
-// Where nftables is missing a TUN device takes its place: all but the namespace's own loopback is routed to it, and its packets are handed out.
+// Where nftables is missing a TUN device takes its place: all but the namespace's own loopback, and UDP to port 53, is routed to it, and its packets are handed out.
 //
 // A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
 // (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
@@ -72,6 +72,8 @@ type Sockets struct {
 	// Device, which is not nil where there is no nftables, has the packets of all that is sent to others: of TCP there is at TCP what is sent to LocalPorts,
 	// and Datagrams is nil.
 	Device *os.File
+	// NamesPass tells that UDP to port 53 of others is among its packets, as this kernel routes no port apart.
+	NamesPass bool
 }
 
 // Close closes all of them.

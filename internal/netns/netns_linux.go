@@ -353,6 +353,8 @@ func sockets(files []*os.File, ipv6 bool, more []string) (*Sockets, error) {
 			if s.Device = next(); s.Device != nil {
 				errs = append(errs, nonblocking(s.Device)) // handing it over has undone it
 			}
+		case namesPass:
+			s.NamesPass = true
 		case localPort:
 			s.TCP = append(s.TCP, listener())
 		default:

@@ -343,8 +343,17 @@ func TestWhatIsNotThere(t *testing.T) {
 }
 
 func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
-	for _, to := range []string{"127.0.0.1:53", "10.96.0.10:53", "8.8.8.8:53"} {
-		s := start(t, Options{}, "say udp "+to)
+	for _, c := range []struct {
+		to     string
+		device bool
+	}{
+		{"127.0.0.1:53", false}, {"10.96.0.10:53", false}, {"8.8.8.8:53", false},
+		{"127.0.0.1:53", true}, {"10.96.0.10:53", true}, {"8.8.8.8:53", true},
+	} {
+		s := start(t, Options{Device: c.device}, "say udp "+c.to)
+		if s.NamesPass {
+			t.Fatal("this kernel does not tell them apart")
+		}
 		b, oob := make([]byte, 100), make([]byte, 100)
 		raw, err := s.DNSUDP.SyscallConn()
 		if err != nil {
@@ -357,13 +366,13 @@ func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
 		_ = s.DNSUDP.SetDeadline(time.Now().Add(30 * time.Second))
 		n, oobn, _, from, err := s.DNSUDP.ReadMsgUDP(b, oob)
 		if err != nil || string(b[:n]) != "hello" {
-			t.Fatalf("%q, %v", b[:n], err)
+			t.Fatalf("%+v: %q, %v", c, b[:n], err)
 		}
 		if _, _, err := s.DNSUDP.WriteMsgUDP([]byte("an answer"), oob[:oobn], from); err != nil {
 			t.Error(err)
 		}
 		if said, _ := s.end(); said != "an answer <nil>" {
-			t.Errorf("%s: %q", to, said)
+			t.Errorf("%+v: %q", c, said)
 		}
 	}
 	s := start(t, Options{}, "say tcp 127.0.0.1:53")

@@ -127,7 +127,8 @@ func (s *Stack) Run(outer context.Context, device int) error {
 		},
 		Answer: r.answer,
 		Refuse: r.refuse,
-		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.To.String()) },
+		Idle:   func(p flow.Pair) time.Duration { return tunnel.FlowIdle(p.Network, p.To.String()) },
+		Few:    flow.Pair.Echo,
 		Begin: func(p flow.Pair) func(error) {
 			return func(err error) {
 				if err != nil {

@@ -418,3 +418,26 @@ func TestNothingIsAnsweredInATargetsPlace(t *testing.T) {
 		}
 	})
 }
+
+// What is neither TCP, UDP nor ICMP is refused at once.
+func TestOtherProtocolsAreRefused(t *testing.T) {
+	p := newPlace(t, func(_ context.Context, network, address string) (net.Conn, error) {
+		t.Errorf("%s %s was dialled", network, address)
+		return nil, syscall.ECONNREFUSED
+	})
+	p.do(func() {
+		sctp, err := net.Dial("ip4:132", "10.77.0.1")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer sctp.Close()
+		_ = sctp.SetDeadline(time.Now().Add(patience))
+		if _, err := sctp.Write(make([]byte, 32)); err != nil {
+			t.Error(err)
+		}
+		if _, err := sctp.Read(make([]byte, 100)); !errors.Is(err, syscall.ENOPROTOOPT) {
+			t.Errorf("SCTP: %v", err)
+		}
+	})
+}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +26,12 @@ const (
 type conn struct {
 	net.Conn
 	six, raw bool
-	id       uint16 // of a raw socket; the kernel has one of its own for others, and puts it in place of ours
+	id       uint16            // of a raw socket; the kernel has one of its own for others, and puts it in place of ours
+	lent     *[maxMessage]byte // of messages, with what was read
 }
+
+// messages lends buffers for what has arrived: hundreds of programs that ping must not hold 64 KiB each.
+var messages = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
 // Dial makes a socket whose echoes go to address, an IP address and a port, which means nothing. Each Write sends an echo request and each Read has the
 // answer to one; what a request has met is Read's error, as of a UDP socket. The error wraps syscall.EACCES when this process may send none.
@@ -108,16 +113,21 @@ func Only(fd int, six bool, kind byte) error {
 
 // Read reads the answer to an echo; what does not fit is lost.
 func (c *conn) Read(p []byte) (int, error) {
-	b := p
-	if len(b) < maxMessage { // for what stands before the echo, too
-		b = make([]byte, maxMessage)
-	}
+	echo, err := c.Next()
+	n := copy(p, echo)
+	c.release()
+	return n, err
+}
+
+// Next is Read with a buffer of c's own, which is good until the next call: those that wait have none. One reads at a time.
+func (c *conn) Next() ([]byte, error) {
+	c.release()
 	for {
-		n, err := c.Conn.Read(b)
+		message, err := c.receive()
 		if err != nil {
-			return 0, err
+			c.release()
+			return nil, err
 		}
-		message := b[:n]
 		if c.raw && !c.six { // with its IP header
 			if len(message) < 20 || int(message[0]&0xf)*4 > len(message) {
 				continue
@@ -128,7 +138,45 @@ func (c *conn) Read(p []byte) (int, error) {
 		if !ok || c.raw && id != c.id { // another's
 			continue
 		}
-		return copy(p, echo), nil
+		return echo, nil
+	}
+}
+
+// receive waits for a message.
+func (c *conn) receive() (message []byte, err error) {
+	raw, err := c.Conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	waited := raw.Read(func(fd uintptr) bool {
+		if c.lent == nil {
+			c.lent = messages.Get().(*[maxMessage]byte)
+		}
+		for {
+			if n, err = unix.Read(int(fd), c.lent[:]); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			c.release()
+			return false
+		}
+		return true
+	})
+	switch {
+	case waited != nil:
+		return nil, waited
+	case err != nil:
+		return nil, &net.OpError{Op: "read", Net: "icmp", Addr: c.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+	}
+	return c.lent[:n], nil
+}
+
+func (c *conn) release() {
+	if c.lent != nil {
+		messages.Put(c.lent)
+		c.lent = nil
 	}
 }
 

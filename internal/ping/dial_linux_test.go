@@ -3,6 +3,7 @@ package ping
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -47,6 +48,27 @@ func TestEchoesComeBackToTheirOwn(t *testing.T) {
 					t.Errorf("%s, %d of connection %d: %d bytes, want %d; %v", address, i, n, got, len(own), err)
 				}
 			}
+		}
+		for i, c := range conns {
+			next := make(chan string)
+			go func() {
+				echo, err := c.(*conn).Next()
+				next <- fmt.Sprintf("%q %v", echo, err)
+			}()
+			if _, err := c.Write([]byte{'0', byte('0' + i)}); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := <-next, fmt.Sprintf("%q <nil>", []byte{'0', byte('0' + i)}); got != want {
+				t.Errorf("%s: %s, want %s", address, got, want)
+			}
+			_ = c.SetReadDeadline(time.Now())
+			if _, err := c.(*conn).Next(); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: %v", address, err)
+			}
+			if c.(*conn).lent != nil {
+				t.Errorf("%s: one that waits in vain holds a buffer", address)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(patience))
 		}
 		if _, err := conns[0].Write(make([]byte, 1<<16)); !errors.Is(err, syscall.EMSGSIZE) {
 			t.Errorf("too long: %v", err)

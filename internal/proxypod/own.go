@@ -58,8 +58,20 @@ type Own struct {
 }
 
 // Run starts the pod, opens the tunnel to it, calls use, and removes everything when use returns or
-// ctx ends. It returns use's error, or why there was no tunnel for it.
+// ctx ends. It returns use's error, or why there was no tunnel for it. Where a pod with the sysctl that pings take is refused it starts one without.
 func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t *tunnel.Client) error) error {
+	err := o.run(ctx, use)
+	refused := new(pingsRefusedError)
+	if !errors.As(err, &refused) || hint.CodeOf(err) == hint.RestoreIncomplete || ctx.Err() != nil {
+		return err
+	}
+	o.Say(refused.note())
+	without := *o
+	without.Pings = false
+	return without.run(ctx, use)
+}
+
+func (o *Own) run(ctx context.Context, use func(ctx context.Context, p *Proxy, t *tunnel.Client) error) error {
 	key, err := tunnel.NewKey()
 	if err != nil {
 		return err
@@ -105,7 +117,7 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t
 	if ports.PodProxy != 0 {
 		o.Say(ports.PodProxyNote())
 	}
-	err = Create(ctx, o.Kube, created, ConfigMaps(lease.Namespace, lease.Name, parts), d)
+	err = o.pingsRefused(Create(ctx, o.Kube, created, ConfigMaps(lease.Namespace, lease.Name, parts), d))
 	if err == nil {
 		err = o.hold(ctx, p, NewCarriers(p, ports, o.Say), created, key, func(ctx context.Context, t *tunnel.Client) error { return use(ctx, p, t) })
 	} else if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
@@ -117,6 +129,29 @@ func (o *Own) Run(ctx context.Context, use func(ctx context.Context, p *Proxy, t
 	if e := Remove(bounded, o.Kube, o.Kind, lease.Namespace, lease.Name, nil, o.Say); e != nil && hint.CodeOf(e) != hint.NotFound {
 		return hint.New(hint.RestoreIncomplete, errors.Join(err, fmt.Errorf("the proxy is not removed: %w", e)),
 			"finish with: "+RemoveCommand(o.Kube, o.Kind, lease.Namespace, lease.Name))
+	}
+	return err
+}
+
+// pingsRefusedError is that a pod with the sysctl for pings is not to be had.
+type pingsRefusedError struct{ error }
+
+// Unwrap returns who refuses it.
+func (e *pingsRefusedError) Unwrap() error { return e.error }
+
+func (e *pingsRefusedError) note() string {
+	allow := "the rule has to except it"
+	if strings.Contains(e.Error(), sysctlForbidden) {
+		allow = "the kubelet's --allowed-unsafe-sysctls " + pingSysctl
+	}
+	return hint.Printable(fmt.Sprintf("note: without the sysctl %s, and so without ping where the container runtime does not let all pods ping: a pod that has it is refused: %v; what would allow it: %s",
+		pingSysctl, e.error, allow))
+}
+
+// pingsRefused marks err, why there is no pod, if it may be for the sysctl. Admission has no word of its own for that.
+func (o *Own) pingsRefused(err error) error {
+	if o.Pings && err != nil && (errors.As(err, new(*kube.Unhealthy)) || errors.As(err, new(*apierrors.StatusError))) && strings.Contains(strings.ToLower(err.Error()), "sysctl") {
+		return &pingsRefusedError{err}
 	}
 	return err
 }
@@ -156,8 +191,8 @@ func (o *Own) hold(outer context.Context, p *Proxy, c *Carriers, lease *coordina
 		}
 	})
 	ready, stop := context.WithTimeout(ctx, o.ReadyTimeout)
-	err := p.WaitReady(ready)
-	if err != nil && o.Why != nil {
+	err := o.pingsRefused(p.WaitReady(ready))
+	if err != nil && o.Why != nil && !errors.As(err, new(*pingsRefusedError)) {
 		err = o.Why(ctx, err)
 	}
 	if err == nil {

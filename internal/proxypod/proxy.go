@@ -210,7 +210,11 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 			known = append(known, pods[i].Name)
 		}
 		if len(pods) > 0 {
-			last, hopeless = podTrouble(pods[0])
+			pod := pods[0]
+			if i := slices.IndexFunc(pods, func(pod corev1.Pod) bool { return pod.Status.Reason == sysctlForbidden }); i >= 0 {
+				pod = pods[i] // the next ones, which come at once, meet the same
+			}
+			last, hopeless = podTrouble(pod)
 		} else if last, hopeless, err = p.deploymentTrouble(ctx); err != nil {
 			return false, kube.IgnoreTransient(err)
 		}
@@ -230,6 +234,9 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	}
 	return err
 }
+
+// sysctlForbidden is why a pod has failed that the kubelet does not take for its sysctls.
+const sysctlForbidden = "SysctlForbidden"
 
 var errHopeless = errors.New("waiting is pointless")
 
@@ -272,7 +279,11 @@ func podTrouble(pod corev1.Pod) (why string, hopeless bool) {
 			}
 		}
 	}
-	return "pod " + pod.Name + " is " + string(pod.Status.Phase), pod.Status.Phase == corev1.PodFailed
+	why = "pod " + pod.Name + " is " + string(pod.Status.Phase)
+	if pod.Status.Reason != "" {
+		why += ": " + join(pod.Status.Reason, pod.Status.Message)
+	}
+	return why, pod.Status.Phase == corev1.PodFailed
 }
 
 // deploymentTrouble says why there is no pod: a quota, an admission rule, Pod Security.

@@ -34,15 +34,47 @@ func (w *work) dialPods(e *end) Dial {
 func (w *work) dialBeyond(ctx context.Context, e *end, network, port string) (net.Conn, error) {
 	pod := w.lastPod()
 	if pod == nil || pod.over() {
-		if err := w.CheckProxy(ctx); err != nil {
+		if err := w.mayBegin(ctx); err != nil {
 			return nil, fmt.Errorf("%s needs a proxy pod now, because %s: %w", e, e.eps.Beyond(network), err)
 		}
 		var begun bool
-		if pod, begun = w.proxyPod(); begun {
+		if pod, begun = w.proxyPod(); begun && e.firstNote() {
 			w.Say(fmt.Sprintf("note: %s goes through a proxy pod now, because %s", e, e.eps.Beyond(network)))
 		}
 	}
 	return w.dialProxy(ctx, e, pod, network, port)
+}
+
+// mayBegin returns why no other proxy pod is to be begun for a connection: that the user may have none, or what the last one met, if that was just now. Each
+// connection would begin another.
+func (w *work) mayBegin(ctx context.Context) error {
+	w.mu.Lock()
+	err := w.none
+	again := err != nil && time.Since(w.noneAt) < repeatAfter
+	w.mu.Unlock()
+	if again {
+		return err
+	}
+	if err = w.CheckProxy(ctx); err != nil && ctx.Err() == nil {
+		w.noProxy(err)
+	}
+	return err
+}
+
+// noProxy remembers why there is no proxy pod.
+func (w *work) noProxy(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.none, w.noneAt = err, time.Now()
+}
+
+// firstNote is true once: what is noted of an end is not said again with each proxy pod.
+func (e *end) firstNote() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	first := !e.noted
+	e.noted = true
+	return first
 }
 
 // dialProxy dials e's target through a proxy pod, which resolves names.
@@ -107,7 +139,7 @@ func (s *Set) connectionFailed(e *end, c net.Conn, err error) {
 	}
 }
 
-// repeatAfter is how long the same failure of an end is not said again: each datagram may meet it.
+// repeatAfter is how long the same failure of an end is not said again: each datagram may meet it. As long one of a proxy pod's is not tried again.
 const repeatAfter = 10 * time.Second
 
 // failed counts a failure, and says it unless it was said just now.

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -523,6 +524,47 @@ func TestWhatIsNoPodsAnyMoreIsReachedThroughTheProxy(t *testing.T) {
 			t.Errorf("%d proxy pods were begun", n)
 		}
 		f.end()
+	}
+}
+
+// Connections that need a proxy pod which cannot be had begin one, or ask for one, now and then only, and it is noted once.
+func TestAProxyPodThatCannotBeHadIsNotTriedWithEachConnection(t *testing.T) {
+	for _, may := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			asked, began, noted := 0, 0, 0
+			no := errors.New("there is no room")
+			group, ctx := errgroup.WithContext(t.Context())
+			w := &work{group: group, ctx: ctx, Set: &Set{
+				DialTimeout: time.Minute, Log: slog.New(slog.DiscardHandler), Say: func(string) { noted++ },
+				CheckProxy: func(context.Context) error {
+					if asked++; !may {
+						return no
+					}
+					return nil
+				},
+				Proxy: func(context.Context, func(context.Context, Dial) error) error {
+					began++
+					return no
+				},
+			}}
+			e := &end{unit: &unit{eps: &kube.Endpoints{}}, fixed: kube.Endpoint{Pod: "x", Port: 80}}
+			for range 30 {
+				if _, err := w.dialBeyond(t.Context(), e, "tcp", "80"); !errors.Is(err, no) {
+					t.Fatalf("may: %v: %v", may, err)
+				}
+				time.Sleep(time.Second)
+			}
+			want := [3]int{3, 0, 0}
+			if may {
+				want = [3]int{3, 3, 1}
+			}
+			if got := [3]int{asked, began, noted}; got != want {
+				t.Errorf("may: %v: asked, begun and noted %v times, want %v", may, got, want)
+			}
+			if err := group.Wait(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

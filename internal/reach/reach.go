@@ -115,6 +115,7 @@ type end struct {
 	mu     sync.Mutex
 	said   string // the failure that was said last
 	saidAt time.Time
+	noted  bool // that it goes through a proxy pod
 }
 
 func (e *end) proxied() bool { return e.proxy }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -35,6 +36,8 @@ type work struct {
 	pod     *proxyPod // the last; nil: none was needed
 	left    int       // ends that go on
 	removed error     // why a proxy pod has ended; RestoreIncomplete before all else
+	none    error     // why there could be none, at noneAt
+	noneAt  time.Time
 }
 
 // proxyPod is one, from its start to its end.
@@ -124,6 +127,16 @@ func (w *work) proxyPod() (p *proxyPod, begun bool) {
 // over tells whether it takes nothing new any more.
 func (p *proxyPod) over() bool { return p.lost.Load() || p.ctx.Err() != nil }
 
+// began tells whether its tunnel has been there.
+func (p *proxyPod) began() bool {
+	select {
+	case <-p.ready:
+		return true
+	default:
+		return false
+	}
+}
+
 // startProxy runs a proxy pod.
 func (w *work) startProxy() *proxyPod {
 	ctx, ended := context.WithCancelCause(w.ctx)
@@ -135,6 +148,9 @@ func (w *work) startProxy() *proxyPod {
 			w.removed = err
 		}
 		w.mu.Unlock()
+		if !p.began() && err != nil {
+			w.noProxy(err)
+		}
 		ended(err)
 		return nil
 	})
@@ -280,7 +296,7 @@ func (w *work) serve(ctx context.Context, e *end) error {
 	if e.network == "udp" {
 		d := &forward.Datagrams{
 			Sockets: e.udp, Address: e.port.Remote, Dial: dial, Stats: &e.stats,
-			Idle:    tunnel.FlowIdle(net.JoinHostPort(e.port.Host, e.port.Remote)),
+			Idle:    tunnel.FlowIdle(e.network, net.JoinHostPort(e.port.Host, e.port.Remote)),
 			OnError: func(_ netip.AddrPort, err error) { w.failed(e, err) },
 		}
 		return d.Run(ctx)

@@ -48,7 +48,7 @@ func (s *session) newFlows() *flow.Table[datagramFlow] {
 			return s.dial(ctx, "udp", f.to.address())
 		},
 		Answer: datagramFlow.answer,
-		Idle:   func(f datagramFlow) time.Duration { return tunnel.FlowIdle(f.to.address()) },
+		Idle:   func(f datagramFlow) time.Duration { return tunnel.FlowIdle("udp", f.to.address()) },
 		Begin: func(f datagramFlow) func(error) {
 			return func(err error) {
 				if err != nil {

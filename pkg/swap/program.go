@@ -79,7 +79,8 @@ func (p *Program) run(ctx, held context.Context, s *Swap, ready func()) error {
 		c.Grace = s.Plan.grace
 	}
 	if c.Inside() {
-		c.Ranges = append(slices.Clone(c.Ranges), s.Kube.Ranges(held)...)
+		ranges, _ := s.Kube.Ranges(held)
+		c.Ranges = append(slices.Clone(c.Ranges), ranges...)
 	}
 	for _, port := range s.Plan.Ports {
 		local := uint16(port.Local)

@@ -218,10 +218,15 @@ const (
 	// dnsIdle is that of DNS, where nothing follows the answer, and each question has a flow of its own.
 	dnsIdle = 30 * time.Second
 	dnsPort = "53"
+	// echoIdle is that of echoes: an answer that is later is none, and each program that pings has a flow for each target.
+	echoIdle = 15 * time.Second
 )
 
-// FlowIdle is how long a flow of datagrams to address ("host:port" or ":port") may be silent before it is over.
-func FlowIdle(address string) time.Duration {
+// FlowIdle is how long a flow of datagrams, of network "udp" or "icmp", to address ("host:port" or ":port") may be silent before it is over.
+func FlowIdle(network, address string) time.Duration {
+	if network == "icmp" {
+		return echoIdle
+	}
 	if _, port, err := net.SplitHostPort(address); err == nil && port == dnsPort {
 		return dnsIdle
 	}

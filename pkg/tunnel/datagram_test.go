@@ -297,9 +297,12 @@ func TestFlowIdle(t *testing.T) {
 		":53": 30 * time.Second, "10.0.0.10:53": 30 * time.Second, "[fd00::a]:53": 30 * time.Second,
 		":5353": 2 * time.Minute, "dns:80": 2 * time.Minute, "53": 2 * time.Minute,
 	} {
-		if got := FlowIdle(address); got != want {
+		if got := FlowIdle("udp", address); got != want {
 			t.Errorf("%s: %v, want %v", address, got, want)
 		}
+	}
+	if got := FlowIdle("icmp", "10.0.0.10:0"); got != 15*time.Second {
+		t.Errorf("echoes: %v", got)
 	}
 }
 

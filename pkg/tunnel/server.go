@@ -338,7 +338,7 @@ func (s *Server) handle(ctx context.Context, st *Stream) {
 		return
 	}
 	if h.datagrams() {
-		if dropped, err := SpliceDatagrams(st, conn, FlowIdle(h.Address)); err != nil || dropped > 0 {
+		if dropped, err := SpliceDatagrams(st, conn, FlowIdle(h.Network, h.Address)); err != nil || dropped > 0 {
 			s.log().Debug("tunnel: flow ended", "target", h.Address, "error", err, "dropped", dropped)
 		}
 		return

@@ -200,7 +200,7 @@ func (w *world) pacHosts(serviceIP, podIP string) []pacHost {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ranges := (&kube.Client{Clientset: s.client}).Ranges(w.t.Context())
+	ranges, _ := (&kube.Client{Clientset: s.client}).Ranges(w.t.Context())
 	readable := func(ip string) bool { // not every cluster's nodes tell
 		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(netip.MustParseAddr(ip)) })
 	}

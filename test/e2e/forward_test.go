@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"bridge/internal/forward"
@@ -464,9 +465,8 @@ func (w *world) scaleProxy(replicas int32) {
 	if err != nil || len(list.Items) != 1 {
 		w.t.Fatalf("%d proxies, %v", len(list.Items), err)
 	}
-	d := &list.Items[0]
-	d.Spec.Replicas = &replicas
-	if _, err := s.client.AppsV1().Deployments(w.ns).Update(w.t.Context(), d, metav1.UpdateOptions{}); err != nil {
+	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas) // whatever its controller writes meanwhile
+	if _, err := s.client.AppsV1().Deployments(w.ns).Patch(w.t.Context(), list.Items[0].Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		w.t.Fatal(err)
 	}
 }
