@@ -36,11 +36,13 @@ type Beyond struct {
 	Dialled int `json:"dialled"`
 	// Left were not: without a pod of ours none is.
 	Left int `json:"left,omitempty"`
+
+	asked bool // whether there was to be a pod
 }
 
 // String is a line: "dialled 2 addresses of Services without pods, from a pod".
 func (b *Beyond) String() string {
-	if b.Dialled == 0 {
+	if !b.asked {
 		return fmt.Sprintf("not dialled: %s of Services without pods, which only a pod can: --inside starts one", counted(b.Left, "address"))
 	}
 	text := fmt.Sprintf("dialled %s of Services without pods, from a pod", counted(b.Dialled, "address"))
@@ -138,7 +140,7 @@ func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace stri
 	if len(all) == 0 {
 		return
 	}
-	s.Beyond = &Beyond{Left: len(all)}
+	s.Beyond = &Beyond{Left: len(all), asked: inside != nil}
 	if inside == nil {
 		return
 	}
@@ -158,7 +160,7 @@ func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace stri
 		return group.Wait()
 	})
 	if err != nil {
-		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: err.Error()})
+		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: oneLine(err.Error())})
 	}
 	for i, b := range all {
 		if known[i] {
@@ -166,6 +168,11 @@ func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace stri
 			s.beyond = append(s.beyond, b)
 		}
 	}
+}
+
+// oneLine has a list of lines, as of rights that are missing, in one.
+func oneLine(text string) string {
+	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ").Replace(text)
 }
 
 // knock dials it; false where that tells nothing of it: the pod's proxy does not dial it, or the way to the pod is lost.

@@ -123,8 +123,10 @@ warning endpoint-not-answering service/shut: the address that it leads to does n
 	if got := s.Beyond.String(); !strings.HasPrefix(got, "not dialled: 2 addresses ") {
 		t.Error(got)
 	}
-	s.dialBeyond(t.Context(), func(context.Context, func(context.Context, Dial) error) error { return errors.New("no pod runs here") }, "shop", nil)
-	if len(s.Unread) != 1 || s.Unread[0].Why != "no pod runs here" || s.Beyond.Left != 7 {
-		t.Errorf("without a pod: %+v, %+v", s.Unread, s.Beyond)
+	s.dialBeyond(t.Context(), func(context.Context, func(context.Context, Dial) error) error {
+		return errors.New("your account may not do this:\n  get pods\n  create leases")
+	}, "shop", nil)
+	if len(s.Unread) != 1 || s.Unread[0].Why != "your account may not do this: get pods; create leases" || s.Beyond.String() != "dialled 0 addresses of Services without pods, from a pod, and 7 more not" {
+		t.Errorf("without a pod: %+v, %v", s.Unread, s.Beyond)
 	}
 }

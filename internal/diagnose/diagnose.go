@@ -141,7 +141,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		}
 	}
 	r := s.report(o.Targets)
-	r.Findings = append(manifest, r.Findings...)
+	r.Findings = append(append([]Finding{}, manifest...), r.Findings...) // a list for programs, also with nothing in it
 	r.Unread = append(r.Unread, untried...)
 	addLogs(ctx, k, r.Findings)
 	return r, nil
