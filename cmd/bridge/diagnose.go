@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -17,7 +18,9 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/pkg/swap"
+	"bridge/pkg/tunnel"
 )
 
 // verdict is an exit code that is a result: the command has done its work, and there is no error to print.
@@ -26,9 +29,9 @@ type verdict hint.Code
 func (v verdict) Error() string { return fmt.Sprintf("exit code %d", int(v)) }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	var all, noDial, watch bool
+	var all, noDial, watch, inside bool
 	var timeout time.Duration
-	var output string
+	var output, image string
 	var files []string
 	cmd := &cobra.Command{
 		Use:   "diagnose [TYPE/NAME... | -f FILE]",
@@ -37,6 +40,9 @@ func newDiagnoseCommand(a *app) *cobra.Command {
 it, the direction of the fault, the events, and the next command or the smallest change that mends it. What one fault
 explains stands behind it. With names it is about these, and what they stand on. It changes nothing; that it connects to
 the pods' ports, by port-forward, can be left out.
+
+With --inside it starts a proxy pod in the namespace, as bridge connect does, and removes it: what Services lead to without a
+selector, or by an external name, is dialled from there.
 
 With -f the API server tries the objects of a file, as a strict dry run: a field that is misspelt is named.
 
@@ -65,6 +71,9 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if timeout != 0 && !watch {
 				return hint.Newf(hint.Usage, "add --watch", "--timeout is how long --watch may take")
 			}
+			if inside && (watch || noDial) {
+				return hint.Newf(hint.Usage, "leave out --watch and --no-dial", "--inside dials once, from a pod of its own")
+			}
 			o := diagnose.Options{AllNamespaces: all, NoDial: noDial}
 			namespace, err := kube.Namespace(a.flags)
 			if err != nil {
@@ -87,6 +96,9 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
 			}
+			if inside {
+				o.Inside = a.inside(k, image)
+			}
 			if len(files) > 0 {
 				if o.Tried, err = kube.TryManifests(ctx, k, a.stdin, files); err != nil {
 					return err
@@ -98,6 +110,8 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a file of objects, - for stdin: try them on the API server, which names what it does not know, and look at those that are there")
 	cmd.Flags().BoolVar(&noDial, "no-dial", false, "do not connect to the pods' ports")
+	cmd.Flags().BoolVar(&inside, "inside", false, "start a pod, remove it at the end, and dial from there what Services lead to that is no pod: hand-made endpoints, external names")
+	cmd.Flags().StringVar(&image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of --inside's pod (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look every 2 seconds until there is no problem and nothing is on its way")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end --watch after that time with what is wrong then (default never)")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide, which shortens nothing")
@@ -129,6 +143,9 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 		if d := r.Dialled; d != nil {
 			a.say("note: " + d.String())
 		}
+		if b := r.Beyond; b != nil {
+			a.say("note: " + b.String())
+		}
 		for _, note := range unread(r, wide) {
 			a.say("note: " + note)
 		}
@@ -145,6 +162,25 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	}
 	return nil
 }
+
+// inside dials from a proxy pod, which is there as long as it is used.
+func (a *app) inside(k *kube.Client, image string) diagnose.Inside {
+	return func(ctx context.Context, use func(context.Context, diagnose.Dial) error) error {
+		if err := rights.Connect.Check(ctx, k, "a proxy pod to dial from", image == ""); err != nil {
+			return err
+		}
+		defer a.onSecondSignal(nil)
+		own := &proxypod.Own{
+			OnCreate: a.ownCreated(k, proxypod.KindDiagnose),
+			Kube:     k, Kind: proxypod.KindDiagnose, Image: image, Owner: identity(), Version: versionString(),
+			ReadyTimeout: insideTimeout, Why: whyOf(k), Say: a.progress(), Log: a.log,
+		}
+		return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error { return use(ctx, t.DialContext) })
+	}
+}
+
+// insideTimeout is how long the pod of --inside may take to be Ready: what is found without it is worth more than its answer.
+const insideTimeout = 45 * time.Second
 
 // whyOf explains what is not well in k's cluster, as a diagnosis would, for a command that ends over it.
 func whyOf(k *kube.Client) func(context.Context, error) error {

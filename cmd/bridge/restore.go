@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,10 +15,10 @@ import (
 func newRestoreCommand(a *app) *cobra.Command {
 	var all, everywhere, held bool
 	cmd := &cobra.Command{
-		Use:   "restore KIND NAME | connect NAME | forward NAME | env NAME | --all",
+		Use:   "restore KIND NAME | connect NAME | forward NAME | diagnose NAME | env NAME | --all",
 		Short: "Give back what a swap changed, from any machine",
 		Long: `restore gives a swapped workload back, whoever swapped it and from wherever: the record of what to
-undo is in the cluster. It also removes the pod of a connect, forward, env or files that was killed. bridge status lists them.
+undo is in the cluster. It also removes the pod of a connect, forward, diagnose, env or files that was killed. bridge status lists them.
 
 With --all it does so for everything in the namespace that was left behind, and names what somebody holds.`,
 		Example: `  bridge restore deployment orders -n shop
@@ -49,7 +50,7 @@ With --all it does so for everything in the namespace that was left behind, and 
 				}
 				return r.RestoreAll(ctx, namespace, identity(), held)
 			}
-			if kind := args[0]; kind == proxypod.KindConnect || kind == proxypod.KindForward || kind == proxypod.KindEnv {
+			if kind := args[0]; slices.Contains([]string{proxypod.KindConnect, proxypod.KindForward, proxypod.KindDiagnose, proxypod.KindEnv}, kind) {
 				if len(args) != 2 {
 					return hint.Newf(hint.Usage, "bridge status lists them", "name the %[1]s to remove: bridge restore %[1]s NAME", kind)
 				}

@@ -203,7 +203,11 @@ func (d demoted) Enabled(ctx context.Context, level slog.Level) bool {
 	return level >= slog.LevelInfo && d.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
+// Handle asks Enabled itself: who logs an error by klog's own interface does not.
 func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	if !d.Enabled(ctx, r.Level) {
+		return nil
+	}
 	r.Level = slog.LevelDebug
 	return d.Handler.Handle(ctx, r)
 }

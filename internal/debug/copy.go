@@ -34,6 +34,8 @@ const (
 	heldMemory = "128Mi"
 	// cleanUpTimeout bounds removing the copy.
 	cleanUpTimeout = 30 * time.Second
+	// goneTimeout bounds waiting for an earlier copy that is being removed.
+	goneTimeout = time.Minute
 	// heldGrace is how long a copy has to end, in seconds: what holds it ends at once.
 	heldGrace int64 = 5
 )
@@ -132,6 +134,12 @@ func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string) (*co
 	switch {
 	case exists && mine: // an answer before was lost
 		return there, nil
+	case exists && going(there):
+		c.Say("waiting for the copy of that name before, which is being removed")
+		if err := c.awaitGone(ctx, there); err != nil {
+			return nil, err
+		}
+		return c.create(ctx, made, remove)
 	case exists:
 		return nil, hint.New(hint.Conflict, fmt.Errorf("there is a pod %s in %s already", c.Name, ns), "give the copy another name; or, if it is a copy that was left behind: "+remove)
 	}
@@ -143,6 +151,28 @@ func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string) (*co
 		return nil, hint.New(hint.RestoreIncomplete, fmt.Errorf("%w; whether the copy was made is not known: %w", err, kube.Explain(lookErr, "look for it")), "if it was: "+remove)
 	}
 	return nil, err
+}
+
+// going tells whether a pod is a copy that somebody has removed.
+func going(pod *corev1.Pod) bool {
+	return pod != nil && pod.DeletionTimestamp != nil && pod.Annotations[copyOfAnnotation] != ""
+}
+
+// awaitGone waits until a pod that is being removed is gone.
+func (c *Copy) awaitGone(ctx context.Context, pod *corev1.Pod) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, goneTimeout, hint.Newf(hint.Conflict, "give the copy another name", "pod %s in %s is being removed, and still there after %v", pod.Name, pod.Namespace, goneTimeout))
+	defer cancel()
+	err := wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
+		now, err := c.Kube.Clientset.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && now.UID != pod.UID {
+			return true, nil
+		}
+		return false, kube.IgnoreTransient(err)
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return kube.Explain(err, "look for pod "+pod.Namespace+"/"+pod.Name)
 }
 
 // remove deletes the copy, also when ctx has ended.

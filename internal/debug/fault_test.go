@@ -3,6 +3,7 @@ package debug
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -147,6 +148,36 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 	c = &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
 	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "it" {
 		t.Error(err)
+	}
+}
+
+// A copy of that name that is being removed is waited for; Ctrl-C ends that.
+func TestACopyThatGoesIsWaitedFor(t *testing.T) {
+	leaving := func() *corev1.Pod {
+		p, now := named("before"), metav1.Now()
+		p.DeletionTimestamp, p.Annotations[copyOfAnnotation] = &now, "orders"
+		return p
+	}
+	s := &server{pod: leaving()}
+	looks := 0
+	s.first = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet {
+			if looks++; looks == 3 {
+				s.pod = nil
+			}
+		}
+		return false
+	}
+	var said []string
+	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}, Say: func(line string) { said = append(said, line) }}
+	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "made" || len(said) != 1 {
+		t.Errorf("%v, %v, said %q", made, err, said)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	s = &server{pod: leaving()}
+	c = &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}, Say: func(string) { end() }}
+	if _, err := c.create(ctx, named("me"), ""); !errors.Is(err, context.Canceled) || slices.Contains(s.requests, http.MethodDelete) {
+		t.Errorf("%v, after %v", err, s.requests)
 	}
 }
 

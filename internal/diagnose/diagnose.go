@@ -27,6 +27,8 @@ type Options struct {
 	Tried []kube.Tried
 	// NoDial leaves out the ports: nothing is connected to.
 	NoDial bool
+	// Inside has a pod of the client's namespace dial what no pod stands behind; nil leaves that out.
+	Inside Inside
 
 	// known is whether Targets are known to be there, also where their kind may not be listed.
 	known bool
@@ -59,6 +61,8 @@ type Report struct {
 	Waiting []Ref `json:"waiting,omitempty"`
 	// Dialled is how many ports were; nil for none.
 	Dialled *Dialled `json:"dialled,omitempty"`
+	// Beyond is how many addresses no pod stands behind; nil for none, and where nothing is dialled.
+	Beyond *Beyond `json:"beyond,omitempty"`
 }
 
 // mayNot is why most of it could not be read.
@@ -129,10 +133,15 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		}
 	}
 	if !o.NoDial {
-		s.dial(ctx, k, s.around(o.Targets))
+		near := s.around(o.Targets)
+		s.dial(ctx, k, near)
+		s.dialBeyond(ctx, o.Inside, k.Namespace, near)
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
 	}
 	r := s.report(o.Targets)
-	r.Findings = append(manifest, r.Findings...)
+	r.Findings = append(append([]Finding{}, manifest...), r.Findings...) // a list for programs, also with nothing in it
 	r.Unread = append(r.Unread, untried...)
 	addLogs(ctx, k, r.Findings)
 	return r, nil
@@ -145,7 +154,7 @@ func (s *Snapshot) report(targets []Ref) *Report {
 	if near != nil {
 		found = slices.DeleteFunc(found, func(f Finding) bool { return !f.concerns(near) })
 	}
-	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks()), Waiting: s.waiting(near), Dialled: s.Dialled}
+	r := &Report{Namespace: s.Namespace, Time: s.Now, Looked: s.size(), Findings: found, Unread: s.unreadOf(checks()), Waiting: s.waiting(near), Dialled: s.Dialled, Beyond: s.Beyond}
 	if r.Findings == nil {
 		r.Findings = []Finding{}
 	}

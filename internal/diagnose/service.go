@@ -23,10 +23,12 @@ func checkServices(s *Snapshot) (out []Finding) {
 			if f, ok := s.externalName(v); ok {
 				out = append(out, f)
 			}
+			out = append(out, s.beyondFindings(v)...)
 		case len(v.Spec.Selector) == 0:
 			if f, ok := s.noSelector(v); ok {
 				out = append(out, f)
 			}
+			out = append(out, s.beyondFindings(v)...)
 		default:
 			out = append(out, s.selectorFindings(v)...)
 		}

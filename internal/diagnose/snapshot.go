@@ -96,6 +96,10 @@ type Snapshot struct {
 	// Dialled is how many ports were; nil for none. answers are theirs.
 	Dialled *Dialled
 	answers map[place]answer
+	// Beyond is how many addresses no pod stands behind; nil for none. beyond are those that a pod in the namespace inside has dialled.
+	Beyond *Beyond
+	beyond []beyond
+	inside string
 
 	// asked are the kinds that were to be read.
 	asked map[plural]bool

@@ -10,14 +10,18 @@ import (
 	"bridge/internal/kube"
 )
 
-// watchEvery is how often a watch looks: a dozen list calls each time.
-const watchEvery = 2 * time.Second
+const (
+	// watchEvery is how often a watch looks: a dozen list calls each time.
+	watchEvery = 2 * time.Second
+	// unreadAgain is after how long it is said again that something cannot be read: that may last, and nobody in the cluster works at it.
+	unreadAgain = 30 * time.Second
+)
 
 // Watch looks again and again until there is no problem and nothing to wait for, and returns the last report; nil before the first. say
-// gets a line each time that changes. An error that may pass is said too, and what could not be read for one is looked at again before all is well. Ports are dialled when all else is well. It ends with ctx and
+// gets a line each time that changes. An error that may pass is said too, again and again, and what could not be read for one is looked at again before all is well. Ports are dialled when all else is well. It ends with ctx and
 // its error.
 func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)) (last *Report, err error) {
-	quick, said := o, ""
+	quick, told := o, telling{}
 	quick.NoDial = true
 	for {
 		r, err := Run(ctx, k, quick)
@@ -25,28 +29,26 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 			r, err = Run(ctx, k, o)
 		}
 		var line string
+		unread := true
 		switch {
 		case ctx.Err() != nil:
 			return last, context.Cause(ctx)
 		case kube.Transient(err):
-			line = err.Error()
+			line = "not read, and tried again: " + err.Error()
 		case err != nil:
 			return last, err
 		case r.missing() != "":
-			if line = r.missing(); len(r.Findings) > 0 {
-				line += "; " + r.progress()
-			}
+			line = r.missing() + "; of the rest: " + r.progress()
 			if last == nil || last.missing() != "" {
 				last = r // it only knows less than the last that was whole
 			}
 		case r.settled():
 			return r, nil
 		default:
-			last, line = r, r.progress()
+			last, line, unread = r, r.progress(), false
 		}
-		if line != said {
+		if line = told.next(line, unread, time.Now()); line != "" {
 			say(line)
-			said = line
 		}
 		select {
 		case <-ctx.Done():
@@ -54,6 +56,25 @@ func Watch(ctx context.Context, k *kube.Client, o Options, say func(line string)
 		case <-time.After(watchEvery):
 		}
 	}
+}
+
+// telling is what a watch has said last.
+type telling struct {
+	line        string
+	since, said time.Time
+}
+
+// next is what to say when there is line to be said; "" for nothing, as it has been said. Where something is unread it is said again and again.
+func (t *telling) next(line string, unread bool, now time.Time) string {
+	switch {
+	case line != t.line:
+		*t = telling{line, now, now}
+		return line
+	case unread && now.Sub(t.said) >= unreadAgain:
+		t.said = now
+		return fmt.Sprintf("still, after %v: %s", now.Sub(t.since).Round(time.Second), line)
+	}
+	return ""
 }
 
 // settled tells whether nothing is to change for the better.

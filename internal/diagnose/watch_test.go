@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What is on its way is waited for: a workload whose controller has not done all, and a pod of nobody's that is not ready.
@@ -61,7 +62,7 @@ func TestWatchOverAnOutage(t *testing.T) {
 	k, _ := apiServer(t, map[string]string{"services": unavailable + "|"})
 	var said []string
 	r, err := Watch(t.Context(), k, Options{NoDial: true}, func(line string) { said = append(said, line) })
-	if err != nil || !r.settled() || len(said) != 1 || !strings.HasPrefix(said[0], "not read, and tried again: services (") {
+	if err != nil || !r.settled() || len(said) != 1 || !strings.HasPrefix(said[0], "not read, and tried again: services (") || !strings.HasSuffix(said[0], "; of the rest: nothing wrong found in namespace shop, of 0 objects") {
 		t.Errorf("it said %q, and ended with %+v, %v", said, r, err)
 	}
 	ctx, over := context.WithCancel(t.Context())
@@ -83,8 +84,35 @@ func TestWatchOverAnOutage(t *testing.T) {
 			over()
 		}
 	})
-	if err == nil || r == nil || len(r.Findings) > 0 || len(said) != 2 || !strings.HasPrefix(said[0], "not read, and tried again: deployments (") || !strings.HasSuffix(said[0], "; pod/it: program-exits; waiting for pod/it") || !strings.HasSuffix(said[1], ")") {
+	if err == nil || r == nil || len(r.Findings) > 0 || len(said) != 2 || !strings.HasPrefix(said[0], "not read, and tried again: deployments (") || !strings.HasSuffix(said[0], "; pod/it: program-exits; waiting for pod/it") || !strings.HasSuffix(said[1], "; of the rest: nothing wrong found in namespace shop, of 0 objects") {
 		t.Errorf("without a whole look it said %q, and ended with %+v, %v", said, r, err)
+	}
+}
+
+// What cannot be read for long is said again, and since when: nobody in the cluster works at it. What is waited for is said once.
+func TestWatchSaysAgainThatItCannotRead(t *testing.T) {
+	t.Parallel()
+	var w telling
+	for i, step := range []struct {
+		after  time.Duration
+		line   string
+		unread bool
+		want   string
+	}{
+		{0, "waiting for pod/it", false, "waiting for pod/it"},
+		{time.Hour, "waiting for pod/it", false, ""},
+		{time.Hour, "not read: services", true, "not read: services"},
+		{time.Hour + unreadAgain - 1, "not read: services", true, ""},
+		{time.Hour + unreadAgain, "not read: services", true, "still, after 30s: not read: services"},
+		{time.Hour + unreadAgain + time.Second, "not read: services", true, ""},
+		{time.Hour + 2*unreadAgain, "not read: services", true, "still, after 1m0s: not read: services"},
+		{time.Hour + 2*unreadAgain, "waiting for pod/it", false, "waiting for pod/it"},
+		{time.Hour + 3*unreadAgain, "not read: services", true, "not read: services"},
+		{time.Hour + 4*unreadAgain, "not read: services", true, "still, after 30s: not read: services"},
+	} {
+		if got := w.next(step.line, step.unread, now.Add(step.after)); got != step.want {
+			t.Errorf("step %d: it says %q, want %q", i, got, step.want)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/hint"
@@ -21,19 +22,34 @@ func (c *Client) Pods(ctx context.Context, namespace string, t Target) ([]corev1
 	if t.Kind == Pod {
 		p, err := api.Get(ctx, t.Name, metav1.GetOptions{})
 		if err != nil {
-			return nil, Explain(err, fmt.Sprintf("read %s in %s", t, namespace))
+			return nil, c.explainIn(ctx, namespace, err, fmt.Sprintf("read %s in %s", t, namespace))
 		}
 		return []corev1.Pod{*p}, nil
 	}
 	selector, err := c.PodSelector(ctx, namespace, t)
 	if err != nil {
-		return nil, Explain(err, fmt.Sprintf("find the pods of %s in %s", t, namespace))
+		return nil, c.explainIn(ctx, namespace, err, fmt.Sprintf("find the pods of %s in %s", t, namespace))
 	}
 	l, err := api.List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
 	if err != nil {
 		return nil, Explain(err, fmt.Sprintf("list the pods of %s in %s", t, namespace))
 	}
 	return l.Items, nil
+}
+
+// explainIn is Explain of what was asked in a namespace: where that has not found something it may be the namespace that is not there.
+func (c *Client) explainIn(ctx context.Context, namespace string, err error, doing string) error {
+	explained := Explain(err, doing)
+	if !apierrors.IsNotFound(err) {
+		return explained
+	}
+	if _, absent := c.Clientset.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(absent) {
+		return hint.Newf(hint.NotFound, "check the namespace (-n); list them with: kubectl get namespaces", "%s: there is no namespace %s", doing, namespace)
+	}
+	if next := hint.Of(explained); strings.Contains(next, "kubectl get ") {
+		return hint.New(0, explained, next+" -n "+namespace)
+	}
+	return explained
 }
 
 // RunningPod is the pod of t to look into: one that is ready, or else one that runs. A pod that is named need not be either; one that

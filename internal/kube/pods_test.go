@@ -1,11 +1,15 @@
 package kube
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"bridge/internal/hint"
 )
@@ -87,5 +91,40 @@ func TestNotRunningSaysWhy(t *testing.T) {
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", state, err)
 		}
+	}
+}
+
+// What is not found is looked for again by a command of that namespace; and where the namespace is not there, that is said.
+func TestNotFoundNamesTheNamespace(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		namespace string
+		status    int // of the namespace
+		says      string
+		next      string
+	}{
+		{"shop", http.StatusOK, `find the pods of deployment/nope in shop: deployments.apps "nope" not found`, "kubectl get deployments -n shop"},
+		{"shop", http.StatusForbidden, `find the pods of deployment/nope in shop: deployments.apps "nope" not found`, "kubectl get deployments -n shop"},
+		{"shpo", http.StatusNotFound, "find the pods of deployment/nope in shpo: there is no namespace shpo", "kubectl get namespaces"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if !strings.HasSuffix(r.URL.Path, "/deployments/nope") {
+				w.WriteHeader(tt.status)
+				_ = json.NewEncoder(w).Encode(metav1.Status{Status: "Failure", Code: int32(tt.status), Reason: map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 404: metav1.StatusReasonNotFound}[tt.status]})
+				return
+			}
+			w.WriteHeader(http.StatusNotFound)
+			_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: 404, Reason: metav1.StatusReasonNotFound, Message: `deployments.apps "nope" not found`, Details: &metav1.StatusDetails{Name: "nope", Group: "apps", Kind: "deployments"}})
+		}))
+		k, err := NewForConfig(&rest.Config{Host: server.URL}, tt.namespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = k.Pods(t.Context(), tt.namespace, Target{Deployment, "nope"})
+		if err == nil || err.Error() != tt.says || !strings.HasSuffix(hint.Of(err), tt.next) || hint.CodeOf(err) != hint.NotFound {
+			t.Errorf("it says %v, %q, want %s, %q", err, hint.Of(err), tt.says, tt.next)
+		}
+		server.Close()
 	}
 }

@@ -41,12 +41,13 @@ const (
 	NotesAnnotation = Prefix + "notes"
 	// ForwardsAnnotation on a forward's Lease is what it forwards and has counted, by the last heartbeat.
 	ForwardsAnnotation = Prefix + "forwards"
-	// KindLabel on a Lease is "swap", "connect", "forward", or "env": of a pod to look by.
-	KindLabel   = Prefix + "kind"
-	KindSwap    = "swap"
-	KindConnect = "connect"
-	KindForward = "forward"
-	KindEnv     = "env"
+	// KindLabel on a Lease is "swap", "connect", "forward", "diagnose", or "env": of a pod to look by.
+	KindLabel    = Prefix + "kind"
+	KindSwap     = "swap"
+	KindConnect  = "connect"
+	KindForward  = "forward"
+	KindDiagnose = "diagnose"
+	KindEnv      = "env"
 
 	// ManagedByLabel and ManagedBy mark everything bridge creates (the recommended label).
 	ManagedByLabel = "app.kubernetes.io/managed-by"

@@ -26,12 +26,12 @@ import (
 // cleanUpTimeout bounds removing a proxy of one's own.
 const cleanUpTimeout = 2 * goneTimeout
 
-// Own is a proxy pod that stands in for nothing: the cluster's end of connect or forward, or one to look by.
+// Own is a proxy pod that stands in for nothing: the cluster's end of connect or forward, or one to dial or look by.
 type Own struct {
 	Kube *kube.Client
-	// Kind is KindConnect, KindForward or KindEnv.
+	// Kind is KindConnect, KindForward, KindDiagnose or KindEnv.
 	Kind string
-	// Like is the workload whose container the pod is to be like; nil for connect and forward.
+	// Like is the workload whose container the pod is to be like; nil for the others.
 	Like *Like
 	// Image is the proxy's; empty carries it on the image of a pod that runs in the namespace.
 	Image string

@@ -172,7 +172,7 @@ func (c Command) refuse(namespace, doing string, lacking []Right) error {
 		first = "with --copy-to NAME it debugs a copy of the pod, for which the built-in role edit is enough"
 	}
 	if c == Debug && slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(copying()), r) }) {
-		first += " In the Role here the rules for --copy-to are comments."
+		first += " (in the Role here the rules for --copy-to are comments)"
 	}
 	return hint.Newf(hint.Forbidden,
 		fmt.Sprintf("%s. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", first, c, namespace, strings.TrimSpace(c.Role(namespace, false))),

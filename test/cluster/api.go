@@ -121,17 +121,25 @@ func (a *api) get(ctx context.Context, path string, out any) error {
 //go:embed manifests.yaml
 var manifests string
 
-// apply makes the objects of manifests.yaml: server-side apply of each document to the path its first
-// line names.
-func (c *cluster) apply(ctx context.Context, a *api) error {
-	for _, doc := range strings.Split(c.expand(manifests), "\n---\n") {
-		path, ok := "", false
+// document is one of some manifests, with the path that its first line names.
+type document struct{ path, text string }
+
+func documents(manifests string) (out []document) {
+	for _, doc := range strings.Split(manifests, "\n---\n") {
 		for line := range strings.Lines(doc) {
-			if path, ok = strings.CutPrefix(strings.TrimSpace(line), "# PATH "); ok {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "# PATH "); ok {
+				out = append(out, document{path, doc})
 				break
 			}
 		}
-		err := a.do(ctx, http.MethodPatch, path+"?fieldManager=bridge-cluster&force=true", "application/apply-patch+yaml", []byte(doc), nil)
+	}
+	return out
+}
+
+// applyAll makes the objects of manifests, by server-side apply.
+func (a *api) applyAll(ctx context.Context, manifests string) error {
+	for _, doc := range documents(manifests) {
+		err := a.do(ctx, http.MethodPatch, doc.path+"?fieldManager=bridge-cluster&force=true", "application/apply-patch+yaml", []byte(doc.text), nil)
 		if err != nil {
 			return err
 		}

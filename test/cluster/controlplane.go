@@ -35,6 +35,10 @@ func (c *cluster) startEtcdAndAPIServer() error {
 		"--service-account-signing-key-file="+pki("sa.key"),
 		"--service-cluster-ip-range="+strings.Join(c.families(c.serviceRange(), c.serviceRange6()), ","),
 		"--authorization-mode=Node,RBAC",
+		// Servers behind it, as of the metrics API, know by these who asks.
+		"--requestheader-client-ca-file="+pki("front-proxy/ca.crt"), "--requestheader-allowed-names="+frontProxy,
+		"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file="+pki("front-proxy/client.crt"), "--proxy-client-key-file="+pki("front-proxy/client.key"),
 		"--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true",
 	)

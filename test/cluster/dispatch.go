@@ -16,8 +16,9 @@ import (
 )
 
 func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) error {
-	withRollouts := verb == "build" && slices.Equal(args, []string{"rollouts"})
-	if len(args) > 0 && !withRollouts && (verb == "up" || verb == "down" || verb == "status" || verb == "build" || verb == "rollouts") {
+	addOn := verb == "build" && (slices.Equal(args, []string{"rollouts"}) || slices.Equal(args, []string{"metrics"}))
+	off := verb == "metrics" && slices.Equal(args, []string{"off"})
+	if len(args) > 0 && !addOn && !off && slices.Contains([]string{"up", "down", "status", "build", "rollouts", "metrics"}, verb) {
 		return usagef("%s takes no argument, not %q", verb, args[0])
 	}
 	switch verb {
@@ -39,16 +40,24 @@ func dispatch(verb string, o options, args []string, stdout, stderr io.Writer) e
 		return netemRun(o.name, args)
 	case "rollouts":
 		return rollouts(o, stderr)
+	case "metrics":
+		if off {
+			return metricsOff(o.name, stderr)
+		}
+		return metrics(o, stderr)
 	case "build":
 		source, err := sourceFolder(o.source)
 		if err != nil {
 			return err
 		}
-		if withRollouts {
+		switch {
+		case !addOn:
+			_, err = build(source, o.kubernetes, stderr)
+		case args[0] == "rollouts":
 			_, err = buildRollouts(source, stderr)
-			return err
+		default:
+			_, err = buildMetrics(source, stderr)
 		}
-		_, err = build(source, o.kubernetes, stderr)
 		return err
 	}
 	return usagef("no command %q\n\n%s", verb, usage)

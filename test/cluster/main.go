@@ -35,8 +35,9 @@ Usage:
   cluster restart [--name NAME] COMPONENT...   kill components, by the names that status prints, and start them
                                                again; returns when they work
   cluster rollouts [--name NAME]               add Argo Rollouts: its resources, and its controller
+  cluster metrics [--name NAME] [off]          add the metrics API: metrics-server; off: take it away
   cluster build   [--kubernetes VERSION]       build what up would build, and start nothing
-  cluster build   rollouts                     build what rollouts would build
+  cluster build   rollouts|metrics             build what these would build
 
 --name defaults to BRIDGE_CLUSTER_NAME, else "bridge". Results go to stdout, progress to stderr.
 Exit codes: 0 done, 1 error, 2 usage; those of kubectl for kubectl.

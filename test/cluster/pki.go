@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -25,6 +26,9 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 	pem  []byte
 }
+
+// frontProxy is the API server's name to the servers behind it.
+const frontProxy = "front-proxy-client"
 
 const certificateLife = 365 * 24 * time.Hour
 
@@ -169,6 +173,13 @@ func (c *cluster) makeCredentials() error {
 		return err
 	}
 	if err := ca.issue(dir, "apiserver-kubelet-client", "kube-apiserver", "system:masters"); err != nil {
+		return err
+	}
+	front, err := newAuthority() // of its own, so that no certificate of the cluster's passes for the API server's
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(front.save(filepath.Join(dir, "front-proxy")), front.issue(filepath.Join(dir, "front-proxy"), "client", frontProxy, "")); err != nil {
 		return err
 	}
 	for _, who := range []struct{ file, user, group string }{

@@ -107,7 +107,7 @@ func (c *cluster) startFirst(ctx context.Context, built programs, progress io.Wr
 	if err := c.claim(progress); err != nil {
 		return err
 	}
-	for _, dir := range []string{"log", "pki", "images", "bin"} {
+	for _, dir := range []string{"log", "pki/front-proxy", "images", "bin"} {
 		if err := os.MkdirAll(c.dir(dir), 0o755); err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (c *cluster) startFirst(ctx context.Context, built programs, progress io.Wr
 	if err := c.startKubelet(1, r.p); err != nil {
 		return err
 	}
-	if err := c.until(ctx, "the first objects", func() error { return c.apply(ctx, a) }); err != nil {
+	if err := c.until(ctx, "the first objects", func() error { return a.applyAll(ctx, c.expand(manifests)) }); err != nil {
 		return err
 	}
 	if err := c.finishNode(ctx, a, 1); err != nil {

@@ -48,6 +48,8 @@ type broken struct {
 	// wants are the findings there are to be, each with the ids of those it explains behind its own.
 	wants      []string
 	dialled    bool   // its ports are, which those of other tests' pods are not
+	measured   bool   // what it uses is
+	inside     bool   // a pod dials what it has beyond the pods, too
 	alone      bool   // it is diagnosed so: what it finds is also about what others share
 	restricted bool   // the namespace's Pod Security level
 	deleted    bool   // the pod is, once it is there
@@ -80,6 +82,10 @@ func readBroken(t *testing.T, path string) *broken {
 			b.wants[len(b.wants)-1] += " " + strings.Join(words[2:], " ")
 		case "dialled":
 			b.dialled = true
+		case "inside":
+			b.dialled, b.inside = true, true
+		case "measured":
+			b.measured = true
 		case "alone":
 			b.alone = true
 		case "in":
@@ -181,7 +187,14 @@ func (b *broken) text(t *testing.T) (string, error) {
 	if node < 0 {
 		return "", errors.New("no node has a kubelet")
 	}
-	return strings.NewReplacer("IMAGE", s.image, "NAMESPACE", b.ns, "APISERVER", api.Spec.ClusterIP+":443", "NODENAME", nodes.Items[node].Name).Replace(b.docs), nil
+	address := ""
+	for _, a := range nodes.Items[node].Status.Addresses {
+		if a.Type == corev1.NodeInternalIP && address == "" {
+			address = a.Address
+		}
+	}
+	return strings.NewReplacer("IMAGE", s.image, "NAMESPACE", b.ns, "APISERVER", api.Spec.ClusterIP+":443", "APIADDRESS", api.Spec.ClusterIP,
+		"NODENAME", nodes.Items[node].Name, "NODEADDRESS", address).Replace(b.docs), nil
 }
 
 // await waits until pods are made there, or ready, or refused.
@@ -256,13 +269,16 @@ func TestDiagnose(t *testing.T) {
 	fakeNode(t, cordonedNode, ready)
 	fakeNode(t, pressedNode, ready, corev1.NodeCondition{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasInsufficientMemory"})
 	healthy := readBroken(t, "testdata/healthy.yaml")
-	all := []*broken{healthy}
+	beyond := readBroken(t, "testdata/beyond.yaml")
+	all := []*broken{healthy, beyond}
 	paths, err := filepath.Glob("testdata/broken/*.yaml")
 	if err != nil || len(paths) < 40 {
 		t.Fatalf("%d manifests, %v", len(paths), err)
 	}
 	for _, path := range paths {
-		all = append(all, readBroken(t, path))
+		if b := readBroken(t, path); !b.measured {
+			all = append(all, b)
+		}
 	}
 	begin := time.Now()
 	var group errgroup.Group
@@ -287,7 +303,11 @@ func TestDiagnose(t *testing.T) {
 			case b.found: // once; what takes a look of its own is not looked at for ever
 				continue
 			case b.dialled:
-				of = slices.DeleteFunc(diagnosed(t, "-n", b.ns), func(f diagnose.Finding) bool { return f.Object.Namespace != b.ns })
+				args := []string{"-n", b.ns}
+				if b.inside {
+					args = append(args, "--inside")
+				}
+				of = slices.DeleteFunc(diagnosed(t, args...), func(f diagnose.Finding) bool { return f.Object.Namespace != b.ns })
 			case b.alone:
 				of = diagnosed(t, "-n", b.ns, "--no-dial")
 			}
@@ -315,6 +335,15 @@ func TestDiagnose(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + healthy.ns)
 	p.says("note: dialled 2 ports of 2 pods in ")
+	p = run(beyond, "--inside")
+	p.exits(0)
+	p.says("note: dialled 2 addresses of Services without pods, from a pod")
+	if left, err := s.client.CoordinationV1().Leases(beyond.ns).List(t.Context(), metav1.ListOptions{}); err != nil || len(left.Items) > 0 {
+		t.Errorf("--inside leaves %v, %v", left, err)
+	}
+	p = run(find("endpoint-not-answering"), "svc/db") // without a pod of ours nothing is known
+	p.exits(0)
+	p.says("note: not dialled: 1 address of Services without pods")
 	run(healthy, "deployment/web", "svc/web").exits(0)
 	run(find("service-port-undeclared"), "--no-dial").exits(int(hint.Warnings))
 	run(healthy, "deployment/orders").exits(int(hint.NotFound))
@@ -352,6 +381,40 @@ func TestDiagnoseWatch(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + b.ns)
 	p.says("note: dialled 1 port of 1 pod in ")
+}
+
+// What containers use is held against their limits, by what the cluster's metrics API says of it. It is no parallel test: a kubelet that has its hands
+// full measures nothing.
+func TestDiagnoseUse(t *testing.T) {
+	if s.embedded {
+		if err := s.cluster(t.Context(), "metrics"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.cluster(context.Background(), "metrics", "off") })
+	} else if _, err := s.client.Discovery().ServerResourcesForGroupVersion("metrics.k8s.io/v1beta1"); err != nil {
+		t.Skipf("the cluster has no metrics: %v", err)
+	}
+	all := []*broken{readBroken(t, "testdata/broken/memory-near-limit.yaml"), readBroken(t, "testdata/broken/cpu-at-limit.yaml")}
+	for _, b := range all {
+		if err := b.put(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, b := range all {
+		for until := time.Now().Add(patience); ; time.Sleep(time.Second) {
+			found := diagnosed(t, "-n", b.ns, "--no-dial")
+			d := b.differs(found)
+			if d == "" {
+				if says := fmt.Sprint(found[0].State); !strings.Contains(says, "metrics.k8s.io") {
+					t.Errorf("%s: its evidence is %s", b.name, says)
+				}
+				break
+			}
+			if time.Now().After(until) {
+				t.Fatal(d)
+			}
+		}
+	}
 }
 
 // manyYAML is a workload of many pods that no node has to run.

@@ -142,8 +142,10 @@ func (s *suite) up(ctx context.Context) error {
 	}
 	s.kubeconfig = filepath.Join("/var/lib/bridge-cluster", clusterName, "kubeconfig")
 	// A test may ask for them, and from inside the laptop's namespace nothing can be downloaded. Those that do not go on without.
-	if err := s.cluster(ctx, "build", "rollouts"); err != nil {
-		fmt.Fprintln(os.Stderr, "e2e: without Argo Rollouts:", err)
+	for _, what := range []string{"rollouts", "metrics"} {
+		if err := s.cluster(ctx, "build", what); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: without %s: %v\n", what, err)
+		}
 	}
 	return s.cluster(ctx, "load", sampleImage+"="+filepath.Join(s.root, "bin", "sample"))
 }

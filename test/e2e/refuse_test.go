@@ -18,6 +18,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/yaml"
 
+	"bridge/internal/diagnose"
 	"bridge/internal/hint"
 )
 
@@ -41,6 +42,8 @@ func TestRefusals(t *testing.T) {
 		{"a missing pod", append([]string{"swap", "pod/db-0"}, local...), hint.NotFound, []string{`pods "db-0" not found`, "check the name and the namespace"}},
 		{"no local process", []string{"swap", "deployment", "orders", "--port", freePort(t) + ":http", "--local-timeout", "1s"}, hint.Other, []string{"nothing listens on localhost:", "--port LOCAL:8080"}},
 		{"an image that cannot be pulled", append([]string{"swap", "deployment", "orders", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, local...), hint.ProxyNotReady, []string{"the proxy's pod is not Ready", "localhost:1/nowhere/bridge-proxy:1", "hint: pod/bridge-deployment-orders-", "(registry-unreachable)"}},
+		{"a connect by an image that cannot be pulled", []string{"connect", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, hint.ProxyNotReady, []string{"hint: pod/bridge-connect-", "(registry-unreachable)"}},
+		{"a forward by an image that cannot be pulled", []string{"forward", "0:orders:80", "--proxy-image", "localhost:1/nowhere/bridge-proxy:1"}, hint.ProxyNotReady, []string{"hint: pod/bridge-forward-", "(registry-unreachable)"}},
 		{"forward to a missing service", []string{"forward", "svc/payments", "0:80"}, hint.NotFound, []string{"payments"}},
 		{"forward to a port the service does not have", []string{"forward", "svc/orders", "0:81"}, hint.Usage, []string{"81"}},
 	} {
@@ -55,6 +58,22 @@ func TestRefusals(t *testing.T) {
 			v.assertSnapshot(before)
 		})
 	}
+}
+
+// A forward that waits in vain for a pod says what is wrong with it.
+func TestForwardSaysWhyNothingRuns(t *testing.T) {
+	t.Parallel()
+	b := readBroken(t, "testdata/broken/program-exits.yaml")
+	if err := b.put(t); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, ns: b.ns}
+	w.await("the crash", func() bool {
+		return slices.ContainsFunc(diagnosed(t, "-n", b.ns, "--no-dial"), func(f diagnose.Finding) bool { return f.ID == "program-exits" })
+	})
+	p := w.bridge("forward", "pod/it", "0:8080", "--pod-running-timeout", "1s")
+	p.exits(int(hint.Other))
+	p.says("(program-exits)")
 }
 
 // as is a kubeconfig of a real ServiceAccount that has what roles grant.

@@ -6,15 +6,24 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 )
 
-// hog takes memory until it is killed for it, or has most of a GiB: then the limit it was to meet is not there.
-func hog() error {
+// hog takes memory until it is killed for it, or has most of a GiB: then the limit it was to meet is not there. With keep it takes that many
+// MiB, and has them for as long as it runs.
+func hog(keep int) error {
 	const step, steps = 4 << 20, 200
 	var taken [][]byte
-	for range steps {
+	for i := range steps {
+		if keep > 0 && i*step >= keep<<20 {
+			exitOnSIGTERM()
+			for {
+				time.Sleep(time.Hour)
+				runtime.KeepAlive(taken)
+			}
+		}
 		b := make([]byte, step)
 		for i := 0; i < len(b); i += 4096 {
 			b[i] = 1

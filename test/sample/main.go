@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|ask|count|hog|kill|hang|registry|tls [flags]")
+		return errors.New("usage: sample serve|load|busy|get|put|check|dial|look|ports|wait|talk|ask|count|hog|spin|kill|hang|registry|tls [flags]")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	switch args[0] {
@@ -105,7 +105,13 @@ func run(args []string) error {
 		_ = flags.Parse(args[1:])
 		return put(*url, *body)
 	case "hog":
-		return hog()
+		keep := flags.Int("keep", 0, "MiB to take, and keep; without it, until it is killed")
+		_ = flags.Parse(args[1:])
+		return hog(*keep)
+	case "spin":
+		exitOnSIGTERM()
+		for { //nolint:staticcheck // all the CPU it gets
+		}
 	case "kill":
 		return kill()
 	case "hang":

@@ -1,0 +1,272 @@
+package diagnose
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+const (
+	// beyondTime is for all addresses that no pod stands behind, and beyondKnock for one: it may be far away.
+	beyondTime, beyondKnock = 15 * time.Second, 3 * time.Second
+	// nameAlone is a port for a name that is to be resolved and no more: of UDP, to which nothing is sent.
+	nameAlone = "9"
+)
+
+// Dial connects from within the cluster.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Inside has a pod in the cluster dial for as long as use runs.
+type Inside func(ctx context.Context, use func(ctx context.Context, dial Dial) error) error
+
+// Beyond is how many addresses no pod stands behind: endpoints of Services without a selector, and names of ExternalName Services.
+type Beyond struct {
+	Dialled int `json:"dialled"`
+	// Left were not: without a pod of ours none is.
+	Left int `json:"left,omitempty"`
+
+	asked bool // whether there was to be a pod
+}
+
+// String is a line: "dialled 2 addresses of Services without pods, from a pod".
+func (b *Beyond) String() string {
+	if !b.asked {
+		return fmt.Sprintf("not dialled: %s of Services without pods, which only a pod can: --inside starts one", counted(b.Left, "address"))
+	}
+	text := fmt.Sprintf("dialled %s of Services without pods, from a pod", counted(b.Dialled, "address"))
+	if b.Left > 0 {
+		text += fmt.Sprintf(", and %d more not", b.Left)
+	}
+	return text
+}
+
+// beyond is such an address.
+type beyond struct {
+	service Ref
+	from    string // the object that has it
+	network string // udp where the name alone counts
+	address string // "host:port", of an ExternalName by the Service's own name, as its callers write it
+
+	failed reason // what dialling gave; empty: it answers, or that is not known
+	text   string
+	sure   bool // somebody has said so: it is no silence
+}
+
+// reason is in which way an address does not answer.
+type reason string
+
+const (
+	unresolved  reason = "does not resolve"
+	refused     reason = "connection refused"
+	unreachable reason = "there is no way to it"
+	mute        reason = "no answer"
+)
+
+// beyondPods are the addresses of the Services near that no pod stands behind; of all of them for nil.
+func (s *Snapshot) beyondPods(near map[Ref]bool) (out []beyond) {
+	for i := range s.Services {
+		v := &s.Services[i]
+		r := refOf("service", v)
+		if near != nil && !near[r] || v.Name == "kubernetes" && v.Namespace == "default" {
+			continue
+		}
+		switch {
+		case v.Spec.Type == corev1.ServiceTypeExternalName:
+			if _, wrong := s.externalName(v); !wrong {
+				out = append(out, named(v)...)
+			}
+		case len(v.Spec.Selector) == 0:
+			for j := range s.EndpointSlices {
+				if e := &s.EndpointSlices[j]; e.Namespace == v.Namespace && e.Labels[discoveryv1.LabelServiceName] == v.Name {
+					out = append(out, listed(r, e)...)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// named is where an ExternalName leads to, at the ports that the Service has, if any.
+func named(v *corev1.Service) (out []beyond) {
+	one := beyond{service: refOf("service", v), from: refOf("service", v).String() + " spec.externalName " + v.Spec.ExternalName}
+	host := v.Name + "." + v.Namespace + ".svc"
+	for _, p := range v.Spec.Ports {
+		if cmp.Or(p.Protocol, corev1.ProtocolTCP) == corev1.ProtocolTCP {
+			one.network, one.address = "tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Port)))
+			out = append(out, one)
+		}
+	}
+	if len(out) == 0 {
+		one.network, one.address = "udp", net.JoinHostPort(host, nameAlone)
+		out = append(out, one)
+	}
+	return out
+}
+
+// listed are the ready endpoints of a slice that are no pods.
+func listed(service Ref, e *discoveryv1.EndpointSlice) (out []beyond) {
+	for _, p := range e.Endpoints {
+		if p.Conditions.Ready != nil && !*p.Conditions.Ready || p.TargetRef != nil && p.TargetRef.Kind == "Pod" {
+			continue
+		}
+		for _, port := range e.Ports {
+			if port.Port == nil || port.Protocol != nil && *port.Protocol != corev1.ProtocolTCP {
+				continue
+			}
+			for _, a := range p.Addresses[:min(len(p.Addresses), 1)] { // the others are never used
+				out = append(out, beyond{service: service, from: refOf("endpointslice", e).String(), network: "tcp", address: net.JoinHostPort(a, strconv.Itoa(int(*port.Port)))})
+			}
+		}
+	}
+	return out
+}
+
+// dialBeyond has a pod dial what no pod stands behind, if it is to.
+func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace string, near map[Ref]bool) {
+	s.inside = namespace
+	all := s.beyondPods(near)
+	if len(all) == 0 {
+		return
+	}
+	s.Beyond = &Beyond{Left: len(all), asked: inside != nil}
+	if inside == nil {
+		return
+	}
+	all = all[:min(len(all), dialPorts)]
+	known := make([]bool, len(all))
+	err := inside(ctx, func(ctx context.Context, dial Dial) error {
+		ctx, cancel := context.WithTimeout(ctx, beyondTime)
+		defer cancel()
+		var group errgroup.Group
+		group.SetLimit(dialAtOnce)
+		for i := range all {
+			group.Go(func() error {
+				known[i] = all[i].knock(ctx, dial)
+				return nil
+			})
+		}
+		return group.Wait()
+	})
+	if err != nil {
+		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: oneLine(err.Error())})
+	}
+	for i, b := range all {
+		if known[i] {
+			s.Beyond.Dialled, s.Beyond.Left = s.Beyond.Dialled+1, s.Beyond.Left-1
+			s.beyond = append(s.beyond, b)
+		}
+	}
+}
+
+// oneLine has a list of lines, as of rights that are missing, in one.
+func oneLine(text string) string {
+	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ").Replace(text)
+}
+
+// knock dials it; false where that tells nothing of it: the pod's proxy does not dial it, or the way to the pod is lost.
+func (b *beyond) knock(ctx context.Context, dial Dial) bool {
+	own, cancel := context.WithTimeout(ctx, beyondKnock)
+	defer cancel()
+	c, err := dial(own, b.network, b.address)
+	if err == nil {
+		_ = c.Close()
+		return true
+	}
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		b.failed, b.sure = unresolved, dns.IsNotFound
+	case errors.Is(err, syscall.ECONNREFUSED):
+		b.failed, b.sure = refused, true
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		b.failed = unreachable
+	case errors.Is(err, syscall.ETIMEDOUT), own.Err() != nil && ctx.Err() == nil:
+		b.failed = mute
+	}
+	b.text = string(b.failed)
+	if b.failed == mute {
+		b.text += " in " + beyondKnock.String()
+	}
+	return b.failed != ""
+}
+
+// beyondFindings are about the addresses of a Service that have not answered.
+func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
+	r := refOf("service", v)
+	var of, bad []beyond
+	for _, b := range s.beyond {
+		if b.service == r {
+			of = append(of, b)
+			if b.failed != "" {
+				bad = append(bad, b)
+			}
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	defer func() { s.heldBack(out, bad) }()
+	external := v.Spec.Type == corev1.ServiceTypeExternalName
+	f := s.ofService(v, "endpoint-not-answering", Problem)
+	var names []string
+	for _, b := range bad {
+		f.State = append(f.State, Evidence{From: b.from + ", dialled from a pod as " + b.address, Says: b.text, At: s.Now})
+		names = append(names, fmt.Sprintf("%s (%s)", b.address, b.text))
+	}
+	if external && bad[0].failed == unresolved {
+		f.ID = "service-external-name"
+		f.Summary = fmt.Sprintf("its externalName %s does not resolve in the cluster", v.Spec.ExternalName)
+		f.State = []Evidence{{From: bad[0].from + ", asked from a pod", Says: bad[0].text, At: s.Now}}
+		f.Next = []string{
+			"correct the name: " + f.edit(),
+			"if it is right, the cluster's DNS does not know it: kubectl logs -n kube-system -l k8s-app=kube-dns",
+		}
+		return []Finding{f}
+	}
+	f.Summary = fmt.Sprintf("%d of the %d addresses that it leads to do not answer: %s", len(bad), len(of), few(names))
+	if len(of) == 1 {
+		f.Summary = "the address that it leads to does not answer: " + names[0]
+	}
+	f.Why = "who calls it and is sent there is refused, or waits in vain"
+	f.Next = []string{"see whether a program listens there, and a firewall lets the cluster's nodes in"}
+	if external {
+		f.Next = append(f.Next, "correct the name or the ports: "+f.edit())
+	} else {
+		slice, _, _ := strings.Cut(strings.TrimPrefix(bad[0].from, "endpointslice/"), " ")
+		f.Next = append(f.Next, "or correct the address: kubectl edit endpointslice "+slice+f.Object.in())
+	}
+	return []Finding{f}
+}
+
+// heldBack has findings be warnings where nothing is sure, and policies may have held back the pod that has dialled.
+func (s *Snapshot) heldBack(found []Finding, bad []beyond) {
+	if slices.ContainsFunc(bad, func(b beyond) bool { return b.sure }) {
+		return
+	}
+	var policies []*networkingv1.NetworkPolicy
+	for i := range s.Policies {
+		p := &s.Policies[i]
+		everybody := len(p.Spec.PodSelector.MatchLabels)+len(p.Spec.PodSelector.MatchExpressions) == 0
+		if everybody && p.Namespace == s.inside && slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
+			policies = append(policies, p)
+		}
+	}
+	for i := range found {
+		if f := &found[i]; len(policies) > 0 {
+			f.Severity = Warning
+			f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.inside, Says: "all pods: the one that has dialled may not have been let out"})
+		}
+	}
+}
