@@ -196,17 +196,7 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 	if err != nil {
 		return err
 	}
-	now := is.Spec.Selector
-	if c.Field() == undo.Replicas {
-		now = is.Spec.Replicas
-	}
-	switch { // the API leaves out what is zero
-	case len(now) > 0:
-	case c.Field() == undo.Replicas:
-		now = json.RawMessage("0")
-	default:
-		now = json.RawMessage("null")
-	}
+	now := is.value(c.Field())
 	to, err := c.Undo(now)
 	switch {
 	case errors.Is(err, undo.ErrMoved):
@@ -226,6 +216,18 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 		return err
 	}
 	return g.api.patch(ctx, path, patch)
+}
+
+// value is what the object has in the field, of which the API leaves out what is zero.
+func (o object) value(f undo.Field) json.RawMessage {
+	now, none := o.Spec.Selector, "null"
+	if f == undo.Replicas {
+		now, none = o.Spec.Replicas, "0"
+	}
+	if len(now) == 0 {
+		now = json.RawMessage(none)
+	}
+	return now
 }
 
 // awaitReady waits until the target has as many Ready pods as it wants, or no longer than it may take: its callers have
@@ -420,8 +422,8 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, changes, is.Metadata.ResourceVersion)
-			if err != nil {
+			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, is.value(changes[0].Field()), changes, is.Metadata.ResourceVersion)
+			if patch == nil || err != nil {
 				return err
 			}
 			return g.api.patch(ctx, g.api.pathOf(o), patch)

@@ -299,7 +299,7 @@ func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]
 // had it, and removes the fence. No field counts as written by bridge then.
 func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		meta, err := x.meta(ctx, o)
+		meta, now, err := x.field(ctx, o)
 		if err := same(err, o, meta.GetUID()); err != nil {
 			return err
 		}
@@ -307,8 +307,8 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if err != nil {
 			return err
 		}
-		patch, err := undo.OwnershipPatch(managed, changes, meta.GetResourceVersion())
-		if err != nil {
+		patch, err := undo.OwnershipPatch(managed, now, changes, meta.GetResourceVersion())
+		if patch == nil || err != nil {
 			return err
 		}
 		if err := x.ours(ctx); err != nil {
@@ -322,12 +322,15 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 	return explainUnlessOurs(err, fmt.Sprintf("give back the field ownership of %s in %s", o, o.Namespace))
 }
 
-// meta is the metadata of a workload or a Service; never nil, as the clients have it.
-func (x changer) meta(ctx context.Context, o Object) (metav1.Object, error) {
+// field is the metadata of a workload or a Service, never nil, as the clients have it, and the value of the field of it that a swap changes.
+func (x changer) field(ctx context.Context, o Object) (metav1.Object, json.RawMessage, error) {
 	if o.Kind == "Service" {
-		return x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		s, err := x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		now, marshalErr := json.Marshal(s.Spec.Selector)
+		return s, now, errors.Join(err, marshalErr)
 	}
-	return x.workload(ctx, o)
+	d, err := x.workload(ctx, o)
+	return d, fmt.Append(nil, d.Replicas), err
 }
 
 // workload reads a record's; never nil.

@@ -97,6 +97,9 @@ func (r *Restorer) take(ctx context.Context, t kube.Target, by string, mine *Und
 	if err != nil {
 		return nil, nil, err
 	}
+	if c.over() {
+		return u, c, nil // nothing of it was being written
+	}
 	x := changer{kube: r.Kube, claim: c}
 	fencing, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
@@ -131,7 +134,11 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			if err != nil {
 				return nil, nil, err
 			}
-			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+			lease := newLease(u, record, by, "", time.Now())
+			if over {
+				lease.Annotations[undo.OverAnnotation] = "true"
+			}
+			lease, err = leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
@@ -380,10 +387,14 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	}
 	if left {
 		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
+		mine := u
+		if c.over() {
+			mine = nil // what was never this giving back's to undo is not by the record in hand
+		}
 		var found *Undo
 		var again *claim
 		takeErr := r.again(ctx, func() (err error) {
-			found, again, err = r.take(ctx, targetOf(u.Target), by, u, swapOf(u))
+			found, again, err = r.take(ctx, targetOf(u.Target), by, mine, swapOf(u))
 			return err
 		})
 		if hint.CodeOf(takeErr) == hint.NotFound {
@@ -409,6 +420,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		defer running.Wait()
 		defer stop()
 		running.Go(func() { c.renew(renewing, r.Say) })
+	}
+	if c.over() {
+		return r.removeCopies(ctx, x, u, c)
 	}
 
 	said := map[string]bool{}
@@ -441,21 +455,10 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		}
 	}
 
-	unrecord := func() error {
-		return r.patiently(ctx, c, func() error {
-			switch err := x.unrecord(ctx, u); {
-			case errors.Is(err, undo.ErrMoved):
-				r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
-			case !errors.Is(err, errGone):
-				return fault.After(fault.RecordRemoved, err)
-			}
-			return nil
-		})
-	}
 	if u.Target.Copied() {
 		// Before the proxy's end, which takes seconds: by then the deployment controller knows that the record
 		// is gone, and does not copy it to a ReplicaSet again.
-		if err := unrecord(); err != nil {
+		if err := r.unrecord(ctx, x, u, c); err != nil {
 			return err
 		}
 	}
@@ -481,15 +484,11 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	}
 	// Last, since without the Lease these copies, or this one, are all that is left of the record.
 	if !u.Target.Copied() {
-		if err := unrecord(); err != nil {
+		if err := r.unrecord(ctx, x, u, c); err != nil {
 			return err
 		}
 	}
-	err = r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
-	if err := fault.After(fault.CopiesGone, err); err != nil {
-		return err
-	}
-	if err := fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) })); err != nil {
+	if err := r.cleanAndRelease(ctx, x, u, c); err != nil {
 		return err
 	}
 	awaitKeeperGone(ctx, r.Kube, c.lease)
@@ -500,6 +499,46 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace)
 	}
 	return nil
+}
+
+// removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
+// them, and so is whose they are.
+func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim) error {
+	if err := r.unrecord(ctx, x, u, c); err != nil {
+		return err
+	}
+	for _, changes := range u.ByObject() {
+		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, nil) }); err != nil {
+			return err
+		}
+	}
+	if err := r.cleanAndRelease(ctx, x, u, c); err != nil {
+		return err
+	}
+	r.Say(fmt.Sprintf("%s in %s has no record of a swap any more", u.Target, u.Target.Namespace))
+	return nil
+}
+
+// unrecord removes the record's copy from the target, unless it is another swap's.
+func (r *Restorer) unrecord(ctx context.Context, x changer, u *Undo, c *claim) error {
+	return r.patiently(ctx, c, func() error {
+		switch err := x.unrecord(ctx, u); {
+		case errors.Is(err, undo.ErrMoved):
+			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
+		case !errors.Is(err, errGone):
+			return fault.After(fault.RecordRemoved, err)
+		}
+		return nil
+	})
+}
+
+// cleanAndRelease removes what is left of the record, the Lease last.
+func (r *Restorer) cleanAndRelease(ctx context.Context, x changer, u *Undo, c *claim) error {
+	err := r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
+	if err := fault.After(fault.CopiesGone, err); err != nil {
+		return err
+	}
+	return fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) }))
 }
 
 // undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and

@@ -239,6 +239,96 @@ func TestWithoutALease(t *testing.T) {
 	}
 }
 
+// What is over goes, and nothing else with it: whatever state the original is in is nobody's to wait for or to tell of, and whoever had its fields before
+// that swap has them no more. So it is when the Lease that was made for it has a new holder, and when that is deleted meanwhile.
+func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
+	plan := ordersPlan(t)
+	u := plan.Undo
+	for i := range u.Changes {
+		u.Changes[i].Owners = []undo.Owner{{Manager: "kubectl", Operation: "Apply", APIVersion: "v1"}}
+	}
+	record, err := u.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controls := true
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	for _, c := range []struct {
+		name     string
+		once     int  // how the first write to the ReplicaSet is answered
+		unleased bool // the Lease is deleted when the Service is written to
+		want     hint.Code
+	}{
+		{name: "at once"},
+		{name: "another goes on", once: http.StatusForbidden, want: hint.RestoreIncomplete},
+		{name: "the Lease is deleted", unleased: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("XDG_STATE_HOME", t.TempDir())
+			synctest.Test(t, func(t *testing.T) {
+				marks := map[string]string{undo.Annotation: record, undo.SwappedAnnotation: "begun by ada@laptop at noon"}
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, Annotations: marks, ManagedFields: annotatedBy("kubectl")})
+				replicas := int32(3) // as before, and none is Ready
+				d.Spec.Replicas = &replicas
+				v := facts(t, "orders.yaml").Services[0]
+				v.Spec.Selector = map[string]string{"app": "orders"}
+				v.ManagedFields = managed("bridge", metav1.ManagedFieldsOperationUpdate, "selector")
+				cl, k := newCluster(t, map[string]any{
+					deploymentPath + "orders": d, servicePath + v.Name: v,
+					setPath: appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+						Name: "one", Namespace: "shop", UID: "one", Annotations: marks, OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
+					}},
+				})
+				cl.refuses = func(method, path string) int {
+					if method == http.MethodPatch && path == setPath {
+						defer func() { c.once = 0 }()
+						return c.once
+					}
+					return 0
+				}
+				cl.controller = func() {
+					if last := cl.writes[len(cl.writes)-1]; c.unleased && last == "PATCH "+servicePath+v.Name {
+						c.unleased = false
+						delete(cl.objects, leasePath+plan.Lease.Name)
+					}
+				}
+				begin := time.Now()
+				r := &Restorer{Kube: k, Say: func(string) {}}
+				if err := r.Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != c.want {
+					t.Errorf("%v, code %d", err, hint.CodeOf(err))
+				}
+				if c.want != 0 {
+					if err := r.Restore(t.Context(), orders, "root@desk"); err != nil {
+						t.Error(err)
+					}
+				}
+				if took := time.Since(begin); took > readyTimeout/2 {
+					t.Errorf("took %v", took)
+				}
+				for _, w := range cl.writes {
+					if strings.Contains(w, "events") || strings.HasSuffix(w, "/scale") {
+						t.Errorf("wrote %q", cl.writes)
+					}
+				}
+				for _, path := range []string{deploymentPath + "orders", servicePath + v.Name, setPath} {
+					var o metav1.PartialObjectMetadata
+					if !cl.at(path, &o) || len(o.Annotations) > 0 {
+						t.Errorf("%s has %v", path, o.Annotations)
+					}
+					for _, field := range []string{"spec.replicas", "spec.selector"} {
+						if owners, err := ownersOf(o.ManagedFields, field); len(owners) > 0 || err != nil {
+							t.Errorf("%s is of %v: %v", path, owners, err)
+						}
+					}
+				}
+				if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+					t.Error("the Lease is left")
+				}
+			})
+		})
+	}
+}
+
 // Where one Service may not be changed back the callers of the others are, and the record stays.
 func TestOneServiceKeepsNoOther(t *testing.T) {
 	f := facts(t, "orders.yaml")
