@@ -168,9 +168,57 @@ func (x changer) held(ctx context.Context, u *Undo) (list []Change, err error) {
 	return list, nil
 }
 
-// record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
+// record writes the copy of the undo record on the target, in the place of what the plan has seen there, and of older ones on its ReplicaSets; anything else
+// there is undo.ErrMoved.
 func (x changer) record(ctx context.Context, p *Plan) error {
+	if err := x.removeOlder(ctx, p); err != nil {
+		return err
+	}
 	return x.annotate(ctx, p.Undo.Target, &p.Undo, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
+}
+
+// removeOlder removes the copies on the target's ReplicaSets that the plan has found to be over: kubectl rollout undo would bring one back, and with the field
+// as this swap has set it that one would seem to be in force.
+func (x changer) removeOlder(ctx context.Context, p *Plan) error {
+	if len(p.copies) == 0 {
+		return nil
+	}
+	o := p.Undo.Target
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		d, err := x.workload(ctx, o)
+		if err := same(err, o, d.UID); err != nil {
+			return err
+		}
+		copies, err := replicaSetCopies(ctx, x.kube, d)
+		if err != nil {
+			return err
+		}
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
+		for _, rs := range copies {
+			known := func(k appsv1.ReplicaSet) bool {
+				return k.UID == rs.UID && k.Annotations[proxypod.UndoAnnotation] == rs.Annotations[proxypod.UndoAnnotation]
+			}
+			if !slices.ContainsFunc(p.copies, known) {
+				continue // it came meanwhile
+			}
+			if err := x.unmark(ctx, rs, rs.ResourceVersion); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return explainUnlessOurs(err, fmt.Sprintf("annotate the replicasets of %s in %s", o, o.Namespace))
+}
+
+// unmark removes what a ReplicaSet has of a record, if it is there.
+func (x changer) unmark(ctx context.Context, rs appsv1.ReplicaSet, resourceVersion string) error {
+	o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
+	if err := x.patch(ctx, o, undo.UnmarkPatch(resourceVersion)); !apierrors.IsNotFound(err) {
+		return err
+	}
+	return nil
 }
 
 // unrecord removes it. Another swap's is undo.ErrMoved.
@@ -255,9 +303,8 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 		return 0, err
 	}
 	for _, rs := range copies {
-		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
-		if err := x.patch(ctx, o, undo.UnmarkPatch("")); err != nil && !apierrors.IsNotFound(err) {
+		if err := x.unmark(ctx, rs, ""); err != nil {
 			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 		n++
