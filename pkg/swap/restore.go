@@ -432,7 +432,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		first = "its callers first"
 	}
 	r.Say(fmt.Sprintf("giving %s back: %s", u.Target, first))
-	if _, err := r.undo(ctx, x, c, u, undo.Replicas, fault.ScaledBack, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u.Of(undo.Replicas), fault.ScaledBack, said); err != nil {
 		return err
 	}
 	ready, notReady := true, error(nil)
@@ -445,7 +445,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, undo.Selector, fault.MovedBack, said)
+	back, err := r.undo(ctx, x, c, u.Of(undo.Selector), fault.MovedBack, said)
 	if err != nil {
 		return err
 	}
@@ -467,10 +467,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
-	for _, f := range []undo.Field{undo.Replicas, undo.Selector} {
-		if _, err := r.undo(ctx, x, c, u, f, fault.UndoneAgain, said); err != nil {
-			return err
-		}
+	if _, err := r.undo(ctx, x, c, slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), fault.UndoneAgain, said); err != nil {
+		return err
 	}
 	for _, changes := range u.ByObject() {
 		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
@@ -541,47 +539,43 @@ func (r *Restorer) cleanAndRelease(ctx context.Context, x changer, u *Undo, c *c
 	return fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) }))
 }
 
-// undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else; so each is tried before one is
-// tried again.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
-	changes := u.Of(f)
-	tried := len(changes)
-	for i := 0; i < len(changes); i++ {
-		change, left := changes[i], ""
-		step := func() (err error) {
-			left, err = x.undo(ctx, change)
-			return err
-		}
-		var err error
-		if i < tried {
-			if err = c.check(ctx); err == nil {
-				err = step()
-			}
-			if kube.Transient(err) || apierrors.IsConflict(err) {
-				changes = append(changes, change)
-				continue
-			}
-		} else {
-			err = r.patiently(ctx, c, step)
-		}
-		err = fault.After(point, err)
+// undo takes back these changes, and returns the objects that are as they were. It comes to point after each, and says once what it left
+// alone; said remembers.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Change, point fault.Point, said map[string]bool) (back []Object, err error) {
+	outcome := func(err error) undo.Outcome {
 		switch taken := new(proxypod.TakenError); {
 		case errors.As(err, &taken) || ctx.Err() != nil:
-			return nil, err
-		case err != nil:
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", change.Object, err))
-		case left != "":
-			if !said[left] {
-				r.Say(hint.Printable(left))
-			}
-			said[left] = true
-		default:
-			back = append(back, change.Object)
+			return undo.Ended
+		case passes(err):
+			return undo.Later
 		}
+		return undo.Failed
 	}
-	return back, failed
+	again := map[Object]bool{}
+	err = undo.TakeBack(changes, func(change Change) error {
+		left, err := "", c.check(ctx)
+		if err == nil {
+			left, err = x.undo(ctx, change)
+		}
+		switch err = fault.After(point, err); {
+		case err != nil:
+			if !again[change.Object] && outcome(err) == undo.Later {
+				again[change.Object] = true
+				r.Say(fmt.Sprintf("%v; trying again", err))
+			}
+		case left == "":
+			back = append(back, change.Object)
+		case !said[left]:
+			said[left] = true
+			r.Say(hint.Printable(left))
+		}
+		return err
+	}, outcome, func() error { return sleep(ctx, proxypod.Poll) })
+	return back, err
 }
+
+// passes tells whether the same may work in a moment.
+func passes(err error) bool { return kube.Transient(err) || apierrors.IsConflict(err) }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
 // fails for a moment, or others write to the object as often as it is read; which it says once.
@@ -599,7 +593,7 @@ func (r *Restorer) again(ctx context.Context, step func() error) error {
 	said := false
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(context.Context) (bool, error) {
 		err := step()
-		if !kube.Transient(err) && !apierrors.IsConflict(err) {
+		if !passes(err) {
 			return true, err
 		}
 		if !said {

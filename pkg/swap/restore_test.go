@@ -86,7 +86,7 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 		return http.StatusOK
 	})
 	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{kube: k, lease: plan.Lease}
-	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
+	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Replicas), fault.ScaledBack, map[string]bool{})
 	if err != nil || len(back) != 1 || writes != conflicts+1 {
 		t.Errorf("after %d writes: %v, %v", writes, back, err)
 	}
@@ -329,7 +329,8 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	}
 }
 
-// Where one Service may not be changed back the callers of the others are, and the record stays.
+// Where one Service may not be changed back, or somebody writes to it all the time, the callers of the others are, also of one that is tried again; and the
+// record stays.
 func TestOneServiceKeepsNoOther(t *testing.T) {
 	f := facts(t, "orders.yaml")
 	second := *f.Services[0].DeepCopy()
@@ -344,20 +345,25 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
 		objects[servicePath+v.Name] = v
 	}
-	for _, code := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+	for _, code := range []int{http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity, http.StatusInternalServerError} {
 		synctest.Test(t, func(t *testing.T) {
 			cl, k := newCluster(t, objects)
+			late := 10 // more conflicts than one try of the client's own
 			cl.refuses = func(method, path string) int {
-				if method == http.MethodPatch && path == servicePath+"orders" {
+				switch {
+				case method == http.MethodPatch && path == servicePath+"orders":
 					return code
+				case method == http.MethodPatch && path == servicePath+"second" && late > 0:
+					late--
+					return http.StatusConflict
 				}
 				return 0
 			}
 			c := &claim{kube: k, lease: plan.Lease}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
-			if code == http.StatusForbidden && (!strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second") {
+			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Selector), fault.MovedBack, map[string]bool{})
+			if !strings.Contains(fmt.Sprint(err), "service/orders: ") || strings.Contains(fmt.Sprint(err), "service/second") || len(back) != 1 || back[0].Name != "second" {
 				t.Errorf("%d: back are %v: %v", code, back, err)
 			}
 			var second corev1.Service
