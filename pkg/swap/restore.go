@@ -643,9 +643,13 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 // proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
 // endpoints at the latest. Those of a headless Service know it only when DNS has told them.
 func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo, back []Object) error {
-	pods, err := proxy.Pods(ctx)
+	var pods []corev1.Pod
+	err := r.patiently(ctx, x.claim, func() (err error) {
+		pods, err = proxy.Pods(ctx)
+		return err
+	})
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return err // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -694,14 +698,36 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 			labels[name] = nil
 		}
 	}
+	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
+	defer cancel()
+	reached, why := false, error(nil)
+	err := r.patiently(bounded, x.claim, func() error {
+		reached, why = r.strip(bounded, x, proxy, labels)
+		return why
+	})
+	switch taken := new(proxypod.TakenError); {
+	case err == nil && !reached:
+		return nil
+	case err == nil:
+		r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
+		return sleep(ctx, settle+dnsTTL)
+	case errors.As(err, &taken) || ctx.Err() != nil:
+		return err
+	case why == nil:
+		why = err
+	}
+	r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
+	return nil
+}
+
+// strip takes these labels from the proxy's pods that are Ready. reached is whether there is one, whom callers may have been told of.
+func (r *Restorer) strip(ctx context.Context, x changer, proxy *proxypod.Proxy, labels map[string]any) (reached bool, err error) {
 	pods, err := proxy.Pods(ctx)
 	if err != nil {
-		return kube.IgnoreTransient(err)
+		return false, err
 	}
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !proxypod.Ready(p) })
-	if len(pods) == 0 {
-		return nil // it is nobody's endpoint
-	}
+	reached = len(pods) > 0
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool {
 		for name := range labels {
 			if _, has := p.Labels[name]; has {
@@ -710,22 +736,17 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 		}
 		return true // in standby, whose proxies leave with the selector
 	})
-	refused := func(why error) error {
-		r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
-		return nil
-	}
 	if len(pods) > 0 {
 		if err := r.mayStrip(ctx, proxy.Namespace); err != nil {
-			return refused(err)
+			return false, err
 		}
 	}
 	for _, p := range pods {
 		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
-		err := kube.IgnoreTransient(x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}}))
+		err := x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return refused(kube.Explain(err, "patch "+o.String()))
+			return false, kube.Explain(err, "patch "+o.String())
 		}
 	}
-	r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
-	return sleep(ctx, settle+dnsTTL)
+	return reached, nil
 }
