@@ -149,23 +149,25 @@ func (x changer) changed(ctx context.Context, u *Undo) bool {
 	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
 		return true
 	}
-	held, err := x.held(ctx, u)
-	return err != nil || len(held) > 0
+	held, unseen, err := x.held(ctx, u)
+	return errors.Join(err, unseen) != nil || len(held) > 0
 }
 
-// held are the changes of u of which there is something to take back.
-func (x changer) held(ctx context.Context, u *Undo) (list []Change, err error) {
+// held are the changes of u of which there is something to take back. unseen says of which others that is not known, since they may not be read.
+func (x changer) held(ctx context.Context, u *Undo) (list []Change, unseen, err error) {
 	for _, c := range u.Changes {
 		now, err := x.write(ctx, c, func(json.RawMessage) (json.RawMessage, error) { return nil, nil })
 		switch {
 		case errors.Is(err, errGone):
+		case apierrors.IsForbidden(err):
+			unseen = errors.Join(unseen, err)
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case c.Held(now):
 			list = append(list, c)
 		}
 	}
-	return list, nil
+	return list, unseen, nil
 }
 
 // record writes the copy of the undo record on the target, in the place of what the plan has seen there, and of older ones on its ReplicaSets; anything else

@@ -268,21 +268,27 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 		return nil, false, err
 	}
 	var inForce []copied
+	var hidden error
 	certain, err := noted(d)
 	if err != nil {
 		return nil, false, err
 	}
 	for _, c := range copies {
-		held, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
+		held, unseen, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
 		if err != nil {
 			return nil, false, err
 		}
 		if len(held) > 0 {
 			inForce = append(inForce, c)
+		} else if unseen != nil {
+			return nil, false, r.unseen(c, unseen)
 		}
+		hidden = errors.Join(hidden, unseen)
 		certain = certain || slices.ContainsFunc(held, func(h Change) bool { return h.Field() == undo.Selector })
 	}
 	switch {
+	case len(inForce) == 1 && !certain && hidden != nil:
+		return nil, false, r.unseen(inForce[0], hidden)
 	case len(copies) == 0 || mine != nil && (len(inForce) == 0 || !certain):
 		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, d.Namespace)
 	case len(inForce) == 0:
@@ -333,6 +339,12 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 func noted(d *kube.Workload) (bool, error) {
 	owners, err := ownersOf(d.ManagedFields, "spec.replicas")
 	return slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager }), err
+}
+
+// unseen is that it is not known whether a swap was given back, for what it has changed may not be read.
+func (r *Restorer) unseen(c copied, why error) error {
+	return hint.Newf(hint.RestoreIncomplete, hint.Of(why)+"; then once more: "+Command(r.Kube, c.Target),
+		"%s in %s: whether %s was given back cannot be told, so nothing is changed: %w", c.Target, c.Target.Namespace, c.swap(), why)
 }
 
 // whether is that nobody knows whether a swap was given back of which only the replicas are as it has set them.
@@ -407,8 +419,11 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
 		return err
 	}
-	return hint.Newf(hint.RestoreIncomplete, "the record is kept; finish with: "+Command(r.Kube, u.Target),
-		"%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
+	next := "the record is kept; finish with: " + Command(r.Kube, u.Target)
+	if hint.CodeOf(err) == hint.Forbidden {
+		next = hint.Of(err) + "; " + next
+	}
+	return hint.Newf(hint.RestoreIncomplete, next, "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {

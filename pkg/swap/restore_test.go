@@ -374,6 +374,87 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 	}
 }
 
+// Where a Service may not be read, or not be written to, what may be given back is, also without a Lease, and the Service is named. Where it alone would
+// tell whether there is anything to give back, nothing is changed.
+func TestServiceThatMayNotBeGivenBackIsNamed(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	second := *f.Services[0].DeepCopy()
+	second.Name, second.UID = "second", "second"
+	f.Services = append(f.Services, second)
+	plan, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	noted := managed("bridge", metav1.ManagedFieldsOperationUpdate, "replicas")
+	for _, c := range []struct {
+		name     string
+		method   string // that is refused for the first Service
+		onTarget bool   // the copy, else it is on a ReplicaSet
+		managed  []metav1.ManagedFieldsEntry
+		now      int32
+		moved    bool // the second Service's selector is bridge's
+		goes     bool
+	}{
+		{"not read, the target's copy", http.MethodGet, true, annotatedBy("bridge"), 0, true, true},
+		{"not written, the target's copy", http.MethodPatch, true, annotatedBy("bridge"), 0, true, true},
+		{"not read, a ReplicaSet's copy, bridge is noted", http.MethodGet, false, noted, 0, false, true},
+		{"not read, a ReplicaSet's copy, the other is bridge's", http.MethodGet, false, nil, 0, true, true},
+		{"not read, a ReplicaSet's copy", http.MethodGet, false, nil, 0, false, false},
+		{"not read, a ReplicaSet's copy, it runs", http.MethodGet, false, nil, 2, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("XDG_STATE_HOME", t.TempDir())
+			synctest.Test(t, func(t *testing.T) {
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.managed})
+				d.Spec.Replicas, d.Status.ReadyReplicas = &c.now, 3
+				objects := map[string]any{deploymentPath + "orders": d}
+				if record := plan.Lease.Annotations[proxypod.UndoAnnotation]; c.onTarget {
+					d.Annotations = map[string]string{proxypod.UndoAnnotation: record}
+					objects[deploymentPath+"orders"] = d
+				} else {
+					objects[setPath] = setOf(plan.target, "one", record)
+				}
+				for _, v := range f.Services {
+					if v.Spec.Selector = map[string]string{"app": "orders"}; c.moved || v.Name == "orders" {
+						v.Spec.Selector[proxypod.ProxyLabel] = plan.Lease.Name
+					}
+					objects[servicePath+v.Name] = v
+				}
+				cl, k := newCluster(t, objects)
+				cl.refuses = func(method, path string) int {
+					if path == servicePath+"orders" && method == c.method {
+						return http.StatusForbidden
+					}
+					return 0
+				}
+				err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), orders, "root@desk")
+				if hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(fmt.Sprint(err), "service/orders") || strings.Contains(fmt.Sprint(err), "service/second") {
+					t.Errorf("%v, code %d", err, hint.CodeOf(err))
+				}
+				if of := hint.Of(err); !strings.Contains(of, "see the message; ") || !strings.Contains(of, "bridge restore deployment orders -n shop") {
+					t.Errorf("the next step is %q", of)
+				}
+				var now appsv1.Deployment
+				var second corev1.Service
+				if !cl.at(deploymentPath+"orders", &now) || !cl.at(servicePath+"second", &second) {
+					t.Fatal("gone")
+				}
+				want := c.now
+				if c.goes {
+					want = 3
+				}
+				if *now.Spec.Replicas != want || len(second.Spec.Selector) != 1 || cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) != c.goes {
+					t.Errorf("%d replicas, %v; wrote %q", *now.Spec.Replicas, second.Spec.Selector, cl.writes)
+				}
+				if !c.goes && len(cl.writes) > 0 {
+					t.Errorf("wrote %q", cl.writes)
+				}
+			})
+		})
+	}
+}
+
 // What says by whom it is swapped goes where somebody has removed the record beside it, too.
 func TestNoteWithoutARecordGoes(t *testing.T) {
 	plan := ordersPlan(t)
