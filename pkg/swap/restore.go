@@ -190,7 +190,7 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 		return u, nil
 	}
 	if d, copyErr := r.target(ctx, t); copyErr == nil {
-		if u, copyErr := ownCopy(d); u != nil && copyErr == nil {
+		if u, copyErr := r.ownCopy(d); u != nil && copyErr == nil {
 			return u, nil
 		}
 	}
@@ -208,7 +208,7 @@ func (r *Restorer) target(ctx context.Context, t kube.Target) (*kube.Workload, e
 }
 
 // ownCopy is the record's copy that bridge has written on d and not removed; nil if there is none.
-func ownCopy(d *kube.Workload) (*Undo, error) {
+func (r *Restorer) ownCopy(d *kube.Workload) (*Undo, error) {
 	text := d.Annotations[proxypod.UndoAnnotation]
 	back, err := broughtBack(d.ManagedFields)
 	if err != nil {
@@ -217,17 +217,22 @@ func ownCopy(d *kube.Workload) (*Undo, error) {
 	if text == "" || back {
 		return nil, nil
 	}
-	return recordAbout(d, text)
+	return r.recordAbout(d, d.Target().String(), text)
 }
 
-// recordAbout reads a copy of d's record.
-func recordAbout(d *kube.Workload, text string) (*Undo, error) {
+// recordAbout reads a copy of d's record, which is on the object of that name.
+func (r *Restorer) recordAbout(d *kube.Workload, on, text string) (*Undo, error) {
 	u, err := undo.Parse(text)
 	if err != nil {
-		return nil, hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", d.Target(), d.Namespace, err)
+		return nil, hint.Newf(hint.RestoreIncomplete, strings.Join([]string{
+			fmt.Sprintf("if a newer bridge has made that swap, use it; else look at what its annotation %s says was before: kubectl get %s -n %s -o yaml", proxypod.UndoAnnotation, on, d.Namespace),
+			"set that back by hand, where nobody else has set it since: the replicas, and the selectors of Services",
+			fmt.Sprintf("then remove it, after which nobody can give that swap back any more: %s", remove(d.Namespace, on)),
+			"then once more: " + Command(r.Kube, objectOf(d)),
+		}, "\n"), "the record of a swap on %s in %s: %w", on, d.Namespace, err)
 	}
 	if u.Target.UID != string(d.UID) || u.Target.Namespace != d.Namespace || targetOf(u.Target) != d.Target() {
-		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; remove it", proxypod.UndoAnnotation, d.Kind),
+		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; to remove it: %s", proxypod.UndoAnnotation, d.Kind, remove(d.Namespace, on)),
 			"%s in %s is not swapped", d.Target(), d.Namespace)
 	}
 	return u, nil
@@ -246,7 +251,7 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 	if err != nil {
 		return nil, false, err
 	}
-	if u, err := ownCopy(d); u != nil || err != nil {
+	if u, err := r.ownCopy(d); u != nil || err != nil {
 		if err == nil && mine != nil && !mine.Equal(u) {
 			err = swappedAnew(u)
 		}
@@ -309,7 +314,7 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 		if text == "" {
 			return
 		}
-		u, readErr := recordAbout(d, text)
+		u, readErr := r.recordAbout(d, on, text)
 		if readErr != nil {
 			if hint.CodeOf(readErr) != hint.NotFound {
 				err = readErr
@@ -378,8 +383,11 @@ func (c copied) swap() string {
 }
 
 // remove is the command that removes its copies.
-func (c copied) remove() string {
-	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(c.on, " "), c.Target.Namespace, proxypod.UndoAnnotation, undo.SwappedAnnotation)
+func (c copied) remove() string { return remove(c.Target.Namespace, c.on...) }
+
+// remove is the command that removes the copies on these objects.
+func remove(ns string, on ...string) string {
+	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(on, " "), ns, proxypod.UndoAnnotation, undo.SwappedAnnotation)
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,

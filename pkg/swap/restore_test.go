@@ -374,6 +374,41 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 	}
 }
 
+// A copy that cannot be read names the object that has it, and what leads out: after that the workload is not swapped.
+func TestCopyThatCannotBeReadLeadsOut(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	plan := ordersPlan(t)
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	for _, on := range []string{"deployment/orders", "replicaset/one"} {
+		d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID})
+		objects, at := map[string]any{deploymentPath + "orders": d}, setPath
+		if on == "replicaset/one" {
+			objects[at] = setOf(plan.target, "one", "{")
+		} else {
+			at = deploymentPath + "orders"
+			d.Annotations = map[string]string{proxypod.UndoAnnotation: "{"}
+			objects[at] = d
+		}
+		cl, k := newCluster(t, objects)
+		r := &Restorer{Kube: k, Say: func(string) {}}
+		err := r.Restore(t.Context(), orders, "root@desk")
+		if hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(fmt.Sprint(err), "the record of a swap on "+on+" in shop: ") {
+			t.Errorf("%v, code %d", err, hint.CodeOf(err))
+		}
+		for _, next := range []string{
+			"kubectl get " + on + " -n shop -o yaml", "kubectl annotate " + on + " -n shop bridge.internal/undo- bridge.internal/swapped-", "bridge restore deployment orders -n shop",
+		} {
+			if !strings.Contains(hint.Of(err), next) {
+				t.Errorf("%s: the next step is %q, want %q", on, hint.Of(err), next)
+			}
+		}
+		cl.objects[at].SetAnnotations(nil)
+		if err := r.Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != hint.NotFound || len(cl.writes) > 0 {
+			t.Errorf("%s, removed: %v, wrote %q", on, err, cl.writes)
+		}
+	}
+}
+
 // Where a Service may not be read, or not be written to, what may be given back is, also without a Lease, and the Service is named. Where it alone would
 // tell whether there is anything to give back, nothing is changed.
 func TestServiceThatMayNotBeGivenBackIsNamed(t *testing.T) {
