@@ -94,14 +94,16 @@ type giving struct {
 func (g giving) patiently(ctx context.Context, what string, step func() error) error {
 	for said := ""; ; {
 		err := g.once(ctx, step)
-		switch {
-		case err == nil:
+		if err == nil {
 			return nil
-		case errors.Is(err, errTaken) || ctx.Err() != nil:
+		}
+		switch g.outcome(ctx, err) {
+		case undo.Ended:
 			return err
-		case g.api.dry || !transient(err):
+		case undo.Failed:
 			return fmt.Errorf("%s: %w", what, err)
-		case err.Error() != said:
+		}
+		if err.Error() != said {
 			said = err.Error()
 			g.Log.Info(what+"; trying again", "because", said)
 		}
@@ -109,6 +111,17 @@ func (g giving) patiently(ctx context.Context, what string, step func() error) e
 			return err
 		}
 	}
+}
+
+// outcome tells what an error means for who tries patiently.
+func (g giving) outcome(ctx context.Context, err error) undo.Outcome {
+	switch {
+	case errors.Is(err, errTaken) || ctx.Err() != nil:
+		return undo.Ended
+	case g.api.dry || !transient(err):
+		return undo.Failed
+	}
+	return undo.Later
 }
 
 // once is patiently with one try.
@@ -160,30 +173,23 @@ func (g giving) fence(ctx context.Context) error {
 	return nil
 }
 
-// undoAll takes back all changes of these fields: one that is refused is no reason to leave the others, whose callers have nobody else.
-// Each is tried before one is tried again.
+// undoAll takes back all changes of these fields.
 func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
-	return func(ctx context.Context) (failed error) {
+	return func(ctx context.Context) error {
+		var changes []undo.Change
 		for _, f := range fields {
-			var again []undo.Change
-			for _, c := range g.record.Of(f) {
-				err := g.once(ctx, func() error { return g.undo(ctx, c) })
-				if errors.Is(err, errTaken) || ctx.Err() != nil {
-					return err
-				}
-				if err != nil {
-					again = append(again, c)
-				}
-			}
-			for _, c := range again {
-				err := g.patiently(ctx, "change "+c.Path+" of "+c.Object.String(), func() error { return g.undo(ctx, c) })
-				if errors.Is(err, errTaken) || ctx.Err() != nil {
-					return err
-				}
-				failed = errors.Join(failed, err)
-			}
+			changes = append(changes, g.record.Of(f)...)
 		}
-		return failed
+		outcome := func(err error) undo.Outcome { return g.outcome(ctx, err) }
+		said := map[undo.Object]bool{}
+		return undo.TakeBack(changes, func(c undo.Change) error {
+			err := g.once(ctx, func() error { return g.undo(ctx, c) })
+			if err != nil && !said[c.Object] && outcome(err) == undo.Later {
+				said[c.Object] = true
+				g.Log.Info("change "+c.Path+" of "+c.Object.String()+"; trying again", "because", err)
+			}
+			return err
+		}, outcome, func() error { return sleep(ctx, retryPause) })
 	}
 }
 
@@ -196,17 +202,7 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 	if err != nil {
 		return err
 	}
-	now := is.Spec.Selector
-	if c.Field() == undo.Replicas {
-		now = is.Spec.Replicas
-	}
-	switch { // the API leaves out what is zero
-	case len(now) > 0:
-	case c.Field() == undo.Replicas:
-		now = json.RawMessage("0")
-	default:
-		now = json.RawMessage("null")
-	}
+	now := is.value(c.Field())
 	to, err := c.Undo(now)
 	switch {
 	case errors.Is(err, undo.ErrMoved):
@@ -226,6 +222,18 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 		return err
 	}
 	return g.api.patch(ctx, path, patch)
+}
+
+// value is what the object has in the field, of which the API leaves out what is zero.
+func (o object) value(f undo.Field) json.RawMessage {
+	now, none := o.Spec.Selector, "null"
+	if f == undo.Replicas {
+		now, none = o.Spec.Replicas, "0"
+	}
+	if len(now) == 0 {
+		now = json.RawMessage(none)
+	}
+	return now
 }
 
 // awaitReady waits until the target has as many Ready pods as it wants, or no longer than it may take: its callers have
@@ -420,8 +428,8 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, changes, is.Metadata.ResourceVersion)
-			if err != nil {
+			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, is.value(changes[0].Field()), changes, is.Metadata.ResourceVersion)
+			if patch == nil || err != nil {
 				return err
 			}
 			return g.api.patch(ctx, g.api.pathOf(o), patch)

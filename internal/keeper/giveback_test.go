@@ -373,8 +373,14 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 	})
 }
 
-// One Service whose admission webhook is down keeps no other's callers waiting.
+// One Service whose admission webhook is down, or that somebody writes to all the time, keeps no other's callers waiting, also of one that is tried again.
 func TestOneServiceThatFailsKeepsNoOther(t *testing.T) {
+	for _, code := range []int{http.StatusInternalServerError, http.StatusConflict, http.StatusForbidden, http.StatusUnprocessableEntity} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) { oneServiceFails(t, code) })
+	}
+}
+
+func oneServiceFails(t *testing.T, code int) {
 	synctest.Test(t, func(t *testing.T) {
 		record, err := undo.Parse(strings.Replace(orders, `"changes":[`, `"changes":[{"object":{"apiVersion":"v1","kind":"Service","namespace":"shop","name":"first","uid":"f"},"path":"spec.selector","before":{"app":"orders"},"set":{"app":"orders","bridge.internal/proxy":"l"}},`, 1))
 		if err != nil {
@@ -383,9 +389,14 @@ func TestOneServiceThatFailsKeepsNoOther(t *testing.T) {
 		a := newAPIServer()
 		a.objects["services/first"] = parse(`{"metadata":{"uid":"f"},"spec":{"selector":{"app":"orders","bridge.internal/proxy":"l"}}}`)
 		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
+		late := 3
 		a.refuses = func(method, path string) int {
-			if method == http.MethodPatch && path == "services/first" {
-				return http.StatusInternalServerError
+			switch {
+			case method == http.MethodPatch && path == "services/first":
+				return code
+			case method == http.MethodPatch && path == "services/orders" && late > 0:
+				late--
+				return http.StatusConflict
 			}
 			return 0
 		}
@@ -394,7 +405,7 @@ func TestOneServiceThatFailsKeepsNoOther(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*retryPause)
 		defer cancel()
 		err = giving{k, k.client, claim{"1", "ada@laptop", record}}.undoAll(undo.Selector)(ctx)
-		if err == nil || !slices.Contains(a.writes, "PATCH services/orders") {
+		if !slices.Contains(a.writes, "PATCH services/orders") || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("service/first: refused with %d", code)) {
 			t.Errorf("changed %q: %v", a.writes, err)
 		}
 	})

@@ -99,21 +99,31 @@ func BroughtBack(managedFields json.RawMessage) (bool, error) {
 	return len(owners) > 0 && !slices.ContainsFunc(owners, func(o Owner) bool { return o.Manager == FieldManager }), nil
 }
 
-// OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the fields of changes, all
-// of this object, to those who had them before, unless somebody else has one by now; it removes the fence, too.
-func OwnershipPatch(managedFields json.RawMessage, changes []Change, resourceVersion string) (map[string]any, error) {
+// OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the field of changes, all
+// of this object, which has the value now, to those who had it before: unless somebody else has it by now, or it has another value than
+// before, which was never theirs. It removes the fence, too. It is nil when nothing is noted as bridge's, the fence neither, and nobody is to have the field again.
+func OwnershipPatch(managedFields, now json.RawMessage, changes []Change, resourceVersion string) (map[string]any, error) {
 	list, err := entries(managedFields)
 	if err != nil {
 		return nil, err
 	}
+	were := len(list)
 	list = slices.DeleteFunc(list, func(e managed) bool { return e.Manager == FieldManager })
+	nothing := len(list) == were
 	for _, c := range changes {
-		if len(ownersOf(list, strings.Split(c.Path, ".")...)) > 0 {
+		same, err := c.equal(now, c.Before)
+		if err != nil {
+			return nil, err
+		}
+		if !same || len(ownersOf(list, strings.Split(c.Path, ".")...)) > 0 {
 			continue
 		}
 		for _, o := range c.Owners {
-			list = own(list, o, c.Path)
+			list, nothing = own(list, o, c.Path), false
 		}
+	}
+	if nothing {
+		return nil, nil
 	}
 	if len(list) == 0 {
 		list = []managed{{}} // an empty list would mean "leave it" to the API server

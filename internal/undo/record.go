@@ -21,6 +21,8 @@ const (
 	ProxyLabel = "bridge.internal/proxy"
 	// FenceAnnotation is on a Service while its swap is given back by another than made it.
 	FenceAnnotation = "bridge.internal/fence"
+	// OverAnnotation is on a Lease that was made to remove the copies of a record that is over.
+	OverAnnotation = "bridge.internal/over"
 	// FieldManager is bridge's name in managedFields.
 	FieldManager = "bridge"
 	// GivenBack is the reason of the event that tells so.

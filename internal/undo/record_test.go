@@ -209,7 +209,10 @@ func TestDoAndUndo(t *testing.T) {
 func TestOwnershipGoesBack(t *testing.T) {
 	const before = `[{"manager":"kubectl","operation":"Apply","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:ports":{},"f:selector":{}}}},` +
 		`{"manager":"hpa","operation":"Update","apiVersion":"v1","subresource":"scale","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}}}]`
-	changes := []Change{{Path: "spec.selector"}, {Path: "spec.replicas"}}
+	changes := []Change{
+		{Object: Object{APIVersion: "v1", Kind: "Service"}, Path: "spec.selector", Before: json.RawMessage(`{"a":"b"}`)},
+		{Object: Object{APIVersion: "apps/v1", Kind: "Deployment"}, Path: "spec.replicas", Before: json.RawMessage("3")},
+	}
 	for i := range changes {
 		var err error
 		if changes[i].Owners, err = OwnersOf(json.RawMessage(before), changes[i].Path); err != nil || len(changes[i].Owners) != 1 {
@@ -220,17 +223,31 @@ func TestOwnershipGoesBack(t *testing.T) {
 	after := `[{"manager":"kubectl","operation":"Apply","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:ports":{}}}},` +
 		`{"manager":"bridge","operation":"Update","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:selector":{}}}},` +
 		`{"manager":"bridge","operation":"Update","apiVersion":"v1","subresource":"scale","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}}}]`
-	if got := ownership(t, after, changes); got != before {
+	if got := ownership(t, ownership(t, after, changes[0]), changes[1]); got != before {
 		t.Errorf("got  %s\nwant %s", got, before)
+	}
+	// Another value than before was never theirs: who applies without the field would have it removed.
+	for i, now := range []string{`{"a":"c"}`, "5"} {
+		patch, err := OwnershipPatch(json.RawMessage(after), json.RawMessage(now), changes[i:i+1], "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owners, err := OwnersOf(json.RawMessage(ownersIn(t, patch)), changes[i].Path); len(owners) > 0 || err != nil {
+			t.Errorf("%s is given to %+v: %v", now, owners, err)
+		}
 	}
 	// Somebody else took the field meanwhile: theirs.
 	after = strings.Replace(after, `"bridge"`, `"argocd"`, 1)
-	owners, err := OwnersOf(json.RawMessage(ownership(t, after, changes)), "spec.selector")
+	owners, err := OwnersOf(json.RawMessage(ownership(t, after, changes[0])), "spec.selector")
 	if err != nil || len(owners) != 1 || owners[0].Manager != "argocd" {
 		t.Errorf("owners %+v, %v", owners, err)
 	}
+	if patch, err := OwnershipPatch(json.RawMessage(before), changes[0].Before, changes[:1], ""); patch != nil || err != nil {
+		t.Errorf("with nothing to give back: %v, %v", patch, err)
+	}
 	// With nobody left, the list is emptied by what the API server takes for that.
-	if got := ownership(t, `[{"manager":"bridge","operation":"Update","apiVersion":"v1"}]`, nil); got != `[{"manager":"","operation":"","apiVersion":""}]` {
+	changes[0].Owners = nil
+	if got := ownership(t, `[{"manager":"bridge","operation":"Update","apiVersion":"v1"}]`, changes[0]); got != `[{"manager":"","operation":"","apiVersion":""}]` {
 		t.Errorf("an empty list: %s", got)
 	}
 }
@@ -347,12 +364,18 @@ func TestFieldSets(t *testing.T) {
 	}
 }
 
-func ownership(t *testing.T, managedFields string, changes []Change) string {
+// ownership is what giving back one change, whose field is as before, makes of managedFields.
+func ownership(t *testing.T, managedFields string, c Change) string {
 	t.Helper()
-	patch, err := OwnershipPatch(json.RawMessage(managedFields), changes, "")
+	patch, err := OwnershipPatch(json.RawMessage(managedFields), c.Before, []Change{c}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ownersIn(t, patch)
+}
+
+func ownersIn(t *testing.T, patch map[string]any) string {
+	t.Helper()
 	b, err := json.Marshal(patch["metadata"].(map[string]any)["managedFields"])
 	if err != nil {
 		t.Fatal(err)

@@ -149,28 +149,78 @@ func (x changer) changed(ctx context.Context, u *Undo) bool {
 	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
 		return true
 	}
-	held, err := x.held(ctx, u)
-	return err != nil || len(held) > 0
+	held, unseen, err := x.held(ctx, u)
+	return errors.Join(err, unseen) != nil || len(held) > 0
 }
 
-// held are the changes of u of which there is something to take back.
-func (x changer) held(ctx context.Context, u *Undo) (list []Change, err error) {
+// held are the changes of u of which there is something to take back. unseen says of which others that is not known, since they may not be read.
+func (x changer) held(ctx context.Context, u *Undo) (list []Change, unseen, err error) {
 	for _, c := range u.Changes {
 		now, err := x.write(ctx, c, func(json.RawMessage) (json.RawMessage, error) { return nil, nil })
 		switch {
 		case errors.Is(err, errGone):
+		case apierrors.IsForbidden(err):
+			unseen = errors.Join(unseen, err)
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case c.Held(now):
 			list = append(list, c)
 		}
 	}
-	return list, nil
+	return list, unseen, nil
 }
 
-// record writes the copy of the undo record on the target, in the place of what the plan has seen there; anything else is undo.ErrMoved.
+// record writes the copy of the undo record on the target, in the place of what the plan has seen there, and of older ones on its ReplicaSets; anything else
+// there is undo.ErrMoved.
 func (x changer) record(ctx context.Context, p *Plan) error {
+	if err := x.removeOlder(ctx, p); err != nil {
+		return err
+	}
 	return x.annotate(ctx, p.Undo.Target, &p.Undo, func(d *kube.Workload) bool { return d.Annotations[proxypod.UndoAnnotation] == p.stale })
+}
+
+// removeOlder removes the copies on the target's ReplicaSets that the plan has found to be over: kubectl rollout undo would bring one back, and with the field
+// as this swap has set it that one would seem to be in force.
+func (x changer) removeOlder(ctx context.Context, p *Plan) error {
+	if len(p.copies) == 0 {
+		return nil
+	}
+	o := p.Undo.Target
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		d, err := x.workload(ctx, o)
+		if err := same(err, o, d.UID); err != nil {
+			return err
+		}
+		copies, err := replicaSetCopies(ctx, x.kube, d)
+		if err != nil {
+			return err
+		}
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
+		for _, rs := range copies {
+			known := func(k appsv1.ReplicaSet) bool {
+				return k.UID == rs.UID && k.Annotations[proxypod.UndoAnnotation] == rs.Annotations[proxypod.UndoAnnotation]
+			}
+			if !slices.ContainsFunc(p.copies, known) {
+				continue // it came meanwhile
+			}
+			if err := x.unmark(ctx, rs, rs.ResourceVersion); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return explainUnlessOurs(err, fmt.Sprintf("annotate the replicasets of %s in %s", o, o.Namespace))
+}
+
+// unmark removes what a ReplicaSet has of a record, if it is there.
+func (x changer) unmark(ctx context.Context, rs appsv1.ReplicaSet, resourceVersion string) error {
+	o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
+	if err := x.patch(ctx, o, undo.UnmarkPatch(resourceVersion)); !apierrors.IsNotFound(err) {
+		return err
+	}
+	return nil
 }
 
 // unrecord removes it. Another swap's is undo.ErrMoved.
@@ -255,9 +305,8 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 		return 0, err
 	}
 	for _, rs := range copies {
-		o := Object{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: rs.Namespace, Name: rs.Name, UID: string(rs.UID)}
 		// Without a resourceVersion: the controller writes to it all the time, and nothing depends on it.
-		if err := x.patch(ctx, o, undo.UnmarkPatch("")); err != nil && !apierrors.IsNotFound(err) {
+		if err := x.unmark(ctx, rs, ""); err != nil {
 			return n, kube.Explain(err, "annotate replicaset "+rs.Name)
 		}
 		n++
@@ -299,7 +348,7 @@ func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]
 // had it, and removes the fence. No field counts as written by bridge then.
 func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		meta, err := x.meta(ctx, o)
+		meta, now, err := x.field(ctx, o)
 		if err := same(err, o, meta.GetUID()); err != nil {
 			return err
 		}
@@ -307,8 +356,8 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if err != nil {
 			return err
 		}
-		patch, err := undo.OwnershipPatch(managed, changes, meta.GetResourceVersion())
-		if err != nil {
+		patch, err := undo.OwnershipPatch(managed, now, changes, meta.GetResourceVersion())
+		if patch == nil || err != nil {
 			return err
 		}
 		if err := x.ours(ctx); err != nil {
@@ -322,12 +371,15 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 	return explainUnlessOurs(err, fmt.Sprintf("give back the field ownership of %s in %s", o, o.Namespace))
 }
 
-// meta is the metadata of a workload or a Service; never nil, as the clients have it.
-func (x changer) meta(ctx context.Context, o Object) (metav1.Object, error) {
+// field is the metadata of a workload or a Service, never nil, as the clients have it, and the value of the field of it that a swap changes.
+func (x changer) field(ctx context.Context, o Object) (metav1.Object, json.RawMessage, error) {
 	if o.Kind == "Service" {
-		return x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		s, err := x.kube.Clientset.CoreV1().Services(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
+		now, marshalErr := json.Marshal(s.Spec.Selector)
+		return s, now, errors.Join(err, marshalErr)
 	}
-	return x.workload(ctx, o)
+	d, err := x.workload(ctx, o)
+	return d, fmt.Append(nil, d.Replicas), err
 }
 
 // workload reads a record's; never nil.

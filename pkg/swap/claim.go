@@ -169,6 +169,12 @@ func (c *claim) renew(ctx context.Context, say func(string)) {
 	_ = proxypod.Heartbeat(ctx, c.kube, c.lease, noTunnel, proxypod.More{Write: ours}, say) // each step asks whose it is
 }
 
+// over tells whether the Lease was made for a record that is over, of which the copies alone are to go.
+func (c *claim) over() bool {
+	_, over := c.lease.Annotations[undo.OverAnnotation]
+	return over
+}
+
 // release deletes the Lease, and with it, by garbage collection, anything of ours that is left.
 func (c *claim) release(ctx context.Context) error {
 	err := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace).Delete(ctx, c.lease.Name, metav1.DeleteOptions{

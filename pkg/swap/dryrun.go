@@ -100,6 +100,12 @@ func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	if p.Keeper != nil {
 		d.Steps = append(d.Steps, p.Keeper.steps(k, d, create)...)
 	}
+	for _, rs := range p.copies {
+		d.Steps = append(d.Steps, Step{
+			Verb: "patch", Name: "replicaset/" + rs.Name, Patch: undo.UnmarkPatch(""), Why: "the copy of an earlier swap's record, which is over, goes",
+			try: func(ctx context.Context) error { return x.unmark(ctx, rs, "") },
+		})
+	}
 	mark, err := u.MarkPatch("")
 	if err != nil {
 		return nil, err

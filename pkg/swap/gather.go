@@ -53,12 +53,8 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 		return Facts{}, err
 	}
 	if objectOf(f.Workload).Copied() {
-		sets, err := replicaSetCopies(ctx, k, f.Workload)
-		if err != nil {
+		if f.Copies, err = replicaSetCopies(ctx, k, f.Workload); err != nil {
 			return Facts{}, err
-		}
-		for _, rs := range sets {
-			f.Copies = append(f.Copies, rs.Annotations[proxypod.UndoAnnotation])
 		}
 	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})

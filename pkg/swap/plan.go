@@ -31,8 +31,8 @@ type Facts struct {
 	Workload *kube.Workload
 	Services []corev1.Service // all of the namespace
 	Pods     []corev1.Pod     // likewise
-	// Copies are of its record, on its ReplicaSets.
-	Copies []string
+	// Copies are those of its ReplicaSets that have a copy of its record.
+	Copies []appsv1.ReplicaSet
 	// MayPatchServices tells whether endpoints can be moved before the original is scaled to 0.
 	MayPatchServices bool
 	// MayPodProxy tells whether the tunnel may go through the API server's proxy to the pod; false when it was not asked.
@@ -107,11 +107,12 @@ type Plan struct {
 	grace     time.Duration         // that the pod gives a container to end
 	place     atomic.Pointer[place] // of the local process; nil: it is on this machine
 	source    proxypod.Source
-	podProxy  bool   // was asked for
-	noKeeper  string // why there is none
-	forKeeper bool   // bridge chose mode replace because there is to be one
-	stale     string // what the target has in the place of the record's copy
-	why       string // this mode, if that was bridge's choice; "" if the user's
+	podProxy  bool                // was asked for
+	noKeeper  string              // why there is none
+	forKeeper bool                // bridge chose mode replace because there is to be one
+	stale     string              // what the target has in the place of the record's copy
+	copies    []appsv1.ReplicaSet // that have a copy of one that is over
+	why       string              // this mode, if that was bridge's choice; "" if the user's
 }
 
 // NewPlan works out a swap in the mode of o, replace or standby.
@@ -124,8 +125,12 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			"%s is bridge's own", d.Target())
 	}
 
-	p.stale = d.Annotations[proxypod.UndoAnnotation]
-	for _, record := range append([]string{p.stale}, f.Copies...) {
+	p.stale, p.copies = d.Annotations[proxypod.UndoAnnotation], f.Copies
+	records := []string{p.stale}
+	for _, rs := range p.copies {
+		records = append(records, rs.Annotations[proxypod.UndoAnnotation])
+	}
+	for _, record := range records {
 		if record != "" && f.held(record) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)

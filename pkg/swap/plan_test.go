@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
@@ -245,7 +246,7 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 		f := facts(t, "orders.yaml")
 		f.Source, f.Workload.Replicas = carried, c.replicas
 		f.Workload.ManagedFields = append(f.Workload.ManagedFields, annotatedBy("kubectl")...) // as if it were brought back
-		f.Workload.Annotations, f.Copies = map[string]string{proxypod.UndoAnnotation: c.onTarget}, []string{c.onSet}
+		f.Workload.Annotations, f.Copies = map[string]string{proxypod.UndoAnnotation: c.onTarget}, []appsv1.ReplicaSet{setOf(f.Workload, "one", c.onSet)}
 		if c.moved {
 			f.Services[0].Spec.Selector[proxypod.ProxyLabel] = p.Lease.Name
 		}
@@ -259,18 +260,29 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 	f.Workload.ManagedFields = append(f.Workload.ManagedFields, annotatedBy("kubectl")...)
 	for _, stale := range []string{record, strings.ReplaceAll(record, p.Undo.Target.UID, "another")} {
 		f.Workload.Annotations[proxypod.UndoAnnotation] = stale
-		f.Copies = []string{record}
+		one := setOf(f.Workload, "one", record)
+		f.Copies = []appsv1.ReplicaSet{one, setOf(f.Workload, "two", stale)}
 		p, err := NewPlan(f, Options{Owner: "bob@desk"})
 		if err != nil {
 			t.Errorf("over %q: %v", stale, err)
 			continue
 		}
 		at := deploymentPath + "orders"
-		cl, k := newCluster(t, map[string]any{at: deploymentWith(f.Workload.ObjectMeta)})
+		const sets = "/apis/apps/v1/namespaces/shop/replicasets/"
+		cl, k := newCluster(t, map[string]any{
+			at: deploymentWith(f.Workload.ObjectMeta), sets + "one": one,
+			sets + "two": setOf(f.Workload, "two", "[]"), sets + "three": setOf(f.Workload, "three", record), // come after the plan was made
+		})
 		x := changer{kube: k}
 		var now appsv1.Deployment
 		if err := x.record(t.Context(), p); err != nil || !cl.at(at, &now) || !strings.Contains(now.Annotations[proxypod.UndoAnnotation], "bob@desk") {
 			t.Errorf("over %q: %v, %v", stale, err, now.Annotations)
+		}
+		for name, stays := range map[string]bool{"one": false, "two": true, "three": true} {
+			var rs appsv1.ReplicaSet
+			if there := cl.at(sets+name, &rs); !there || (len(rs.Annotations) > 0) != stays {
+				t.Errorf("replicaset %s has %v", name, rs.Annotations)
+			}
 		}
 		var after appsv1.Deployment
 		if err := x.unrecord(t.Context(), &p.Undo); err != nil || !cl.at(at, &after) || len(after.Annotations) > 0 {
@@ -283,6 +295,15 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 			t.Errorf("over what came meanwhile: %v", err)
 		}
 	}
+}
+
+// setOf is a ReplicaSet of d, with a copy of a record.
+func setOf(d *kube.Workload, name, record string) appsv1.ReplicaSet {
+	controls := true
+	return appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Namespace: d.Namespace, UID: types.UID(name), Annotations: map[string]string{proxypod.UndoAnnotation: record},
+		OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
+	}}
 }
 
 // annotatedBy are the managedFields of an object on which manager has written the record's copy.

@@ -97,6 +97,9 @@ func (r *Restorer) take(ctx context.Context, t kube.Target, by string, mine *Und
 	if err != nil {
 		return nil, nil, err
 	}
+	if c.over() {
+		return u, c, nil // nothing of it was being written
+	}
 	x := changer{kube: r.Kube, claim: c}
 	fencing, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
@@ -131,7 +134,11 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			if err != nil {
 				return nil, nil, err
 			}
-			lease, err := leases.Create(ctx, newLease(u, record, by, "", time.Now()), metav1.CreateOptions{FieldManager: proxypod.FieldManager})
+			lease := newLease(u, record, by, "", time.Now())
+			if over {
+				lease.Annotations[undo.OverAnnotation] = "true"
+			}
+			lease, err = leases.Create(ctx, lease, metav1.CreateOptions{FieldManager: proxypod.FieldManager})
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
@@ -183,7 +190,7 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 		return u, nil
 	}
 	if d, copyErr := r.target(ctx, t); copyErr == nil {
-		if u, copyErr := ownCopy(d); u != nil && copyErr == nil {
+		if u, copyErr := r.ownCopy(d); u != nil && copyErr == nil {
 			return u, nil
 		}
 	}
@@ -201,7 +208,7 @@ func (r *Restorer) target(ctx context.Context, t kube.Target) (*kube.Workload, e
 }
 
 // ownCopy is the record's copy that bridge has written on d and not removed; nil if there is none.
-func ownCopy(d *kube.Workload) (*Undo, error) {
+func (r *Restorer) ownCopy(d *kube.Workload) (*Undo, error) {
 	text := d.Annotations[proxypod.UndoAnnotation]
 	back, err := broughtBack(d.ManagedFields)
 	if err != nil {
@@ -210,17 +217,22 @@ func ownCopy(d *kube.Workload) (*Undo, error) {
 	if text == "" || back {
 		return nil, nil
 	}
-	return recordAbout(d, text)
+	return r.recordAbout(d, d.Target().String(), text)
 }
 
-// recordAbout reads a copy of d's record.
-func recordAbout(d *kube.Workload, text string) (*Undo, error) {
+// recordAbout reads a copy of d's record, which is on the object of that name.
+func (r *Restorer) recordAbout(d *kube.Workload, on, text string) (*Undo, error) {
 	u, err := undo.Parse(text)
 	if err != nil {
-		return nil, hint.Newf(hint.RestoreIncomplete, "", "%s in %s: %w", d.Target(), d.Namespace, err)
+		return nil, hint.Newf(hint.RestoreIncomplete, strings.Join([]string{
+			fmt.Sprintf("if a newer bridge has made that swap, use it; else look at what its annotation %s says was before: kubectl get %s -n %s -o yaml", proxypod.UndoAnnotation, on, d.Namespace),
+			"set that back by hand, where nobody else has set it since: the replicas, and the selectors of Services",
+			fmt.Sprintf("then remove it, after which nobody can give that swap back any more: %s", remove(d.Namespace, on)),
+			"then once more: " + Command(r.Kube, objectOf(d)),
+		}, "\n"), "the record of a swap on %s in %s: %w", on, d.Namespace, err)
 	}
 	if u.Target.UID != string(d.UID) || u.Target.Namespace != d.Namespace || targetOf(u.Target) != d.Target() {
-		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; remove it", proxypod.UndoAnnotation, d.Kind),
+		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; to remove it: %s", proxypod.UndoAnnotation, d.Kind, remove(d.Namespace, on)),
 			"%s in %s is not swapped", d.Target(), d.Namespace)
 	}
 	return u, nil
@@ -239,7 +251,7 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 	if err != nil {
 		return nil, false, err
 	}
-	if u, err := ownCopy(d); u != nil || err != nil {
+	if u, err := r.ownCopy(d); u != nil || err != nil {
 		if err == nil && mine != nil && !mine.Equal(u) {
 			err = swappedAnew(u)
 		}
@@ -261,21 +273,27 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 		return nil, false, err
 	}
 	var inForce []copied
+	var hidden error
 	certain, err := noted(d)
 	if err != nil {
 		return nil, false, err
 	}
 	for _, c := range copies {
-		held, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
+		held, unseen, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
 		if err != nil {
 			return nil, false, err
 		}
 		if len(held) > 0 {
 			inForce = append(inForce, c)
+		} else if unseen != nil {
+			return nil, false, r.unseen(c, unseen)
 		}
+		hidden = errors.Join(hidden, unseen)
 		certain = certain || slices.ContainsFunc(held, func(h Change) bool { return h.Field() == undo.Selector })
 	}
 	switch {
+	case len(inForce) == 1 && !certain && hidden != nil:
+		return nil, false, r.unseen(inForce[0], hidden)
 	case len(copies) == 0 || mine != nil && (len(inForce) == 0 || !certain):
 		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, d.Namespace)
 	case len(inForce) == 0:
@@ -296,7 +314,7 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 		if text == "" {
 			return
 		}
-		u, readErr := recordAbout(d, text)
+		u, readErr := r.recordAbout(d, on, text)
 		if readErr != nil {
 			if hint.CodeOf(readErr) != hint.NotFound {
 				err = readErr
@@ -326,6 +344,12 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 func noted(d *kube.Workload) (bool, error) {
 	owners, err := ownersOf(d.ManagedFields, "spec.replicas")
 	return slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager }), err
+}
+
+// unseen is that it is not known whether a swap was given back, for what it has changed may not be read.
+func (r *Restorer) unseen(c copied, why error) error {
+	return hint.Newf(hint.RestoreIncomplete, hint.Of(why)+"; then once more: "+Command(r.Kube, c.Target),
+		"%s in %s: whether %s was given back cannot be told, so nothing is changed: %w", c.Target, c.Target.Namespace, c.swap(), why)
 }
 
 // whether is that nobody knows whether a swap was given back of which only the replicas are as it has set them.
@@ -359,8 +383,11 @@ func (c copied) swap() string {
 }
 
 // remove is the command that removes its copies.
-func (c copied) remove() string {
-	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(c.on, " "), c.Target.Namespace, proxypod.UndoAnnotation, undo.SwappedAnnotation)
+func (c copied) remove() string { return remove(c.Target.Namespace, c.on...) }
+
+// remove is the command that removes the copies on these objects.
+func remove(ns string, on ...string) string {
+	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(on, " "), ns, proxypod.UndoAnnotation, undo.SwappedAnnotation)
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
@@ -380,10 +407,14 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	}
 	if left {
 		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
+		mine := u
+		if c.over() {
+			mine = nil // what was never this giving back's to undo is not by the record in hand
+		}
 		var found *Undo
 		var again *claim
 		takeErr := r.again(ctx, func() (err error) {
-			found, again, err = r.take(ctx, targetOf(u.Target), by, u, swapOf(u))
+			found, again, err = r.take(ctx, targetOf(u.Target), by, mine, swapOf(u))
 			return err
 		})
 		if hint.CodeOf(takeErr) == hint.NotFound {
@@ -396,8 +427,11 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
 		return err
 	}
-	return hint.Newf(hint.RestoreIncomplete, "the record is kept; finish with: "+Command(r.Kube, u.Target),
-		"%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
+	next := "the record is kept; finish with: " + Command(r.Kube, u.Target)
+	if hint.CodeOf(err) == hint.Forbidden {
+		next = hint.Of(err) + "; " + next
+	}
+	return hint.Newf(hint.RestoreIncomplete, next, "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
@@ -410,6 +444,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		defer stop()
 		running.Go(func() { c.renew(renewing, r.Say) })
 	}
+	if c.over() {
+		return r.removeCopies(ctx, x, u, c)
+	}
 
 	said := map[string]bool{}
 	changed := x.changed(ctx, u)
@@ -418,7 +455,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		first = "its callers first"
 	}
 	r.Say(fmt.Sprintf("giving %s back: %s", u.Target, first))
-	if _, err := r.undo(ctx, x, c, u, undo.Replicas, fault.ScaledBack, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u.Of(undo.Replicas), fault.ScaledBack, said); err != nil {
 		return err
 	}
 	ready, notReady := true, error(nil)
@@ -431,7 +468,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u, undo.Selector, fault.MovedBack, said)
+	back, err := r.undo(ctx, x, c, u.Of(undo.Selector), fault.MovedBack, said)
 	if err != nil {
 		return err
 	}
@@ -441,21 +478,10 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		}
 	}
 
-	unrecord := func() error {
-		return r.patiently(ctx, c, func() error {
-			switch err := x.unrecord(ctx, u); {
-			case errors.Is(err, undo.ErrMoved):
-				r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
-			case !errors.Is(err, errGone):
-				return fault.After(fault.RecordRemoved, err)
-			}
-			return nil
-		})
-	}
 	if u.Target.Copied() {
 		// Before the proxy's end, which takes seconds: by then the deployment controller knows that the record
 		// is gone, and does not copy it to a ReplicaSet again.
-		if err := unrecord(); err != nil {
+		if err := r.unrecord(ctx, x, u, c); err != nil {
 			return err
 		}
 	}
@@ -464,10 +490,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	// A bridge that was still swapping when the claim was taken may have made one more change.
-	for _, f := range []undo.Field{undo.Replicas, undo.Selector} {
-		if _, err := r.undo(ctx, x, c, u, f, fault.UndoneAgain, said); err != nil {
-			return err
-		}
+	if _, err := r.undo(ctx, x, c, slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), fault.UndoneAgain, said); err != nil {
+		return err
 	}
 	for _, changes := range u.ByObject() {
 		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
@@ -481,15 +505,11 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	}
 	// Last, since without the Lease these copies, or this one, are all that is left of the record.
 	if !u.Target.Copied() {
-		if err := unrecord(); err != nil {
+		if err := r.unrecord(ctx, x, u, c); err != nil {
 			return err
 		}
 	}
-	err = r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
-	if err := fault.After(fault.CopiesGone, err); err != nil {
-		return err
-	}
-	if err := fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) })); err != nil {
+	if err := r.cleanAndRelease(ctx, x, u, c); err != nil {
 		return err
 	}
 	awaitKeeperGone(ctx, r.Kube, c.lease)
@@ -502,47 +522,83 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	return nil
 }
 
-// undo takes back the changes of one field, and returns the objects that are as they were. It comes to point after each, and
-// says once what it left alone; said remembers. One that is refused is no reason to leave the others, whose callers have nobody else; so each is tried before one is
-// tried again.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, u *Undo, f undo.Field, point fault.Point, said map[string]bool) (back []Object, failed error) {
-	changes := u.Of(f)
-	tried := len(changes)
-	for i := 0; i < len(changes); i++ {
-		change, left := changes[i], ""
-		step := func() (err error) {
-			left, err = x.undo(ctx, change)
+// removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
+// them, and so is whose they are.
+func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim) error {
+	if err := r.unrecord(ctx, x, u, c); err != nil {
+		return err
+	}
+	for _, changes := range u.ByObject() {
+		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, nil) }); err != nil {
 			return err
 		}
-		var err error
-		if i < tried {
-			if err = c.check(ctx); err == nil {
-				err = step()
-			}
-			if kube.Transient(err) || apierrors.IsConflict(err) {
-				changes = append(changes, change)
-				continue
-			}
-		} else {
-			err = r.patiently(ctx, c, step)
+	}
+	if err := r.cleanAndRelease(ctx, x, u, c); err != nil {
+		return err
+	}
+	r.Say(fmt.Sprintf("%s in %s has no record of a swap any more", u.Target, u.Target.Namespace))
+	return nil
+}
+
+// unrecord removes the record's copy from the target, unless it is another swap's.
+func (r *Restorer) unrecord(ctx context.Context, x changer, u *Undo, c *claim) error {
+	return r.patiently(ctx, c, func() error {
+		switch err := x.unrecord(ctx, u); {
+		case errors.Is(err, undo.ErrMoved):
+			r.Say("the record on " + u.Target.String() + " is not this swap's: left as it is")
+		case !errors.Is(err, errGone):
+			return fault.After(fault.RecordRemoved, err)
 		}
-		err = fault.After(point, err)
+		return nil
+	})
+}
+
+// cleanAndRelease removes what is left of the record, the Lease last.
+func (r *Restorer) cleanAndRelease(ctx context.Context, x changer, u *Undo, c *claim) error {
+	err := r.patiently(ctx, c, func() error { return x.cleanReplicaSets(ctx, u.Target) })
+	if err := fault.After(fault.CopiesGone, err); err != nil {
+		return err
+	}
+	return fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) }))
+}
+
+// undo takes back these changes, and returns the objects that are as they were. It comes to point after each, and says once what it left
+// alone; said remembers.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Change, point fault.Point, said map[string]bool) (back []Object, err error) {
+	outcome := func(err error) undo.Outcome {
 		switch taken := new(proxypod.TakenError); {
 		case errors.As(err, &taken) || ctx.Err() != nil:
-			return nil, err
-		case err != nil:
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", change.Object, err))
-		case left != "":
-			if !said[left] {
-				r.Say(hint.Printable(left))
-			}
-			said[left] = true
-		default:
-			back = append(back, change.Object)
+			return undo.Ended
+		case passes(err):
+			return undo.Later
 		}
+		return undo.Failed
 	}
-	return back, failed
+	again := map[Object]bool{}
+	err = undo.TakeBack(changes, func(change Change) error {
+		left, err := "", c.check(ctx)
+		if err == nil {
+			left, err = x.undo(ctx, change)
+		}
+		switch err = fault.After(point, err); {
+		case err != nil:
+			if !again[change.Object] && outcome(err) == undo.Later {
+				again[change.Object] = true
+				r.Say(fmt.Sprintf("%v; trying again", err))
+			}
+		case left == "":
+			back = append(back, change.Object)
+		case !said[left]:
+			said[left] = true
+			r.Say(hint.Printable(left))
+		}
+		return err
+	}, outcome, func() error { return sleep(ctx, proxypod.Poll) })
+	return back, err
 }
+
+// passes tells whether the same may work in a moment.
+func passes(err error) bool { return kube.Transient(err) || apierrors.IsConflict(err) }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
 // fails for a moment, or others write to the object as often as it is read; which it says once.
@@ -560,7 +616,7 @@ func (r *Restorer) again(ctx context.Context, step func() error) error {
 	said := false
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(context.Context) (bool, error) {
 		err := step()
-		if !kube.Transient(err) && !apierrors.IsConflict(err) {
+		if !passes(err) {
 			return true, err
 		}
 		if !said {
@@ -610,9 +666,13 @@ func (r *Restorer) awaitOriginal(ctx context.Context, u *Undo) (ready bool, err 
 // proxy's. Callers who do not know it yet are still served: the proxy takes new ones for as long as settle after its end has begun, with which it leaves the
 // endpoints at the latest. Those of a headless Service know it only when DNS has told them.
 func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo, back []Object) error {
-	pods, err := proxy.Pods(ctx)
+	var pods []corev1.Pod
+	err := r.patiently(ctx, x.claim, func() (err error) {
+		pods, err = proxy.Pods(ctx)
+		return err
+	})
 	if err != nil || len(pods) == 0 || len(back) == 0 {
-		return kube.IgnoreTransient(err) // no proxy: nothing to move from
+		return err // no proxy: nothing to move from
 	}
 	var services []string
 	for _, o := range back {
@@ -661,14 +721,36 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 			labels[name] = nil
 		}
 	}
+	bounded, cancel := context.WithTimeout(ctx, endpointsTimeout)
+	defer cancel()
+	reached, why := false, error(nil)
+	err := r.patiently(bounded, x.claim, func() error {
+		reached, why = r.strip(bounded, x, proxy, labels)
+		return why
+	})
+	switch taken := new(proxypod.TakenError); {
+	case err == nil && !reached:
+		return nil
+	case err == nil:
+		r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
+		return sleep(ctx, settle+dnsTTL)
+	case errors.As(err, &taken) || ctx.Err() != nil:
+		return err
+	case why == nil:
+		why = err
+	}
+	r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
+	return nil
+}
+
+// strip takes these labels from the proxy's pods that are Ready. reached is whether there is one, whom callers may have been told of.
+func (r *Restorer) strip(ctx context.Context, x changer, proxy *proxypod.Proxy, labels map[string]any) (reached bool, err error) {
 	pods, err := proxy.Pods(ctx)
 	if err != nil {
-		return kube.IgnoreTransient(err)
+		return false, err
 	}
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return !proxypod.Ready(p) })
-	if len(pods) == 0 {
-		return nil // it is nobody's endpoint
-	}
+	reached = len(pods) > 0
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool {
 		for name := range labels {
 			if _, has := p.Labels[name]; has {
@@ -677,22 +759,17 @@ func (r *Restorer) leaveDNS(ctx context.Context, x changer, proxy *proxypod.Prox
 		}
 		return true // in standby, whose proxies leave with the selector
 	})
-	refused := func(why error) error {
-		r.Say(fmt.Sprintf("note: callers of a headless service may be refused for %v, by what DNS has told them: %v", dnsTTL, why))
-		return nil
-	}
 	if len(pods) > 0 {
 		if err := r.mayStrip(ctx, proxy.Namespace); err != nil {
-			return refused(err)
+			return false, err
 		}
 	}
 	for _, p := range pods {
 		o := Object{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
-		err := kube.IgnoreTransient(x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}}))
+		err := x.patch(ctx, o, map[string]any{"metadata": map[string]any{"uid": o.UID, "labels": labels}})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return refused(kube.Explain(err, "patch "+o.String()))
+			return false, kube.Explain(err, "patch "+o.String())
 		}
 	}
-	r.Say(fmt.Sprintf("waiting for %v: so long callers of a headless service may come to the proxy, by what DNS has told them", settle+dnsTTL))
-	return sleep(ctx, settle+dnsTTL)
+	return reached, nil
 }

@@ -86,7 +86,7 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 		return http.StatusOK
 	})
 	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{kube: k, lease: plan.Lease}
-	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, &plan.Undo, undo.Replicas, fault.ScaledBack, map[string]bool{})
+	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Replicas), fault.ScaledBack, map[string]bool{})
 	if err != nil || len(back) != 1 || writes != conflicts+1 {
 		t.Errorf("after %d writes: %v, %v", writes, back, err)
 	}
@@ -239,7 +239,98 @@ func TestWithoutALease(t *testing.T) {
 	}
 }
 
-// Where one Service may not be changed back the callers of the others are, and the record stays.
+// What is over goes, and nothing else with it: whatever state the original is in is nobody's to wait for or to tell of, and whoever had its fields before
+// that swap has them no more. So it is when the Lease that was made for it has a new holder, and when that is deleted meanwhile.
+func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
+	plan := ordersPlan(t)
+	u := plan.Undo
+	for i := range u.Changes {
+		u.Changes[i].Owners = []undo.Owner{{Manager: "kubectl", Operation: "Apply", APIVersion: "v1"}}
+	}
+	record, err := u.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controls := true
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	for _, c := range []struct {
+		name     string
+		once     int  // how the first write to the ReplicaSet is answered
+		unleased bool // the Lease is deleted when the Service is written to
+		want     hint.Code
+	}{
+		{name: "at once"},
+		{name: "another goes on", once: http.StatusForbidden, want: hint.RestoreIncomplete},
+		{name: "the Lease is deleted", unleased: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("XDG_STATE_HOME", t.TempDir())
+			synctest.Test(t, func(t *testing.T) {
+				marks := map[string]string{undo.Annotation: record, undo.SwappedAnnotation: "begun by ada@laptop at noon"}
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, Annotations: marks, ManagedFields: annotatedBy("kubectl")})
+				replicas := int32(3) // as before, and none is Ready
+				d.Spec.Replicas = &replicas
+				v := facts(t, "orders.yaml").Services[0]
+				v.Spec.Selector = map[string]string{"app": "orders"}
+				v.ManagedFields = managed("bridge", metav1.ManagedFieldsOperationUpdate, "selector")
+				cl, k := newCluster(t, map[string]any{
+					deploymentPath + "orders": d, servicePath + v.Name: v,
+					setPath: appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+						Name: "one", Namespace: "shop", UID: "one", Annotations: marks, OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
+					}},
+				})
+				cl.refuses = func(method, path string) int {
+					if method == http.MethodPatch && path == setPath {
+						defer func() { c.once = 0 }()
+						return c.once
+					}
+					return 0
+				}
+				cl.controller = func() {
+					if last := cl.writes[len(cl.writes)-1]; c.unleased && last == "PATCH "+servicePath+v.Name {
+						c.unleased = false
+						delete(cl.objects, leasePath+plan.Lease.Name)
+					}
+				}
+				begin := time.Now()
+				r := &Restorer{Kube: k, Say: func(string) {}}
+				if err := r.Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != c.want {
+					t.Errorf("%v, code %d", err, hint.CodeOf(err))
+				}
+				if c.want != 0 {
+					if err := r.Restore(t.Context(), orders, "root@desk"); err != nil {
+						t.Error(err)
+					}
+				}
+				if took := time.Since(begin); took > readyTimeout/2 {
+					t.Errorf("took %v", took)
+				}
+				for _, w := range cl.writes {
+					if strings.Contains(w, "events") || strings.HasSuffix(w, "/scale") {
+						t.Errorf("wrote %q", cl.writes)
+					}
+				}
+				for _, path := range []string{deploymentPath + "orders", servicePath + v.Name, setPath} {
+					var o metav1.PartialObjectMetadata
+					if !cl.at(path, &o) || len(o.Annotations) > 0 {
+						t.Errorf("%s has %v", path, o.Annotations)
+					}
+					for _, field := range []string{"spec.replicas", "spec.selector"} {
+						if owners, err := ownersOf(o.ManagedFields, field); len(owners) > 0 || err != nil {
+							t.Errorf("%s is of %v: %v", path, owners, err)
+						}
+					}
+				}
+				if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+					t.Error("the Lease is left")
+				}
+			})
+		})
+	}
+}
+
+// Where one Service may not be changed back, or somebody writes to it all the time, the callers of the others are, also of one that is tried again; and the
+// record stays.
 func TestOneServiceKeepsNoOther(t *testing.T) {
 	f := facts(t, "orders.yaml")
 	second := *f.Services[0].DeepCopy()
@@ -254,26 +345,147 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
 		objects[servicePath+v.Name] = v
 	}
-	for _, code := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+	for _, code := range []int{http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity, http.StatusInternalServerError} {
 		synctest.Test(t, func(t *testing.T) {
 			cl, k := newCluster(t, objects)
+			late := 10 // more conflicts than one try of the client's own
 			cl.refuses = func(method, path string) int {
-				if method == http.MethodPatch && path == servicePath+"orders" {
+				switch {
+				case method == http.MethodPatch && path == servicePath+"orders":
 					return code
+				case method == http.MethodPatch && path == servicePath+"second" && late > 0:
+					late--
+					return http.StatusConflict
 				}
 				return 0
 			}
 			c := &claim{kube: k, lease: plan.Lease}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, &plan.Undo, undo.Selector, fault.MovedBack, map[string]bool{})
-			if code == http.StatusForbidden && (!strings.Contains(fmt.Sprint(err), "service/orders: ") || len(back) == 0 || back[len(back)-1].Name != "second") {
+			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Selector), fault.MovedBack, map[string]bool{})
+			if !strings.Contains(fmt.Sprint(err), "service/orders: ") || strings.Contains(fmt.Sprint(err), "service/second") || len(back) != 1 || back[0].Name != "second" {
 				t.Errorf("%d: back are %v: %v", code, back, err)
 			}
 			var second corev1.Service
 			if !cl.at(servicePath+"second", &second) || len(second.Spec.Selector) != 1 || err == nil {
 				t.Errorf("%d: its selector is %v: %v", code, second.Spec.Selector, err)
 			}
+		})
+	}
+}
+
+// A copy that cannot be read names the object that has it, and what leads out: after that the workload is not swapped.
+func TestCopyThatCannotBeReadLeadsOut(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	plan := ordersPlan(t)
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	for _, on := range []string{"deployment/orders", "replicaset/one"} {
+		d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID})
+		objects, at := map[string]any{deploymentPath + "orders": d}, setPath
+		if on == "replicaset/one" {
+			objects[at] = setOf(plan.target, "one", "{")
+		} else {
+			at = deploymentPath + "orders"
+			d.Annotations = map[string]string{proxypod.UndoAnnotation: "{"}
+			objects[at] = d
+		}
+		cl, k := newCluster(t, objects)
+		r := &Restorer{Kube: k, Say: func(string) {}}
+		err := r.Restore(t.Context(), orders, "root@desk")
+		if hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(fmt.Sprint(err), "the record of a swap on "+on+" in shop: ") {
+			t.Errorf("%v, code %d", err, hint.CodeOf(err))
+		}
+		for _, next := range []string{
+			"kubectl get " + on + " -n shop -o yaml", "kubectl annotate " + on + " -n shop bridge.internal/undo- bridge.internal/swapped-", "bridge restore deployment orders -n shop",
+		} {
+			if !strings.Contains(hint.Of(err), next) {
+				t.Errorf("%s: the next step is %q, want %q", on, hint.Of(err), next)
+			}
+		}
+		cl.objects[at].SetAnnotations(nil)
+		if err := r.Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != hint.NotFound || len(cl.writes) > 0 {
+			t.Errorf("%s, removed: %v, wrote %q", on, err, cl.writes)
+		}
+	}
+}
+
+// Where a Service may not be read, or not be written to, what may be given back is, also without a Lease, and the Service is named. Where it alone would
+// tell whether there is anything to give back, nothing is changed.
+func TestServiceThatMayNotBeGivenBackIsNamed(t *testing.T) {
+	f := facts(t, "orders.yaml")
+	second := *f.Services[0].DeepCopy()
+	second.Name, second.UID = "second", "second"
+	f.Services = append(f.Services, second)
+	plan, err := NewPlan(f, Options{Owner: "ada@laptop", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	noted := managed("bridge", metav1.ManagedFieldsOperationUpdate, "replicas")
+	for _, c := range []struct {
+		name     string
+		method   string // that is refused for the first Service
+		onTarget bool   // the copy, else it is on a ReplicaSet
+		managed  []metav1.ManagedFieldsEntry
+		now      int32
+		moved    bool // the second Service's selector is bridge's
+		goes     bool
+	}{
+		{"not read, the target's copy", http.MethodGet, true, annotatedBy("bridge"), 0, true, true},
+		{"not written, the target's copy", http.MethodPatch, true, annotatedBy("bridge"), 0, true, true},
+		{"not read, a ReplicaSet's copy, bridge is noted", http.MethodGet, false, noted, 0, false, true},
+		{"not read, a ReplicaSet's copy, the other is bridge's", http.MethodGet, false, nil, 0, true, true},
+		{"not read, a ReplicaSet's copy", http.MethodGet, false, nil, 0, false, false},
+		{"not read, a ReplicaSet's copy, it runs", http.MethodGet, false, nil, 2, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("XDG_STATE_HOME", t.TempDir())
+			synctest.Test(t, func(t *testing.T) {
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.managed})
+				d.Spec.Replicas, d.Status.ReadyReplicas = &c.now, 3
+				objects := map[string]any{deploymentPath + "orders": d}
+				if record := plan.Lease.Annotations[proxypod.UndoAnnotation]; c.onTarget {
+					d.Annotations = map[string]string{proxypod.UndoAnnotation: record}
+					objects[deploymentPath+"orders"] = d
+				} else {
+					objects[setPath] = setOf(plan.target, "one", record)
+				}
+				for _, v := range f.Services {
+					if v.Spec.Selector = map[string]string{"app": "orders"}; c.moved || v.Name == "orders" {
+						v.Spec.Selector[proxypod.ProxyLabel] = plan.Lease.Name
+					}
+					objects[servicePath+v.Name] = v
+				}
+				cl, k := newCluster(t, objects)
+				cl.refuses = func(method, path string) int {
+					if path == servicePath+"orders" && method == c.method {
+						return http.StatusForbidden
+					}
+					return 0
+				}
+				err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), orders, "root@desk")
+				if hint.CodeOf(err) != hint.RestoreIncomplete || !strings.Contains(fmt.Sprint(err), "service/orders") || strings.Contains(fmt.Sprint(err), "service/second") {
+					t.Errorf("%v, code %d", err, hint.CodeOf(err))
+				}
+				if of := hint.Of(err); !strings.Contains(of, "see the message; ") || !strings.Contains(of, "bridge restore deployment orders -n shop") {
+					t.Errorf("the next step is %q", of)
+				}
+				var now appsv1.Deployment
+				var second corev1.Service
+				if !cl.at(deploymentPath+"orders", &now) || !cl.at(servicePath+"second", &second) {
+					t.Fatal("gone")
+				}
+				want := c.now
+				if c.goes {
+					want = 3
+				}
+				if *now.Spec.Replicas != want || len(second.Spec.Selector) != 1 || cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) != c.goes {
+					t.Errorf("%d replicas, %v; wrote %q", *now.Spec.Replicas, second.Spec.Selector, cl.writes)
+				}
+				if !c.goes && len(cl.writes) > 0 {
+					t.Errorf("wrote %q", cl.writes)
+				}
+			})
 		})
 	}
 }
