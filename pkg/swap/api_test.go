@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -20,6 +21,17 @@ const (
 	deploymentPath = "/apis/apps/v1/namespaces/shop/deployments/"
 	servicePath    = "/api/v1/namespaces/shop/services/"
 )
+
+// staging is a Client's Flags.
+const staging = " --context staging"
+
+// allForStaging holds that each command in a hint goes to that cluster.
+func allForStaging(t *testing.T, next string) {
+	t.Helper()
+	if commands := strings.Count(next, "kubectl ") + strings.Count(next, "bridge "); strings.Count(next, staging) != commands {
+		t.Errorf("not all of %d commands have%s: %s", commands, staging, next)
+	}
+}
 
 // apiServer is a client, for the namespace shop, of an API server that has these objects, by their paths. write is the status that
 // another request than GET is answered with; it keeps nothing of it.

@@ -175,9 +175,10 @@ func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
 func TestEndpointsThatDoNotFollowEndASwap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, x, _ := moving(t, ModeReplace, false, true)
+		s.Kube.Flags = staging
 		begin := time.Now()
 		err := s.moveEndpoints(t.Context(), x)
-		if want := `did not follow in time: those that are ready are ["original" "proxy"]`; !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(hint.Of(err), "kubectl describe endpointslices") {
+		if want := `did not follow in time: those that are ready are ["original" "proxy"]`; !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(hint.Of(err), "kubectl describe endpointslices -n shop"+staging) {
 			t.Errorf("%v (%s)", err, hint.Of(err))
 		}
 		if took := time.Since(begin); took < endpointsTimeout || took > endpointsTimeout+2*time.Second {

@@ -32,7 +32,7 @@ func (x changer) stoppable(ctx context.Context, o Object, version string) error 
 	if w.ResourceVersion != version {
 		return apierrors.NewConflict(schema.GroupResource{Group: o.Group(), Resource: o.Resource()}, o.Name, errors.New("changed between two reads"))
 	}
-	return stoppable(w)
+	return stoppable(w, x.kube.Flags)
 }
 
 // withoutClaims is t, the first pod's, without the containers beside app that have one of the volumes that are that pod's own: it may have them still,

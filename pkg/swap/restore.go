@@ -188,7 +188,7 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 		}
 	}
 	return nil, hint.Newf(hint.RestoreIncomplete,
-		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace),
+		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s%s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace, r.Kube.Flags),
 		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
 }
 
@@ -277,7 +277,7 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 	}
 	switch {
 	case len(copies) == 0 || mine != nil && (len(inForce) == 0 || !certain):
-		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, d.Namespace)
+		return nil, false, hint.Newf(hint.NotFound, fmt.Sprintf("bridge status -A%s lists the swaps there are", r.Kube.Flags), "%s in %s is not swapped", t, d.Namespace)
 	case len(inForce) == 0:
 		return copies[0].Undo, true, nil
 	case len(inForce) > 1:
@@ -333,7 +333,7 @@ func (r *Restorer) whether(c copied) error {
 	was := c.Of(undo.Replicas)[0]
 	ns := c.Target.Namespace
 	return hint.Newf(hint.RestoreIncomplete,
-		fmt.Sprintf("if it is to run: kubectl scale %s -n %s --replicas=%s; if it is not: %s; then once more: %s", c.Target, ns, was.Before, c.remove(), Command(r.Kube, c.Target)),
+		fmt.Sprintf("if it is to run: kubectl scale %s -n %s%s --replicas=%s; if it is not: %s; then once more: %s", c.Target, ns, r.Kube.Flags, was.Before, c.remove(r.Kube), Command(r.Kube, c.Target)),
 		"%s in %s has %s replicas, and %s before %s; by the copies of its record that are left nobody can tell whether that was given back, so nothing is changed",
 		c.Target, ns, was.Set, was.Before, c.swap())
 }
@@ -345,7 +345,7 @@ func (r *Restorer) whichOf(list []copied) error {
 	for i, c := range list {
 		swaps = append(swaps, c.swap()+" on "+strings.Join(c.on, ", "))
 		if i > 0 {
-			remove = append(remove, c.remove())
+			remove = append(remove, c.remove(r.Kube))
 		}
 	}
 	last := list[0].Target
@@ -359,8 +359,8 @@ func (c copied) swap() string {
 }
 
 // remove is the command that removes its copies.
-func (c copied) remove() string {
-	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(c.on, " "), c.Target.Namespace, proxypod.UndoAnnotation, undo.SwappedAnnotation)
+func (c copied) remove(k *kube.Client) string {
+	return fmt.Sprintf("kubectl annotate %s -n %s%s %s- %s-", strings.Join(c.on, " "), c.Target.Namespace, k.Flags, proxypod.UndoAnnotation, undo.SwappedAnnotation)
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
@@ -497,7 +497,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
-			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace)
+			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace+r.Kube.Flags)
 	}
 	return nil
 }
