@@ -38,17 +38,24 @@ func (x changer) stoppable(ctx context.Context, o Object, version string) error 
 // withoutClaims is t, the first pod's, without the containers beside app that have one of the volumes that are that pod's own: it may have them still,
 // or again.
 func (p *Plan) withoutClaims(t corev1.PodTemplateSpec, app string) corev1.PodTemplateSpec {
-	own := func(m corev1.VolumeMount) bool {
+	own := func(volume string) bool {
 		return slices.ContainsFunc(t.Spec.Volumes, func(v corev1.Volume) bool {
-			return v.Name == m.Name && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == v.Name+"-"+t.Name
+			return v.Name == volume && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == v.Name+"-"+t.Name
 		})
 	}
 	has := func(c corev1.Container) bool {
-		i := slices.IndexFunc(c.VolumeMounts, own)
+		var volumes []string
+		for _, m := range c.VolumeMounts {
+			volumes = append(volumes, m.Name)
+		}
+		for _, d := range c.VolumeDevices {
+			volumes = append(volumes, d.Name)
+		}
+		i := slices.IndexFunc(volumes, own)
 		if c.Name == app || i < 0 {
 			return false
 		}
-		p.Notes = append(p.Notes, fmt.Sprintf("container %q is not in the proxy's pod: volume %q belongs to %s", c.Name, c.VolumeMounts[i].Name, t.Name))
+		p.Notes = append(p.Notes, fmt.Sprintf("container %q is not in the proxy's pod: volume %q belongs to %s", c.Name, volumes[i], t.Name))
 		return true
 	}
 	if p.target.Kind == kube.StatefulSet {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/hint"
@@ -49,6 +50,20 @@ func TestStatefulSetGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "../../../internal/undo/testdata/undo.v1.statefulset.json", record+"\n")
+}
+
+// A second program on the raw device of the first pod's claim would ruin what the original has there.
+func TestAClaimAsADevice(t *testing.T) {
+	p, err := dbPlan(t, func(f *Facts, _ *Options) {
+		c := &f.Workload.Template.Spec.Containers[1]
+		c.VolumeMounts, c.VolumeDevices = nil, []corev1.VolumeDevice{{Name: "data", DevicePath: "/dev/data"}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := p.Proxy.Spec.Template.Spec.Containers; len(c) != 1 || !slices.Contains(p.Notes, `container "backup" is not in the proxy's pod: volume "data" belongs to db-0`) {
+		t.Errorf("the proxy's pod has %d containers: %q", len(c), p.Notes)
+	}
 }
 
 // Which Services move, and what becomes of the others' callers, is said.
