@@ -108,6 +108,16 @@ func (p *Plan) apart(services, all []corev1.Service, standby bool) (moving []cor
 	return moving
 }
 
+// noteHeadless says which of the Services that select the target's pods have callers whom DNS tells of the proxy, and who are not waited for when it ends:
+// the record knows those alone that are changed.
+func (p *Plan) noteHeadless(selecting []corev1.Service) {
+	for _, s := range selecting {
+		if s.Spec.ClusterIP == corev1.ClusterIPNone && !slices.Contains(p.Services, s.Name) {
+			p.Notes = append(p.Notes, fmt.Sprintf("service/%s is headless, and stays as it is: when you give back its callers may be refused for %v, by what DNS has told them", s.Name, dnsTTL))
+		}
+	}
+}
+
 func hasKey(m map[string]string, is func(key, value string) bool) bool {
 	for k, v := range m {
 		if is(k, v) {

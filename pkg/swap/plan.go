@@ -248,6 +248,9 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 			p.Services = append(p.Services, c.Object.Name)
 		}
 	}
+	if !standby {
+		p.noteHeadless(selecting)
+	}
 	if len(services) > 0 && !f.MayPatchServices && !standby {
 		p.Notes = append(p.Notes, "your account may not patch Services, so the original is stopped while some callers still reach it: "+
 			"requests it has not answered when it gets SIGTERM are lost")
