@@ -122,8 +122,11 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			}
 			// Who may annotate the target may have written it.
 			owner := hint.Printable(u.Owner)
-			said := fmt.Sprintf("its Lease is gone; by the record on %s, of %s, this is to be as before: %s", u.Target, owner, before(u))
-			if over {
+			said := fmt.Sprintf("its Lease is gone; by a copy of the record, of %s, this is to be as before: %s", owner, before(u))
+			switch {
+			case mine != nil:
+				said = fmt.Sprintf("its Lease is gone; by this machine's own record this is to be as before: %s", before(u))
+			case over:
 				said = fmt.Sprintf("a copy is left of the record of %s's swap, of which nothing is there any more: that goes", owner)
 			}
 			r.Say(said)

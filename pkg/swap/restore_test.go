@@ -219,6 +219,9 @@ func TestWithoutALease(t *testing.T) {
 						t.Errorf("%v (%s); it has %d replicas; said %q", err, hint.Of(err), *now.Spec.Replicas, said)
 					}
 					allForStaging(t, hint.Of(err))
+					if own := slices.ContainsFunc(said, func(line string) bool { return strings.Contains(line, "by this machine's own record") }); c.want == 0 && own != c.mine {
+						t.Errorf("said %q", said)
+					}
 					if c.want != 0 {
 						if changed := slices.DeleteFunc(cl.writes, func(w string) bool { return strings.HasSuffix(w, "selfsubjectaccessreviews") }); len(changed) > 0 {
 							t.Errorf("changed %q", changed)
