@@ -47,7 +47,7 @@ runs, and says which. The exit code is the program's.`,
 			if container, err = kube.ContainerName(p, container); err != nil {
 				return err
 			}
-			if err := kube.NotRunning(p, container); err != nil {
+			if err := k.NotRunning(p, container); err != nil {
 				return err
 			}
 			a.sayWhere(t, p, container, named)

@@ -126,8 +126,8 @@ func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (string, error
 	}
 	return "", hint.New(hint.Forbidden,
 		fmt.Errorf("packets are seen with CAP_NET_RAW alone, as root, and the Pod Security level of namespace %s lets no container have that: %w", pod.Namespace, refused),
-		fmt.Sprintf("level baseline lets it: an admin can set it with kubectl label namespace %s pod-security.kubernetes.io/enforce=baseline --overwrite, and back to what it was when the container is there, which stays until the pod goes.\n"+
-			"Or capture at the other end, in a namespace that lets it: at a pod that talks to this one", pod.Namespace))
+		fmt.Sprintf("level baseline lets it: an admin can set it with kubectl label namespace %s%s pod-security.kubernetes.io/enforce=baseline --overwrite, and back to what it was when the container is there, which stays until the pod goes.\n"+
+			"Or capture at the other end, in a namespace that lets it: at a pod that talks to this one", pod.Namespace, c.Kube.Flags))
 }
 
 // with is a container with these rights. Its name has no end yet.
@@ -166,10 +166,10 @@ func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port str
 		return hint.New(0, fmt.Errorf("the capture has ended after %d packets, which are whole: %w", whole.Packets, err), "capture again, into another file")
 	case code == tools.CaptureDenied:
 		return hint.Newf(hint.Forbidden, fmt.Sprintf("where the container runtime gives no CAP_NET_RAW by itself it has to be asked for, which Pod Security lets pass at level privileged alone: "+
-			"kubectl label namespace %s pod-security.kubernetes.io/enforce=privileged --overwrite. A security module of the node may refuse it, too", pod.Namespace),
+			"kubectl label namespace %s%s pod-security.kubernetes.io/enforce=privileged --overwrite. A security module of the node may refuse it, too", pod.Namespace, c.Kube.Flags),
 			"container %s in pod %s/%s has not the right to see packets, CAP_NET_RAW", container, pod.Namespace, pod.Name)
 	case code != 0:
-		return hint.Newf(hint.Other, fmt.Sprintf("an image of another version than this bridge does not know it: bridge image push makes one; what became of the pod: bridge diagnose pod/%s -n %s", pod.Name, pod.Namespace),
+		return hint.Newf(hint.Other, fmt.Sprintf("an image of another version than this bridge does not know it: bridge image push makes one; what became of the pod: bridge diagnose pod/%s -n %s%s", pod.Name, pod.Namespace, c.Kube.Flags),
 			"the capture has ended with exit code %d, after %d packets", code, whole.Packets)
 	}
 	return nil

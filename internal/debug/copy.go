@@ -80,7 +80,7 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 	}
 	made.Annotations[madeByAnnotation] = mine
 	ns := pod.Namespace
-	remove := fmt.Sprintf("kubectl delete pod %s -n %s", c.Name, ns)
+	remove := fmt.Sprintf("kubectl delete pod %s -n %s%s", c.Name, ns, c.Kube.Flags)
 	created, err := c.create(ctx, made, remove)
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 		err = use(ctx, place)
 	}
 	if c.Keep {
-		c.Say(fmt.Sprintf("pod/%s is kept. Into it again: bridge exec -it pod/%s -n %s -- %s", c.Name, c.Name, ns, strings.Join(place.Command(nil), " ")))
+		c.Say(fmt.Sprintf("pod/%s is kept. Into it again: bridge exec -it pod/%s -n %s%s -- %s", c.Name, c.Name, ns, c.Kube.Flags, strings.Join(place.Command(nil), " ")))
 		c.Say("in the end: " + remove)
 		return err
 	}
@@ -216,7 +216,7 @@ func (c *Copy) pod(ctx context.Context) (*corev1.Pod, error) {
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, hint.Newf(hint.Other, fmt.Sprintf("bridge diagnose %s -n %s", c.Target, c.Kube.Namespace), "%s in %s has no pod to copy", c.Target, c.Kube.Namespace)
+		return nil, hint.Newf(hint.Other, fmt.Sprintf("bridge diagnose %s -n %s%s", c.Target, c.Kube.Namespace, c.Kube.Flags), "%s in %s has no pod to copy", c.Target, c.Kube.Namespace)
 	}
 	i := slices.IndexFunc(list, func(p corev1.Pod) bool {
 		return slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return !s.Ready })

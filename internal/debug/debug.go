@@ -81,8 +81,8 @@ func (e *Ephemeral) Start(ctx context.Context) (*Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := kube.NotRunning(pod, target); err != nil {
-		return nil, hint.New(0, err, fmt.Sprintf("debug a copy of it, in which its program is held: bridge debug pod/%s -n %s -c %s --copy-to NAME", pod.Name, pod.Namespace, target))
+	if err := e.Kube.NotRunning(pod, target); err != nil {
+		return nil, hint.New(0, err, fmt.Sprintf("debug a copy of it, in which its program is held: bridge debug pod/%s -n %s%s -c %s --copy-to NAME", pod.Name, pod.Namespace, e.Kube.Flags, target))
 	}
 	c, notes, err := e.container(pod, target)
 	if err != nil {
@@ -215,7 +215,7 @@ func await(ctx context.Context, k *kube.Client, namespace string, uid types.UID,
 		if p.UID != uid || p.DeletionTimestamp != nil {
 			return false, hint.Newf(hint.Other, "", "pod %s/%s goes, or is another one", namespace, pod)
 		}
-		if last = kube.NotRunning(p, container); last == nil {
+		if last = k.NotRunning(p, container); last == nil {
 			return true, nil
 		}
 		state, _ := kube.ContainerState(p, container)
@@ -223,12 +223,12 @@ func await(ctx context.Context, k *kube.Client, namespace string, uid types.UID,
 			return true, nil
 		}
 		if why := hopeless(p, state); why != "" {
-			return false, hint.Newf(hint.ProxyNotReady, fmt.Sprintf("bridge diagnose pod/%s -n %s", pod, namespace), "container %s of pod %s/%s does not run: %s", container, namespace, pod, why)
+			return false, hint.Newf(hint.ProxyNotReady, fmt.Sprintf("bridge diagnose pod/%s -n %s%s", pod, namespace, k.Flags), "container %s of pod %s/%s does not run: %s", container, namespace, pod, why)
 		}
 		return false, nil
 	})
 	if wait.Interrupted(err) && ctx.Err() == nil {
-		return hint.New(hint.ProxyNotReady, fmt.Errorf("%w, after %s", last, readyTimeout), fmt.Sprintf("bridge diagnose pod/%s -n %s says why", pod, namespace))
+		return hint.New(hint.ProxyNotReady, fmt.Errorf("%w, after %s", last, readyTimeout), fmt.Sprintf("bridge diagnose pod/%s -n %s%s says why", pod, namespace, k.Flags))
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -50,8 +51,8 @@ func newAPIServer() *apiServer {
 	for path, text := range map[string]string{
 		"leases/l":             fmt.Sprintf(`{"metadata":{"uid":"lease","annotations":{"bridge.internal/undo":%q}},"spec":{"holderIdentity":"ada@laptop","renewTime":"noon","leaseDurationSeconds":60}}`, orders),
 		"services/orders":      `{"metadata":{"uid":"s","managedFields":[]},"spec":{"selector":{"app":"orders","bridge.internal/proxy":"l"}}}`,
-		"deployments/orders":   fmt.Sprintf(`{"metadata":{"uid":"d","managedFields":[],"annotations":{"bridge.internal/undo":%q}},"spec":{"replicas":0},"status":{}}`, orders),
-		"rollouts/orders":      `{"metadata":{"uid":"d","generation":2},"spec":{"replicas":3},"status":{"observedGeneration":"2"}}`,
+		"deployments/orders":   fmt.Sprintf(`{"metadata":{"uid":"d","managedFields":[],"annotations":{"bridge.internal/undo":%q}},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"orders"}}},"status":{}}`, orders),
+		"rollouts/orders":      `{"metadata":{"uid":"d","generation":2},"spec":{"replicas":3,"selector":{"matchLabels":{"app":"orders"}}},"status":{"observedGeneration":"2"}}`,
 		"deployments/l":        `{"metadata":{"uid":"p","ownerReferences":[{"uid":"lease"}]}}`,
 		"replicasets/orders-1": replicaSet("orders-1", "d", true),
 	} {
@@ -73,7 +74,7 @@ func replicaSet(name, owner string, marked bool) string {
 	if marked {
 		mark = `"bridge.internal/undo":"{}"`
 	}
-	return fmt.Sprintf(`{"metadata":{"name":%q,"ownerReferences":[{"uid":%q}],"annotations":{%s}}}`, name, owner, mark)
+	return fmt.Sprintf(`{"metadata":{"name":%q,"labels":{"app":"orders"},"ownerReferences":[{"uid":%q}],"annotations":{%s}}}`, name, owner, mark)
 }
 
 // at is a field of an object, or of one that is not there, as JSON.
@@ -130,7 +131,7 @@ func (a *apiServer) do(r *http.Request, path string, body []byte) (code int, ans
 	dry := r.URL.Query().Has("dryRun") || strings.Contains(string(body), `"dryRun"`)
 	switch {
 	case r.Method == http.MethodGet && path == "replicasets":
-		return http.StatusOK, a.page(r.URL.Query().Get("continue"))
+		return http.StatusOK, a.page(r.URL.Query())
 	case r.Method == http.MethodPost:
 		a.told = append(a.told, string(body))
 	case o == nil:
@@ -155,11 +156,21 @@ func (a *apiServer) do(r *http.Request, path string, body []byte) (code int, ans
 	return http.StatusOK, o
 }
 
-// page is one of the list of the ReplicaSets, each of one.
-func (a *apiServer) page(from string) any {
+// page is one of the list of the ReplicaSets, each of one. Of selectors it knows labels that are equal.
+func (a *apiServer) page(query url.Values) any {
+	from, selector := query.Get("continue"), query.Get("labelSelector")
+	matches := func(o map[string]any) bool {
+		labels, _ := o["metadata"].(map[string]any)["labels"].(map[string]any)
+		for _, term := range strings.FieldsFunc(selector, func(r rune) bool { return r == ',' }) {
+			if key, value, _ := strings.Cut(term, "="); labels[key] != value {
+				return false
+			}
+		}
+		return true
+	}
 	var paths []string
-	for path := range a.objects {
-		if strings.HasPrefix(path, "replicasets/") {
+	for path, o := range a.objects {
+		if strings.HasPrefix(path, "replicasets/") && matches(o) {
 			paths = append(paths, path)
 		}
 	}

@@ -751,7 +751,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 	handMade := e.service != nil && len(e.service.Spec.Selector) == 0
 	e.mu.Unlock()
 	if handMade {
-		return hint.Newf(hint.Other, fmt.Sprintf("kubectl get endpointslices -n %s -l %s=%s", e.Namespace, discoveryv1.LabelServiceName, e.Target.Name),
+		return hint.Newf(hint.Other, fmt.Sprintf("kubectl get endpointslices -n %s%s -l %s=%s", e.Namespace, e.Client.Flags, discoveryv1.LabelServiceName, e.Target.Name),
 			"%s in %s, which has no selector, has no ready endpoint after %s", e.Target, e.Namespace, waited)
 	}
 	base := fmt.Sprintf("%s in %s has no ready pod after %s", e.Target, e.Namespace, waited)
@@ -769,7 +769,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 			lastErr = err
 		}
 	}
-	show := fmt.Sprintf("kubectl get pods -n %s", e.Namespace)
+	show := fmt.Sprintf("kubectl get pods -n %s%s", e.Namespace, e.Client.Flags)
 	if lastErr != nil {
 		return hint.New(0, hint.Worded(base+": "+lastErr.Error(), Explain(lastErr, "look up pods")), "")
 	}
@@ -787,7 +787,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 		}
 		why = append(why, pods[i].Name+": "+podReason(&pods[i]))
 	}
-	return e.unhealthy(hint.Newf(hint.Other, fmt.Sprintf("kubectl describe pod -n %s %s", e.Namespace, pods[0].Name), "%s: %s", base, strings.Join(why, "; ")))
+	return e.unhealthy(hint.Newf(hint.Other, fmt.Sprintf("kubectl describe pod -n %s%s %s", e.Namespace, e.Client.Flags, pods[0].Name), "%s: %s", base, strings.Join(why, "; ")))
 }
 
 func (e *Endpoints) unhealthy(err error) error {

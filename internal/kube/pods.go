@@ -62,16 +62,16 @@ func (c *Client) RunningPod(ctx context.Context, namespace string, t Target) (*c
 	if t.Kind == Pod {
 		p := &pods[0]
 		if Ended(p) {
-			return nil, hint.Newf(hint.Other, "its log is still there: bridge logs "+t.String()+" -n "+namespace, "%s in %s has ended (%s): nothing runs in it any more", t, namespace, p.Status.Phase)
+			return nil, hint.Newf(hint.Other, "its log is still there: bridge logs "+t.String()+" -n "+namespace+c.Flags, "%s in %s has ended (%s): nothing runs in it any more", t, namespace, p.Status.Phase)
 		}
 		return p, nil
 	}
-	return running(namespace, t, pods)
+	return c.running(namespace, t, pods)
 }
 
-func running(namespace string, t Target, pods []corev1.Pod) (*corev1.Pod, error) {
+func (c *Client) running(namespace string, t Target, pods []corev1.Pod) (*corev1.Pod, error) {
 	if len(pods) == 0 {
-		return nil, hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? bridge diagnose "+t.String()+" -n "+namespace, "%s in %s has no pod", t, namespace)
+		return nil, hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? bridge diagnose "+t.String()+" -n "+namespace+c.Flags, "%s in %s has no pod", t, namespace)
 	}
 	var best *corev1.Pod
 	var why []string
@@ -88,7 +88,7 @@ func running(namespace string, t Target, pods []corev1.Pod) (*corev1.Pod, error)
 		}
 	}
 	if best == nil {
-		return nil, hint.Newf(hint.Other, "bridge diagnose "+t.String()+" -n "+namespace+" says why", "%s in %s has no pod that runs: %s", t, namespace, strings.Join(why, "; "))
+		return nil, hint.Newf(hint.Other, "bridge diagnose "+t.String()+" -n "+namespace+c.Flags+" says why", "%s in %s has no pod that runs: %s", t, namespace, strings.Join(why, "; "))
 	}
 	return best, nil
 }
@@ -142,7 +142,7 @@ func ContainerState(p *corev1.Pod, name string) (corev1.ContainerState, bool) {
 }
 
 // NotRunning is why nothing can be run in a container of a pod: nil if it runs.
-func NotRunning(p *corev1.Pod, name string) error {
+func (c *Client) NotRunning(p *corev1.Pod, name string) error {
 	state, known := ContainerState(p, name)
 	why := "the kubelet has not started it"
 	switch {
@@ -155,6 +155,6 @@ func NotRunning(p *corev1.Pod, name string) error {
 	case !known && p.Spec.NodeName == "":
 		why = "the pod has no node yet"
 	}
-	return hint.Newf(hint.Other, fmt.Sprintf("bridge diagnose pod/%s -n %s says why; bridge logs pod/%s -n %s -c %s what it has printed", p.Name, p.Namespace, p.Name, p.Namespace, name),
+	return hint.Newf(hint.Other, fmt.Sprintf("bridge diagnose pod/%s -n %s%s says why; bridge logs pod/%s -n %s%s -c %s what it has printed", p.Name, p.Namespace, c.Flags, p.Name, p.Namespace, c.Flags, name),
 		"container %s of pod %s/%s does not run: %s", name, p.Namespace, p.Name, why)
 }

@@ -50,11 +50,11 @@ func TestRunningPodIsAReadyOne(t *testing.T) {
 		{"none runs", []corev1.Pod{podIn("a", "waiting", false), podIn("b", "ended", false), going}, "a: CrashLoopBackOff; b: container app exited with 3; going: terminating"},
 		{"none", nil, "has no pod"},
 	} {
-		p, err := running("shop", Target{Deployment, "orders"}, c.pods)
+		p, err := (&Client{Flags: " --context staging"}).running("shop", Target{Deployment, "orders"}, c.pods)
 		if err == nil && p.Name != c.want || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, %v", c.name, p, err)
 		}
-		if err != nil && !strings.Contains(hint.Of(err), "bridge diagnose deployment/orders -n shop") {
+		if err != nil && !strings.Contains(hint.Of(err), "bridge diagnose deployment/orders -n shop --context staging") {
 			t.Errorf("%s: hint %q", c.name, hint.Of(err))
 		}
 	}
@@ -87,9 +87,12 @@ func TestContainerName(t *testing.T) {
 func TestNotRunningSaysWhy(t *testing.T) {
 	for state, want := range map[string]string{"running": "", "waiting": "CrashLoopBackOff", "ended": "exit code 3", "": "no node yet"} {
 		p := podIn("a", state, false)
-		err := NotRunning(&p, "app")
+		err := (&Client{Flags: " --context staging"}).NotRunning(&p, "app")
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", state, err)
+		}
+		if err != nil && strings.Count(hint.Of(err), "-n shop --context staging") != 2 {
+			t.Errorf("%q: hint %q", state, hint.Of(err))
 		}
 	}
 }

@@ -84,7 +84,7 @@ func (l *Log) Run(ctx context.Context) error {
 		return l.follow(ctx)
 	}
 	if len(pods) == 0 {
-		return hint.Newf(hint.Other, fmt.Sprintf("is it scaled to 0, or is the selector wrong? bridge diagnose %s -n %s", l.Target, l.Kube.Namespace),
+		return hint.Newf(hint.Other, fmt.Sprintf("is it scaled to 0, or is the selector wrong? bridge diagnose %s -n %s%s", l.Target, l.Kube.Namespace, l.Kube.Flags),
 			"%s in %s has no pod", l.Target, l.Kube.Namespace)
 	}
 	var none []string
@@ -100,7 +100,7 @@ func (l *Log) Run(ctx context.Context) error {
 		}
 	}
 	if len(none) == len(all) {
-		return hint.Newf(hint.NotFound, fmt.Sprintf("bridge diagnose %s -n %s says what state it is in", l.Target, l.Kube.Namespace), "%s in %s has no such log", l.Target, l.Kube.Namespace)
+		return hint.Newf(hint.NotFound, fmt.Sprintf("bridge diagnose %s -n %s%s says what state it is in", l.Target, l.Kube.Namespace, l.Kube.Flags), "%s in %s has no such log", l.Target, l.Kube.Namespace)
 	}
 	return nil
 }

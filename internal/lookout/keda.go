@@ -48,10 +48,10 @@ func keda(ctx context.Context, k *kube.Client, s *Subject) ([]string, error) {
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, err
 	}
-	return kedaNotes(list.Items, s), nil
+	return kedaNotes(list.Items, s, k.Flags), nil
 }
 
-func kedaNotes(list []scaled, s *Subject) (notes []string) {
+func kedaNotes(list []scaled, s *Subject, flags string) (notes []string) {
 	for _, o := range list {
 		ref := o.Spec.ScaleTargetRef
 		if ref.Name != s.Target.Name || cmp.Or(ref.Kind, kube.Deployment.Object()) != s.Target.Kind.Object() {
@@ -66,7 +66,7 @@ func kedaNotes(list []scaled, s *Subject) (notes []string) {
 				least = *o.Spec.IdleReplicaCount
 			}
 			note := goesOn("scaledobject/"+o.Name+" (KEDA)", least)
-			notes = append(notes, fmt.Sprintf("%s; to keep it as it is: kubectl annotate scaledobject %s -n %s %s=true", note, o.Name, s.Target.Namespace, paused))
+			notes = append(notes, fmt.Sprintf("%s; to keep it as it is: kubectl annotate scaledobject %s -n %s%s %s=true", note, o.Name, s.Target.Namespace, flags, paused))
 		case has && at == "0":
 			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused at 0 replicas: it leaves the original there", o.Name))
 		case has:
@@ -74,8 +74,8 @@ func kedaNotes(list []scaled, s *Subject) (notes []string) {
 		case o.Annotations[paused] == "true":
 			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) is paused: it leaves the original at 0 replicas", o.Name))
 		default:
-			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) scales the original up from 0 when a trigger fires, and it runs beside your process; to keep it at 0: kubectl annotate scaledobject %s -n %s %s=0",
-				o.Name, o.Name, s.Target.Namespace, pausedAt))
+			notes = append(notes, fmt.Sprintf("scaledobject/%s (KEDA) scales the original up from 0 when a trigger fires, and it runs beside your process; to keep it at 0: kubectl annotate scaledobject %s -n %s%s %s=0",
+				o.Name, o.Name, s.Target.Namespace, flags, pausedAt))
 		}
 	}
 	return notes

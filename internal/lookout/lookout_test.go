@@ -70,7 +70,9 @@ func TestLines(t *testing.T) {
 		}
 	}
 	objects := func(doc string) func(*testing.T, *Subject) []string {
-		return func(t *testing.T, s *Subject) []string { return kedaNotes([]scaled{decode[scaled](t, doc)}, s) }
+		return func(t *testing.T, s *Subject) []string {
+			return kedaNotes([]scaled{decode[scaled](t, doc)}, s, " --context staging")
+		}
 	}
 	target := func(doc string, l look) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
@@ -147,13 +149,13 @@ func TestLines(t *testing.T) {
 		{"an autoscaler that may begin at 0", hpas(hpa + "minReplicas: 0, scaleTargetRef: {kind: Deployment, name: orders}}"), "may scale the original up from 0"},
 		{"another's autoscaler", hpas(hpa+"scaleTargetRef: {kind: Deployment, name: payments}}", hpa+"scaleTargetRef: {kind: StatefulSet, name: orders}}"), ""},
 		{"KEDA's autoscaler", hpas("metadata: {name: a, ownerReferences: [{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, name: o, uid: u, controller: true}]}\nspec: {maxReplicas: 4, scaleTargetRef: {kind: Deployment, name: orders}}"), ""},
-		{"a ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}"), "kubectl annotate scaledobject o -n shop autoscaling.keda.sh/paused-replicas=0"},
+		{"a ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}"), "kubectl annotate scaledobject o -n shop --context staging autoscaling.keda.sh/paused-replicas=0"},
 		{"a paused ScaledObject", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"0\"}}\nspec: {scaleTargetRef: {name: orders, kind: Deployment}}"), "leaves the original there"},
 		{"a ScaledObject that is paused elsewhere", objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}"), "paused at 3 replicas"},
 		{"another's ScaledObject", objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders, kind: StatefulSet}}"), ""},
 		{"an autoscaler of an original that goes on", standing(hpas(hpa + "scaleTargetRef: {kind: Deployment, name: orders}}")), "down to its minimum of 1: so few answer at first"},
 		{"one that goes down to 0", standing(hpas(hpa + "minReplicas: 0, scaleTargetRef: {kind: Deployment, name: orders}}")), "minimum of 0: then nobody answers"},
-		{"a ScaledObject of an original that goes on", standing(objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}")), "minimum of 0: then nobody answers what this machine cannot take; to keep it as it is: kubectl annotate scaledobject o -n shop autoscaling.keda.sh/paused=true"},
+		{"a ScaledObject of an original that goes on", standing(objects("metadata: {name: o}\nspec: {scaleTargetRef: {name: orders}}")), "minimum of 0: then nobody answers what this machine cannot take; to keep it as it is: kubectl annotate scaledobject o -n shop --context staging autoscaling.keda.sh/paused=true"},
 		{"one with a minimum", standing(objects("metadata: {name: o}\nspec: {minReplicaCount: 2, scaleTargetRef: {name: orders}}")), "minimum of 2: so few"},
 		{"one that may be idle", standing(objects("metadata: {name: o}\nspec: {minReplicaCount: 2, idleReplicaCount: 0, scaleTargetRef: {name: orders}}")), "minimum of 0"},
 		{"one that is paused", standing(objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}")), ""},

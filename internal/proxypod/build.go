@@ -115,6 +115,9 @@ func Deployment(s Spec) (d *appsv1.Deployment, notes []string, err error) {
 		}
 	}
 	notes = append(notes, dropVolumes(pod, &pod.Containers[app])...)
+	for _, d := range before.VolumeDevices {
+		notes = append(notes, fmt.Sprintf("volume %q at %s is not in the proxy's pod", d.Name, d.DevicePath))
+	}
 	if s.shared() {
 		mountMembers(pod, &pod.Containers[app], s.Lease)
 	}
@@ -220,7 +223,12 @@ func initContainers(pod *corev1.PodSpec, wanted bool) (notes []string) {
 func sharedVolumes(pod *corev1.PodSpec, c corev1.Container) (names []string) {
 	for _, v := range pod.Volumes {
 		own := keptVolume(v) || v.Ephemeral != nil || v.CSI != nil || v.Image != nil
-		if !own && slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name && !m.ReadOnly }) {
+		claim := v.PersistentVolumeClaim
+		if own || claim != nil && claim.ReadOnly {
+			continue
+		}
+		if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name && !m.ReadOnly }) ||
+			slices.ContainsFunc(c.VolumeDevices, func(d corev1.VolumeDevice) bool { return d.Name == v.Name }) {
 			names = append(names, strconv.Quote(v.Name))
 		}
 	}

@@ -90,7 +90,7 @@ func (p *Proxy) AwaitNone(ctx context.Context) error {
 	case err != nil && answer != nil:
 		return kube.Explain(answer, "get deployment "+p.Lease+" in "+p.Namespace)
 	case err != nil:
-		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace,
+		return hint.Newf(hint.Conflict, "is it of an earlier swap? kubectl delete deployment "+p.Lease+" -n "+p.Namespace+p.Kube.Flags,
 			"deployment/%s in %s, which has the proxy's name, is there already, and no Lease of that name", p.Lease, p.Namespace)
 	}
 	_, err = p.WaitGone(ctx)

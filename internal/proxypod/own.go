@@ -238,7 +238,7 @@ func Remove(ctx context.Context, k *kube.Client, kind, namespace, name string, c
 	leases := k.Clientset.CoordinationV1().Leases(namespace)
 	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
 	if err == nil && lease.Labels[KindLabel] != kind || apierrors.IsNotFound(err) {
-		return hint.Newf(hint.NotFound, "bridge status lists what there is", "there is no %s %q in %s", kind, name, namespace)
+		return hint.Newf(hint.NotFound, "bridge status -n "+namespace+k.Flags+" lists what there is", "there is no %s %q in %s", kind, name, namespace)
 	}
 	if err != nil {
 		return kube.Explain(err, "get lease "+name+" in "+namespace)
@@ -296,7 +296,7 @@ func (o *Own) bare(ctx context.Context) (t corev1.PodTemplateSpec, donors []core
 	if i < 0 {
 		// A namespace that is not there has an empty list of pods. Who may not ask gets the other answer.
 		if _, err := o.Kube.Clientset.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return t, nil, hint.Newf(hint.NotFound, "name another one with -n: kubectl get namespaces", "there is no namespace %s", ns)
+			return t, nil, hint.Newf(hint.NotFound, "name another one with -n: kubectl get namespaces"+o.Kube.Flags, "there is no namespace %s", ns)
 		}
 		return t, nil, hint.Newf(hint.ProxyNotReady, "name a namespace that has one with -n, or an image of the proxy with --proxy-image",
 			"no pod runs in %s whose image the proxy could be carried on", ns)

@@ -227,7 +227,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		err = hint.Newf(hint.ProxyNotReady, troubleHint(last), "the %s's pod is not Ready: %s", what, last)
+		err = hint.Newf(hint.ProxyNotReady, p.troubleHint(last), "the %s's pod is not Ready: %s", what, last)
 		return &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Pods: known, Goes: true, Err: err}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -311,18 +311,19 @@ func join(reason, message string) string {
 	return reason + ": " + message
 }
 
-func troubleHint(why string) string {
+func (p *Proxy) troubleHint(why string) string {
+	flags := " -n " + p.Namespace + p.Kube.Flags
 	switch {
 	case strings.Contains(why, "ImagePull"), strings.Contains(why, "ImageName"), strings.Contains(why, "ErrImage"):
 		return "check the image's name, and that the nodes may pull it; without --proxy-image and BRIDGE_PROXY_IMAGE the proxy needs no image of its own"
 	case strings.Contains(why, "must specify"):
-		return "a quota of the namespace wants requests or limits that the pod does not have: kubectl describe quota"
+		return "a quota of the namespace wants requests or limits that the pod does not have: kubectl describe quota" + flags
 	case strings.Contains(why, "quota"):
-		return "the namespace's quota leaves no room for one more pod: kubectl describe quota"
+		return "the namespace's quota leaves no room for one more pod: kubectl describe quota" + flags
 	case strings.Contains(why, "PodSecurity"):
 		return "the workload's own template breaks the namespace's Pod Security level: see the message"
 	case strings.Contains(why, "Unschedulable"):
-		return "no node takes the pod: kubectl describe nodes; for another architecture use --arch"
+		return "no node takes the pod: kubectl describe nodes" + p.Kube.Flags + "; for another architecture use --arch"
 	}
-	return "kubectl get events shows more"
+	return "kubectl get events" + flags + " shows more"
 }

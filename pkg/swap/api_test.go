@@ -5,10 +5,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 
 	"bridge/internal/kube"
@@ -21,8 +25,19 @@ const (
 	servicePath    = "/api/v1/namespaces/shop/services/"
 )
 
+// staging is a Client's Flags.
+const staging = " --context staging"
+
+// allForStaging holds that each command in a hint goes to that cluster.
+func allForStaging(t *testing.T, next string) {
+	t.Helper()
+	if commands := strings.Count(next, "kubectl ") + strings.Count(next, "bridge "); strings.Count(next, staging) != commands {
+		t.Errorf("not all of %d commands have%s: %s", commands, staging, next)
+	}
+}
+
 // apiServer is a client, for the namespace shop, of an API server that has these objects, by their paths. write is the status that
-// another request than GET is answered with; it keeps nothing of it.
+// another request than GET is answered with; it keeps nothing of it. Of a list's items it gives those that the request selects by their labels.
 func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) int) *kube.Client {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -36,6 +51,9 @@ func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) i
 		if code != http.StatusOK {
 			answer = metav1.Status{Status: metav1.StatusFailure, Code: int32(code)}
 		}
+		if selector := r.URL.Query().Get("labelSelector"); selector != "" && code == http.StatusOK {
+			answer = selected(t, answer, selector)
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)
 		if err := json.NewEncoder(w).Encode(answer); err != nil {
@@ -48,6 +66,33 @@ func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) i
 		t.Fatal(err)
 	}
 	return k
+}
+
+// selected is a list with those of its items that the labelSelector selects.
+func selected(t *testing.T, list any, selector string) any {
+	t.Helper()
+	chosen, err := labels.Parse(selector)
+	if err != nil {
+		t.Error(err)
+		return list
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		t.Error(err)
+	}
+	var u unstructured.UnstructuredList
+	if err := json.Unmarshal(text, &u.Object); err != nil {
+		t.Error(err)
+	}
+	items, _, err := unstructured.NestedSlice(u.Object, "items")
+	if err != nil {
+		t.Error(err)
+	}
+	u.Object["items"] = slices.DeleteFunc(items, func(item any) bool {
+		o := unstructured.Unstructured{Object: item.(map[string]any)}
+		return !chosen.Matches(labels.Set(o.GetLabels()))
+	})
+	return u.Object
 }
 
 // noWrite is for an apiServer that nobody is to write to.

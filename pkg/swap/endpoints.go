@@ -53,7 +53,7 @@ func (x changer) awaitEndpoints(ctx context.Context, proxy *proxypod.Proxy, serv
 			return done(e), nil
 		})
 		if errors.Is(err, context.DeadlineExceeded) {
-			return hint.Newf(hint.Other, "look at it: kubectl describe endpointslices -n "+proxy.Namespace,
+			return hint.Newf(hint.Other, "look at it: kubectl describe endpointslices -n "+proxy.Namespace+x.kube.Flags,
 				"the endpoints of service/%s did not follow in time: those that are ready are %q", name, last.ready)
 		}
 		if err != nil {

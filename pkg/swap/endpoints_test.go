@@ -121,27 +121,32 @@ func TestCallersOfAHeadlessServiceAreWaitedFor(t *testing.T) {
 func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
 	for _, c := range []struct {
 		name            string
+		mode            Mode
 		headless, ready bool
 		refuses         string
 		least           time.Duration
 		said            string
 	}{
-		{"headless", true, true, "", settle + dnsTTL, "waiting for 33s"},
-		{"without a laptop", true, false, "", 0, ""},
-		{"not headless", false, true, "", 0, ""},
-		{"pods may not be patched", true, true, podPath + "proxy", 0, "note: callers of a headless service may be refused for 30s"},
-		{"network policies may not be listed", true, true, policiesPath, 0, "note: callers of a headless service may be refused for 30s"},
-		{"pods may not be patched for a moment", true, true, podPath + "proxy", settle + dnsTTL, "waiting for 33s"},
-		{"network policies are not listed for a moment", true, true, policiesPath, settle + dnsTTL, "waiting for 33s"},
-		{"pods are not listed for a moment", true, true, strings.TrimSuffix(podPath, "/"), settle + dnsTTL, "waiting for 33s"},
-		{"network policies may count its labels", true, true, "", 0, "note: callers of a headless service may be refused for 30s"},
+		{"headless", ModeReplace, true, true, "", settle + dnsTTL, "waiting for 33s"},
+		{"standby, whose proxies leave with the selector", ModeStandby, true, true, policiesPath, settle + dnsTTL, "waiting for 33s"},
+		{"without a laptop", ModeReplace, true, false, "", 0, ""},
+		{"not headless", ModeReplace, false, true, "", 0, ""},
+		{"pods may not be patched", ModeReplace, true, true, podPath + "proxy", 0, "note: callers of a headless service may be refused for 30s"},
+		{"network policies may not be listed", ModeReplace, true, true, policiesPath, 0, "note: callers of a headless service may be refused for 30s"},
+		{"pods may not be patched for a moment", ModeReplace, true, true, podPath + "proxy", settle + dnsTTL, "waiting for 33s"},
+		{"network policies are not listed for a moment", ModeReplace, true, true, policiesPath, settle + dnsTTL, "waiting for 33s"},
+		{"pods are not listed for a moment", ModeReplace, true, true, strings.TrimSuffix(podPath, "/"), settle + dnsTTL, "waiting for 33s"},
+		{"network policies may count its labels", ModeReplace, true, true, "", 0, "note: callers of a headless service may be refused for 30s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, x, said := moving(t, ModeReplace, c.headless, true)
+				s, x, said := moving(t, c.mode, c.headless, true)
 				cl := s.Kube.Config.Transport.(*cluster)
 				if c.ready {
 					p := podNamed("proxy", s.Plan.Lease.Name)
+					if c.mode == ModeStandby {
+						p.Labels = map[string]string{proxypod.ProxyLabel: p.Labels[proxypod.ProxyLabel]}
+					}
 					p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 					cl.keep(podPath+"proxy", p)
 				}
@@ -184,9 +189,10 @@ func TestProxyOfAHeadlessServiceIsKept(t *testing.T) {
 func TestEndpointsThatDoNotFollowEndASwap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, x, _ := moving(t, ModeReplace, false, true)
+		s.Kube.Flags = staging
 		begin := time.Now()
 		err := s.moveEndpoints(t.Context(), x)
-		if want := `did not follow in time: those that are ready are ["original" "proxy"]`; !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(hint.Of(err), "kubectl describe endpointslices") {
+		if want := `did not follow in time: those that are ready are ["original" "proxy"]`; !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(hint.Of(err), "kubectl describe endpointslices -n shop"+staging) {
 			t.Errorf("%v (%s)", err, hint.Of(err))
 		}
 		if took := time.Since(begin); took < endpointsTimeout || took > endpointsTimeout+2*time.Second {

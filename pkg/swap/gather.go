@@ -31,7 +31,7 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 	if err := rights.Swap.For(t.Kind).Check(ctx, k, "swap "+t.String(), src.Image == ""); err != nil {
 		return Facts{}, err
 	}
-	f := Facts{Source: src}
+	f := Facts{Source: src, Flags: k.Flags}
 	var err error
 	if f.Workload, err = k.Settled(ctx, ns, t); err == nil {
 		err = k.Complete(ctx, f.Workload)

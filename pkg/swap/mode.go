@@ -62,11 +62,11 @@ func MakePlan(ctx context.Context, k *kube.Client, f Facts, o Options) (*Plan, e
 		}
 		return p, err
 	}
-	if b := boundOf(f.Workload); b != nil && mode != ModeReplace {
+	if b := boundOf(f.Workload, f.Flags); b != nil && mode != ModeReplace {
 		o.Mode = ModeStandby
 		p, standErr := standbyPlan(ctx, k, f, o)
 		if code := hint.CodeOf(standErr); code == hint.Usage || code == hint.Forbidden {
-			return nil, hint.Newf(code, b.way, "%w; and %w", stoppable(f.Workload), standErr)
+			return nil, hint.Newf(code, b.way, "%w; and %w", stoppable(f.Workload, f.Flags), standErr)
 		}
 		if standErr != nil {
 			return nil, standErr

@@ -32,23 +32,30 @@ func (x changer) stoppable(ctx context.Context, o Object, version string) error 
 	if w.ResourceVersion != version {
 		return apierrors.NewConflict(schema.GroupResource{Group: o.Group(), Resource: o.Resource()}, o.Name, errors.New("changed between two reads"))
 	}
-	return stoppable(w)
+	return stoppable(w, x.kube.Flags)
 }
 
 // withoutClaims is t, the first pod's, without the containers beside app that have one of the volumes that are that pod's own: it may have them still,
 // or again.
 func (p *Plan) withoutClaims(t corev1.PodTemplateSpec, app string) corev1.PodTemplateSpec {
-	own := func(m corev1.VolumeMount) bool {
+	own := func(volume string) bool {
 		return slices.ContainsFunc(t.Spec.Volumes, func(v corev1.Volume) bool {
-			return v.Name == m.Name && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == v.Name+"-"+t.Name
+			return v.Name == volume && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == v.Name+"-"+t.Name
 		})
 	}
 	has := func(c corev1.Container) bool {
-		i := slices.IndexFunc(c.VolumeMounts, own)
+		var volumes []string
+		for _, m := range c.VolumeMounts {
+			volumes = append(volumes, m.Name)
+		}
+		for _, d := range c.VolumeDevices {
+			volumes = append(volumes, d.Name)
+		}
+		i := slices.IndexFunc(volumes, own)
 		if c.Name == app || i < 0 {
 			return false
 		}
-		p.Notes = append(p.Notes, fmt.Sprintf("container %q is not in the proxy's pod: volume %q belongs to %s", c.Name, c.VolumeMounts[i].Name, t.Name))
+		p.Notes = append(p.Notes, fmt.Sprintf("container %q is not in the proxy's pod: volume %q belongs to %s", c.Name, volumes[i], t.Name))
 		return true
 	}
 	if p.target.Kind == kube.StatefulSet {
@@ -99,6 +106,16 @@ func (p *Plan) apart(services, all []corev1.Service, standby bool) (moving []cor
 		}
 	}
 	return moving
+}
+
+// noteHeadless says which of the Services that select the target's pods have callers whom DNS tells of the proxy, and who are not waited for when it ends:
+// the record knows those alone that are changed.
+func (p *Plan) noteHeadless(selecting []corev1.Service) {
+	for _, s := range selecting {
+		if s.Spec.ClusterIP == corev1.ClusterIPNone && !slices.Contains(p.Services, s.Name) {
+			p.Notes = append(p.Notes, fmt.Sprintf("service/%s is headless, and stays as it is: when you give back its callers may be refused for %v, by what DNS has told them", s.Name, dnsTTL))
+		}
+	}
 }
 
 func hasKey(m map[string]string, is func(key, value string) bool) bool {

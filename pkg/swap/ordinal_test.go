@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bridge/internal/hint"
@@ -51,6 +52,20 @@ func TestStatefulSetGolden(t *testing.T) {
 	golden(t, "../../../internal/undo/testdata/undo.v1.statefulset.json", record+"\n")
 }
 
+// A second program on the raw device of the first pod's claim would ruin what the original has there.
+func TestAClaimAsADevice(t *testing.T) {
+	p, err := dbPlan(t, func(f *Facts, _ *Options) {
+		c := &f.Workload.Template.Spec.Containers[1]
+		c.VolumeMounts, c.VolumeDevices = nil, []corev1.VolumeDevice{{Name: "data", DevicePath: "/dev/data"}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := p.Proxy.Spec.Template.Spec.Containers; len(c) != 1 || !slices.Contains(p.Notes, `container "backup" is not in the proxy's pod: volume "data" belongs to db-0`) {
+		t.Errorf("the proxy's pod has %d containers: %q", len(c), p.Notes)
+	}
+}
+
 // Which Services move, and what becomes of the others' callers, is said.
 func TestServicesOfSinglePods(t *testing.T) {
 	for _, c := range []struct {
@@ -64,12 +79,17 @@ func TestServicesOfSinglePods(t *testing.T) {
 			"one proxy stands in for all 2 pods of statefulset/db, with the host name db-0: who calls one of the others by its own name (db-1, ...) finds nobody",
 			"service/db-all, which gives the pods their names, stays as it is, so that they find each other",
 			"service/db-second is for one of the other pods: its callers are refused",
+			"service/db-all is headless, and stays as it is: when you give back its callers may be refused for 30s",
 		}, "no Service selects"},
 		{"replace one of one", func(f *Facts, _ *Options) { f.Workload.Replicas = 1 }, []string{"db", "db-first"}, []string{"service/db-all"}, "other pods"},
 		{"standby", standby, []string{"db"}, []string{
 			"service/db-all, which gives the pods their names, stays as it is: its callers reach the original",
 			"service/db-first is for one pod, and stays as it is",
-		}, "stands in"},
+		}, "is headless"},
+		{"headless, and moved", func(f *Facts, _ *Options) { f.Services[1].Spec.ClusterIP = corev1.ClusterIPNone }, []string{"db", "db-first"}, nil, "service/db is headless"},
+		{"headless, and not to be patched", func(f *Facts, _ *Options) {
+			f.MayPatchServices, f.Services[1].Spec.ClusterIP = false, corev1.ClusterIPNone
+		}, nil, []string{"service/db is headless", "service/db-all is headless"}, "service/db-first is headless"},
 		{"a governing Service with an address", func(f *Facts, o *Options) {
 			o.Mode, f.Services[0].Spec.ClusterIP = ModeStandby, "10.96.0.7" // no pod has its name by it
 		}, []string{"db", "db-all"}, nil, "gives the pods their names"},

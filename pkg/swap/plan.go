@@ -43,6 +43,8 @@ type Facts struct {
 	Source proxypod.Source
 	// Standby is what GatherStandby has read, which mode standby takes.
 	Standby StandbyFacts
+	// Flags are the Client's.
+	Flags string
 }
 
 // Options is what the user asked for.
@@ -113,13 +115,14 @@ type Plan struct {
 	stale     string              // what the target has in the place of the record's copy
 	copies    []appsv1.ReplicaSet // that have a copy of one that is over
 	why       string              // this mode, if that was bridge's choice; "" if the user's
+	flags     string              // Facts.Flags
 }
 
 // NewPlan works out a swap in the mode of o, replace or standby.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
 	template := d.Template
-	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, init: o.Init, noKeeper: "there is no keeper"}
+	p := &Plan{Replicas: d.Replicas, target: d, selector: d.Selector, source: f.Source, podProxy: o.PodProxy, owner: o.Owner, Choice: o.Choice, init: o.Init, noKeeper: "there is no keeper", flags: f.Flags}
 	if d.Labels[proxypod.ManagedByLabel] == proxypod.ManagedBy && d.Labels[proxypod.ProxyLabel]+d.Labels[proxypod.KeeperLabel] != "" {
 		return nil, hint.Newf(hint.Usage, "name the workload that is swapped: see bridge status",
 			"%s is bridge's own", d.Target())
@@ -132,7 +135,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 	for _, record := range records {
 		if record != "" && f.held(record) {
-			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s", d.Kind, d.Name, d.Namespace),
+			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s%s", d.Kind, d.Name, d.Namespace, f.Flags),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}
 	}
@@ -147,7 +150,7 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 	standby := o.Mode == ModeStandby
 	if !standby {
-		if err := stoppable(d); err != nil {
+		if err := stoppable(d, f.Flags); err != nil {
 			return nil, err
 		}
 		template = p.withoutClaims(template, app.Name)
@@ -249,6 +252,9 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 		if c.Object.Kind == "Service" {
 			p.Services = append(p.Services, c.Object.Name)
 		}
+	}
+	if !standby {
+		p.noteHeadless(selecting)
 	}
 	if len(services) > 0 && !f.MayPatchServices && !standby {
 		p.Notes = append(p.Notes, "your account may not patch Services, so the original is stopped while some callers still reach it: "+

@@ -244,13 +244,13 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 		{"cannot be read, on a ReplicaSet", "", "{", 3, false},
 	} {
 		f := facts(t, "orders.yaml")
-		f.Source, f.Workload.Replicas = carried, c.replicas
+		f.Source, f.Workload.Replicas, f.Flags = carried, c.replicas, staging
 		f.Workload.ManagedFields = append(f.Workload.ManagedFields, annotatedBy("kubectl")...) // as if it were brought back
 		f.Workload.Annotations, f.Copies = map[string]string{proxypod.UndoAnnotation: c.onTarget}, []appsv1.ReplicaSet{setOf(f.Workload, "one", c.onSet)}
 		if c.moved {
 			f.Services[0].Spec.Selector[proxypod.ProxyLabel] = p.Lease.Name
 		}
-		if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop") {
+		if _, err := NewPlan(f, Options{}); hint.CodeOf(err) != hint.Conflict || !strings.Contains(hint.Of(err), "bridge restore deployment orders -n shop"+staging) {
 			t.Errorf("%s: got %v, hint %q", c.name, err, hint.Of(err))
 		}
 	}

@@ -171,7 +171,7 @@ func (r *restarts) ask() bool {
 }
 
 // heed passes on what bridge is told of the program's signals, and takes note of those that end it: a program that ends for them,
-// however long that takes, is not started again. What SIGINT does is its own affair, unless it ends already.
+// however long that takes, is not started again. What SIGINT and SIGQUIT do is its own affair, unless it ends already.
 func (r *restarts) heed(tell func(func(os.Signal))) func(func(os.Signal)) {
 	return func(pass func(os.Signal)) {
 		r.mu.Lock()
@@ -187,18 +187,18 @@ func (r *restarts) heed(tell func(func(os.Signal))) func(func(os.Signal)) {
 		}
 		tell(func(sig os.Signal) {
 			r.mu.Lock()
-			r.unwanted = r.unwanted || sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == os.Interrupt && r.asked
+			r.unwanted = r.unwanted || sig == syscall.SIGTERM || sig == syscall.SIGHUP || (sig == os.Interrupt || sig == syscall.SIGQUIT) && r.asked
 			r.mu.Unlock()
 			pass(sig)
 		})
 	}
 }
 
-// again tells whether the program, which has ended, is to be started anew. A terminal's Ctrl-C may have gone to it alone.
+// again tells whether the program, which has ended, is to be started anew. A terminal's Ctrl-C or Ctrl-\ may have gone to it alone.
 func (r *restarts) again(exit *child.ExitError) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	again := r.asked && !r.unwanted && exit.Code != 128+int(syscall.SIGINT)
+	again := r.asked && !r.unwanted && exit.Code != 128+int(syscall.SIGINT) && exit.Code != 128+int(syscall.SIGQUIT)
 	r.asked = false
 	return again
 }

@@ -67,22 +67,25 @@ func TestProgramIsRestartedForItsLiveness(t *testing.T) {
 	}
 }
 
-// Whoever ends bridge while CMD is restarted, or before, has it ended for good, and so does Ctrl-C once it ends.
+// Whoever ends bridge while CMD is restarted, or before, has it ended for good, and so do Ctrl-C and Ctrl-\ once it ends.
 func TestProgramThatIsToEndIsNotStartedAgain(t *testing.T) {
-	const slow = `trap "" TERM HUP; trap "" INT; echo up; while :; do sleep 0.02; done`
+	const slow = `trap "" TERM HUP INT QUIT USR1 USR2; echo up; while :; do sleep 0.02; done`
 	for name, tt := range map[string]struct {
 		script        string
 		before, after []os.Signal // that it is asked to be restarted
 		code          int
 		again         bool
 	}{
-		"SIGTERM meanwhile":                {script: slow, after: []os.Signal{syscall.SIGTERM}, code: 137},
-		"SIGHUP meanwhile":                 {script: slow, after: []os.Signal{syscall.SIGHUP}, code: 137},
-		"SIGINT meanwhile":                 {script: slow, after: []os.Signal{os.Interrupt}, code: 137},
-		"SIGTERM before":                   {script: slow, before: []os.Signal{syscall.SIGTERM}, code: 137},
-		"SIGINT before, which it survives": {script: slow, before: []os.Signal{os.Interrupt}, code: 137, again: true},
-		"another meanwhile":                {script: slow, after: []os.Signal{syscall.SIGCONT}, code: 137, again: true},
-		"the terminal's Ctrl-C":            {script: `trap "exit 130" TERM; echo up; while :; do sleep 0.02; done`, code: 130},
+		"SIGTERM meanwhile":                 {script: slow, after: []os.Signal{syscall.SIGTERM}, code: 137},
+		"SIGHUP meanwhile":                  {script: slow, after: []os.Signal{syscall.SIGHUP}, code: 137},
+		"SIGINT meanwhile":                  {script: slow, after: []os.Signal{os.Interrupt}, code: 137},
+		"SIGQUIT meanwhile":                 {script: slow, after: []os.Signal{syscall.SIGQUIT}, code: 137},
+		"SIGTERM before":                    {script: slow, before: []os.Signal{syscall.SIGTERM}, code: 137},
+		"SIGINT before, which it survives":  {script: slow, before: []os.Signal{os.Interrupt}, code: 137, again: true},
+		"SIGQUIT before, which it survives": {script: slow, before: []os.Signal{syscall.SIGQUIT}, code: 137, again: true},
+		"others meanwhile":                  {script: slow, after: []os.Signal{syscall.SIGCONT, syscall.SIGUSR1, syscall.SIGUSR2}, code: 137, again: true},
+		"the terminal's Ctrl-C":             {script: `trap "exit 130" TERM; echo up; while :; do sleep 0.02; done`, code: 130},
+		`the terminal's Ctrl-\`:             {script: `trap "exit 131" TERM; echo up; while :; do sleep 0.02; done`, code: 131},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, in := io.Pipe()

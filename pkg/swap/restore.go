@@ -125,8 +125,11 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			}
 			// Who may annotate the target may have written it.
 			owner := hint.Printable(u.Owner)
-			said := fmt.Sprintf("its Lease is gone; by the record on %s, of %s, this is to be as before: %s", u.Target, owner, before(u))
-			if over {
+			said := fmt.Sprintf("its Lease is gone; by a copy of the record, of %s, this is to be as before: %s", owner, before(u))
+			switch {
+			case mine != nil:
+				said = fmt.Sprintf("its Lease is gone; by this machine's own record this is to be as before: %s", before(u))
+			case over:
 				said = fmt.Sprintf("a copy is left of the record of %s's swap, of which nothing is there any more: that goes", owner)
 			}
 			r.Say(said)
@@ -195,7 +198,7 @@ func (r *Restorer) read(ctx context.Context, lease *coordinationv1.Lease, t kube
 		}
 	}
 	return nil, hint.Newf(hint.RestoreIncomplete,
-		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace),
+		fmt.Sprintf("its annotation %s says what to give back by hand: kubectl get lease %s -n %s%s -o yaml", proxypod.UndoAnnotation, lease.Name, lease.Namespace, r.Kube.Flags),
 		"lease/%s in %s: %w", lease.Name, lease.Namespace, err)
 }
 
@@ -225,14 +228,14 @@ func (r *Restorer) recordAbout(d *kube.Workload, on, text string) (*Undo, error)
 	u, err := undo.Parse(text)
 	if err != nil {
 		return nil, hint.Newf(hint.RestoreIncomplete, strings.Join([]string{
-			fmt.Sprintf("if a newer bridge has made that swap, use it; else look at what its annotation %s says was before: kubectl get %s -n %s -o yaml", proxypod.UndoAnnotation, on, d.Namespace),
+			fmt.Sprintf("if a newer bridge has made that swap, use it; else look at what its annotation %s says was before: kubectl get %s -n %s%s -o yaml", proxypod.UndoAnnotation, on, d.Namespace, r.Kube.Flags),
 			"set that back by hand, where nobody else has set it since: the replicas, and the selectors of Services",
-			fmt.Sprintf("then remove it, after which nobody can give that swap back any more: %s", remove(d.Namespace, on)),
+			fmt.Sprintf("then remove it, after which nobody can give that swap back any more: %s", remove(r.Kube, d.Namespace, on)),
 			"then once more: " + Command(r.Kube, objectOf(d)),
 		}, "\n"), "the record of a swap on %s in %s: %w", on, d.Namespace, err)
 	}
 	if u.Target.UID != string(d.UID) || u.Target.Namespace != d.Namespace || targetOf(u.Target) != d.Target() {
-		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; to remove it: %s", proxypod.UndoAnnotation, d.Kind, remove(d.Namespace, on)),
+		return nil, hint.Newf(hint.NotFound, fmt.Sprintf("its annotation %s came with a copy of another %s; to remove it: %s", proxypod.UndoAnnotation, d.Kind, remove(r.Kube, d.Namespace, on)),
 			"%s in %s is not swapped", d.Target(), d.Namespace)
 	}
 	return u, nil
@@ -295,7 +298,7 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 	case len(inForce) == 1 && !certain && hidden != nil:
 		return nil, false, r.unseen(inForce[0], hidden)
 	case len(copies) == 0 || mine != nil && (len(inForce) == 0 || !certain):
-		return nil, false, hint.Newf(hint.NotFound, "bridge status -A lists the swaps there are", "%s in %s is not swapped", t, d.Namespace)
+		return nil, false, hint.Newf(hint.NotFound, fmt.Sprintf("bridge status -A%s lists the swaps there are", r.Kube.Flags), "%s in %s is not swapped", t, d.Namespace)
 	case len(inForce) == 0:
 		return copies[0].Undo, true, nil
 	case len(inForce) > 1:
@@ -357,7 +360,7 @@ func (r *Restorer) whether(c copied) error {
 	was := c.Of(undo.Replicas)[0]
 	ns := c.Target.Namespace
 	return hint.Newf(hint.RestoreIncomplete,
-		fmt.Sprintf("if it is to run: kubectl scale %s -n %s --replicas=%s; if it is not: %s; then once more: %s", c.Target, ns, was.Before, c.remove(), Command(r.Kube, c.Target)),
+		fmt.Sprintf("if it is to run: kubectl scale %s -n %s%s --replicas=%s; if it is not: %s; then once more: %s", c.Target, ns, r.Kube.Flags, was.Before, c.remove(r.Kube), Command(r.Kube, c.Target)),
 		"%s in %s has %s replicas, and %s before %s; by the copies of its record that are left nobody can tell whether that was given back, so nothing is changed",
 		c.Target, ns, was.Set, was.Before, c.swap())
 }
@@ -369,7 +372,7 @@ func (r *Restorer) whichOf(list []copied) error {
 	for i, c := range list {
 		swaps = append(swaps, c.swap()+" on "+strings.Join(c.on, ", "))
 		if i > 0 {
-			remove = append(remove, c.remove())
+			remove = append(remove, c.remove(r.Kube))
 		}
 	}
 	last := list[0].Target
@@ -383,11 +386,11 @@ func (c copied) swap() string {
 }
 
 // remove is the command that removes its copies.
-func (c copied) remove() string { return remove(c.Target.Namespace, c.on...) }
+func (c copied) remove(k *kube.Client) string { return remove(k, c.Target.Namespace, c.on...) }
 
 // remove is the command that removes the copies on these objects.
-func remove(ns string, on ...string) string {
-	return fmt.Sprintf("kubectl annotate %s -n %s %s- %s-", strings.Join(on, " "), ns, proxypod.UndoAnnotation, undo.SwappedAnnotation)
+func remove(k *kube.Client, ns string, on ...string) string {
+	return fmt.Sprintf("kubectl annotate %s -n %s%s %s- %s-", strings.Join(on, " "), ns, k.Flags, proxypod.UndoAnnotation, undo.SwappedAnnotation)
 }
 
 // giveBack undoes u, in the order that keeps the service answering: the original runs and is Ready,
@@ -517,7 +520,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, notReady,
-			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace)
+			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace+r.Kube.Flags)
 	}
 	return nil
 }

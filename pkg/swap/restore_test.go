@@ -56,9 +56,12 @@ func TestRecordOfAnotherNamespaceIsRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := apiServer(t, c.objects, noWrite(t))
-			if err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != c.code {
+			k.Flags = staging
+			err := (&Restorer{Kube: k, Say: func(string) {}}).Restore(t.Context(), orders, "root@desk")
+			if hint.CodeOf(err) != c.code {
 				t.Errorf("%v, code %d, want %d", err, hint.CodeOf(err), c.code)
 			}
+			allForStaging(t, hint.Of(err))
 		})
 	}
 	k := apiServer(t, map[string]any{leasePath + lease.Name: lease}, noWrite(t))
@@ -199,6 +202,7 @@ func TestWithoutALease(t *testing.T) {
 					}
 					objects[deploymentPath+"orders"] = d
 					cl, k := newCluster(t, objects)
+					k.Flags = staging
 					var said []string
 					r := &Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}
 					var err error
@@ -213,6 +217,10 @@ func TestWithoutALease(t *testing.T) {
 					var now appsv1.Deployment
 					if there := cl.at(deploymentPath+"orders", &now); hint.CodeOf(err) != c.want || !there || *now.Spec.Replicas != c.replicas {
 						t.Errorf("%v (%s); it has %d replicas; said %q", err, hint.Of(err), *now.Spec.Replicas, said)
+					}
+					allForStaging(t, hint.Of(err))
+					if own := slices.ContainsFunc(said, func(line string) bool { return strings.Contains(line, "by this machine's own record") }); c.want == 0 && own != c.mine {
+						t.Errorf("said %q", said)
 					}
 					if c.want != 0 {
 						if changed := slices.DeleteFunc(cl.writes, func(w string) bool { return strings.HasSuffix(w, "selfsubjectaccessreviews") }); len(changed) > 0 {

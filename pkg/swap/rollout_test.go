@@ -198,7 +198,7 @@ func TestRolloutRefusals(t *testing.T) {
 		want   string // "": it is no refusal
 		next   string
 	}{
-		{"an update, replace", nil, func(f *Facts, _ *Options) { f.Workload.Updating = true }, "rollout/orders cannot be swapped in mode replace: an update is under way", "kubectl argo rollouts promote orders -n shop (if it was aborted: retry rollout orders), or undo orders"},
+		{"an update, replace", nil, func(f *Facts, _ *Options) { f.Workload.Updating = true }, "rollout/orders cannot be swapped in mode replace: an update is under way", "kubectl argo rollouts promote orders -n shop" + staging + " (if it was aborted: retry rollout orders), or undo orders"},
 		{"an update, standby", nil, func(f *Facts, o *Options) { f.Workload.Updating, o.Mode = true, ModeStandby }, "", ""},
 		{"an update, standby, with Services of its own", []string{"active"}, func(f *Facts, o *Options) { f.Workload.Updating, o.Mode = true, ModeStandby },
 			"an update is under way, for which its controller needs the Services that are its own (service active)", "promote orders"},
@@ -212,6 +212,7 @@ func TestRolloutRefusals(t *testing.T) {
 	} {
 		f, o := rolloutFacts(c.own...)
 		c.change(&f, &o)
+		f.Flags = staging
 		_, err := NewPlan(f, o)
 		switch {
 		case c.want == "" && err != nil:

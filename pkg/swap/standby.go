@@ -105,7 +105,7 @@ func (s *Standby) objects() (out []Object) {
 // insist is the way out of mode standby.
 func (p *Plan) insist() string {
 	how := "--mode replace stops the original, and takes its place"
-	if b := boundOf(p.target); b != nil {
+	if b := boundOf(p.target, p.flags); b != nil {
 		how = b.way
 	}
 	if p.Choice.All() {
@@ -137,7 +137,7 @@ func (p *Plan) standBy(f Facts, o Options, services []corev1.Service) error {
 	case d.Unseen && own:
 		return refuse(unseenWay, "%s, and for an update it needs the Services that are its own (%s)", unseen, hint.Printable(serviceList(d.Owned)))
 	case d.Updating && own:
-		return refuse(boundOf(d).way, "an update is under way, for which its controller needs the Services that are its own (%s)", hint.Printable(serviceList(d.Owned)))
+		return refuse(boundOf(d, f.Flags).way, "an update is under way, for which its controller needs the Services that are its own (%s)", hint.Printable(serviceList(d.Owned)))
 	case d.Subsets != "":
 		return refuse(p.insist(), "a mesh finds its pods by the subsets of destinationrule %s, which select labels that proxies do not have in this mode", hint.Printable(d.Subsets))
 	case own && len(old) > 0:

@@ -15,8 +15,8 @@ type bound struct {
 	way  string // what would make it another one; "" when nothing does for now
 }
 
-// boundOf is nil for a workload that may be stopped.
-func boundOf(w *kube.Workload) *bound {
+// boundOf is nil for a workload that may be stopped. flags are the Client's.
+func boundOf(w *kube.Workload, flags string) *bound {
 	switch {
 	case w.Kind == kube.Pod:
 		return &bound{
@@ -34,7 +34,7 @@ func boundOf(w *kube.Workload) *bound {
 		return &bound{
 			what: "an update is under way, and its steps would go on at 0 replicas, with no pod to judge it by",
 			why:  "its update under way would go on at 0 replicas, with no pod to judge it by",
-			way:  fmt.Sprintf("finish the update or take it back first: kubectl argo rollouts promote %[1]s -n %[2]s (if it was aborted: retry rollout %[1]s), or undo %[1]s", w.Name, w.Namespace),
+			way:  fmt.Sprintf("finish the update or take it back first: kubectl argo rollouts promote %[1]s -n %[2]s%[3]s (if it was aborted: retry rollout %[1]s), or undo %[1]s", w.Name, w.Namespace, flags),
 		}
 	case w.Beside != "":
 		return &bound{
@@ -53,8 +53,8 @@ func boundOf(w *kube.Workload) *bound {
 }
 
 // stoppable refuses mode replace for a workload that would not come back as it was.
-func stoppable(w *kube.Workload) error {
-	b := boundOf(w)
+func stoppable(w *kube.Workload, flags string) error {
+	b := boundOf(w, flags)
 	if b == nil {
 		return nil
 	}
