@@ -228,7 +228,7 @@ func (r *Restorer) recordAbout(d *kube.Workload, on, text string) (*Undo, error)
 	u, err := undo.Parse(text)
 	if err != nil {
 		return nil, hint.Newf(hint.RestoreIncomplete, strings.Join([]string{
-			fmt.Sprintf("if a newer bridge has made that swap, use it; else look at what its annotation %s says was before: kubectl get %s -n %s%s -o yaml", proxypod.UndoAnnotation, on, d.Namespace, r.Kube.Flags),
+			fmt.Sprintf("if a later version has made that swap, use that one; else look at what its annotation %s says was before: kubectl get %s -n %s%s -o yaml", proxypod.UndoAnnotation, on, d.Namespace, r.Kube.Flags),
 			"set that back by hand, where nobody else has set it since: the replicas, and the selectors of Services",
 			fmt.Sprintf("then remove it, after which nobody can give that swap back any more: %s", remove(r.Kube, d.Namespace, on)),
 			"then once more: " + Command(r.Kube, objectOf(d)),
