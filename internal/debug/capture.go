@@ -168,9 +168,12 @@ func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port str
 		return hint.Newf(hint.Forbidden, fmt.Sprintf("where the container runtime gives no CAP_NET_RAW by itself it has to be asked for, which Pod Security lets pass at level privileged alone: "+
 			"kubectl label namespace %s%s pod-security.kubernetes.io/enforce=privileged --overwrite. A security module of the node may refuse it, too", pod.Namespace, c.Kube.Flags),
 			"container %s in pod %s/%s has not the right to see packets, CAP_NET_RAW", container, pod.Namespace, pod.Name)
+	case code != 0 && whole.Packets > 0 || code > 128: // a signal's, as of a pod that ends
+		return hint.Newf(hint.Other, fmt.Sprintf("has the pod ended? bridge diagnose pod/%s -n %s%s", pod.Name, pod.Namespace, c.Kube.Flags),
+			"the capture was ended in the pod (exit code %d), after %d packets, which are whole", code, whole.Packets)
 	case code != 0:
 		return hint.Newf(hint.Other, fmt.Sprintf("an image of another version than this bridge does not know it: bridge image push makes one; what became of the pod: bridge diagnose pod/%s -n %s%s", pod.Name, pod.Namespace, c.Kube.Flags),
-			"the capture has ended with exit code %d, after %d packets", code, whole.Packets)
+			"the capture has ended with exit code %d, and no packet", code)
 	}
 	return nil
 }

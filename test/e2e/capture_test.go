@@ -159,6 +159,15 @@ func TestCapture(t *testing.T) {
 		p.exits(0)
 		return !strings.Contains(strings.Join(p.stdout.all(), "\n"), "tool capture")
 	})
+
+	// It ends with the pod, and says so.
+	p = w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "http", "--proxy-image", image, "-w", filepath.Join(t.TempDir(), "gone.pcapng"))
+	p.says("capturing port 8080")
+	if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.exits(int(hint.Other))
+	p.says("has the pod ended? bridge diagnose pod/" + pod.Name)
 }
 
 func podReady(p *corev1.Pod) bool {

@@ -40,6 +40,7 @@ const (
 	brokenNode   = "bridge-test-broken"   // not ready
 	cordonedNode = "bridge-test-cordoned" // ready
 	pressedNode  = "bridge-test-pressed"  // ready, and short of memory
+	strainedNode = "bridge-test-strained" // ready, and short of all else
 )
 
 // broken is a manifest of testdata in a namespace of its own. A document that begins with "# when" is applied when that holds.
@@ -268,6 +269,9 @@ func TestDiagnose(t *testing.T) {
 	fakeNode(t, brokenNode, corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady"})
 	fakeNode(t, cordonedNode, ready)
 	fakeNode(t, pressedNode, ready, corev1.NodeCondition{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasInsufficientMemory"})
+	fakeNode(t, strainedNode, ready, corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasDiskPressure"},
+		corev1.NodeCondition{Type: corev1.NodePIDPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasInsufficientPID"},
+		corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"})
 	healthy := readBroken(t, "testdata/healthy.yaml")
 	beyond := readBroken(t, "testdata/beyond.yaml")
 	all := []*broken{healthy, beyond}

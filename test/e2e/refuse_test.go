@@ -63,7 +63,7 @@ func TestRefusals(t *testing.T) {
 // A forward that waits in vain for a pod says what is wrong with it.
 func TestForwardSaysWhyNothingRuns(t *testing.T) {
 	t.Parallel()
-	b := readBroken(t, "testdata/broken/program-exits.yaml")
+	b := readBroken(t, "testdata/broken/two-program-service.yaml")
 	if err := b.put(t); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestForwardSaysWhyNothingRuns(t *testing.T) {
 	w.await("the crash", func() bool {
 		return slices.ContainsFunc(diagnosed(t, "-n", b.ns, "--no-dial"), func(f diagnose.Finding) bool { return f.ID == "program-exits" })
 	})
-	p := w.bridge("forward", "pod/it", "0:8080", "--pod-running-timeout", "1s")
+	p := w.bridge("forward", "deployment/it", "0:8080", "--pod-running-timeout", "1s")
 	p.exits(int(hint.Other))
 	p.says("(program-exits)")
 }
