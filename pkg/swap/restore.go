@@ -462,7 +462,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	ready, notReady := true, error(nil)
-	if u.Replaces() {
+	if u.Replaces() && changed { // else it is as it was, Ready or not
 		ready, notReady = r.awaitOriginal(ctx, u)
 	}
 	if err := fault.After(fault.OriginalReady, nil); err != nil {

@@ -337,6 +337,22 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	}
 }
 
+// A swap that ends before it has changed the workload, because the proxy does not come up say, is not kept by an original that was not Ready before.
+func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
+	plan := ordersPlan(t)
+	synctest.Test(t, func(t *testing.T) {
+		d := deploymentWith(metav1.ObjectMeta{UID: plan.target.UID})
+		d.Spec.Replicas = &plan.Replicas
+		cl, k := newCluster(t, map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0]})
+		if err := (&Restorer{Kube: k, Say: func(string) {}}).giveBack(t.Context(), &plan.Undo, &claim{kube: k, lease: plan.Lease}); err != nil {
+			t.Error(err)
+		}
+		if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+			t.Error("the Lease is left")
+		}
+	})
+}
+
 // Where one Service may not be changed back, or somebody writes to it all the time, the callers of the others are, also of one that is tried again; and the
 // record stays.
 func TestOneServiceKeepsNoOther(t *testing.T) {
