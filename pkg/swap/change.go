@@ -356,7 +356,14 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		if err != nil {
 			return err
 		}
-		patch, err := undo.OwnershipPatch(managed, now, changes, meta.GetResourceVersion())
+		of := changes
+		if x.claim.over() {
+			of = slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
+				owners, err := undo.OwnersOf(managed, c.Path)
+				return err != nil || !slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager })
+			})
+		}
+		patch, err := undo.OwnershipPatch(managed, now, of, meta.GetResourceVersion())
 		if patch == nil || err != nil {
 			return err
 		}
