@@ -350,6 +350,9 @@ func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
 		{"127.0.0.1:53", false}, {"10.96.0.10:53", false}, {"8.8.8.8:53", false},
 		{"127.0.0.1:53", true}, {"10.96.0.10:53", true}, {"8.8.8.8:53", true},
 	} {
+		if c.device && unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK) != nil {
+			continue // it is not everybody's everywhere
+		}
 		s := start(t, Options{Device: c.device}, "say udp "+c.to)
 		if s.NamesPass {
 			t.Fatal("this kernel does not tell them apart")

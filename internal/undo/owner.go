@@ -96,7 +96,7 @@ func BroughtBack(managedFields json.RawMessage) (bool, error) {
 	owners := slices.DeleteFunc(ownersOf(list, "metadata", "annotations", Annotation), func(o Owner) bool {
 		return o.Manager == "ancient-changes" || o.Manager == "before-first-apply" // the API server's: it does not know whose they were
 	})
-	return len(owners) > 0 && !slices.ContainsFunc(owners, func(o Owner) bool { return o.Manager == FieldManager }), nil
+	return len(owners) > 0 && !slices.ContainsFunc(owners, Owner.bridge), nil
 }
 
 // OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the field of changes, all
@@ -133,11 +133,33 @@ func OwnershipPatch(managedFields, now json.RawMessage, changes []Change, resour
 	}}, resourceVersion), nil
 }
 
+// Unfinished tells, by an object's metadata.managedFields as JSON, whether c's owners are yet to have its field again: bridge has it, or nobody, as after it was scaled to
+// zero, and none of them has written to the object since.
+func (c Change) Unfinished(managedFields json.RawMessage) (bool, error) {
+	list, err := entries(managedFields)
+	if err != nil {
+		return false, err
+	}
+	if now := ownersOf(list, strings.Split(c.Path, ".")...); len(now) > 0 {
+		return slices.ContainsFunc(now, Owner.bridge), nil
+	}
+	return !slices.ContainsFunc(list, func(e managed) bool {
+		return slices.ContainsFunc(c.Owners, func(o Owner) bool {
+			return e.is(o) && (o.Time == nil || e.Time == nil || e.Time.After(*o.Time))
+		})
+	}), nil
+}
+
+func (o Owner) bridge() bool { return o.Manager == FieldManager }
+
+// is tells whether it is the same one's, whenever that was.
+func (o Owner) is(other Owner) bool {
+	return o.Manager == other.Manager && o.Operation == other.Operation && o.APIVersion == other.APIVersion && o.Subresource == other.Subresource
+}
+
 // own adds the field to o's entry, which is made anew when it is gone (it vanishes with its last field).
 func own(list []managed, o Owner, path string) []managed {
-	i := slices.IndexFunc(list, func(e managed) bool {
-		return e.Manager == o.Manager && e.Operation == o.Operation && e.APIVersion == o.APIVersion && e.Subresource == o.Subresource
-	})
+	i := slices.IndexFunc(list, func(e managed) bool { return e.is(o) })
 	if i < 0 {
 		list = append(list, managed{Owner: o, FieldsType: "FieldsV1"})
 		i = len(list) - 1

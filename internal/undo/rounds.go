@@ -36,7 +36,7 @@ func TakeBack(changes []Change, try func(Change) error, outcome func(error) Outc
 	}
 	for {
 		var again []attempt
-		for _, a := range pending {
+		for i, a := range pending {
 			err := try(a.Change)
 			if err == nil {
 				continue
@@ -44,7 +44,8 @@ func TakeBack(changes []Change, try func(Change) error, outcome func(error) Outc
 			named := fmt.Errorf("%s: %w", a.Object, err)
 			switch outcome(err) {
 			case Ended:
-				return errors.Join(err, left())
+				pending = append(again, pending[i+1:]...)
+				return errors.Join(named, left())
 			case Later:
 				again = append(again, attempt{a.Change, named})
 			default:

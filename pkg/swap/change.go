@@ -143,14 +143,23 @@ func (x changer) reselect(ctx context.Context, c Change, now *json.RawMessage, d
 	return x.patch(ctx, c.Object, patch)
 }
 
-// changed tells whether the swap may have changed anything: the record's copy comes before the first change, and others may remove it after that.
+// changed tells whether the swap may have changed anything: the record's copy comes before the first change, and others may remove it after that, which
+// leaves it on a ReplicaSet, or bridge's mark on a field.
 func (x changer) changed(ctx context.Context, u *Undo) bool {
 	d, err := x.workload(ctx, u.Target)
 	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
 		return true
 	}
 	held, unseen, err := x.held(ctx, u)
-	return errors.Join(err, unseen) != nil || len(held) > 0
+	if errors.Join(err, unseen) != nil || len(held) > 0 {
+		return true
+	}
+	marked, err := noted(d)
+	copies, listErr := replicaSetCopies(ctx, x.kube, d)
+	return marked || errors.Join(err, listErr) != nil || slices.ContainsFunc(copies, func(rs appsv1.ReplicaSet) bool {
+		c, err := undo.Parse(rs.Annotations[undo.Annotation])
+		return err != nil || c.Equal(u)
+	})
 }
 
 // held are the changes of u of which there is something to take back. unseen says of which others that is not known, since they may not be read.
@@ -182,7 +191,11 @@ func (x changer) record(ctx context.Context, p *Plan) error {
 // removeOlder removes the copies on the target's ReplicaSets that the plan has found to be over: kubectl rollout undo would bring one back, and with the field
 // as this swap has set it that one would seem to be in force.
 func (x changer) removeOlder(ctx context.Context, p *Plan) error {
-	if len(p.copies) == 0 {
+	older := map[string]bool{p.stale: p.stale != ""} // by their texts: the controller may have copied the target's meanwhile
+	for _, rs := range p.copies {
+		older[rs.Annotations[proxypod.UndoAnnotation]] = true
+	}
+	if len(older) == 1 && p.stale == "" {
 		return nil
 	}
 	o := p.Undo.Target
@@ -199,10 +212,7 @@ func (x changer) removeOlder(ctx context.Context, p *Plan) error {
 			return err
 		}
 		for _, rs := range copies {
-			known := func(k appsv1.ReplicaSet) bool {
-				return k.UID == rs.UID && k.Annotations[proxypod.UndoAnnotation] == rs.Annotations[proxypod.UndoAnnotation]
-			}
-			if !slices.ContainsFunc(p.copies, known) {
+			if !older[rs.Annotations[proxypod.UndoAnnotation]] {
 				continue // it came meanwhile
 			}
 			if err := x.unmark(ctx, rs, rs.ResourceVersion); err != nil {
@@ -359,8 +369,8 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		of := changes
 		if x.claim.over() {
 			of = slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
-				owners, err := undo.OwnersOf(managed, c.Path)
-				return err != nil || !slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager })
+				unfinished, err := c.Unfinished(managed)
+				return err != nil || !unfinished
 			})
 		}
 		patch, err := undo.OwnershipPatch(managed, now, of, meta.GetResourceVersion())

@@ -278,7 +278,7 @@ func TestPlanRefusesATargetThatIsNotGivenBack(t *testing.T) {
 		if err := x.record(t.Context(), p); err != nil || !cl.at(at, &now) || !strings.Contains(now.Annotations[proxypod.UndoAnnotation], "bob@desk") {
 			t.Errorf("over %q: %v, %v", stale, err, now.Annotations)
 		}
-		for name, stays := range map[string]bool{"one": false, "two": true, "three": true} {
+		for name, stays := range map[string]bool{"one": false, "two": true, "three": false} {
 			var rs appsv1.ReplicaSet
 			if there := cl.at(sets+name, &rs); !there || (len(rs.Annotations) > 0) != stays {
 				t.Errorf("replicaset %s has %v", name, rs.Annotations)

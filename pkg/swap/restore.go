@@ -526,13 +526,16 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 }
 
 // removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
-// them, and so is whose they are, but where they are noted as bridge's: then giving back was not ended.
+// them, and so is whose they are, but where giving that back was not ended.
 func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim) error {
 	if err := r.unrecord(ctx, x, u, c); err != nil {
 		return err
 	}
 	for _, changes := range u.ByObject() {
-		if err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) }); err != nil {
+		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
+		if hint.CodeOf(err) == hint.Forbidden { // the copies would keep others from swapping, and nothing else depends on it
+			r.Say(hint.Printable(fmt.Sprintf("note: that bridge has written to it stays noted at %s: %v", changes[0].Object, err)))
+		} else if err != nil {
 			return err
 		}
 	}

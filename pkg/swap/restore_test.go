@@ -253,7 +253,7 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	plan := ordersPlan(t)
 	u := plan.Undo
 	for i := range u.Changes {
-		u.Changes[i].Owners = []undo.Owner{{Manager: "kubectl", Operation: "Apply", APIVersion: "v1"}}
+		u.Changes[i].Owners = []undo.Owner{{Manager: "kubectl", Operation: "Apply", APIVersion: "v1", Time: &noon}}
 	}
 	record, err := u.Marshal()
 	if err != nil {
@@ -263,11 +263,15 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
 	for _, c := range []struct {
 		name     string
-		once     int  // how the first write to the ReplicaSet is answered
-		unleased bool // the Lease is deleted when the Service is written to
+		once     int           // how the first write to the ReplicaSet is answered
+		service  int           // how each to the Service is
+		unleased bool          // the Lease is deleted when the Service is written to
+		applied  time.Duration // when the workload was after the record: later it has dropped the replicas
 		want     hint.Code
 	}{
-		{name: "at once"},
+		{name: "at once", applied: time.Hour},
+		{name: "not applied since"},
+		{name: "the Service may not be patched", service: http.StatusForbidden},
 		{name: "another goes on", once: http.StatusForbidden, want: hint.RestoreIncomplete},
 		{name: "the Lease is deleted", unleased: true},
 	} {
@@ -275,7 +279,9 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 			t.Setenv("XDG_STATE_HOME", t.TempDir())
 			synctest.Test(t, func(t *testing.T) {
 				marks := map[string]string{undo.Annotation: record, undo.SwappedAnnotation: "begun by ada@laptop at noon"}
-				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, Annotations: marks, ManagedFields: annotatedBy("kubectl")})
+				applied := managed("kubectl", metav1.ManagedFieldsOperationApply, "template")
+				applied[0].Time = &metav1.Time{Time: noon.Add(c.applied)}
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, Annotations: marks, ManagedFields: append(annotatedBy("kubectl"), applied...)})
 				replicas := int32(3) // as before, and none is Ready
 				d.Spec.Replicas = &replicas
 				v := facts(t, "orders.yaml").Services[0]
@@ -291,6 +297,9 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 					if method == http.MethodPatch && path == setPath {
 						defer func() { c.once = 0 }()
 						return c.once
+					}
+					if method == http.MethodPatch && path == servicePath+v.Name {
+						return c.service
 					}
 					return 0
 				}
@@ -324,7 +333,11 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 						t.Errorf("%s has %v", path, o.Annotations)
 					}
 					for _, field := range []string{"spec.replicas", "spec.selector"} {
-						again := path == servicePath+v.Name && field == "spec.selector" // it was bridge's still
+						if c.service != 0 && path == servicePath+v.Name {
+							continue // as it was
+						}
+						again := path == servicePath+v.Name && field == "spec.selector" || // it was bridge's still
+							path == deploymentPath+"orders" && field == "spec.replicas" && c.applied == 0 // it was nobody's
 						if owners, err := ownersOf(o.ManagedFields, field); (len(owners) == 1 && owners[0].Manager == "kubectl") != again || err != nil {
 							t.Errorf("%s is of %v: %v", path, owners, err)
 						}
@@ -338,20 +351,49 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	}
 }
 
-// A swap that ends before it has changed the workload, because the proxy does not come up say, is not kept by an original that was not Ready before.
+// A swap that ends before it has changed the workload, because the proxy does not come up say, is not kept by an original that was not Ready before. One that
+// others have scaled since, after kubectl rollout undo took the record's copy away, is: its callers have nobody else.
 func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
 	plan := ordersPlan(t)
-	synctest.Test(t, func(t *testing.T) {
-		d := deploymentWith(metav1.ObjectMeta{UID: plan.target.UID})
-		d.Spec.Replicas = &plan.Replicas
-		cl, k := newCluster(t, map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0]})
-		if err := (&Restorer{Kube: k, Say: func(string) {}}).giveBack(t.Context(), &plan.Undo, &claim{kube: k, lease: plan.Lease}); err != nil {
-			t.Error(err)
-		}
-		if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
-			t.Error("the Lease is left")
-		}
-	})
+	record, err := plan.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controls := true
+	for name, c := range map[string]struct {
+		copied string                      // a ReplicaSet's copy
+		noted  []metav1.ManagedFieldsEntry // of the deployment
+		want   hint.Code
+	}{
+		"as it was":               {},
+		"a ReplicaSet has a copy": {copied: record, want: hint.RestoreIncomplete},
+		"bridge's mark is on it":  {noted: managed("bridge", metav1.ManagedFieldsOperationUpdate, "replicas"), want: hint.RestoreIncomplete},
+		"another's is on it":      {noted: managed("kubectl", metav1.ManagedFieldsOperationUpdate, "replicas")},
+		"a copy cannot be read":   {copied: "{", want: hint.RestoreIncomplete},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID, ManagedFields: c.noted})
+				d.Spec.Replicas = &plan.Replicas
+				objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0]}
+				if c.copied != "" {
+					objects["/apis/apps/v1/namespaces/shop/replicasets/one"] = appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+						Name: "one", Namespace: "shop", UID: "one", Annotations: map[string]string{undo.Annotation: c.copied},
+						OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
+					}}
+				}
+				cl, k := newCluster(t, objects)
+				begin := time.Now()
+				err := (&Restorer{Kube: k, Say: func(string) {}}).giveBack(t.Context(), &plan.Undo, &claim{kube: k, lease: plan.Lease})
+				if took := time.Since(begin); hint.CodeOf(err) != c.want || took >= readyTimeout != (c.want != 0) {
+					t.Errorf("%v after %v", err, took)
+				}
+				if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+					t.Error("the Lease is left")
+				}
+			})
+		})
+	}
 }
 
 // Where one Service may not be changed back, or somebody writes to it all the time, the callers of the others are, also of one that is tried again; and the
