@@ -27,8 +27,10 @@ func parseAllow(s string) (netip.Prefix, error) {
 		return p, errors.New("write it as 169.254.20.10/32")
 	case p.Addr().Is4In6():
 		return p, errors.New("write the IPv4 address alone")
-	case p.Addr().IsLoopback():
+	case p.Addr().IsLoopback() || within(p, "64:ff9b::7f00:0/104"):
 		return p, errors.New("the proxy pod's own loopback is never dialled")
+	case p.Addr().IsUnspecified() || p.Addr().IsMulticast():
+		return p, errors.New("nobody can be dialled there")
 	case !p.IsSingleIP() && !ofLink(p) && !within(p, "64:ff9b::a9fe:0/112"):
 		return p, errors.New("it is for link-local addresses, or a metadata service's one; all others are dialled without it")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -130,7 +131,20 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 			return diagnose.Watch(ctx, k, o, a.progress())
 		}
 	}
+	var kept error // the pod of --inside was not removed
+	if inside := o.Inside; inside != nil {
+		o.Inside = func(ctx context.Context, use func(context.Context, diagnose.Dial) error) error {
+			err := inside(ctx, use)
+			if hint.CodeOf(err) == hint.RestoreIncomplete {
+				kept = err
+			}
+			return err
+		}
+	}
 	r, err := look(ctx, k, o)
+	if err != nil && kept != nil {
+		return kept
+	}
 	late := watch && err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded)
 	if late && r == nil {
 		return hint.New(hint.Unreachable, fmt.Errorf("not one look was done in time: %w", err), "give it more time with --timeout")
@@ -155,6 +169,8 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 		return err
 	}
 	switch worst := r.Worst(); {
+	case kept != nil:
+		return kept
 	case worst == diagnose.Problem || late:
 		return verdict(hint.Problems)
 	case worst == diagnose.Warning:
@@ -175,7 +191,15 @@ func (a *app) inside(k *kube.Client, image string) diagnose.Inside {
 			Kube:     k, Kind: proxypod.KindDiagnose, Image: image, Owner: identity(), Version: versionString(),
 			ReadyTimeout: insideTimeout, Why: whyOf(k), Say: a.progress(), Log: a.log,
 		}
-		return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error { return use(ctx, t.DialContext) })
+		return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
+			return use(ctx, func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := t.DialContext(ctx, network, address)
+				if phase := t.State().Phase; err != nil && (errors.Is(err, tunnel.ErrNoSession) || phase != tunnel.Ready && phase != tunnel.Degraded) {
+					err = fmt.Errorf("%w: %v", diagnose.ErrNotDialled, err) //nolint:errorlint // what the carrier has met is not the address's
+				}
+				return c, err
+			})
+		})
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"bridge/internal/hint"
 )
 
 const (
@@ -27,6 +29,9 @@ const (
 
 // Dial connects from within the cluster.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// ErrNotDialled is Dial's error where the fault is the way to the pod.
+var ErrNotDialled = errors.New("not dialled")
 
 // Inside has a pod in the cluster dial for as long as use runs.
 type Inside func(ctx context.Context, use func(ctx context.Context, dial Dial) error) error
@@ -56,6 +61,7 @@ func (b *Beyond) String() string {
 type beyond struct {
 	service Ref
 	from    string // the object that has it
+	edit    string // what to edit where it is wrong, for kubectl; empty: the Service
 	network string // udp where the name alone counts
 	address string // "host:port", of an ExternalName by the Service's own name, as its callers write it
 
@@ -69,6 +75,7 @@ type reason string
 
 const (
 	unresolved  reason = "does not resolve"
+	untold      reason = "the cluster's DNS could not tell"
 	refused     reason = "connection refused"
 	unreachable reason = "there is no way to it"
 	mute        reason = "no answer"
@@ -115,8 +122,15 @@ func named(v *corev1.Service) (out []beyond) {
 	return out
 }
 
+// mirrored is who manages the EndpointSlice of a hand-made Endpoints object.
+const mirrored = "endpointslicemirroring-controller.k8s.io"
+
 // listed are the ready endpoints of a slice that are no pods.
 func listed(service Ref, e *discoveryv1.EndpointSlice) (out []beyond) {
+	edit := "endpointslice " + e.Name
+	if e.Labels[discoveryv1.LabelManagedBy] == mirrored {
+		edit = "endpoints " + service.Name
+	}
 	for _, p := range e.Endpoints {
 		if p.Conditions.Ready != nil && !*p.Conditions.Ready || p.TargetRef != nil && p.TargetRef.Kind == "Pod" {
 			continue
@@ -126,7 +140,7 @@ func listed(service Ref, e *discoveryv1.EndpointSlice) (out []beyond) {
 				continue
 			}
 			for _, a := range p.Addresses[:min(len(p.Addresses), 1)] { // the others are never used
-				out = append(out, beyond{service: service, from: refOf("endpointslice", e).String(), network: "tcp", address: net.JoinHostPort(a, strconv.Itoa(int(*port.Port)))})
+				out = append(out, beyond{service: service, from: refOf("endpointslice", e).String(), edit: edit, network: "tcp", address: net.JoinHostPort(a, strconv.Itoa(int(*port.Port)))})
 			}
 		}
 	}
@@ -160,7 +174,11 @@ func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace stri
 		return group.Wait()
 	})
 	if err != nil {
-		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: oneLine(err.Error())})
+		why := err.Error()
+		if next := hint.Of(err); next != "" {
+			why += "; " + next
+		}
+		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: oneLine(why)})
 	}
 	for i, b := range all {
 		if known[i] {
@@ -172,7 +190,7 @@ func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace stri
 
 // oneLine has a list of lines, as of rights that are missing, in one.
 func oneLine(text string) string {
-	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ").Replace(text)
+	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(text)
 }
 
 // knock dials it; false where that tells nothing of it: the pod's proxy does not dial it, or the way to the pod is lost.
@@ -186,8 +204,11 @@ func (b *beyond) knock(ctx context.Context, dial Dial) bool {
 	}
 	var dns *net.DNSError
 	switch {
+	case errors.Is(err, ErrNotDialled):
+	case errors.As(err, &dns) && !dns.IsNotFound:
+		b.failed = untold
 	case errors.As(err, &dns):
-		b.failed, b.sure = unresolved, dns.IsNotFound
+		b.failed, b.sure = unresolved, true
 	case errors.Is(err, syscall.ECONNREFUSED):
 		b.failed, b.sure = refused, true
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
@@ -225,13 +246,16 @@ func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
 		f.State = append(f.State, Evidence{From: b.from + ", dialled from a pod as " + b.address, Says: b.text, At: s.Now})
 		names = append(names, fmt.Sprintf("%s (%s)", b.address, b.text))
 	}
-	if external && bad[0].failed == unresolved {
+	if external && (bad[0].failed == unresolved || bad[0].failed == untold) {
+		const logs = "kubectl logs -n kube-system -l k8s-app=kube-dns"
 		f.ID = "service-external-name"
 		f.Summary = fmt.Sprintf("its externalName %s does not resolve in the cluster", v.Spec.ExternalName)
 		f.State = []Evidence{{From: bad[0].from + ", asked from a pod", Says: bad[0].text, At: s.Now}}
-		f.Next = []string{
-			"correct the name: " + f.edit(),
-			"if it is right, the cluster's DNS does not know it: kubectl logs -n kube-system -l k8s-app=kube-dns",
+		f.Next = []string{"correct the name: " + f.edit(), "if it is right, the cluster's DNS does not know it: " + logs}
+		if bad[0].failed == untold {
+			f.Severity = Warning
+			f.Summary = fmt.Sprintf("whether its externalName %s resolves the cluster's DNS could not tell", v.Spec.ExternalName)
+			f.Next = []string{"see why its DNS fails: " + logs}
 		}
 		return []Finding{f}
 	}
@@ -244,8 +268,7 @@ func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
 	if external {
 		f.Next = append(f.Next, "correct the name or the ports: "+f.edit())
 	} else {
-		slice, _, _ := strings.Cut(strings.TrimPrefix(bad[0].from, "endpointslice/"), " ")
-		f.Next = append(f.Next, "or correct the address: kubectl edit endpointslice "+slice+f.Object.in())
+		f.Next = append(f.Next, "or correct the address: kubectl edit "+bad[0].edit+f.Object.in())
 	}
 	return []Finding{f}
 }
@@ -263,10 +286,15 @@ func (s *Snapshot) heldBack(found []Finding, bad []beyond) {
 			policies = append(policies, p)
 		}
 	}
+	unread := slices.ContainsFunc(s.Unread, func(u Unread) bool { return u.Resource == "networkpolicies" })
 	for i := range found {
-		if f := &found[i]; len(policies) > 0 {
+		switch f := &found[i]; {
+		case len(policies) > 0:
 			f.Severity = Warning
 			f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.inside, Says: "all pods: the one that has dialled may not have been let out"})
+		case unread:
+			f.Severity = Warning
+			f.State = append(f.State, Evidence{From: "networkpolicies", Says: "not read: one may not have let out the pod that has dialled"})
 		}
 	}
 }

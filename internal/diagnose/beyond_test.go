@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"bridge/internal/hint"
 )
 
 // beyondYAML are Services that lead to no pods, at 10.0.0.1 to 10.0.0.6 and by three names, and one that leads to a pod.
@@ -59,6 +61,14 @@ metadata: {name: open}
 spec: {type: ExternalName, externalName: open.example}
 ---
 kind: Service
+metadata: {name: asked}
+spec: {type: ExternalName, externalName: asked.example}
+---
+kind: Service
+metadata: {name: lost}
+spec: {type: ExternalName, externalName: lost.example, ports: [{port: 80}]}
+---
+kind: Service
 metadata: {name: address}
 spec: {type: ExternalName, externalName: 10.1.2.3}
 `
@@ -75,6 +85,8 @@ func TestWhatIsBeyondThePods(t *testing.T) {
 		"tcp 10.0.0.6:80":        fmt.Errorf("metadata addresses are not reachable through the proxy: %w", syscall.EACCES),
 		"udp nowhere.shop.svc:9": &net.DNSError{Name: "nowhere.shop.svc", IsNotFound: true},
 		"tcp shut.shop.svc:443":  syscall.EHOSTUNREACH,
+		"udp asked.shop.svc:9":   &net.DNSError{Name: "asked.shop.svc", IsTemporary: true},
+		"tcp lost.shop.svc:80":   fmt.Errorf("%w: %w", ErrNotDialled, syscall.ECONNREFUSED),
 		"udp open.shop.svc:9":    nil,
 	}
 	var dialled []string
@@ -101,7 +113,7 @@ func TestWhatIsBeyondThePods(t *testing.T) {
 	if len(dialled) != len(answers) {
 		t.Errorf("dialled %q", dialled)
 	}
-	if got := s.Beyond.String(); got != "dialled 6 addresses of Services without pods, from a pod, and 1 more not" {
+	if got := s.Beyond.String(); got != "dialled 7 addresses of Services without pods, from a pod, and 2 more not" {
 		t.Error(got)
 	}
 	var got []string
@@ -111,6 +123,7 @@ func TestWhatIsBeyondThePods(t *testing.T) {
 	want := `problem service-external-name service/address: its externalName 10.1.2.3 is an address; DNS answers with it as a name, which does not resolve
 problem endpoint-not-answering service/db: 1 of the 2 addresses that it leads to do not answer: 10.0.0.2:5432 (connection refused)
 problem service-external-name service/nowhere: its externalName nowhere.example does not resolve in the cluster
+warning service-external-name service/asked: whether its externalName asked.example resolves the cluster's DNS could not tell
 warning endpoint-not-answering service/mail: the address that it leads to does not answer: 10.0.0.5:25 (no answer in 3s)
 warning endpoint-not-answering service/shut: the address that it leads to does not answer: shut.shop.svc:443 (there is no way to it)`
 	if text := strings.Join(got, "\n"); text != want {
@@ -124,9 +137,9 @@ warning endpoint-not-answering service/shut: the address that it leads to does n
 		t.Error(got)
 	}
 	s.dialBeyond(t.Context(), func(context.Context, func(context.Context, Dial) error) error {
-		return errors.New("your account may not do this:\n  get pods\n  create leases")
+		return hint.Newf(hint.Forbidden, "bridge rbac connect prints\nthe Role", "your account may not do this:\n  get pods\n  create leases")
 	}, "shop", nil)
-	if len(s.Unread) != 1 || s.Unread[0].Why != "your account may not do this: get pods; create leases" || s.Beyond.String() != "dialled 0 addresses of Services without pods, from a pod, and 7 more not" {
+	if len(s.Unread) != 1 || s.Unread[0].Why != "your account may not do this: get pods; create leases; bridge rbac connect prints; the Role" || s.Beyond.String() != "dialled 0 addresses of Services without pods, from a pod, and 9 more not" {
 		t.Errorf("without a pod: %+v, %v", s.Unread, s.Beyond)
 	}
 }

@@ -44,10 +44,10 @@ func (c *Client) explainIn(ctx context.Context, namespace string, err error, doi
 		return explained
 	}
 	if _, absent := c.Clientset.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(absent) {
-		return hint.Newf(hint.NotFound, "check the namespace (-n); list them with: kubectl get namespaces", "%s: there is no namespace %s", doing, namespace)
+		return hint.Newf(hint.NotFound, "check the namespace (-n); list them with: kubectl get namespaces"+c.Flags, "%s: there is no namespace %s", doing, namespace)
 	}
 	if next := hint.Of(explained); strings.Contains(next, "kubectl get ") {
-		return hint.New(0, explained, next+" -n "+namespace)
+		return hint.New(0, explained, next+" -n "+namespace+c.Flags)
 	}
 	return explained
 }

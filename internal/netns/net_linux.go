@@ -102,6 +102,9 @@ const namesTable = 53
 // catchNames has UDP to port 53 of any IPv4 address arrive in the namespace, at the DNS server's socket, in spite of a device. It takes a kernel with policy
 // routing by ports (4.17).
 func catchNames(server *net.UDPConn) error {
+	if release := kernelRelease(); release[0] < 4 || release[0] == 4 && release[1] < 17 { // it would leave out the ports, and so catch everything, without an error
+		return errors.ErrUnsupported
+	}
 	raw, err := server.SyscallConn()
 	if err != nil {
 		return err
@@ -128,6 +131,15 @@ func catchNames(server *net.UDPConn) error {
 		e.Uint8(unix.FRA_IP_PROTO, unix.IPPROTO_UDP)
 		e.Bytes(unix.FRA_DPORT_RANGE, binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, 53), 53)) // struct fib_rule_port_range
 	})
+}
+
+// kernelRelease is the first two numbers of this kernel's version, zeros when it does not tell.
+func kernelRelease() (n [2]int) {
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &n[0], &n[1])
+	}
+	return n
 }
 
 func up(device string) error {

@@ -283,12 +283,18 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 	if !target.Copied() {
 		return nil
 	}
+	first := time.Now()
 	for clean := (time.Time{}); ; { // when a look ended that found one, or was the first
 		begun := time.Now()
+		if err := x.ours(ctx); err != nil {
+			return err
+		}
 		n, err := x.cleanOnce(ctx, target)
 		switch {
 		case err != nil:
 			return err
+		case n > 0 && begun.Sub(first) >= cleanMost:
+			return errComesBack
 		case n > 0 || clean.IsZero():
 			clean = time.Now()
 		case begun.Sub(clean) >= cleanFor:
@@ -300,8 +306,15 @@ func (x changer) cleanReplicaSets(ctx context.Context, target Object) error {
 	}
 }
 
-// cleanFor is how long the ReplicaSets have to stay clean.
-const cleanFor = time.Second
+const (
+	// cleanFor is how long the ReplicaSets have to stay clean.
+	cleanFor = time.Second
+	// cleanMost is how long they may be found not to be.
+	cleanMost = 10 * time.Second
+)
+
+// errComesBack says that the record is put on the ReplicaSets again and again: somebody applies it with the target's manifest.
+var errComesBack = errors.New("the record comes back")
 
 func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error) {
 	d, err := x.workload(ctx, target)

@@ -351,6 +351,43 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	}
 }
 
+// A record that somebody applies with the target's manifest, so that the deployment controller copies it again and again, keeps nobody for ever: what can be
+// done is done, and that is said.
+func TestARecordThatComesBackIsSaid(t *testing.T) {
+	plan := ordersPlan(t)
+	record, err := plan.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controls := true
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	synctest.Test(t, func(t *testing.T) {
+		t.Setenv("XDG_STATE_HOME", t.TempDir())
+		d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID})
+		d.Spec.Replicas = &plan.Replicas
+		set := appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+			Name: "one", Namespace: "shop", UID: "one", Annotations: map[string]string{undo.Annotation: record}, OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
+		}}
+		cl, k := newCluster(t, map[string]any{deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0], setPath: set})
+		cl.controller = func() {
+			if cl.writes[len(cl.writes)-1] == "PATCH "+setPath {
+				cl.keep(setPath, set)
+			}
+		}
+		var said []string
+		r := &Restorer{Kube: k, Say: func(line string) { said = append(said, line) }}
+		if err := r.Restore(t.Context(), orders, "root@desk"); err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(strings.Join(said, "\n"), "the record comes back on the replicasets of deployment/orders") {
+			t.Errorf("said %q", said)
+		}
+		if cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+			t.Error("the Lease is left")
+		}
+	})
+}
+
 // A swap that ends before it has changed the workload, because the proxy does not come up say, is not kept by an original that was not Ready before. One that
 // others have scaled since, after kubectl rollout undo took the record's copy away, is: its callers have nobody else.
 func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
