@@ -216,7 +216,7 @@ func knownSwaps(k *kube.Client, namespace string) func(context.Context) ([]diagn
 	return func(ctx context.Context) (out []diagnose.Swap, err error) {
 		entries, err := swap.List(ctx, k, namespace)
 		for _, e := range entries {
-			if e.Kind == proxypod.KindSwap {
+			if e.Kind == proxypod.KindSwap && !e.Over {
 				out = append(out, diagnose.Swap{Namespace: e.Namespace, Target: e.Target, Owner: e.Owner, Heartbeat: e.Heartbeat, Left: !e.Alive, IfLost: e.IfLost, Restore: e.Restore})
 			}
 		}

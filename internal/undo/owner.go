@@ -101,8 +101,13 @@ func BroughtBack(managedFields json.RawMessage) (bool, error) {
 
 // OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the field of changes, all
 // of this object, which has the value now, to those who had it before: unless somebody else has it by now, or it has another value than
-// before, which was never theirs. It removes the fence, too. It is nil when nothing is noted as bridge's, the fence neither, and nobody is to have the field again.
+// before, which was never theirs. It removes the fence, too. It is nil when nothing is noted as bridge's, the fence neither, and nobody is to have the field again,
+// and where the selector leads to a proxy: what is noted is another swap's then.
 func OwnershipPatch(managedFields, now json.RawMessage, changes []Change, resourceVersion string) (map[string]any, error) {
+	var selector map[string]string
+	if json.Unmarshal(now, &selector) == nil && selector[ProxyLabel] != "" {
+		return nil, nil
+	}
 	list, err := entries(managedFields)
 	if err != nil {
 		return nil, err

@@ -236,6 +236,10 @@ func TestOwnershipGoesBack(t *testing.T) {
 			t.Errorf("%s is given to %+v: %v", now, owners, err)
 		}
 	}
+	// A selector that leads to a proxy is another swap's, and so is what is noted.
+	if patch, err := OwnershipPatch(json.RawMessage(after), json.RawMessage(`{"a":"b","bridge.internal/proxy":"bridge-deployment-green"}`), changes[:1], ""); patch != nil || err != nil {
+		t.Errorf("of another swap's: %v, %v", patch, err)
+	}
 	// Somebody else took the field meanwhile: theirs.
 	after = strings.Replace(after, `"bridge"`, `"argocd"`, 1)
 	owners, err := OwnersOf(json.RawMessage(ownership(t, after, changes[0])), "spec.selector")

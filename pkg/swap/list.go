@@ -18,6 +18,7 @@ import (
 	"bridge/internal/probe"
 	"bridge/internal/proxypod"
 	"bridge/internal/route"
+	"bridge/internal/undo"
 )
 
 // Entry is one Lease of bridge's, as `bridge status` lists it.
@@ -54,6 +55,8 @@ type Entry struct {
 	IfLost string `json:"ifLost,omitempty"`
 	// Mode is a swap's, "replace" or "standby"; "" but for swap.
 	Mode Mode `json:"mode,omitempty"`
+	// Over is whether nothing is swapped any more, and somebody was about to remove what is left of the record.
+	Over bool `json:"over,omitempty"`
 	// Replicas the target had before; 0 but for swap, and in mode standby.
 	Replicas int32    `json:"replicas,omitempty"`
 	Services []string `json:"services,omitempty"`
@@ -106,7 +109,9 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		if !e.Alive {
 			e.Forwards = nil
 		}
-		if u, err := recordOf(&l); err == nil {
+		if _, e.Over = l.Annotations[undo.OverAnnotation]; e.Over {
+			e.Reason = "nothing is swapped: copies of an old record are left"
+		} else if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()
 			e.IfLost = ifLost(ctx, k, &l)

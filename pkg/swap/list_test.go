@@ -11,6 +11,7 @@ import (
 
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/undo"
 )
 
 // Of a forward that is no more nobody can say what is open.
@@ -29,6 +30,16 @@ func TestOnlyALivingForwardHasConnections(t *testing.T) {
 		if err != nil || len(entries) != 1 || len(entries[0].Forwards) != want {
 			t.Errorf("silent for %v: %+v, %v", silent, entries, err)
 		}
+	}
+}
+
+// What only removes the copies of an old record has swapped nothing.
+func TestALeaseOfWhatIsOverIsNoSwap(t *testing.T) {
+	l := ordersPlan(t).Lease.DeepCopy()
+	l.Annotations[undo.OverAnnotation] = "true"
+	entries, err := List(t.Context(), &kube.Client{Clientset: fake.NewClientset(l)}, l.Namespace)
+	if err != nil || len(entries) != 1 || !entries[0].Over || entries[0].Mode != "" || entries[0].IfLost != "" || entries[0].Reason == "" {
+		t.Errorf("%+v, %v", entries, err)
 	}
 }
 
