@@ -56,9 +56,13 @@ func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine,
 	}
 	ranges := asked
 	if len(asked) == 0 {
-		if ranges, _ = k.Ranges(ctx); len(ranges) == 0 {
-			return hint.Newf(hint.Usage, "ask whoever runs the cluster for the ranges of Services and pods, and name them: --cidr 10.96.0.0/16 --cidr 10.244.0.0/16",
-				"your account may not read the cluster's ranges, which belong to no namespace")
+		const name = "ask whoever runs the cluster for the ranges of Services and pods, and name them: --cidr 10.96.0.0/16 --cidr 10.244.0.0/16"
+		var whole bool
+		switch ranges, whole = k.Ranges(ctx); {
+		case !whole:
+			return hint.Newf(hint.Unreachable, "try again; or "+name, "the cluster's ranges could not all be read just now")
+		case len(ranges) == 0:
+			return hint.Newf(hint.Usage, name, "your account may not read the cluster's ranges, which belong to no namespace")
 		}
 	}
 	api, err := apiAddresses(ctx, k)
