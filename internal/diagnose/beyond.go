@@ -224,7 +224,7 @@ func (b *beyond) knock(ctx context.Context, dial Dial) bool {
 }
 
 // beyondFindings are about the addresses of a Service that have not answered.
-func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
+func (s *Snapshot) beyondFindings(v *corev1.Service) []Finding {
 	r := refOf("service", v)
 	var of, bad []beyond
 	for _, b := range s.beyond {
@@ -238,7 +238,6 @@ func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
 	if len(bad) == 0 {
 		return nil
 	}
-	defer func() { s.heldBack(out, bad) }()
 	external := v.Spec.Type == corev1.ServiceTypeExternalName
 	f := s.ofService(v, "endpoint-not-answering", Problem)
 	var names []string
@@ -257,6 +256,7 @@ func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
 			f.Summary = fmt.Sprintf("whether its externalName %s resolves the cluster's DNS could not tell", v.Spec.ExternalName)
 			f.Next = []string{"see why its DNS fails: " + logs}
 		}
+		s.heldBack(&f, bad)
 		return []Finding{f}
 	}
 	f.Summary = fmt.Sprintf("%d of the %d addresses that it leads to do not answer: %s", len(bad), len(of), few(names))
@@ -270,11 +270,12 @@ func (s *Snapshot) beyondFindings(v *corev1.Service) (out []Finding) {
 	} else {
 		f.Next = append(f.Next, "or correct the address: kubectl edit "+bad[0].edit+f.Object.in())
 	}
+	s.heldBack(&f, bad)
 	return []Finding{f}
 }
 
-// heldBack has findings be warnings where nothing is sure, and policies may have held back the pod that has dialled.
-func (s *Snapshot) heldBack(found []Finding, bad []beyond) {
+// heldBack has a finding be a warning where nothing is sure, and policies may have held back the pod that has dialled.
+func (s *Snapshot) heldBack(f *Finding, bad []beyond) {
 	if slices.ContainsFunc(bad, func(b beyond) bool { return b.sure }) {
 		return
 	}
@@ -286,15 +287,12 @@ func (s *Snapshot) heldBack(found []Finding, bad []beyond) {
 			policies = append(policies, p)
 		}
 	}
-	unread := slices.ContainsFunc(s.Unread, func(u Unread) bool { return u.Resource == "networkpolicies" })
-	for i := range found {
-		switch f := &found[i]; {
-		case len(policies) > 0:
-			f.Severity = Warning
-			f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.inside, Says: "all pods: the one that has dialled may not have been let out"})
-		case unread:
-			f.Severity = Warning
-			f.State = append(f.State, Evidence{From: "networkpolicies", Says: "not read: one may not have let out the pod that has dialled"})
-		}
+	switch {
+	case len(policies) > 0:
+		f.Severity = Warning
+		f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.inside, Says: "all pods: the one that has dialled may not have been let out"})
+	case slices.ContainsFunc(s.Unread, func(u Unread) bool { return u.Resource == "networkpolicies" }):
+		f.Severity = Warning
+		f.State = append(f.State, Evidence{From: "networkpolicies", Says: "not read: one may not have let out the pod that has dialled"})
 	}
 }

@@ -96,7 +96,7 @@ func BroughtBack(managedFields json.RawMessage) (bool, error) {
 	owners := slices.DeleteFunc(ownersOf(list, "metadata", "annotations", Annotation), func(o Owner) bool {
 		return o.Manager == "ancient-changes" || o.Manager == "before-first-apply" // the API server's: it does not know whose they were
 	})
-	return len(owners) > 0 && !slices.ContainsFunc(owners, Owner.bridge), nil
+	return len(owners) > 0 && !slices.ContainsFunc(owners, Owner.Bridge), nil
 }
 
 // OwnershipPatch is the merge patch that takes bridge out of an object's managedFields and gives the field of changes, all
@@ -113,7 +113,7 @@ func OwnershipPatch(managedFields, now json.RawMessage, changes []Change, resour
 		return nil, err
 	}
 	were := len(list)
-	list = slices.DeleteFunc(list, func(e managed) bool { return e.Manager == FieldManager })
+	list = slices.DeleteFunc(list, func(e managed) bool { return e.Bridge() })
 	nothing := len(list) == were
 	for _, c := range changes {
 		same, err := c.equal(now, c.Before)
@@ -146,7 +146,7 @@ func (c Change) Unfinished(managedFields json.RawMessage) (bool, error) {
 		return false, err
 	}
 	if now := ownersOf(list, strings.Split(c.Path, ".")...); len(now) > 0 {
-		return slices.ContainsFunc(now, Owner.bridge), nil
+		return slices.ContainsFunc(now, Owner.Bridge), nil
 	}
 	return !slices.ContainsFunc(list, func(e managed) bool {
 		return slices.ContainsFunc(c.Owners, func(o Owner) bool {
@@ -155,7 +155,8 @@ func (c Change) Unfinished(managedFields json.RawMessage) (bool, error) {
 	}), nil
 }
 
-func (o Owner) bridge() bool { return o.Manager == FieldManager }
+// Bridge tells whether it is bridge.
+func (o Owner) Bridge() bool { return o.Manager == FieldManager }
 
 // is tells whether it is the same one's, whenever that was.
 func (o Owner) is(other Owner) bool {

@@ -191,11 +191,8 @@ func (x changer) record(ctx context.Context, p *Plan) error {
 // removeOlder removes the copies on the target's ReplicaSets that the plan has found to be over: kubectl rollout undo would bring one back, and with the field
 // as this swap has set it that one would seem to be in force.
 func (x changer) removeOlder(ctx context.Context, p *Plan) error {
-	older := map[string]bool{p.stale: p.stale != ""} // by their texts: the controller may have copied the target's meanwhile
-	for _, rs := range p.copies {
-		older[rs.Annotations[proxypod.UndoAnnotation]] = true
-	}
-	if len(older) == 1 && p.stale == "" {
+	older := p.older() // their texts: the controller may have copied the target's meanwhile
+	if len(older) == 0 {
 		return nil
 	}
 	o := p.Undo.Target
@@ -212,7 +209,7 @@ func (x changer) removeOlder(ctx context.Context, p *Plan) error {
 			return err
 		}
 		for _, rs := range copies {
-			if !older[rs.Annotations[proxypod.UndoAnnotation]] {
+			if !slices.Contains(older, rs.Annotations[proxypod.UndoAnnotation]) {
 				continue // it came meanwhile
 			}
 			if err := x.unmark(ctx, rs, rs.ResourceVersion); err != nil {
@@ -351,8 +348,11 @@ func (x changer) fence(ctx context.Context, o Object) error {
 	return kube.Explain(err, fmt.Sprintf("patch %s in %s", o, o.Namespace))
 }
 
-// replicaSetCopies are the ReplicaSets of d that have a copy of its record.
+// replicaSetCopies are the ReplicaSets of d that have a copy of its record; none where no controller copies it.
 func replicaSetCopies(ctx context.Context, k *kube.Client, d *kube.Workload) ([]appsv1.ReplicaSet, error) {
+	if !objectOf(d).Copied() {
+		return nil, nil
+	}
 	chosen, err := metav1.LabelSelectorAsSelector(d.Selector) // its ReplicaSets match it, and it never changes
 	if err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", d.Target(), d.Namespace, err)

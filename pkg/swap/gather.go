@@ -52,10 +52,8 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: leaseName(t)}).AwaitNone(ctx); err != nil {
 		return Facts{}, err
 	}
-	if objectOf(f.Workload).Copied() {
-		if f.Copies, err = replicaSetCopies(ctx, k, f.Workload); err != nil {
-			return Facts{}, err
-		}
+	if f.Copies, err = replicaSetCopies(ctx, k, f.Workload); err != nil {
+		return Facts{}, err
 	}
 	services, err := k.Clientset.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
 	if err != nil {

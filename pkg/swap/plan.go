@@ -118,6 +118,19 @@ type Plan struct {
 	flags     string              // Facts.Flags
 }
 
+// older are the records that the target and its ReplicaSets have.
+func (p *Plan) older() (texts []string) {
+	if p.stale != "" {
+		texts = append(texts, p.stale)
+	}
+	for _, rs := range p.copies {
+		if text := rs.Annotations[proxypod.UndoAnnotation]; text != "" {
+			texts = append(texts, text)
+		}
+	}
+	return texts
+}
+
 // NewPlan works out a swap in the mode of o, replace or standby.
 func NewPlan(f Facts, o Options) (*Plan, error) {
 	d := f.Workload
@@ -129,12 +142,8 @@ func NewPlan(f Facts, o Options) (*Plan, error) {
 	}
 
 	p.stale, p.copies = d.Annotations[proxypod.UndoAnnotation], f.Copies
-	records := []string{p.stale}
-	for _, rs := range p.copies {
-		records = append(records, rs.Annotations[proxypod.UndoAnnotation])
-	}
-	for _, record := range records {
-		if record != "" && f.held(record) {
+	for _, record := range p.older() {
+		if f.held(record) {
 			return nil, hint.Newf(hint.Conflict, fmt.Sprintf("give it back first: bridge restore %s %s -n %s%s", d.Kind, d.Name, d.Namespace, f.Flags),
 				"%s in %s has the record of an earlier swap, which was not given back", d.Target(), d.Namespace)
 		}

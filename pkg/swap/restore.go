@@ -331,14 +331,12 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 		list = append(list, copied{u, []string{on}})
 	}
 	add(d.Target().String(), d.Annotations)
-	if objectOf(d).Copied() {
-		sets, err := replicaSetCopies(ctx, r.Kube, d)
-		if err != nil {
-			return nil, err
-		}
-		for _, rs := range sets {
-			add("replicaset/"+rs.Name, rs.Annotations)
-		}
+	sets, listErr := replicaSetCopies(ctx, r.Kube, d)
+	if listErr != nil {
+		return nil, listErr
+	}
+	for _, rs := range sets {
+		add("replicaset/"+rs.Name, rs.Annotations)
 	}
 	return list, err
 }
@@ -346,7 +344,7 @@ func (r *Restorer) copies(ctx context.Context, d *kube.Workload) (list []copied,
 // noted tells whether d's replicas are noted as set by bridge, as they are until they are given back or others set them.
 func noted(d *kube.Workload) (bool, error) {
 	owners, err := ownersOf(d.ManagedFields, "spec.replicas")
-	return slices.ContainsFunc(owners, func(o undo.Owner) bool { return o.Manager == proxypod.FieldManager }), err
+	return slices.ContainsFunc(owners, undo.Owner.Bridge), err
 }
 
 // unseen is that it is not known whether a swap was given back, for what it has changed may not be read.

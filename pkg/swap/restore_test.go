@@ -259,7 +259,6 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	controls := true
 	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
 	for _, c := range []struct {
 		name     string
@@ -287,11 +286,11 @@ func TestCopiesOfWhatIsOverGoAlone(t *testing.T) {
 				v := facts(t, "orders.yaml").Services[0]
 				v.Spec.Selector = map[string]string{"app": "orders"}
 				v.ManagedFields = managed("bridge", metav1.ManagedFieldsOperationUpdate, "selector")
+				set := setOf(plan.target, "one", record)
+				set.Annotations = marks
 				cl, k := newCluster(t, map[string]any{
 					deploymentPath + "orders": d, servicePath + v.Name: v,
-					setPath: appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
-						Name: "one", Namespace: "shop", UID: "one", Annotations: marks, OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
-					}},
+					setPath: set,
 				})
 				cl.refuses = func(method, path string) int {
 					if method == http.MethodPatch && path == setPath {
@@ -359,15 +358,12 @@ func TestARecordThatComesBackIsSaid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	controls := true
 	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
 	synctest.Test(t, func(t *testing.T) {
 		t.Setenv("XDG_STATE_HOME", t.TempDir())
 		d := deploymentWith(metav1.ObjectMeta{Name: "orders", Namespace: "shop", UID: plan.target.UID})
 		d.Spec.Replicas = &plan.Replicas
-		set := appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
-			Name: "one", Namespace: "shop", UID: "one", Annotations: map[string]string{undo.Annotation: record}, OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
-		}}
+		set := setOf(plan.target, "one", record)
 		cl, k := newCluster(t, map[string]any{deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0], setPath: set})
 		cl.controller = func() {
 			if cl.writes[len(cl.writes)-1] == "PATCH "+setPath {
@@ -396,7 +392,6 @@ func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	controls := true
 	for name, c := range map[string]struct {
 		copied string                      // a ReplicaSet's copy
 		noted  []metav1.ManagedFieldsEntry // of the deployment
@@ -414,10 +409,7 @@ func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
 				d.Spec.Replicas = &plan.Replicas
 				objects := map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0]}
 				if c.copied != "" {
-					objects["/apis/apps/v1/namespaces/shop/replicasets/one"] = appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
-						Name: "one", Namespace: "shop", UID: "one", Annotations: map[string]string{undo.Annotation: c.copied},
-						OwnerReferences: []metav1.OwnerReference{{UID: d.UID, Controller: &controls}},
-					}}
+					objects["/apis/apps/v1/namespaces/shop/replicasets/one"] = setOf(plan.target, "one", c.copied)
 				}
 				cl, k := newCluster(t, objects)
 				begin := time.Now()
