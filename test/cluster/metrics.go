@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	_ "embed"
 	"encoding/base64"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -50,16 +48,11 @@ func metrics(o options, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := running(o.name); err != nil {
-		return err
-	}
-	c, _, unlock, err := open(o.name, progress)
+	ctx, c, done, err := hold(o.name, progress)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
-	defer cancel()
+	defer done()
 	a, err := c.api()
 	if err != nil {
 		return err
@@ -98,16 +91,11 @@ func metrics(o options, progress io.Writer) error {
 
 // metricsOff takes the metrics API away again.
 func metricsOff(name string, progress io.Writer) error {
-	if _, err := running(name); err != nil {
-		return err
-	}
-	c, _, unlock, err := open(name, progress)
+	ctx, c, done, err := hold(name, progress)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
-	defer cancel()
+	defer done()
 	a, err := c.api()
 	if err != nil {
 		return err
@@ -117,13 +105,11 @@ func metricsOff(name string, progress io.Writer) error {
 			return err
 		}
 	}
-	for _, p := range c.Processes {
-		for p.Name == metricsProcess && p.alive() {
-			syscall.Kill(p.PID, syscall.SIGKILL) //nolint:errcheck // it may have ended just now
-			time.Sleep(time.Millisecond)
+	for _, p := range slices.Clone(c.Processes) {
+		if p.Name == metricsProcess {
+			c.kill(p)
 		}
 	}
-	c.Processes = slices.DeleteFunc(c.Processes, func(p process) bool { return p.Name == metricsProcess })
 	return c.save()
 }
 

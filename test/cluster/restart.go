@@ -21,16 +21,11 @@ func restart(name string, components []string, progress io.Writer) error {
 	if len(components) == 0 {
 		return usagef("restart: name at least one component, as status does")
 	}
-	if _, err := running(name); err != nil {
-		return err
-	}
-	c, _, unlock, err := open(name, progress)
+	ctx, c, done, err := hold(name, progress)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
-	defer cancel()
+	defer done()
 	for _, component := range components {
 		i := slices.IndexFunc(c.Processes, func(p process) bool { return p.Name == component && component != netemProcess })
 		if i < 0 {
@@ -44,6 +39,15 @@ func restart(name string, components []string, progress io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// kill ends a process of the cluster's, without a warning, and its record.
+func (c *cluster) kill(old process) {
+	for old.alive() {
+		syscall.Kill(old.PID, syscall.SIGKILL) //nolint:errcheck // it may have ended just now
+		time.Sleep(time.Millisecond)
+	}
+	c.Processes = slices.DeleteFunc(c.Processes, func(p process) bool { return p == old })
 }
 
 // again kills a process and starts another with its arguments in its namespaces.
@@ -63,11 +67,7 @@ func (c *cluster) again(old process) error {
 		defer f.Close()
 		namespaces = append(namespaces, fmt.Sprintf("%s=/proc/%d/fd/%d", option, os.Getpid(), f.Fd()))
 	}
-	for old.alive() {
-		syscall.Kill(old.PID, syscall.SIGKILL) //nolint:errcheck // it may have ended just now
-		time.Sleep(time.Millisecond)
-	}
-	c.Processes = slices.DeleteFunc(c.Processes, func(p process) bool { return p == old })
+	c.kill(old)
 	p, err := c.start(old.Name, namespaces, args...)
 	if err != nil {
 		return err

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -87,16 +86,11 @@ func rollouts(o options, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := running(o.name); err != nil {
-		return err
-	}
-	c, _, unlock, err := open(o.name, progress)
+	ctx, c, done, err := hold(o.name, progress)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
-	defer cancel()
+	defer done()
 	a, err := c.api()
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,6 +81,19 @@ func running(name string) (*cluster, error) {
 		return nil, fmt.Errorf("cluster %q is not whole (a killed up, or the machine restarted); run: cluster up --name %s", name, name)
 	}
 	return c, nil
+}
+
+// hold is running for commands that change the cluster: nobody else does until done, and ctx bounds what they do.
+func hold(name string, progress io.Writer) (ctx context.Context, c *cluster, done func(), err error) {
+	if _, err := running(name); err != nil {
+		return nil, nil, nil, err
+	}
+	c, _, unlock, err := open(name, progress)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	return ctx, c, func() { cancel(); unlock() }, nil
 }
 
 // open locks a cluster's folder, made if needed, and reads its record. found is false when there was
