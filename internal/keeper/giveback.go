@@ -31,7 +31,7 @@ const (
 // giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
 // nothing. What was done already is found done, so it can be called again.
 func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
-	g := giving{Keeper: k, api: api, claim: c}
+	g := giving{Keeper: k, api: api, claim: c, wrote: map[undo.Object]bool{}}
 	if !api.dry {
 		renewing, stop := context.WithCancel(ctx)
 		var running sync.WaitGroup
@@ -50,7 +50,7 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		{g.awaitCallers, fault.KeeperSettled},
 		{g.unmarkFirst, fault.KeeperUnrecorded},
 		{g.endProxy, fault.KeeperEnded},
-		// A bridge that was still swapping when the Lease was taken may have made one more change.
+		// A bridge that was still swapping when the Lease was taken may have made one more change, but not to what has been written to since.
 		{g.undoAll(undo.Replicas, undo.Selector), fault.KeeperAgain},
 		{g.giveBackFields, fault.KeeperOwners},
 		{g.unmarkRest, fault.KeeperCopies},
@@ -87,6 +87,7 @@ type giving struct {
 	*Keeper
 	api *client
 	claim
+	wrote map[undo.Object]bool // what has been taken back by writing: 0 replicas after that are somebody else's
 }
 
 // patiently takes one step if the Lease is still ours, and again while the API server is away or fails for a moment. What is
@@ -198,6 +199,9 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 	if c.Field() == undo.Replicas {
 		path += "/scale"
 	}
+	if g.wrote[c.Object] {
+		return nil
+	}
 	is, err := g.same(ctx, c.Object, path)
 	if err != nil {
 		return err
@@ -221,7 +225,9 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 	if err != nil {
 		return err
 	}
-	return g.api.patch(ctx, path, patch)
+	err = g.api.patch(ctx, path, patch)
+	g.wrote[c.Object] = !g.api.dry && err == nil
+	return err
 }
 
 // value is what the object has in the field, of which the API leaves out what is zero.

@@ -248,6 +248,34 @@ func TestOriginalIsStartedThoughAServiceRefuses(t *testing.T) {
 	}
 }
 
+// What somebody scales to 0 when it was given back stays at 0, and what a bridge that was still swapping has scaled so late does not.
+func TestScaledToZeroMeanwhile(t *testing.T) {
+	for name, c := range map[string]struct {
+		begins int    // the replicas
+		when   string // after this write it is 0
+		want   string
+	}{
+		"by somebody":      {0, "PATCH deployments/orders/scale", "0"},
+		"by a late bridge": {3, "PATCH services/orders", "3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAPIServer()
+				merge(a.objects["deployments/orders"], map[string]any{"spec": map[string]any{"replicas": c.begins}})
+				a.controller = func() {
+					if a.writes[len(a.writes)-1] == c.when {
+						c.when = ""
+						merge(a.objects["deployments/orders"], parse(`{"spec":{"replicas":0}}`))
+					}
+				}
+				if err := a.giveBack(t.Context(), t, false); err != nil || a.at("deployments/orders", "spec", "replicas") != c.want || c.when != "" {
+					t.Errorf("it wants %s replicas after %q: %v", a.at("deployments/orders", "spec", "replicas"), a.writes, err)
+				}
+			})
+		})
+	}
+}
+
 // A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then. While the keeper waits
 // its heartbeat says that it is at work.
 func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
@@ -378,7 +406,7 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		a := newAPIServer()
 		a.availableAt = time.Now().Add(readyTimeout / 2)
 		k := a.keeper()
-		if err := (giving{k, k.client, claim{"1", "ada@laptop", record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
+		if err := (giving{Keeper: k, api: k.client, claim: claim{"1", "ada@laptop", record}, wrote: map[undo.Object]bool{}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
 			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
 		}
 	})
@@ -415,7 +443,7 @@ func oneServiceFails(t *testing.T, code int) {
 		k.uid = "lease"
 		ctx, cancel := context.WithTimeout(t.Context(), 10*retryPause)
 		defer cancel()
-		err = giving{k, k.client, claim{"1", "ada@laptop", record}}.undoAll(undo.Selector)(ctx)
+		err = giving{Keeper: k, api: k.client, claim: claim{"1", "ada@laptop", record}, wrote: map[undo.Object]bool{}}.undoAll(undo.Selector)(ctx)
 		if !slices.Contains(a.writes, "PATCH services/orders") || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("service/first: refused with %d", code)) {
 			t.Errorf("changed %q: %v", a.writes, err)
 		}

@@ -2,6 +2,7 @@ package swap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -46,13 +47,20 @@ func (r *Restorer) RestoreAll(ctx context.Context, namespace, by string, held bo
 	}
 	_ = group.Wait()
 	var left []string
+	unready := 0
 	for i, err := range failed {
-		if err != nil {
+		switch e := new(notReadyError); {
+		case errors.As(err, &e):
+			unready++
+		case err != nil:
 			left = append(left, entries[i].Restore)
 		}
 	}
-	if len(left) > 0 {
+	switch {
+	case len(left) > 0:
 		return hint.Newf(hint.RestoreIncomplete, strings.Join(left, "\n"), "%d of %d are not given back; once more, one by one:", len(left), len(entries))
+	case unready > 0:
+		return hint.Newf(hint.RestoreIncomplete, "", "all are given back; %d of %d are not Ready", unready, len(entries))
 	}
 	return nil
 }

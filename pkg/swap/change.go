@@ -62,17 +62,21 @@ func explainMoved(err error, o Object) error {
 	return err
 }
 
-// undo takes c's change back, or finds that there is nothing to take back. left says in words what
-// it left alone, since it is gone or somebody else's by now; "" when the field is as it was before.
-func (x changer) undo(ctx context.Context, c Change) (left string, err error) {
-	now, err := x.write(ctx, c, c.Undo)
+// undo takes c's change back, or finds that there is nothing to take back. wrote is whether it has written to the object: whoever has read it before
+// that cannot any more. left says in words what it left alone, since it is gone or somebody else's by now; "" when the field is as it was before.
+func (x changer) undo(ctx context.Context, c Change) (wrote bool, left string, err error) {
+	now, err := x.write(ctx, c, func(now json.RawMessage) (to json.RawMessage, err error) {
+		to, err = c.Undo(now)
+		wrote = to != nil
+		return to, err
+	})
 	switch {
 	case errors.Is(err, errGone):
-		return fmt.Sprintf("%s is gone", c.Object), nil
+		return false, fmt.Sprintf("%s is gone", c.Object), nil
 	case errors.Is(err, undo.ErrMoved):
-		return c.Left(now), nil
+		return false, c.Left(now), nil
 	}
-	return "", err
+	return wrote && err == nil, "", err
 }
 
 // same checks what a Get of o returned: errGone when it is not there or has another UID.

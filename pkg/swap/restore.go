@@ -449,14 +449,14 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		return r.removeCopies(ctx, x, u, c)
 	}
 
-	said := map[string]bool{}
+	done := undone{said: map[string]bool{}, wrote: map[Object]bool{}}
 	changed := x.changed(ctx, u)
 	first := "the original first"
 	if !u.Replaces() {
 		first = "its callers first"
 	}
 	r.Say(fmt.Sprintf("giving %s back: %s", u.Target, first))
-	if _, err := r.undo(ctx, x, c, u.Of(undo.Replicas), fault.ScaledBack, said); err != nil {
+	if _, err := r.undo(ctx, x, c, u.Of(undo.Replicas), fault.ScaledBack, done); err != nil {
 		return err
 	}
 	ready, notReady := true, error(nil)
@@ -469,12 +469,17 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if notReady != nil {
 		r.Say(notReady.Error())
 	}
-	back, err := r.undo(ctx, x, c, u.Of(undo.Selector), fault.MovedBack, said)
+	back, err := r.undo(ctx, x, c, u.Of(undo.Selector), fault.MovedBack, done)
 	if err != nil {
 		return err
 	}
 	if ready && changed {
 		if err := fault.After(fault.Settled, r.moveBack(ctx, x, proxy, u, back)); err != nil {
+			return err
+		}
+	}
+	if !changed {
+		if err := r.leaveHeadless(ctx, x, proxy, u); err != nil {
 			return err
 		}
 	}
@@ -490,8 +495,10 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
-	// A bridge that was still swapping when the claim was taken may have made one more change.
-	if _, err := r.undo(ctx, x, c, slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), fault.UndoneAgain, said); err != nil {
+	// A bridge that was still swapping when the claim was taken may have made one more change, but not to what has been written to since: 0
+	// replicas are somebody else's there.
+	again := slices.DeleteFunc(slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), func(c Change) bool { return done.wrote[c.Object] })
+	if _, err := r.undo(ctx, x, c, again, fault.UndoneAgain, done); err != nil {
 		return err
 	}
 	for _, changes := range u.ByObject() {
@@ -517,11 +524,16 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 	awaitCollected(ctx, r.Kube, u)
 	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
 	if notReady != nil {
-		return hint.New(hint.RestoreIncomplete, notReady,
+		return hint.New(hint.RestoreIncomplete, &notReadyError{notReady},
 			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace+r.Kube.Flags)
 	}
 	return nil
 }
+
+// notReadyError says of what is given back that it is not Ready, or why that is not known.
+type notReadyError struct{ error }
+
+func (e *notReadyError) Unwrap() error { return e.error }
 
 // removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
 // them, and so is whose they are, but where giving that back was not ended.
@@ -533,7 +545,9 @@ func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *clai
 		err := r.patiently(ctx, c, func() error { return x.giveBackFields(ctx, changes[0].Object, changes) })
 		if hint.CodeOf(err) == hint.Forbidden { // the copies would keep others from swapping, and nothing else depends on it
 			r.Say(hint.Printable(fmt.Sprintf("note: that bridge has written to it stays noted at %s: %v", changes[0].Object, err)))
-		} else if err != nil {
+			err = nil
+		}
+		if err := fault.After(fault.OwnersBack, err); err != nil {
 			return err
 		}
 	}
@@ -570,9 +584,15 @@ func (r *Restorer) cleanAndRelease(ctx context.Context, x changer, u *Undo, c *c
 	return fault.After(fault.Released, r.patiently(ctx, c, func() error { return c.release(ctx) }))
 }
 
+// undone is what one giving back remembers of the changes that it has taken back.
+type undone struct {
+	said  map[string]bool // what it has left alone, in words
+	wrote map[Object]bool // what it has written to
+}
+
 // undo takes back these changes, and returns the objects that are as they were. It comes to point after each, and says once what it left
-// alone; said remembers.
-func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Change, point fault.Point, said map[string]bool) (back []Object, err error) {
+// alone.
+func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Change, point fault.Point, done undone) (back []Object, err error) {
 	outcome := func(err error) undo.Outcome {
 		switch taken := new(proxypod.TakenError); {
 		case errors.As(err, &taken) || ctx.Err() != nil:
@@ -582,22 +602,24 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Chan
 		}
 		return undo.Failed
 	}
-	again := map[Object]bool{}
+	again := map[Object]*retries{}
 	err = undo.TakeBack(changes, func(change Change) error {
-		left, err := "", c.check(ctx)
+		wrote, left, err := false, "", c.check(ctx)
 		if err == nil {
-			left, err = x.undo(ctx, change)
+			wrote, left, err = x.undo(ctx, change)
 		}
+		done.wrote[change.Object] = done.wrote[change.Object] || wrote
 		switch err = fault.After(point, err); {
-		case err != nil:
-			if !again[change.Object] && outcome(err) == undo.Later {
-				again[change.Object] = true
-				r.Say(fmt.Sprintf("%v; trying again", err))
+		case err != nil && outcome(err) == undo.Later:
+			if again[change.Object] == nil {
+				again[change.Object] = &retries{say: r.Say}
 			}
+			again[change.Object].because(err)
+		case err != nil:
 		case left == "":
 			back = append(back, change.Object)
-		case !said[left]:
-			said[left] = true
+		case !done.said[left]:
+			done.said[left] = true
 			r.Say(hint.Printable(left))
 		}
 		return err
@@ -605,11 +627,25 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Chan
 	return back, err
 }
 
+// retries says why something is tried again, and that once for each kind of reason that follows another.
+type retries struct {
+	say    func(string)
+	said   bool
+	reason metav1.StatusReason // of the last; the text of one may differ each time
+}
+
+func (t *retries) because(err error) {
+	if reason := apierrors.ReasonForError(err); !t.said || reason != t.reason {
+		t.said, t.reason = true, reason
+		t.say(fmt.Sprintf("%v; trying again", err))
+	}
+}
+
 // passes tells whether the same may work in a moment.
 func passes(err error) bool { return kube.Transient(err) || apierrors.IsConflict(err) }
 
 // patiently takes one step if the claim is still ours, and again while the API server is away or
-// fails for a moment, or others write to the object as often as it is read; which it says once.
+// fails for a moment, or others write to the object as often as it is read; which it says.
 func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) error {
 	return r.again(ctx, func() error {
 		if err := c.check(ctx); err != nil {
@@ -621,16 +657,13 @@ func (r *Restorer) patiently(ctx context.Context, c *claim, step func() error) e
 
 // again is patiently without a claim.
 func (r *Restorer) again(ctx context.Context, step func() error) error {
-	said := false
+	said := retries{say: r.Say}
 	return wait.PollUntilContextCancel(ctx, proxypod.Poll, true, func(context.Context) (bool, error) {
 		err := step()
 		if !passes(err) {
 			return true, err
 		}
-		if !said {
-			said = true
-			r.Say(fmt.Sprintf("%v; trying again", err))
-		}
+		said.because(err)
 		return false, nil
 	})
 }
@@ -702,6 +735,24 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 		return err
 	}
 	return r.leaveDNS(ctx, x, proxy, u)
+}
+
+// leaveHeadless is leaveDNS for a swap that has changed nothing yet: its proxy has the original's labels, and may have been one of the endpoints beside it.
+func (r *Restorer) leaveHeadless(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo) error {
+	for _, c := range u.Of(undo.Selector) {
+		var e endpoints
+		err := r.patiently(ctx, x.claim, func() (err error) {
+			e, err = x.endpoints(ctx, proxy.Namespace, c.Object.Name)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if e.headless {
+			return r.leaveDNS(ctx, x, proxy, u)
+		}
+	}
+	return nil
 }
 
 // mayStrip says why the labels of a proxy's pods in ns are to stay: network policies, by which some may reach pods with these labels alone.

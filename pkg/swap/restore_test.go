@@ -3,6 +3,7 @@
 package swap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,10 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/fault"
@@ -89,7 +93,7 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 		return http.StatusOK
 	})
 	r, c := &Restorer{Kube: k, Say: func(string) {}}, &claim{kube: k, lease: plan.Lease}
-	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Replicas), fault.ScaledBack, map[string]bool{})
+	back, err := r.undo(t.Context(), changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Replicas), fault.ScaledBack, undone{map[string]bool{}, map[Object]bool{}})
 	if err != nil || len(back) != 1 || writes != conflicts+1 {
 		t.Errorf("after %d writes: %v, %v", writes, back, err)
 	}
@@ -425,6 +429,99 @@ func TestAnOriginalThatIsAsItWasIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+// What somebody scales to 0 when it was given back stays at 0, and what a bridge that was still swapping has scaled so late does not.
+func TestScaledToZeroMeanwhile(t *testing.T) {
+	plan := ordersPlan(t)
+	record, err := plan.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		begins int32  // the replicas
+		when   string // after this write it is 0
+		want   int32
+	}{
+		"by somebody":      {0, "PUT " + deploymentPath + "orders/scale", 0},
+		"by a late bridge": {plan.Replicas, "PATCH " + servicePath + "orders", plan.Replicas},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := deploymentWith(metav1.ObjectMeta{Name: "orders", UID: plan.target.UID, Annotations: map[string]string{undo.Annotation: record}})
+				d.Spec.Replicas, d.Status.ReadyReplicas = &c.begins, plan.Replicas
+				v := facts(t, "orders.yaml").Services[0]
+				v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
+				cl, k := newCluster(t, map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": v})
+				cl.controller = func() {
+					if cl.writes[len(cl.writes)-1] == c.when {
+						c.when = ""
+						none := int32(0)
+						d.Annotations, d.Spec.Replicas = cl.objects[deploymentPath+"orders"].GetAnnotations(), &none
+						cl.keep(deploymentPath+"orders", d)
+					}
+				}
+				if err := (&Restorer{Kube: k, Say: func(string) {}}).giveBack(t.Context(), &plan.Undo, &claim{kube: k, lease: plan.Lease}); err != nil {
+					t.Error(err)
+				}
+				var now appsv1.Deployment
+				if cl.at(deploymentPath+"orders", &now); c.when != "" || now.Spec.Replicas == nil || *now.Spec.Replicas != c.want {
+					t.Errorf("it wants %v replicas after %q", now.Spec.Replicas, cl.writes)
+				}
+			})
+		})
+	}
+}
+
+// Callers of a headless Service may have been told of a proxy that was Ready before anything was changed.
+func TestAHeadlessServiceIsLeftBeforeAnythingWasChanged(t *testing.T) {
+	plan := ordersPlan(t)
+	for _, headless := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := deploymentWith(metav1.ObjectMeta{Name: "orders", UID: plan.target.UID})
+			d.Spec.Replicas = &plan.Replicas
+			made := deploymentWith(metav1.ObjectMeta{Name: plan.Lease.Name, UID: "made", OwnerReferences: []metav1.OwnerReference{{UID: plan.Lease.UID}}})
+			proxy := corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "shop", UID: "p", OwnerReferences: []metav1.OwnerReference{{UID: "made"}}, Labels: map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}},
+				Status:     corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+			}
+			slice := discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "orders-1", Namespace: "shop", Labels: map[string]string{discoveryv1.LabelServiceName: "orders"}}}
+			if headless {
+				slice.Labels[corev1.IsHeadlessService] = ""
+			}
+			cl, k := newCluster(t, map[string]any{
+				leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": facts(t, "orders.yaml").Services[0],
+				podPath + "p": proxy, deploymentPath + plan.Lease.Name: made, slicePath + "orders-1": slice,
+			})
+			left, told := time.Time{}, false
+			cl.controller = func() {
+				if cl.writes[len(cl.writes)-1] == "PATCH "+podPath+"p" {
+					left = time.Now()
+					told = cl.objects[podPath+"p"].GetLabels()["app"] != ""
+				}
+			}
+			if err := (&Restorer{Kube: k, Say: func(string) {}}).giveBack(t.Context(), &plan.Undo, &claim{kube: k, lease: plan.Lease}); err != nil {
+				t.Error(err)
+			}
+			if !left.IsZero() != headless || told || headless && time.Since(left) < settle+dnsTTL {
+				t.Errorf("headless %v: has left %v ago, in DNS %v: %q", headless, time.Since(left), told, cl.writes)
+			}
+		})
+	}
+}
+
+// Of many reasons for trying again each is said, and one that goes on once.
+func TestEachReasonForTryingAgainIsSaid(t *testing.T) {
+	conflict := apierrors.NewConflict(schema.GroupResource{Resource: "services"}, "orders", errors.New("changed"))
+	away := apierrors.NewServiceUnavailable("away")
+	var said []string
+	again := retries{say: func(line string) { said = append(said, line) }}
+	for _, err := range []error{conflict, conflict, away, away, conflict} {
+		again.because(err)
+	}
+	if len(said) != 3 || !strings.Contains(said[1], "away") {
+		t.Errorf("said %q", said)
+	}
+}
+
 // Where one Service may not be changed back, or somebody writes to it all the time, the callers of the others are, also of one that is tried again; and the
 // record stays.
 func TestOneServiceKeepsNoOther(t *testing.T) {
@@ -458,7 +555,7 @@ func TestOneServiceKeepsNoOther(t *testing.T) {
 			c := &claim{kube: k, lease: plan.Lease}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Selector), fault.MovedBack, map[string]bool{})
+			back, err := (&Restorer{Kube: k, Say: func(string) {}}).undo(ctx, changer{kube: k, claim: c}, c, plan.Undo.Of(undo.Selector), fault.MovedBack, undone{map[string]bool{}, map[Object]bool{}})
 			if !strings.Contains(fmt.Sprint(err), "service/orders: ") || strings.Contains(fmt.Sprint(err), "service/second") || len(back) != 1 || back[0].Name != "second" {
 				t.Errorf("%d: back are %v: %v", code, back, err)
 			}
@@ -607,4 +704,48 @@ func TestNoteWithoutARecordGoes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Of the ReplicaSets' older records those go that the plan has found to be over, in whatever state a controller has the ReplicaSet since, and while the
+// swap is its own; what has come since then stays.
+func TestOlderRecordsGo(t *testing.T) {
+	plan := ordersPlan(t)
+	record, err := plan.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := strings.Replace(record, "2026-11-24T12", "2026-11-24T11", 1)
+	const setPath = "/apis/apps/v1/namespaces/shop/replicasets/one"
+	now := map[string]string{"meanwhile": record}
+	for name, stays := range map[string]bool{"in force": false, "written to meanwhile": false, "meanwhile": true, "taken": true} {
+		t.Run(name, func(t *testing.T) {
+			set := setOf(plan.target, "one", older)
+			plan.copies = []appsv1.ReplicaSet{set}
+			set.Annotations = map[string]string{undo.Annotation: cmp.Or(now[name], older)}
+			d := deploymentWith(metav1.ObjectMeta{UID: plan.target.UID})
+			cl, k := newCluster(t, map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, setPath: set})
+			asked := false
+			cl.refuses = func(_, path string) int {
+				if path != leasePath+plan.Lease.Name || asked {
+					return 0
+				}
+				switch asked = true; name {
+				case "written to meanwhile":
+					cl.keep(setPath, set)
+				case "taken":
+					theirs := plan.Lease.DeepCopy()
+					by := proxypod.RestoreBy + "eve@desk"
+					theirs.Spec.HolderIdentity = &by
+					cl.keep(path, theirs)
+				}
+				return 0
+			}
+			err := changer{kube: k, claim: &claim{kube: k, lease: plan.Lease}}.removeOlder(t.Context(), plan)
+			taken := new(proxypod.TakenError)
+			var rs appsv1.ReplicaSet
+			if there := cl.at(setPath, &rs); !there || (rs.Annotations[undo.Annotation] != "") != stays || errors.As(err, &taken) != (name == "taken") || !asked {
+				t.Errorf("it has %q: %v", rs.Annotations, err)
+			}
+		})
+	}
 }

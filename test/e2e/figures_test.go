@@ -137,11 +137,6 @@ func TestSwapFigures(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(s.root, "docs", "swap-figures.md"), []byte(figuresText+f.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		for _, g := range f.list { // which String has sorted
-			if median := g.is[len(g.is)/2]; g.aim > 0 && median > slack*g.aim {
-				t.Errorf("%s: %.1f %s, want %.1f (and tested with %d times that)", g.what, median, g.unit, g.aim, slack)
-			}
-		}
 	}
 }
 
