@@ -70,7 +70,7 @@ The last three tables have no kubectl: there the ratio is to their first column.
 
 - More than one machine, other networks than this emulation, several laptops at once, managed clusters' load balancers.
 - Open connections over a lost carrier, dead paths without a reset, sleep and wake: those are tests, not figures.
-- Traffic from the cluster to the laptop (swap), UDP, DNS.
+- Traffic from the cluster to the laptop (what a swap takes in time, requests and memory is in [swap-figures.md](swap-figures.md)), UDP, DNS.
 - Memory of the API server, the kubelet and the runtime.
 `, o.time, "1.35", request, dialers, patience, fewIdle, reconnectTimeout)
 	failures(&b, s)
