@@ -218,12 +218,6 @@ func (w *world) awaitNoPod(name string) {
 	})
 }
 
-// awaitSnapshot waits for what the garbage collector removes.
-func (w *world) awaitSnapshot(before string) {
-	w.t.Helper()
-	w.await("the namespace to be as it was", func() bool { return w.snapshot() == before })
-}
-
 // Of a container that ends at once there is a copy that does not: its own files, environment and program are there, and it goes again.
 func TestDebugACopyOfWhatCrashes(t *testing.T) {
 	t.Parallel()

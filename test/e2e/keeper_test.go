@@ -33,7 +33,7 @@ var soon = []string{"--restore-after", "6s"}
 // ownership, nothing of bridge's is left, and the service answers.
 func (w *world) awaitGivenBack(before string) {
 	w.t.Helper()
-	w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before })
+	w.awaitSnapshot(before, func() bool { return w.lease() == nil })
 	w.answeredBy("original")
 	w.assertGivenBack(before)
 }
@@ -125,7 +125,7 @@ func TestKeeperKilledAtEachPoint(t *testing.T) {
 					case p != point.KeeperReleased:
 						w.faultyKeeper("")
 					}
-					w.await("the namespace as it was", func() bool { return w.lease() == nil && w.snapshot() == before && c.bare(w) == bare })
+					w.awaitSnapshot(before, func() bool { return w.lease() == nil && c.bare(w) == bare })
 					c.answers(w, original)
 					w.assertManifest(before, c.manifest)
 				})

@@ -254,6 +254,18 @@ func (w *world) text(o *unstructured.Unstructured) string {
 	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "rollout.argoproj.io/revision-history") }), "\n")
 }
 
+// awaitSnapshot waits until the namespace is as it was, which the garbage collector does last, and what holds too.
+func (w *world) awaitSnapshot(before string, too ...func() bool) {
+	w.t.Helper()
+	err := wait.PollUntilContextTimeout(w.t.Context(), 100*time.Millisecond, patience, true, func(context.Context) (bool, error) {
+		return w.snapshot() == before && !slices.ContainsFunc(too, func(holds func() bool) bool { return !holds() }), nil
+	})
+	if err != nil {
+		w.assertSnapshot(before)
+		w.t.Fatalf("waiting for the namespace as it was: %v", err)
+	}
+}
+
 // assertSnapshot compares the namespace with how it was.
 func (w *world) assertSnapshot(before string) {
 	w.t.Helper()
