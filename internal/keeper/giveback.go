@@ -39,10 +39,11 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		defer stop()
 		running.Go(func() { k.renew(renewing) })
 	}
-	for _, step := range []struct {
+	type step struct {
 		do   func(context.Context) error
 		done fault.Point
-	}{
+	}
+	steps := []step{
 		{g.fence, fault.KeeperFenced},
 		{g.undoAll(undo.Replicas), fault.KeeperScaled},
 		{g.awaitReady, fault.KeeperReady},
@@ -53,10 +54,15 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		// A bridge that was still swapping when the Lease was taken may have made one more change, but not to what has been written to since.
 		{g.undoAll(undo.Replicas, undo.Selector), fault.KeeperAgain},
 		{g.giveBackFields, fault.KeeperOwners},
-		{g.unmarkRest, fault.KeeperCopies},
-		{g.tell, fault.KeeperTold},
-		{g.release, fault.KeeperReleased},
-	} {
+	}
+	if c.over { // who fenced a Service now, and lost the Lease then, would leave that there
+		steps = nil
+	}
+	for _, step := range append(steps,
+		step{g.unmarkRest, fault.KeeperCopies},
+		step{g.tell, fault.KeeperTold},
+		step{g.release, fault.KeeperReleased},
+	) {
 		err := step.do(ctx)
 		if !api.dry {
 			err = fault.After(step.done, err)
@@ -426,6 +432,7 @@ func (g giving) unmark(ctx context.Context, replicaSetNames []string) error {
 	return nil
 }
 
+// giveBackFields returns the fields to their owners, and notes on the Lease that what is left then are the record's copies.
 func (g giving) giveBackFields(ctx context.Context) error {
 	for _, changes := range g.record.ByObject() {
 		o := changes[0].Object
@@ -444,7 +451,9 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return g.patiently(ctx, "annotate lease/"+g.Lease, func() error {
+		return g.api.patch(ctx, g.api.path(leases, g.Lease), map[string]any{"metadata": map[string]any{"annotations": map[string]any{undo.OverAnnotation: "true"}}})
+	})
 }
 
 // tell writes an event about the target, as the laptop would. That is a courtesy: a failure is nothing.

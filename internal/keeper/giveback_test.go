@@ -220,7 +220,7 @@ func (a *apiServer) giveBack(ctx context.Context, t *testing.T, dry bool) error 
 	} else {
 		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
 	}
-	return k.giveBack(ctx, c, claim{"1", "ada@laptop", record})
+	return k.giveBack(ctx, c, claim{version: "1", from: "ada@laptop", record: record})
 }
 
 // The original is started whatever keeps a Service from being written to; but a keeper that finds that before is not Ready.
@@ -274,6 +274,40 @@ func TestScaledToZeroMeanwhile(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What is given back is noted on the Lease before anything else goes: whoever goes on from there writes to nothing that would have to be undone again,
+// for the Lease may be deleted then.
+func TestWhatIsGivenBackIsNotFencedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		a.controller = func() {
+			if a.writes[len(a.writes)-1] == "PATCH replicasets/orders-1" {
+				a.refuses = func(string, string) int { return http.StatusForbidden } // as good as killed there
+			}
+		}
+		if err := a.giveBack(t.Context(), t, false); err == nil {
+			t.Fatal("it was not kept from going on")
+		}
+		a.refuses, a.controller, a.writes = nil, nil, nil
+		k := a.keeper()
+		lease, err := k.ask(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := k.read(lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.giveBack(t.Context(), k.client, c); err != nil || a.objects["leases/l"] != nil || a.marked("replicasets/orders-1") {
+			t.Errorf("went on with %q: %v", a.writes, err)
+		}
+		for _, w := range a.writes {
+			if strings.Contains(w, "services/") || strings.Contains(w, "/scale") {
+				t.Errorf("wrote %q", a.writes)
+			}
+		}
+	})
 }
 
 // A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then. While the keeper waits
@@ -406,7 +440,7 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		a := newAPIServer()
 		a.availableAt = time.Now().Add(readyTimeout / 2)
 		k := a.keeper()
-		if err := (giving{Keeper: k, api: k.client, claim: claim{"1", "ada@laptop", record}, wrote: map[undo.Object]bool{}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
+		if err := (giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}, wrote: map[undo.Object]bool{}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
 			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
 		}
 	})
@@ -443,7 +477,7 @@ func oneServiceFails(t *testing.T, code int) {
 		k.uid = "lease"
 		ctx, cancel := context.WithTimeout(t.Context(), 10*retryPause)
 		defer cancel()
-		err = giving{Keeper: k, api: k.client, claim: claim{"1", "ada@laptop", record}, wrote: map[undo.Object]bool{}}.undoAll(undo.Selector)(ctx)
+		err = giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}, wrote: map[undo.Object]bool{}}.undoAll(undo.Selector)(ctx)
 		if !slices.Contains(a.writes, "PATCH services/orders") || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("service/first: refused with %d", code)) {
 			t.Errorf("changed %q: %v", a.writes, err)
 		}

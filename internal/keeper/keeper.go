@@ -128,6 +128,7 @@ type claim struct {
 	version string // the Lease's resourceVersion when it was read
 	from    string // who held it
 	record  *undo.Record
+	over    bool // all is given back, but for the record's copies and the Lease
 }
 
 func (k *Keeper) read(lease object) (claim, error) {
@@ -135,7 +136,8 @@ func (k *Keeper) read(lease object) (claim, error) {
 	if err == nil && r.Target.Namespace != k.API.Namespace {
 		err = fmt.Errorf("undo record: is about namespace %q", r.Target.Namespace)
 	}
-	return claim{lease.Metadata.ResourceVersion, lease.Spec.HolderIdentity, r}, err
+	_, over := lease.Metadata.Annotations[undo.OverAnnotation]
+	return claim{lease.Metadata.ResourceVersion, lease.Spec.HolderIdentity, r, over}, err
 }
 
 // awaitLapse waits until the Lease has lapsed and is ours. The error is ctx's, or that the Lease is gone: then this pod goes

@@ -21,7 +21,8 @@ const (
 	ProxyLabel = "bridge.internal/proxy"
 	// FenceAnnotation is on a Service while its swap is given back by another than made it.
 	FenceAnnotation = "bridge.internal/fence"
-	// OverAnnotation is on a Lease that was made to remove the copies of a record that is over.
+	// OverAnnotation is on a Lease of which nothing is swapped any more: what is given back but for the record's copies and the Lease itself, and one
+	// that was made to remove the copies of a record that is over.
 	OverAnnotation = "bridge.internal/over"
 	// FieldManager is bridge's name in managedFields.
 	FieldManager = "bridge"

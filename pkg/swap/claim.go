@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/util/retry"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -169,10 +170,28 @@ func (c *claim) renew(ctx context.Context, say func(string)) {
 	_ = proxypod.Heartbeat(ctx, c.kube, c.lease, noTunnel, proxypod.More{Write: ours}, say) // each step asks whose it is
 }
 
-// over tells whether the Lease was made for a record that is over, of which the copies alone are to go.
+// over tells whether the Lease, when it became ours, was of a record that is over, of which the copies alone are to go.
 func (c *claim) over() bool {
 	_, over := c.lease.Annotations[undo.OverAnnotation]
 	return over
+}
+
+// close notes that it is over, for whoever goes on from here: who fenced the Services once more, and lost the Lease then, would leave that there.
+func (c *claim) close(ctx context.Context) error {
+	leases := c.kube.Clientset.CoordinationV1().Leases(c.lease.Namespace)
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		now, err := leases.Get(ctx, c.lease.Name, metav1.GetOptions{})
+		if err != nil || now.UID != c.lease.UID || holder(now) != holder(c.lease) {
+			return err // the next step finds whose it is
+		}
+		metav1.SetMetaDataAnnotation(&now.ObjectMeta, undo.OverAnnotation, "true")
+		_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
+		return err
+	})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return kube.Explain(err, "update the swap's Lease in "+c.lease.Namespace)
 }
 
 // release deletes the Lease, and with it, by garbage collection, anything of ours that is left.

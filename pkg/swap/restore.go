@@ -511,6 +511,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		by, _ := strings.CutPrefix(holder(c.lease), proxypod.RestoreBy)
 		_ = tell(ctx, r.Kube, u.Target, corev1.EventTypeNormal, reasonGiven, by+" has given it back", time.Now())
 	}
+	if err := r.patiently(ctx, c, func() error { return c.close(ctx) }); err != nil {
+		return err
+	}
 	// Last, since without the Lease these copies, or this one, are all that is left of the record.
 	if !u.Target.Copied() {
 		if err := r.unrecord(ctx, x, u, c); err != nil {
@@ -554,6 +557,8 @@ func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *clai
 	if err := r.cleanAndRelease(ctx, x, u, c); err != nil {
 		return err
 	}
+	awaitKeeperGone(ctx, r.Kube, c.lease)
+	awaitCollected(ctx, r.Kube, u)
 	r.Say(fmt.Sprintf("%s in %s has no record of a swap any more", u.Target, u.Target.Namespace))
 	return nil
 }

@@ -471,6 +471,43 @@ func TestScaledToZeroMeanwhile(t *testing.T) {
 	}
 }
 
+// Who goes on when another was killed at the end writes to nothing that would have to be undone again, for the Lease may be deleted then.
+func TestWhatIsGivenBackIsNotFencedAgain(t *testing.T) {
+	plan := ordersPlan(t)
+	record, err := plan.Undo.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		t.Setenv("XDG_STATE_HOME", t.TempDir())
+		d := deploymentWith(metav1.ObjectMeta{Name: "orders", UID: plan.target.UID, Annotations: map[string]string{undo.Annotation: record}})
+		none := int32(0)
+		d.Spec.Replicas, d.Status.ReadyReplicas = &none, plan.Replicas
+		v := facts(t, "orders.yaml").Services[0]
+		v.Spec.Selector = map[string]string{"app": "orders", proxypod.ProxyLabel: plan.Lease.Name}
+		cl, k := newCluster(t, map[string]any{leasePath + plan.Lease.Name: plan.Lease, deploymentPath + "orders": d, servicePath + "orders": v})
+		cl.refuses = func(method, path string) int {
+			if method == http.MethodDelete && path == leasePath+plan.Lease.Name {
+				return http.StatusForbidden // as good as killed there
+			}
+			return 0
+		}
+		r := &Restorer{Kube: k, Say: func(string) {}}
+		if err := r.Restore(t.Context(), orders, "root@desk"); hint.CodeOf(err) != hint.RestoreIncomplete {
+			t.Fatal(err)
+		}
+		cl.refuses, cl.writes = nil, nil
+		if err := r.Restore(t.Context(), orders, "root@desk"); err != nil || cl.at(leasePath+plan.Lease.Name, &coordinationv1.Lease{}) {
+			t.Errorf("went on with %q: %v", cl.writes, err)
+		}
+		for _, w := range cl.writes {
+			if !strings.Contains(w, "/leases/") {
+				t.Errorf("wrote %q", cl.writes)
+			}
+		}
+	})
+}
+
 // Callers of a headless Service may have been told of a proxy that was Ready before anything was changed.
 func TestAHeadlessServiceIsLeftBeforeAnythingWasChanged(t *testing.T) {
 	plan := ordersPlan(t)
