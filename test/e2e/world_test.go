@@ -257,7 +257,7 @@ func (w *world) text(o *unstructured.Unstructured) string {
 // awaitSnapshot waits until the namespace is as it was, which the garbage collector does last, and what holds too.
 func (w *world) awaitSnapshot(before string, too ...func() bool) {
 	w.t.Helper()
-	err := wait.PollUntilContextTimeout(w.t.Context(), 100*time.Millisecond, patience, true, func(context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(w.t.Context(), time.Second, patience, true, func(context.Context) (bool, error) { // each look is a dozen lists
 		return w.snapshot() == before && !slices.ContainsFunc(too, func(holds func() bool) bool { return !holds() }), nil
 	})
 	if err != nil {
