@@ -258,7 +258,7 @@ func (w *world) text(o *unstructured.Unstructured) string {
 func (w *world) awaitSnapshot(before string, too ...func() bool) {
 	w.t.Helper()
 	err := wait.PollUntilContextTimeout(w.t.Context(), time.Second, patience, true, func(context.Context) (bool, error) { // each look is a dozen lists
-		return w.snapshot() == before && !slices.ContainsFunc(too, func(holds func() bool) bool { return !holds() }), nil
+		return !slices.ContainsFunc(too, func(holds func() bool) bool { return !holds() }) && w.snapshot() == before, nil
 	})
 	if err != nil {
 		w.assertSnapshot(before)
