@@ -49,6 +49,7 @@ const (
 	MapDeleted       Point = "delete.configmap"  // each
 	UndoneAgain      Point = "restore.again"     // each change, once more
 	OwnersBack       Point = "restore.owners"    // of each object's fields
+	Closed           Point = "restore.closed"    // the Lease, for all is given back
 	CopiesGone       Point = "restore.copies"    // of the record, on ReplicaSets
 	Released         Point = "restore.released"  // the Lease is deleted
 	SessionForgotten Point = "session.forgotten" // the laptop keeps nothing any more
@@ -105,7 +106,7 @@ func Points() []Point {
 	return []Point{
 		PlanRead, SessionKept, Claimed, MapCreated, ProxyCreated, ProxyReady, Checked, Recorded, Reachable, Moved, Alone, Scaled, Stopped,
 		SessionHeld, Beat, Watched, TakeUpRead, TakeUpReady, SessionEnding, RestoreTaken, RestoreCreated, ScaledBack, OriginalReady,
-		MovedBack, Settled, RecordRemoved, ProxyDeleted, ProxyGone, MapDeleted, UndoneAgain, OwnersBack, CopiesGone, Released,
+		MovedBack, Settled, RecordRemoved, ProxyDeleted, ProxyGone, MapDeleted, UndoneAgain, OwnersBack, Closed, CopiesGone, Released,
 		SessionForgotten,
 	}
 }

@@ -31,7 +31,7 @@ const (
 // giveBack undoes everything, in the order of SPEC.md; with a client for dry runs it only tries each request, and waits for
 // nothing. What was done already is found done, so it can be called again.
 func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
-	g := giving{Keeper: k, api: api, claim: c, wrote: map[undo.Object]bool{}}
+	g := giving{Keeper: k, api: api, claim: c}
 	if !api.dry {
 		renewing, stop := context.WithCancel(ctx)
 		var running sync.WaitGroup
@@ -55,8 +55,8 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		{g.undoAll(undo.Replicas, undo.Selector), fault.KeeperAgain},
 		{g.giveBackFields, fault.KeeperOwners},
 	}
-	if c.over { // who fenced a Service now, and lost the Lease then, would leave that there
-		steps = nil
+	if c.over { // who fenced a Service now, and lost the Lease then, would leave that there; but a bridge that could not be fenced may have moved callers since
+		steps = []step{{g.undoAll(undo.Selector), fault.KeeperAgain}}
 	}
 	for _, step := range append(steps,
 		step{g.unmarkRest, fault.KeeperCopies},
@@ -93,7 +93,6 @@ type giving struct {
 	*Keeper
 	api *client
 	claim
-	wrote map[undo.Object]bool // what has been taken back by writing: 0 replicas after that are somebody else's
 }
 
 // patiently takes one step if the Lease is still ours, and again while the API server is away or fails for a moment. What is
@@ -156,12 +155,17 @@ func (g giving) same(ctx context.Context, o undo.Object, path string) (object, e
 	return is, err
 }
 
-// fence writes to every Service, so that a bridge that wakes up with what it has read before cannot. What keeps a Service from
+// fence writes to every Service, and to a target to which taking its record's copy away does not write before its field is looked at the last time, so
+// that a bridge that wakes up with what it has read before cannot. What keeps one from
 // being written to is no reason not to give back the rest; but the dry run finds it.
 func (g giving) fence(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
-	for _, c := range g.record.Of(undo.Selector) {
+	fenced := g.record.Of(undo.Selector)
+	if !g.record.Target.Copied() {
+		fenced = g.record.Changes
+	}
+	for _, c := range fenced {
 		err := g.patiently(bounded, "annotate "+c.Object.String(), func() error {
 			path := g.api.pathOf(c.Object)
 			if _, err := g.same(bounded, c.Object, path); err != nil {
@@ -232,7 +236,12 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 		return err
 	}
 	err = g.api.patch(ctx, path, patch)
-	g.wrote[c.Object] = !g.api.dry && err == nil
+	if err == nil && !g.api.dry {
+		if g.Keeper.wrote == nil {
+			g.Keeper.wrote = map[undo.Object]bool{}
+		}
+		g.Keeper.wrote[c.Object] = true
+	}
 	return err
 }
 
@@ -452,7 +461,19 @@ func (g giving) giveBackFields(ctx context.Context) error {
 		}
 	}
 	return g.patiently(ctx, "annotate lease/"+g.Lease, func() error {
-		return g.api.patch(ctx, g.api.path(leases, g.Lease), map[string]any{"metadata": map[string]any{"annotations": map[string]any{undo.OverAnnotation: "true"}}})
+		lease, err := g.ask(ctx)
+		if err == nil && !g.api.dry && lease.Spec.HolderIdentity != g.holder() {
+			err = errTaken
+		}
+		if err != nil {
+			return err
+		}
+		over := map[string]any{"metadata": map[string]any{"annotations": map[string]any{undo.OverAnnotation: "true"}}}
+		err = g.api.patch(ctx, g.api.path(leases, g.Lease), undo.Versioned(over, lease.Metadata.ResourceVersion))
+		if g.api.dry && isConflict(err) { // a heartbeat came between
+			return nil
+		}
+		return err
 	})
 }
 

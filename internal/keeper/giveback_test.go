@@ -310,6 +310,72 @@ func TestWhatIsGivenBackIsNotFencedAgain(t *testing.T) {
 	})
 }
 
+// A bridge that could not be fenced, and moves callers when all is given back, is undone by whoever goes on; and the keeper notes that all is given back on
+// its own Lease alone.
+func TestOverIsNotBlind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		k := a.keeper()
+		lease, err := k.ask(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := k.read(lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.over = true
+		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
+		if err := k.giveBack(t.Context(), k.client, c); err != nil || a.at("services/orders", "spec", "selector") != `{"app":"orders"}` {
+			t.Errorf("the selector is %s: %v", a.at("services/orders", "spec", "selector"), err)
+		}
+		if a.at("services/orders", "metadata", "annotations") != "null" || slices.Contains(a.writes, "PATCH deployments/orders/scale") {
+			t.Errorf("wrote %q", a.writes)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		a.controller = func() {
+			if a.writes[len(a.writes)-1] == "PATCH services/orders" {
+				merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by eve@desk"}}`))
+			}
+		}
+		if err := a.giveBack(t.Context(), t, false); !errors.Is(err, errTaken) || a.at("leases/l", "metadata", "annotations", undo.OverAnnotation) != "null" {
+			t.Errorf("another's Lease has %s: %v", a.at("leases/l", "metadata", "annotations"), err)
+		}
+	})
+}
+
+// However often giving back begins anew, what somebody scales to 0 meanwhile stays.
+func TestScaledToZeroBetweenTwoTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPIServer()
+		a.refuses = func(method, path string) int {
+			if method == http.MethodDelete && path == "deployments/l" {
+				return http.StatusForbidden
+			}
+			return 0
+		}
+		record, err := undo.Parse(orders)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := a.keeper()
+		k.uid = "lease"
+		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
+		for range 2 {
+			if err := k.giveBack(t.Context(), k.client, claim{version: "1", from: "ada@laptop", record: record}); err == nil {
+				t.Fatal("it was not kept from ending")
+			}
+			merge(a.objects["deployments/orders"], parse(`{"spec":{"replicas":0}}`))
+		}
+		a.refuses = nil
+		if err := k.giveBack(t.Context(), k.client, claim{version: "1", from: "ada@laptop", record: record}); err != nil || a.at("deployments/orders", "spec", "replicas") != "0" {
+			t.Errorf("it wants %s replicas: %v", a.at("deployments/orders", "spec", "replicas"), err)
+		}
+	})
+}
+
 // A pod of the proxy whose node is lost ends when the cluster gives the node up, if ever: all else is given back by then. While the keeper waits
 // its heartbeat says that it is at work.
 func TestProxyOnALostNodeIsNotWaitedForLong(t *testing.T) {
@@ -440,7 +506,7 @@ func TestARolloutIsWaitedForUntilItsPodsAreAvailable(t *testing.T) {
 		a := newAPIServer()
 		a.availableAt = time.Now().Add(readyTimeout / 2)
 		k := a.keeper()
-		if err := (giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}, wrote: map[undo.Object]bool{}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
+		if err := (giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}}).awaitReady(t.Context()); err != nil || time.Now().Before(a.availableAt) {
 			t.Errorf("went on %v before they are: %v", time.Until(a.availableAt), err)
 		}
 	})
@@ -477,7 +543,7 @@ func oneServiceFails(t *testing.T, code int) {
 		k.uid = "lease"
 		ctx, cancel := context.WithTimeout(t.Context(), 10*retryPause)
 		defer cancel()
-		err = giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}, wrote: map[undo.Object]bool{}}.undoAll(undo.Selector)(ctx)
+		err = giving{Keeper: k, api: k.client, claim: claim{version: "1", from: "ada@laptop", record: record}}.undoAll(undo.Selector)(ctx)
 		if !slices.Contains(a.writes, "PATCH services/orders") || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("service/first: refused with %d", code)) {
 			t.Errorf("changed %q: %v", a.writes, err)
 		}

@@ -39,6 +39,8 @@ type Keeper struct {
 	uid      string // the Lease's, once it was read: another one is another swap's
 	unlisted bool   // the ReplicaSets, at the last time that they were wanted
 	told     bool   // in an event, that all is given back
+	// wrote is what was taken back by writing: 0 replicas after that are somebody else's, however often giving back begins anew.
+	wrote map[undo.Object]bool
 }
 
 // Run proves what it may do, waits until the Lease lapses, and gives back; then it waits for ctx to end, since its own

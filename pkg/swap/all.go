@@ -60,7 +60,7 @@ func (r *Restorer) RestoreAll(ctx context.Context, namespace, by string, held bo
 	case len(left) > 0:
 		return hint.Newf(hint.RestoreIncomplete, strings.Join(left, "\n"), "%d of %d are not given back; once more, one by one:", len(left), len(entries))
 	case unready > 0:
-		return hint.Newf(hint.RestoreIncomplete, "", "all are given back; %d of %d are not Ready", unready, len(entries))
+		return hint.Newf(hint.RestoreIncomplete, "", "%d of %d are given back, and not Ready", unready, len(entries))
 	}
 	return nil
 }

@@ -338,11 +338,10 @@ func (x changer) cleanOnce(ctx context.Context, target Object) (n int, err error
 	return n, nil
 }
 
-// fence writes to a Service, so that whoever has read it before cannot write to it any more. giveBackFields removes what it
-// writes. The target needs none: what is written to it is the record's copy, which is found, or comes after that, which giving
-// back removes.
+// fence writes to a Service, or to a target of which no controller copies the record, so that whoever has read it before cannot write to it any more.
+// giveBackFields removes what it writes. Another target needs none: its record's copy is removed before its field is looked at the last time.
 func (x changer) fence(ctx context.Context, o Object) error {
-	if o.Kind != "Service" {
+	if o.Copied() {
 		return nil
 	}
 	err := x.patch(ctx, o, undo.FencePatch(o, x.claim.lease.ResourceVersion))

@@ -32,6 +32,8 @@ type claim struct {
 	lease *coordinationv1.Lease // as it was when it became ours
 	// share is ours of a swap that others may share; nil: all of it is.
 	share *member.Member
+	// closed is whether it is noted that it is over.
+	closed bool
 }
 
 // newClaim creates the Lease with the undo record: the compare-and-swap by which of two racing users
@@ -186,6 +188,7 @@ func (c *claim) close(ctx context.Context) error {
 		}
 		metav1.SetMetaDataAnnotation(&now.ObjectMeta, undo.OverAnnotation, "true")
 		_, err = leases.Update(ctx, now, metav1.UpdateOptions{FieldManager: proxypod.FieldManager})
+		c.closed = err == nil
 		return err
 	})
 	if apierrors.IsNotFound(err) {

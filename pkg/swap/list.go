@@ -110,7 +110,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 			e.Forwards = nil
 		}
 		if _, e.Over = l.Annotations[undo.OverAnnotation]; e.Over {
-			e.Reason = "nothing is swapped: copies of an old record are left"
+			e.Reason = "nothing is swapped: what is left of a record is to be removed"
 		} else if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)
 			e.Replicas, e.Services = u.Summary()

@@ -171,7 +171,7 @@ func (s *Swap) join(ctx context.Context, share *member.Member) (*claim, error) {
 	case errors.Is(err, member.ErrFull):
 		return nil, errFull(s.Session.lease, target)
 	}
-	return &claim{s.Kube, lease, share}, fault.After(fault.Joined, err)
+	return &claim{kube: s.Kube, lease: lease, share: share}, fault.After(fault.Joined, err)
 }
 
 func errFull(lease *coordinationv1.Lease, target Object) error {

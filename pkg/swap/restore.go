@@ -396,7 +396,8 @@ func remove(k *kube.Client, ns string, on ...string) string {
 // sure that the claim is still its own; whoever took it goes on in its place. While a change cannot be
 // undone the proxy and the record stay.
 func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
-	err := r.giveBackHeld(ctx, u, c)
+	done := undone{said: map[string]bool{}, wrote: map[Object]bool{}}
+	err := r.giveBackHeld(ctx, u, c, done)
 	var taken *proxypod.TakenError
 	left := errors.As(err, &taken) // somebody has deleted the Lease: the record is in hand
 	if left && taken.By != "" {
@@ -409,8 +410,8 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	if left {
 		by := proxypod.RestoreBy + strings.TrimPrefix(holder(c.lease), proxypod.RestoreBy)
 		mine := u
-		if c.over() {
-			mine = nil // what was never this giving back's to undo is not by the record in hand
+		if c.over() || c.closed {
+			mine = nil // what was not, or no more, this giving back's to undo is not by the record in hand
 		}
 		var found *Undo
 		var again *claim
@@ -422,7 +423,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 			return nil // given back entirely
 		}
 		if err = takeErr; err == nil {
-			err = r.giveBackHeld(ctx, found, again)
+			err = r.giveBackHeld(ctx, found, again, done)
 		}
 	}
 	if err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
@@ -435,7 +436,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 	return hint.Newf(hint.RestoreIncomplete, next, "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }
 
-func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
+func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim, done undone) error {
 	x := changer{kube: r.Kube, claim: c}
 	proxy := &proxypod.Proxy{Kube: r.Kube, Namespace: u.Target.Namespace, Lease: c.lease.Name}
 	if strings.HasPrefix(holder(c.lease), proxypod.RestoreBy) { // else it is the swap's own, and has its heartbeat
@@ -446,10 +447,9 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		running.Go(func() { c.renew(renewing, r.Say) })
 	}
 	if c.over() {
-		return r.removeCopies(ctx, x, u, c)
+		return r.removeCopies(ctx, x, u, c, done)
 	}
 
-	done := undone{said: map[string]bool{}, wrote: map[Object]bool{}}
 	changed := x.changed(ctx, u)
 	first := "the original first"
 	if !u.Replaces() {
@@ -478,7 +478,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 			return err
 		}
 	}
-	if !changed {
+	if !changed && u.Replaces() { // in standby the proxies have no labels of the original's
 		if err := r.leaveHeadless(ctx, x, proxy, u); err != nil {
 			return err
 		}
@@ -511,7 +511,7 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim) error {
 		by, _ := strings.CutPrefix(holder(c.lease), proxypod.RestoreBy)
 		_ = tell(ctx, r.Kube, u.Target, corev1.EventTypeNormal, reasonGiven, by+" has given it back", time.Now())
 	}
-	if err := r.patiently(ctx, c, func() error { return c.close(ctx) }); err != nil {
+	if err := fault.After(fault.Closed, r.patiently(ctx, c, func() error { return c.close(ctx) })); err != nil {
 		return err
 	}
 	// Last, since without the Lease these copies, or this one, are all that is left of the record.
@@ -539,8 +539,20 @@ type notReadyError struct{ error }
 func (e *notReadyError) Unwrap() error { return e.error }
 
 // removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
-// them, and so is whose they are, but where giving that back was not ended.
-func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim) error {
+// them, and so is whose they are, but where giving that back was not ended, or a bridge that could not be fenced has moved callers since.
+func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim, done undone) error {
+	var held []Change
+	err := r.patiently(ctx, c, func() (err error) {
+		held, _, err = x.held(ctx, u)
+		return err
+	})
+	if err == nil {
+		moved := slices.DeleteFunc(held, func(c Change) bool { return c.Field() != undo.Selector })
+		_, err = r.undo(ctx, x, c, moved, fault.UndoneAgain, done)
+	}
+	if err != nil {
+		return err
+	}
 	if err := r.unrecord(ctx, x, u, c); err != nil {
 		return err
 	}
@@ -632,16 +644,15 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Chan
 	return back, err
 }
 
-// retries says why something is tried again, and that once for each kind of reason that follows another.
+// retries says why something is tried again, each kind of reason once: the text of one may differ each time.
 type retries struct {
-	say    func(string)
-	said   bool
-	reason metav1.StatusReason // of the last; the text of one may differ each time
+	say  func(string)
+	said []metav1.StatusReason
 }
 
 func (t *retries) because(err error) {
-	if reason := apierrors.ReasonForError(err); !t.said || reason != t.reason {
-		t.said, t.reason = true, reason
+	if reason := apierrors.ReasonForError(err); !slices.Contains(t.said, reason) {
+		t.said = append(t.said, reason)
 		t.say(fmt.Sprintf("%v; trying again", err))
 	}
 }
@@ -745,15 +756,13 @@ func (r *Restorer) moveBack(ctx context.Context, x changer, proxy *proxypod.Prox
 // leaveHeadless is leaveDNS for a swap that has changed nothing yet: its proxy has the original's labels, and may have been one of the endpoints beside it.
 func (r *Restorer) leaveHeadless(ctx context.Context, x changer, proxy *proxypod.Proxy, u *Undo) error {
 	for _, c := range u.Of(undo.Selector) {
-		var e endpoints
-		err := r.patiently(ctx, x.claim, func() (err error) {
-			e, err = x.endpoints(ctx, proxy.Namespace, c.Object.Name)
+		e, err := x.endpoints(ctx, proxy.Namespace, c.Object.Name)
+		switch {
+		case ctx.Err() != nil:
 			return err
-		})
-		if err != nil {
-			return err
-		}
-		if e.headless {
+		case err != nil:
+			r.Say(fmt.Sprintf("note: callers of service/%s may be refused for %v, if it is headless and they have come to the proxy: %v", c.Object.Name, dnsTTL, err))
+		case e.headless:
 			return r.leaveDNS(ctx, x, proxy, u)
 		}
 	}

@@ -219,7 +219,7 @@ func (s *Swap) enter(ctx context.Context) (c *claim, err error) {
 	}
 	switch {
 	case s.Session.TakenUp():
-		return &claim{s.Kube, s.Session.lease, share}, nil
+		return &claim{kube: s.Kube, lease: s.Session.lease, share: share}, nil
 	case s.Session.Joins():
 		c, err = s.join(ctx, share)
 	default:

@@ -75,7 +75,7 @@ func stages() (all []stage) {
 			all = append(all, stage{point: p, how: how, recorded: true})
 		}
 		for _, p := range []point.Point{
-			point.MovedBack, point.Settled, point.RecordRemoved, point.ProxyDeleted, point.ProxyGone, point.MapDeleted, point.UndoneAgain, point.OwnersBack,
+			point.MovedBack, point.Settled, point.RecordRemoved, point.ProxyDeleted, point.ProxyGone, point.MapDeleted, point.UndoneAgain, point.OwnersBack, point.Closed,
 		} {
 			all = append(all, stage{point: p, how: how, answers: original, recorded: true})
 		}
@@ -126,12 +126,15 @@ func TestKilledAtEachPoint(t *testing.T) {
 				// In long, each point with each thing that is lost, and each way: of all three together there would be no more than of two.
 				// In short, each point once and one of the ways after it, and every now and then with something else lost.
 				long := keeps && !st.nothing && !st.unkept || lost != keeperDeleted && k == (i+j)%len(ways)
-				short := k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[i%2] || keeps && st.point == point.Scaled
+				short := k == i%len(ways) && j == []int{0, 0, 1, 0, 2, 1, 3}[i%7] && st.how != []string{ending, restoring}[slices.Index(point.Points(), st.point)%2] || keeps && st.point == point.Scaled
 				if !soak(long, short) || lost == keeperDeleted && (!keeps || st.nothing || st.unkept) {
 					continue
 				}
 				if way == byKeeper && (st.nothing || st.unkept || lost == leaseDeleted) ||
 					way == bySwap && lost == leaseDeleted && st.recorded { // it is refused: TestSwapOverAnOrphanedRecordIsRefused
+					if lost == leaseDeleted && soak(true, false) && !st.nothing && !st.unkept {
+						trials = append(trials, trial{st, "", way})
+					}
 					way = byRestore
 				}
 				trials = append(trials, trial{st, lost, way})
