@@ -495,10 +495,8 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim, done und
 	if err := r.patiently(ctx, c, func() error { return proxy.Delete(ctx, c.lease.UID, r.Say) }); err != nil {
 		return err
 	}
-	// A bridge that was still swapping when the claim was taken may have made one more change, but not to what has been written to since: 0
-	// replicas are somebody else's there.
-	again := slices.DeleteFunc(slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), func(c Change) bool { return done.wrote[c.Object] })
-	if _, err := r.undo(ctx, x, c, again, fault.UndoneAgain, done); err != nil {
+	// A bridge that was still swapping when the claim was taken may have made one more change.
+	if _, err := r.undo(ctx, x, c, slices.Concat(u.Of(undo.Replicas), u.Of(undo.Selector)), fault.UndoneAgain, done); err != nil {
 		return err
 	}
 	for _, changes := range u.ByObject() {
@@ -604,7 +602,7 @@ func (r *Restorer) cleanAndRelease(ctx context.Context, x changer, u *Undo, c *c
 // undone is what one giving back remembers of the changes that it has taken back.
 type undone struct {
 	said  map[string]bool // what it has left alone, in words
-	wrote map[Object]bool // what it has written to
+	wrote map[Object]bool // what it has written to: who was still swapping can do so no more, and 0 replicas are somebody else's
 }
 
 // undo takes back these changes, and returns the objects that are as they were. It comes to point after each, and says once what it left
@@ -622,7 +620,7 @@ func (r *Restorer) undo(ctx context.Context, x changer, c *claim, changes []Chan
 	again := map[Object]*retries{}
 	err = undo.TakeBack(changes, func(change Change) error {
 		wrote, left, err := false, "", c.check(ctx)
-		if err == nil {
+		if err == nil && !done.wrote[change.Object] {
 			wrote, left, err = x.undo(ctx, change)
 		}
 		done.wrote[change.Object] = done.wrote[change.Object] || wrote
