@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"bridge/internal/child"
 	"bridge/internal/hint"
@@ -51,11 +52,16 @@ func (s signalError) Error() string { return "ended by a signal: " + s.Signal.St
 // code is what a shell reports for a program that the signal killed: 130, 143, 129, 131.
 func (s signalError) code() int { return 128 + int(s.Signal) }
 
+// sameSignal is how long one that comes once more is taken for the same, but of a terminal, where a person presses a key twice.
+const sameSignal = 200 * time.Millisecond
+
 // handleSignals cancels at the first signal, so that the command gives back what it took, and exits at
-// the second, for a person who will not wait. While a program of the user's runs, signals are its own; without one SIGUSR1
+// the second, for a person who will not wait: timeout(1) sends its own twice, at once. While a program of the user's runs, signals are its own; without one SIGUSR1
 // and SIGUSR2 are ignored.
 func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
-	for first := true; ; {
+	var first time.Time
+	var by os.Signal
+	for {
 		select {
 		case <-done:
 			return
@@ -71,9 +77,12 @@ func (a *app) handleSignals(signals <-chan os.Signal, cancel context.CancelCause
 			if programsOnly(sig) {
 				continue
 			}
-			if first {
-				first = false
+			switch {
+			case first.IsZero():
+				first, by = time.Now(), s
 				cancel(signalError{sig})
+				continue
+			case s == by && s != os.Interrupt && time.Since(first) < sameSignal:
 				continue
 			}
 			a.lines.show("") // the shell's prompt comes next

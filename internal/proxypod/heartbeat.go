@@ -214,7 +214,7 @@ func (e *TakenError) Error() string {
 		return "this machine's share was taken over by " + e.By
 	}
 	if e.By == "" {
-		return "the Lease was deleted"
+		return "its Lease is gone: somebody has given it back, or deleted that"
 	}
 	if by, ok := strings.CutPrefix(e.By, RestoreBy); ok {
 		return by + " gives it back"

@@ -415,6 +415,12 @@ func (x changer) field(ctx context.Context, o Object) (metav1.Object, json.RawMe
 	return d, fmt.Append(nil, d.Replicas), err
 }
 
+// gone tells whether o, a workload, is deleted, as far as that is known.
+func (x changer) gone(ctx context.Context, o Object) bool {
+	d, err := x.workload(ctx, o)
+	return errors.Is(same(err, o, d.UID), errGone)
+}
+
 // workload reads a record's; never nil.
 func (x changer) workload(ctx context.Context, o Object) (*kube.Workload, error) {
 	return x.kube.Workload(ctx, o.Namespace, targetOf(o))

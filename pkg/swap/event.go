@@ -88,11 +88,11 @@ func (s *Swap) narrate(ctx context.Context) {
 			cut = false
 			pending = append(pending, event{corev1.EventTypeNormal, reasonRestored, "the tunnel to " + s.Plan.owner + " is back", time.Now()})
 			continue
-		case !cut && state.Phase == tunnel.Reconnecting && cuts < maxCuts:
+		case !cut && state.Phase == tunnel.Reconnecting && cuts < maxCuts && !s.ending.Load(): // else it goes with its proxy
 			if sleep(ctx, lostAfter) != nil {
 				return
 			}
-			if state, _ := s.lines.watch(); state.Phase == tunnel.Reconnecting {
+			if state, _ := s.lines.watch(); state.Phase == tunnel.Reconnecting && !s.ending.Load() {
 				cut = true
 				cuts++
 				pending = append(pending, event{corev1.EventTypeWarning, reasonLost, fmt.Sprintf("the tunnel to %s is cut (%v); its callers wait for it", s.Plan.owner, state.Err), state.Since})

@@ -324,7 +324,7 @@ func awaitGone(ctx context.Context, get func(context.Context) error) {
 
 // servesSince says since when the original answers again: the time that the longest Ready of its pods has been so. It is ""
 // when none is, or that cannot be read.
-func servesSince(ctx context.Context, k *kube.Client, target Object) string {
+func servesSince(ctx context.Context, k *kube.Client, target Object, begun time.Time) string {
 	d, err := k.Workload(ctx, target.Namespace, targetOf(target))
 	if err != nil || string(d.UID) != target.UID {
 		return ""
@@ -348,8 +348,8 @@ func servesSince(ctx context.Context, k *kube.Client, target Object) string {
 			}
 		}
 	}
-	if since.IsZero() {
-		return ""
+	if since.Before(begun) {
+		return "" // it has never ceased to: its pods stood by, or are another's
 	}
 	return "; the original serves again since " + since.Local().Format("15:04:05 on 2 Jan")
 }

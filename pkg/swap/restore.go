@@ -460,7 +460,11 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim, done und
 		return err
 	}
 	ready, notReady := true, error(nil)
-	if u.Replaces() && changed { // else it is as it was, Ready or not
+	gone := x.gone(ctx, u.Target)
+	switch {
+	case gone:
+		ready = false
+	case u.Replaces() && changed: // else it is as it was, Ready or not
 		ready, notReady = r.awaitOriginal(ctx, u)
 	}
 	if err := fault.After(fault.OriginalReady, nil); err != nil {
@@ -523,7 +527,11 @@ func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim, done und
 	}
 	awaitKeeperGone(ctx, r.Kube, c.lease)
 	awaitCollected(ctx, r.Kube, u)
-	r.Say(fmt.Sprintf("%s in %s is given back", u.Target, u.Target.Namespace))
+	end := "%s in %s is given back"
+	if gone {
+		end = "%s in %s is gone, and nothing is left of the swap"
+	}
+	r.Say(fmt.Sprintf(end, u.Target, u.Target.Namespace))
 	if notReady != nil {
 		return hint.New(hint.RestoreIncomplete, &notReadyError{notReady},
 			"the objects are given back; see why its pods are not Ready: kubectl describe pods -n "+u.Target.Namespace+r.Kube.Flags)

@@ -86,6 +86,16 @@ const notKept = "after a kill this swap can be given back, but not taken up agai
 // sessionVersion is the file's. A file of another one is not taken up.
 const sessionVersion = 2
 
+// begun is when the swap was, or was taken up the last time.
+func (s savedSession) begun() time.Time { return time.Unix(0, int64(s.Epoch)).Truncate(time.Second) }
+
+// begun is savedSession's.
+func (s *Session) begun() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.saved.begun()
+}
+
 // sessionPath is where the session of a Lease is kept.
 func sessionPath(k *kube.Client, lease string) (string, error) {
 	dir, err := private.Dir()
@@ -191,7 +201,7 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 		case saved.Held && err == nil && lease.UID == saved.LeaseUID:
 			say("the share that an earlier bridge of yours had of the swap was taken over meanwhile; it is shared by " + with.Owners())
 		case saved.Held:
-			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target)))
+			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target, saved.begun())))
 		}
 		s.forget()
 		return nil, nil

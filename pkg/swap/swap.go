@@ -336,9 +336,14 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		}
 		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
 	}
+	begun := s.Session.begun()
 	over := func() error {
-		return hint.Newf(hint.Conflict, "to have its traffic again run the same command; with --rejoin bridge does so by itself",
-			"the swap of %s in %s is over: %w%s", s.Plan.Undo.Target, s.claim.lease.Namespace, taken, servesSince(ctx, s.Kube, s.Plan.Undo.Target))
+		next := "to have its traffic again run the same command"
+		if GivenBackMeanwhile(taken) {
+			next += "; with --rejoin bridge does so by itself"
+		}
+		return hint.Newf(hint.Conflict, next, "the swap of %s in %s is over: %w%s",
+			s.Plan.Undo.Target, s.claim.lease.Namespace, taken, servesSince(ctx, s.Kube, s.Plan.Undo.Target, begun))
 	}
 	s.Say(taken.Error())
 	if taken.By != "" {

@@ -73,7 +73,7 @@ func TestLeaseDeletedUnderALivingSwap(t *testing.T) {
 	if err := s.client.CoordinationV1().Leases(w.ns).Delete(t.Context(), "bridge-deployment-orders", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	b.says("the Lease was deleted")
+	b.says("its Lease is gone")
 	b.exits(int(hint.Conflict))
 	w.assertGivenBack(before)
 }
