@@ -156,7 +156,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	var program *connect.Program
 	var e *connect.Entrance
 	if whole != nil {
-		err = a.planWhole(ctx, k, whole, o.network)
+		err = a.planWhole(ctx, k, whole, o.network, o.allow)
 	} else if len(o.program) > 0 {
 		if program, err = a.connectProgram(k, o.program, o.network, entrance); err == nil {
 			err = program.Check(ctx)

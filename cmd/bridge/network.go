@@ -31,8 +31,11 @@ func networkFlags(cmd *cobra.Command, n *network) {
 	f.IntSliceVar(&n.publish, "publish", nil, "a TCP port of CMD's own network that is reached at this machine's localhost too, as a debugger's (repeatable)")
 }
 
-// check refuses what does not go together; toPod are of --to-pod.
+// check refuses what is none, and what does not go together; toPod are of --to-pod.
 func (n network) check(toPod []int) error {
+	if _, err := n.ranges(); err != nil {
+		return err
+	}
 	if n.outside {
 		for _, f := range []struct {
 			flag string
@@ -105,7 +108,10 @@ func (n network) ranges() (list []netip.Prefix, err error) {
 	for _, text := range n.cidrs {
 		r, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, hint.Newf(hint.Usage, "write it as 10.96.0.0/12", "--cidr: %w", err)
+			return nil, hint.New(hint.Usage, hint.Worded(fmt.Sprintf("--cidr %s: not a range of addresses", text), err), "write it as 10.96.0.0/12")
+		}
+		if r.Addr().Is4In6() { // what programs send there has the IPv4 address
+			return nil, hint.Newf(hint.Usage, "write the range of IPv4 alone, as 10.96.0.0/12", "--cidr %s: a range of IPv4 within IPv6", text)
 		}
 		list = append(list, r)
 	}

@@ -48,8 +48,8 @@ func (o connectOptions) checkWhole(changed func(flag string) bool, program bool)
 // has ended: what could not be changed back is said last.
 func outliveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
-// planWhole says what is to be routed, before anything is made in the cluster.
-func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine, n network) error {
+// planWhole says what is to be routed, before anything is made in the cluster: what is allowed too, which is meant.
+func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine, n network, allow []netip.Prefix) error {
 	asked, err := n.ranges()
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func (a *app) planWhole(ctx context.Context, k *kube.Client, m *machine.Machine,
 	if err != nil {
 		return err
 	}
-	if err := m.Plan(ranges, len(asked) > 0, api); err != nil {
+	if err := m.Plan(slices.Concat(ranges, allow), len(asked) > 0, api); err != nil {
 		return err
 	}
 	a.say(fmt.Sprintf("to be routed to the cluster: %v", m.Ranges()))

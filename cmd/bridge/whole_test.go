@@ -24,7 +24,7 @@ func TestRangesThatAreNotKnownAreNotRouted(t *testing.T) {
 	} {
 		clients := fake.NewClientset(&corev1.Node{Spec: corev1.NodeSpec{PodCIDRs: []string{}}})
 		clients.PrependReactor("list", "servicecidrs", func(k8stesting.Action) (bool, runtime.Object, error) { return true, nil, err })
-		if got := new(app).planWhole(t.Context(), &kube.Client{Clientset: clients}, nil, network{}); hint.CodeOf(got) != want {
+		if got := new(app).planWhole(t.Context(), &kube.Client{Clientset: clients}, nil, network{}, nil); hint.CodeOf(got) != want {
 			t.Errorf("%v, code %d, want %d", got, hint.CodeOf(got), want)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"bridge/internal/dns"
+	"bridge/internal/forward"
 	"bridge/internal/hint"
 	"bridge/internal/socks5"
 	"bridge/pkg/tunnel"
@@ -105,7 +106,9 @@ func listen(asked, usual, flag string, open func(addr string) error) error {
 			"%s %s: not a loopback address", flag, asked)
 	}
 	if err := open(addr.String()); err != nil {
-		return hint.Newf(hint.Other, fmt.Sprintf("choose another port, or leave out %s for a free one", flag), "%s: %w", flag, err)
+		next := fmt.Sprintf("choose another port, or leave out %s for a free one", flag)
+		err = forward.NotOpened(err, next, next)
+		return hint.New(hint.Other, fmt.Errorf("%s: %w", flag, err), hint.Of(err))
 	}
 	return nil
 }

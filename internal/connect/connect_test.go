@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -367,13 +368,20 @@ func TestUsualPortsGiveWay(t *testing.T) {
 	if first.Proxy() == second.Proxy() || first.DNS() == second.DNS() {
 		t.Errorf("%v, %v", first, second)
 	}
+	mine := ""
+	if runtime.GOOS == "linux" { // it alone says who has a port
+		mine = fmt.Sprintf(" (process %d)", os.Getpid())
+	}
 	for _, tt := range []struct {
 		o    Options
 		code hint.Code
 		say  string
 	}{
-		{Options{Listen: first.Proxy().String()}, hint.Other, "in use"},
-		{Options{DNSListen: first.DNS().String()}, hint.Other, "in use"},
+		{Options{Listen: first.Proxy().String()}, hint.Other, mine},
+		{Options{Listen: first.Proxy().String()}, hint.Other, "--listen: local address " + first.Proxy().String() + " is in use"},
+		{Options{DNSListen: first.DNS().String()}, hint.Other, mine},
+		{Options{DNSListen: first.DNS().String()}, hint.Other, "--dns-listen: local address " + first.DNS().String() + " is in use"},
+		{Options{Listen: "127.0.0.1:65536"}, hint.Usage, "65536"},
 		{Options{Listen: "0.0.0.0:0"}, hint.Usage, "not a loopback address"},
 		{Options{DNSListen: ":5300"}, hint.Usage, "not a loopback address"},
 		{Options{Listen: "nonsense"}, hint.Usage, "missing port"},

@@ -36,6 +36,8 @@ const (
 	cleanUpTimeout = 30 * time.Second
 	// goneTimeout bounds waiting for an earlier copy that is being removed.
 	goneTimeout = time.Minute
+	// maxTries is how often a copy is made anew because the pod that has its name is gone when it is looked at.
+	maxTries = 5
 	// heldGrace is how long a copy has to end, in seconds: what holds it ends at once.
 	heldGrace int64 = 5
 )
@@ -81,7 +83,7 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 	made.Annotations[madeByAnnotation] = mine
 	ns := pod.Namespace
 	remove := fmt.Sprintf("kubectl delete pod %s -n %s%s", c.Name, ns, c.Kube.Flags)
-	created, err := c.create(ctx, made, remove)
+	created, err := c.create(ctx, made, remove, maxTries)
 	if err != nil {
 		return err
 	}
@@ -109,8 +111,8 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 	return err
 }
 
-// create makes the pod. Where the answer does not tell whether it is made, it is looked for, and removed.
-func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string) (*corev1.Pod, error) {
+// create makes the pod, in so many tries. Where the answer does not tell whether it is made, it is looked for, and removed.
+func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string, tries int) (*corev1.Pod, error) {
 	ns, pods := made.Namespace, c.Kube.Clientset.CoreV1().Pods(made.Namespace)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
@@ -134,12 +136,19 @@ func (c *Copy) create(ctx context.Context, made *corev1.Pod, remove string) (*co
 	switch {
 	case exists && mine: // an answer before was lost
 		return there, nil
+	case exists && apierrors.IsNotFound(lookErr) && tries > 1: // it has gone just then
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return c.create(ctx, made, remove, tries-1)
+	case exists && lookErr != nil:
+		return nil, hint.New(hint.Conflict, fmt.Errorf("the name of pod %s in %s is taken, and who has it cannot be seen: %w", c.Name, ns, lookErr), "try again, or give the copy another name")
 	case exists && going(there):
 		c.Say("waiting for the copy of that name before, which is being removed")
 		if err := c.awaitGone(ctx, there); err != nil {
 			return nil, err
 		}
-		return c.create(ctx, made, remove)
+		return c.create(ctx, made, remove, tries)
 	case exists:
 		return nil, hint.New(hint.Conflict, fmt.Errorf("there is a pod %s in %s already", c.Name, ns), "give the copy another name; or, if it is a copy that was left behind: "+remove)
 	}

@@ -94,7 +94,7 @@ func TestACopyIsKnownWhenBridgeIsToEnd(t *testing.T) {
 		return false
 	}}
 	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(remove string, there bool) { told = append(told, fmt.Sprint(remove, " ", there)) }}
-	made, err := c.create(ctx, named("me"), "remove")
+	made, err := c.create(ctx, named("me"), "remove", maxTries)
 	if fmt.Sprint(told) != "[remove false]" {
 		t.Errorf("%q", told)
 	}
@@ -128,7 +128,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 				return r.Method == http.MethodPost
 			}}
 			c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
-			if _, err := c.create(t.Context(), named("me"), ""); err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
+			if _, err := c.create(t.Context(), named("me"), "", maxTries); err == nil || hint.CodeOf(err) == hint.RestoreIncomplete {
 				t.Error(err)
 			}
 			if s.pod != nil || deletes != 2 {
@@ -138,7 +138,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 	}
 	s := &server{pod: named("somebody")}
 	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
-	if _, err := c.create(t.Context(), named("me"), ""); hint.CodeOf(err) != hint.Conflict || s.pod == nil {
+	if _, err := c.create(t.Context(), named("me"), "", maxTries); hint.CodeOf(err) != hint.Conflict || s.pod == nil {
 		t.Error(err)
 	}
 	if slices.Contains(s.requests, http.MethodDelete) {
@@ -146,7 +146,7 @@ func TestACopyWithoutAnAnswerIsRemoved(t *testing.T) {
 	}
 	s = &server{pod: named("me")} // the answer before was lost, and the client has asked again
 	c = &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}}
-	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "it" {
+	if made, err := c.create(t.Context(), named("me"), "", maxTries); err != nil || made.UID != "it" {
 		t.Error(err)
 	}
 }
@@ -170,14 +170,54 @@ func TestACopyThatGoesIsWaitedFor(t *testing.T) {
 	}
 	var said []string
 	c := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}, Say: func(line string) { said = append(said, line) }}
-	if made, err := c.create(t.Context(), named("me"), ""); err != nil || made.UID != "made" || len(said) != 1 {
+	if made, err := c.create(t.Context(), named("me"), "", maxTries); err != nil || made.UID != "made" || len(said) != 1 {
 		t.Errorf("%v, %v, said %q", made, err, said)
 	}
 	ctx, end := context.WithCancel(t.Context())
 	s = &server{pod: leaving()}
 	c = &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}, Say: func(string) { end() }}
-	if _, err := c.create(ctx, named("me"), ""); !errors.Is(err, context.Canceled) || slices.Contains(s.requests, http.MethodDelete) {
+	if _, err := c.create(ctx, named("me"), "", maxTries); !errors.Is(err, context.Canceled) || slices.Contains(s.requests, http.MethodDelete) {
 		t.Errorf("%v, after %v", err, s.requests)
+	}
+}
+
+// A copy that has gone when it is looked at is in nobody's way, and one of which nothing is to be seen is not said to be there.
+func TestACopyThatHasJustGoneIsInNobodysWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone func(s *server) // at the first look
+		look int             // what a look gets
+		made bool
+		says string
+	}{
+		"gone":             {gone: func(s *server) { s.pod = nil }, made: true},
+		"always just gone": {look: http.StatusNotFound, says: "told so"},
+		"not to be seen":   {look: http.StatusForbidden, says: "told so"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &server{pod: named("before")}
+			s.first = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method != http.MethodGet {
+					return false
+				}
+				if c.gone != nil {
+					c.gone(s)
+					return false
+				}
+				refuse(w, c.look, map[int]metav1.StatusReason{http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusForbidden: metav1.StatusReasonForbidden}[c.look])
+				return true
+			}
+			it := &Copy{Kube: s.client(t), Name: "dbg", OnCreate: func(string, bool) {}, Say: func(string) {}}
+			made, err := it.create(t.Context(), named("me"), "remove", maxTries)
+			if c.made != (err == nil) || c.made && made.UID != "made" {
+				t.Errorf("%v, %v", made, err)
+			}
+			if !c.made && (!strings.Contains(fmt.Sprint(err), c.says) || strings.Contains(fmt.Sprint(err), "there is a pod") || hint.CodeOf(err) != hint.Conflict) {
+				t.Errorf("code %d: %v", hint.CodeOf(err), err)
+			}
+			if slices.Contains(s.requests, http.MethodDelete) || len(s.requests) > 2*maxTries {
+				t.Errorf("%v", s.requests)
+			}
+		})
 	}
 }
 

@@ -106,17 +106,28 @@ func listenError(err error) error {
 	if strings.HasSuffix(at, ":18080") {
 		another = strings.Replace(another, "18080", "28080", 1)
 	}
+	return NotOpened(err, another, "check --address")
+}
+
+// NotOpened is why a local address is not opened, of a net.OpError, in plain words and with who has it where that can be seen. another is the next step where it takes
+// another port, and check where it takes another address.
+func NotOpened(err error, another, check string) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Addr == nil {
+		return hint.New(hint.Other, fmt.Errorf("listen: %w", err), another)
+	}
+	words, next := "local address "+op.Addr.String(), another
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return hint.New(hint.Other, hint.Worded("local address "+at+" is in use"+holder(op.Addr), err),
-			another)
+		words += " is in use" + holder(op.Addr)
 	case errors.Is(err, syscall.EACCES):
-		return hint.New(hint.Other, hint.Worded("local address "+at+": not allowed", err),
-			"ports below 1024 need root; "+another)
+		words, next = words+": not allowed", "ports below 1024 need root; "+another
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return hint.New(hint.Other, hint.Worded("local address "+at+" is not one of this machine", err), "check --address")
+		words, next = words+" is not one of this machine", check
+	default:
+		return hint.New(hint.Other, fmt.Errorf("listen: %w", err), another)
 	}
-	return fmt.Errorf("listen: %w", err)
+	return hint.New(hint.Other, hint.Worded(words, err), next)
 }
 
 func closeAll[T io.Closer](lns []T) {

@@ -471,6 +471,7 @@ func (p *podConn) watch() {
 	default:
 	}
 	defer p.timer.Reset(pingPeriod)
+	probeOften(p.c.NetConn(), pingPeriod) // the path may take longer by now
 	waiting := !p.rmu.TryLock()
 	if !waiting {
 		p.rmu.Unlock()

@@ -20,15 +20,23 @@ func unacknowledged(conn net.Conn) (silent time.Duration, ok bool) {
 	return time.Duration(info.Last_ack_recv) * time.Millisecond, true
 }
 
+// longestRTO is the most that TCP waits before it sends again, and so the most for TCP_RTO_MAX_MS.
+const longestRTO = 2 * time.Minute
+
 // probeOften has TCP ask a peer whose window is closed at least once in that time, where the kernel can (6.15). Usually it asks in the end only every
-// 2 minutes, and nothing else tells that such a peer is gone.
+// 2 minutes, and nothing else tells that such a peer is gone. The same setting bounds how long TCP waits for an acknowledgement: where the path takes longer, all would
+// be sent twice (RFC 6298, 2.5, wants a minute at least for that). So it is never less than twice what that wait would be now, and to be set anew from time to time.
 func probeOften(conn net.Conn, most time.Duration) {
-	if tcp := tcpUnder(conn); tcp != nil {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(most.Milliseconds()))
-			})
-		}
+	info, ok := tcpInfo(conn)
+	if !ok {
+		return
+	}
+	now := time.Duration(info.Rtt+4*info.Rttvar) * time.Microsecond // RFC 6298, 2.3
+	most = min(max(most, 2*now), longestRTO)
+	if raw, err := tcpUnder(conn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(most.Milliseconds()))
+		})
 	}
 }
 

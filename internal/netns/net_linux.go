@@ -28,13 +28,19 @@ const (
 	tunName  = "bridge0"
 )
 
+// routing is where this network's addresses and routes are changed, and its loopback device's number.
+func routing() (c *netlink.Conn, lo int, err error) {
+	device, err := net.InterfaceByName(loopback)
+	if err != nil {
+		return nil, 0, err
+	}
+	c, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+	return c, device.Index, err
+}
+
 // links gives the loopback device the namespace's addresses, and makes every address its own; or, if that is not nil, has those of others be the way of tun.
 func links(o Options, tun *net.Interface) error {
-	lo, err := net.InterfaceByName(loopback)
-	if err != nil {
-		return err
-	}
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	c, lo, err := routing()
 	if err != nil {
 		return err
 	}
@@ -43,9 +49,9 @@ func links(o Options, tun *net.Interface) error {
 		if len(others) == 0 {
 			continue
 		}
-		err := addAddress(c, lo.Index, own)
+		err := addAddress(c, lo, own)
 		if err == nil && tun != nil && own.Is6() { // which else it is some time later
-			err = addLocal(c, lo.Index, netip.PrefixFrom(own, own.BitLen()), own)
+			err = addLocal(c, lo, netip.PrefixFrom(own, own.BitLen()), own)
 		}
 		for _, p := range others {
 			switch {
@@ -53,7 +59,7 @@ func links(o Options, tun *net.Interface) error {
 			case tun != nil:
 				err = addRoute(c, tun.Index, p, own)
 			default:
-				err = addLocal(c, lo.Index, p, own)
+				err = addLocal(c, lo, p, own)
 			}
 		}
 		if err != nil {
@@ -113,16 +119,12 @@ func catchNames(server *net.UDPConn) error {
 	if err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1) }); err != nil || set != nil { // it answers from there
 		return errors.Join(err, set)
 	}
-	lo, err := net.InterfaceByName(loopback)
-	if err != nil {
-		return err
-	}
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	c, lo, err := routing()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := addTo(c, namesTable, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, lo.Index, all4, own4); err != nil {
+	if err := addTo(c, namesTable, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, lo, all4, own4); err != nil {
 		return err
 	}
 	head := []byte{unix.AF_INET, 0, 0, 0, namesTable, 0, 0, unix.FR_ACT_TO_TBL, 0, 0, 0, 0} // struct fib_rule_hdr

@@ -220,8 +220,10 @@ func keepToArch(pod *corev1.PodSpec, arch string) {
 const (
 	// lowPortsSysctl, as 0, lets a user who is not root listen on ports below 1024 (since 1.22).
 	lowPortsSysctl = "net.ipv4.ip_unprivileged_port_start"
-	// pingSysctl are the groups that may send echo requests without a capability (since 1.18); allGroups are all that a user namespace usually has.
-	pingSysctl = "net.ipv4.ping_group_range"
+	// pingSysctl are the groups that may send echo requests without a capability (since 1.18), and pingFile is its file's name, which a runtime may say instead; allGroups are all
+	// that a user namespace usually has.
+	pingSysctl = "net.ipv4." + pingFile
+	pingFile   = "ping_group_range"
 	allGroups  = "0 65535"
 )
 

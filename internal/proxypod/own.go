@@ -112,7 +112,7 @@ func (o *Own) run(ctx context.Context, use func(ctx context.Context, p *Proxy, t
 	for _, n := range notes {
 		o.Say("note: " + n)
 	}
-	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name}
+	p := &Proxy{Kube: o.Kube, Namespace: lease.Namespace, Lease: lease.Name, pings: o.Pings}
 	o.Say("starting a proxy pod in " + lease.Namespace)
 	if ports.PodProxy != 0 {
 		o.Say(ports.PodProxyNote())
@@ -141,8 +141,11 @@ func (e *pingsRefusedError) Unwrap() error { return e.error }
 
 func (e *pingsRefusedError) note() string {
 	allow := "the rule has to except it"
-	if strings.Contains(e.Error(), sysctlForbidden) {
+	switch text := e.Error(); {
+	case strings.Contains(text, sysctlForbidden):
 		allow = "the kubelet's --allowed-unsafe-sysctls " + pingSysctl
+	case strings.Contains(text, sandboxFailed):
+		allow = "a node whose kernel and container runtime can set it"
 	}
 	return hint.Printable(fmt.Sprintf("note: without the sysctl %s, and so without ping where the container runtime does not let all pods ping: a pod that has it is refused: %v; what would allow it: %s",
 		pingSysctl, e.error, allow))
@@ -150,10 +153,15 @@ func (e *pingsRefusedError) note() string {
 
 // pingsRefused marks err, why there is no pod, if it may be for the sysctl. Admission has no word of its own for that.
 func (o *Own) pingsRefused(err error) error {
-	if o.Pings && err != nil && (errors.As(err, new(*kube.Unhealthy)) || errors.As(err, new(*apierrors.StatusError))) && strings.Contains(strings.ToLower(err.Error()), "sysctl") {
+	if o.Pings && err != nil && (errors.As(err, new(*kube.Unhealthy)) || errors.As(err, new(*apierrors.StatusError))) && mentionsPings(err.Error()) {
 		return &pingsRefusedError{err}
 	}
 	return err
+}
+
+// mentionsPings tells whether a refusal may be for the sysctl.
+func mentionsPings(text string) bool {
+	return strings.Contains(strings.ToLower(text), "sysctl") || strings.Contains(text, pingFile)
 }
 
 // createLease creates the Lease whatever becomes of ctx, and tries again when the answer was lost:

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
@@ -31,7 +32,9 @@ func TestAPodThatMayHaveNoSysctlIsMadeWithout(t *testing.T) {
 		create   error  // of a Deployment that has the sysctl, or of any
 		replicas string // why the Deployment has no pod
 		pod      corev1.PodStatus
-		any      bool // the refusal is of pods without it too
+		event    string // of the pod's sandbox
+		forbid   bool   // events may not be read
+		any      bool   // the refusal is of pods without it too
 		again    bool
 		allow    string // is noted
 	}{
@@ -44,6 +47,18 @@ func TestAPodThatMayHaveNoSysctlIsMadeWithout(t *testing.T) {
 		},
 		"admission of the pod": {
 			pings: true, replicas: "pods \"x\" is forbidden: sysctl net.ipv4.ping_group_range is not allowed", again: true, allow: "the rule has to except it",
+		},
+		"the runtime, in runc's words": {
+			pings: true, pod: corev1.PodStatus{Phase: corev1.PodPending}, event: "Failed to create pod sandbox: rpc error: runc create failed: write sysctl key net.ipv4.ping_group_range: invalid argument",
+			again: true, allow: "kernel and container runtime",
+		},
+		"the runtime, in a kernel's words": {
+			pings: true, pod: corev1.PodStatus{Phase: corev1.PodPending}, event: "Failed to create pod sandbox: open /proc/sys/net/ipv4/ping_group_range: no such file or directory",
+			again: true, allow: "kernel and container runtime",
+		},
+		"the runtime, for another reason": {pings: true, pod: corev1.PodStatus{Phase: corev1.PodPending}, event: "Failed to create pod sandbox: no IP addresses available"},
+		"the runtime, without the right to read events": {
+			pings: true, pod: corev1.PodStatus{Phase: corev1.PodPending}, event: "ping_group_range", forbid: true,
 		},
 		"for another reason": {pings: true, any: true, create: apierrors.NewForbidden(deployments, "x", errors.New("not here"))},
 		"without having it":  {any: true, replicas: "sysctls have to be set"},
@@ -83,14 +98,23 @@ func TestAPodThatMayHaveNoSysctlIsMadeWithout(t *testing.T) {
 						labels := map[string]string{label: value}
 						created := metav1.NewTime(time.Now().Add(-time.Second))
 						list.Items = []corev1.Pod{
-							{ObjectMeta: metav1.ObjectMeta{Name: "first", Labels: labels, CreationTimestamp: created}, Status: status},
-							{ObjectMeta: metav1.ObjectMeta{Name: "next", Labels: labels, CreationTimestamp: metav1.Now()}, Status: corev1.PodStatus{Phase: corev1.PodPending}},
+							{ObjectMeta: metav1.ObjectMeta{Name: "first", UID: "first", Labels: labels, CreationTimestamp: created}, Status: status},
+							{ObjectMeta: metav1.ObjectMeta{Name: "next", UID: "next", Labels: labels, CreationTimestamp: metav1.Now()}, Spec: corev1.PodSpec{NodeName: "node"}, Status: corev1.PodStatus{Phase: corev1.PodPending}},
 						}
 						if !has {
 							list.Items = list.Items[:1]
 						}
 					}
 					return true, list, nil
+				})
+				set.PrependReactor("list", "events", func(clienttesting.Action) (bool, runtime.Object, error) {
+					if c.forbid {
+						return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "", errors.New("not you"))
+					}
+					of := func(uid types.UID, reason, message string) corev1.Event {
+						return corev1.Event{InvolvedObject: corev1.ObjectReference{UID: uid}, Reason: reason, Message: message}
+					}
+					return true, &corev1.EventList{Items: []corev1.Event{of("another", "FailedCreatePodSandBox", pingSysctl), of("next", "Scheduled", pingSysctl), of("next", "FailedCreatePodSandBox", c.event)}}, nil
 				})
 				k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
 				if err != nil {
@@ -102,6 +126,7 @@ func TestAPodThatMayHaveNoSysctlIsMadeWithout(t *testing.T) {
 					Kube: k, Kind: KindConnect, Image: "bridge-proxy:1", Owner: "ada@laptop", ReadyTimeout: time.Minute, Pings: c.pings,
 					Say: func(line string) { said = append(said, line) },
 				}
+				began := time.Now()
 				err = o.Run(t.Context(), func(context.Context, *Proxy, *tunnel.Client) error {
 					t.Error("there is a tunnel")
 					return nil
@@ -110,7 +135,7 @@ func TestAPodThatMayHaveNoSysctlIsMadeWithout(t *testing.T) {
 				if c.again {
 					want = append(want, false)
 				}
-				if !slices.Equal(made, want) || err == nil || c.again && !strings.Contains(err.Error(), "Evicted") {
+				if !slices.Equal(made, want) || err == nil || c.again && !strings.Contains(err.Error(), "Evicted") || c.event != "" && (time.Since(began) < time.Minute) != c.again {
 					t.Errorf("made with the sysctl: %v, want %v; %v", made, want, err)
 				}
 				notes := 0

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
@@ -34,6 +35,7 @@ type Proxy struct {
 	Lease     string // the claim that owns it, also its Deployment's name
 
 	keeper bool // it is the Lease's keeper, and no proxy
+	pings  bool // its pods have the sysctl that pings take for bridge's own sake, and one that cannot be made for it is told at once
 	seats  *seats
 	seat   int // in seats
 }
@@ -197,6 +199,7 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	last := "no pod yet"
 	var hopeless bool
 	var known []string
+	var looked time.Time
 	err := wait.PollUntilContextCancel(ctx, Poll, true, func(ctx context.Context) (bool, error) {
 		pods, err := p.staying(ctx)
 		if err != nil {
@@ -215,6 +218,12 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 				pod = pods[i] // the next ones, which come at once, meet the same
 			}
 			last, hopeless = podTrouble(pod)
+			if p.pings && !hopeless && making(pod) && time.Since(looked) >= eventsEvery {
+				looked = time.Now()
+				if why := p.pingsFailed(ctx, pod); why != "" {
+					last, hopeless = why, true
+				}
+			}
 		} else if last, hopeless, err = p.deploymentTrouble(ctx); err != nil {
 			return false, kube.IgnoreTransient(err)
 		}
@@ -237,6 +246,35 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 
 // sysctlForbidden is why a pod has failed that the kubelet does not take for its sysctls.
 const sysctlForbidden = "SysctlForbidden"
+
+const (
+	// sandboxFailed is an event's reason: the pod's network, and its sysctls, could not be made, which its status does not tell.
+	sandboxFailed = "FailedCreatePodSandBox"
+	// eventsEvery is how often a pod's events are asked for.
+	eventsEvery = 2 * time.Second
+)
+
+// making tells whether a node is about to make the pod's sandbox.
+func making(pod corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodPending && pod.Spec.NodeName != ""
+}
+
+// pingsFailed is why the pod's sandbox cannot be made, if that is for the sysctl that pings take; empty when it is not, or events may not be read. The
+// kubelet tries for ever, and meets the same.
+func (p *Proxy) pingsFailed(ctx context.Context, pod corev1.Pod) string {
+	list, err := p.Kube.Clientset.CoreV1().Events(p.Namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "reason": sandboxFailed}.String(),
+	})
+	if err != nil {
+		return ""
+	}
+	for _, e := range list.Items {
+		if e.InvolvedObject.UID == pod.UID && e.Reason == sandboxFailed && strings.Contains(e.Message, pingFile) {
+			return join(sandboxFailed, strings.TrimSpace(e.Message))
+		}
+	}
+	return ""
+}
 
 var errHopeless = errors.New("waiting is pointless")
 

@@ -325,6 +325,7 @@ func (c Command) rules() []rule {
 		}, carry(), owner(kind), []rule{
 			{"Suggest a real Service in the printed example, know those for --pac, and meet a quota that wants CPU limits; optional.",
 				optional, "", list("services", "resourcequotas"), list("list")},
+			{"Notice a node that cannot give a pod the sysctl that ping takes; optional.", optional, "", list("events"), list("list")},
 			{"Answer names of Services that have not changed without asking the cluster again; optional. In other namespaces it takes the same there.",
 				optional, "", list("services"), list("list", "watch")},
 			{"", optional, "discovery.k8s.io", list("endpointslices"), list("list", "watch")},

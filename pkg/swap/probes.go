@@ -134,7 +134,11 @@ func (s *Swap) sayProbe(c probe.Change) {
 		s.Say(fmt.Sprintf("not ready: %s, %s: callers are refused until it succeeds, as by the pod (--probes off has them come all the same, at a breakpoint for instance)",
 			why, times(c.Row)))
 	case c.Kind == probe.Readiness:
-		s.Say("ready again: " + why)
+		again := ""
+		if s.wasReady.Swap(true) {
+			again = " again"
+		}
+		s.Say("ready" + again + ": " + why)
 	case c.Result == probe.Failure && s.askRestart():
 		s.Say(fmt.Sprintf("%s: %s, %s: CMD is restarted, as the kubelet would have done", c.Kind, why, times(c.Row)))
 	case c.Result == probe.Failure:

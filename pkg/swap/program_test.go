@@ -156,3 +156,21 @@ func TestNothingIsRestartedUnasked(t *testing.T) {
 		t.Errorf("%q", said)
 	}
 }
+
+// The first time that CMD is ready is no return to that; a process that bridge has found ready comes back from the first failure on.
+func TestReadyAgainIsSaidOfWhatWasReady(t *testing.T) {
+	readiness := func(r probe.Result) probe.Change {
+		return probe.Change{State: probe.State{Kind: probe.Readiness, What: "GET it", Last: "status 200", Result: r, Row: 1}}
+	}
+	for want, program := range map[string]*Program{"ready: GET it: status 200": {}, "ready again: GET it: status 200": nil} {
+		var said []string
+		s := &Swap{Plan: &Plan{}, Program: program, Say: func(line string) { said = append(said, line) }}
+		s.init()
+		for _, r := range []probe.Result{probe.Success, probe.Failure, probe.Success} {
+			s.sayProbe(readiness(r))
+		}
+		if len(said) != 3 || said[0] != want || said[2] != "ready again: GET it: status 200" {
+			t.Errorf("%q", said)
+		}
+	}
+}

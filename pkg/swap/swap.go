@@ -63,15 +63,16 @@ type Swap struct {
 	Live func(string)
 	Log  *slog.Logger
 
-	claim   *claim
-	proxy   *proxypod.Proxy
-	lines   *lines
-	answers chan struct{} // closed when Program does
-	stands  chan struct{} // closed when the proxies are Ready
-	ending  atomic.Bool   // giving back has begun
-	left    atomic.Bool   // this machine's share is out, and others go on
-	watched watched       // the others who share it
-	refused atomic.Bool   // the local process refused the last connection
+	claim    *claim
+	proxy    *proxypod.Proxy
+	lines    *lines
+	answers  chan struct{} // closed when Program does
+	stands   chan struct{} // closed when the proxies are Ready
+	ending   atomic.Bool   // giving back has begun
+	wasReady atomic.Bool   // the local process has been ready, by its probe
+	left     atomic.Bool   // this machine's share is out, and others go on
+	watched  watched       // the others who share it
+	refused  atomic.Bool   // the local process refused the last connection
 	// A process, or a laptop short of ports, that takes every other connection would fill the screen.
 	sayRefused rate.Sometimes
 	guard      guard
@@ -86,6 +87,7 @@ func (s *Swap) init() {
 			s.Plan.leave()
 		}
 		s.probes, s.probed = probe.NewRunner(s.Plan.Probes), make(chan struct{}, 1)
+		s.wasReady.Store(s.Program == nil) // AwaitLocal has seen to that
 		s.sayRefused = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 	}
 }

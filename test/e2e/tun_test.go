@@ -118,7 +118,7 @@ func TestTheWholeMachineSeesTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := w.pods("app=orders")[0].Status.PodIP
-	b := l.tun()
+	b := l.tun("--allow-cidr", "203.0.113.200/32") // as a metadata service's
 	b.says("to be routed to the cluster")
 	b.says("/etc/resolv.conf names bridge's DNS server")
 	b.says(tunReady)
@@ -136,6 +136,7 @@ func TestTheWholeMachineSeesTheCluster(t *testing.T) {
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "@" + dns.Spec.ClusterIP, full}},
 		{svc.Spec.ClusterIP, []string{"dig", "+short", "+tcp", "@" + dns.Spec.ClusterIP, full}},
 		{"answered", []string{"sh", "-c", "ping -n -c 1 -W 60 " + pod + " >/dev/null && echo answered"}},
+		{"tun-bridge", []string{"sh", "-c", "ip -o route get 203.0.113.200 | sed 's/.* dev \\([^ ]*\\) .*/\\1/'"}},
 	} {
 		if got := l.gets(c.args...); got != c.want {
 			t.Errorf("%q: %q, want %q", c.args, got, c.want)
