@@ -340,7 +340,7 @@ func TestDiagnose(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + healthy.ns)
 	p.says("note: dialled 2 ports of 2 pods in ")
-	p = run(beyond, "--inside")
+	p = run(beyond, "--inside", "--proxy-timeout", patience.String())
 	p.exits(0)
 	p.says("note: dialled 2 addresses of Services without pods, from a pod")
 	if left, err := s.client.CoordinationV1().Leases(beyond.ns).List(t.Context(), metav1.ListOptions{}); err != nil || len(left.Items) > 0 {
@@ -349,19 +349,19 @@ func TestDiagnose(t *testing.T) {
 	p = run(find("endpoint-not-answering"), "svc/db") // without a pod of ours nothing is known
 	p.exits(0)
 	p.says("note: not dialled: 1 address of Services without pods")
-	p = run(healthy, "--inside") // probes have shown that their ports are open
+	p = run(healthy, "--inside", "--proxy-timeout", patience.String()) // probes have shown that their ports are open
 	p.exits(0)
 	p.says("ports of 2 pods in ")
 	p.says(" from a pod")
-	p = run(find("port-loopback"), "--inside")
+	p = run(find("port-loopback"), "--inside", "--proxy-timeout", patience.String())
 	p.exits(int(hint.Problems))
 	p.prints("pod/it port 8080 at its address, from a pod: connection refused")
-	p = run(find("probe-status"), "--inside")
+	p = run(find("probe-status"), "--inside", "--proxy-timeout", patience.String())
 	p.exits(int(hint.Problems))
 	p.prints("readinessProbe of container app, run from a pod: failure: status 503")
 	// Without the right to pods/proxy, which finds a port on the loopback, the pod finds it.
 	other := &world{t: t, ns: find("port-loopback").ns}
-	p = start(t, s.bridge, []string{"KUBECONFIG=" + other.as("asks", deployed(t, "diagnose"), deployed(t, "connect"))}, "diagnose", "-n", other.ns, "--inside")
+	p = start(t, s.bridge, []string{"KUBECONFIG=" + other.as("asks", deployed(t, "diagnose"), deployed(t, "connect"))}, "diagnose", "-n", other.ns, "--inside", "--proxy-timeout", patience.String())
 	p.exits(int(hint.Problems))
 	p.prints("problem port-loopback: pod/it")
 	p.prints("at its address: not asked, or no answer, for your account may not use pods/proxy")
