@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -19,9 +17,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
-	"bridge/internal/rights"
 	"bridge/pkg/swap"
-	"bridge/pkg/tunnel"
 )
 
 // verdict is an exit code that is a result: the command has done its work, and there is no error to print.
@@ -30,9 +26,10 @@ type verdict hint.Code
 func (v verdict) Error() string { return fmt.Sprintf("exit code %d", int(v)) }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	var all, noDial, watch, inside bool
+	var all, noDial, watch bool
+	var inside insideOptions
 	var timeout time.Duration
-	var output, image string
+	var output string
 	var files []string
 	cmd := &cobra.Command{
 		Use:   "diagnose [TYPE/NAME... | -f FILE]",
@@ -42,8 +39,8 @@ it, the direction of the fault, the events, and the next command or the smallest
 explains stands behind it. With names it is about these, and what they stand on. It changes nothing; that it connects to
 the pods' ports, by port-forward, can be left out.
 
-With --inside it starts a proxy pod in the namespace, as bridge connect does, and removes it: what Services lead to without a
-selector, or by an external name, is dialled from there.
+With --inside it starts a proxy pod in the namespace, as bridge connect does, and removes it. From there it asks as others in the cluster do:
+the pods' ports and probes at their addresses, and what Services lead to without a selector, or by an external name.
 
 With -f the API server tries the objects of a file, as a strict dry run: a field that is misspelt is named.
 
@@ -72,8 +69,11 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if timeout != 0 && !watch {
 				return hint.Newf(hint.Usage, "add --watch", "--timeout is how long --watch may take")
 			}
-			if inside && (watch || noDial) {
+			if inside.on && (watch || noDial) {
 				return hint.Newf(hint.Usage, "leave out --watch and --no-dial", "--inside dials once, from a pod of its own")
+			}
+			if err := inside.check(cmd.Flags().Changed); err != nil {
+				return err
 			}
 			o := diagnose.Options{AllNamespaces: all, NoDial: noDial}
 			namespace, err := kube.Namespace(a.flags)
@@ -97,8 +97,8 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
 			}
-			if inside {
-				o.Inside = a.inside(k, image)
+			if inside.on {
+				o.Inside = a.inside(k, inside)
 			}
 			if len(files) > 0 {
 				if o.Tried, err = kube.TryManifests(ctx, k, a.stdin, files); err != nil {
@@ -111,8 +111,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a file of objects, - for stdin: try them on the API server, which names what it does not know, and look at those that are there")
 	cmd.Flags().BoolVar(&noDial, "no-dial", false, "do not connect to the pods' ports")
-	cmd.Flags().BoolVar(&inside, "inside", false, "start a pod, remove it at the end, and dial from there what Services lead to that is no pod: hand-made endpoints, external names")
-	cmd.Flags().StringVar(&image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of --inside's pod (default: none is needed, the proxy is carried to the node on the image of a running pod)")
+	insideFlags(cmd, &inside, "ask from there, too: ports and probes at the pods' addresses, hand-made endpoints, external names")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look every 2 seconds until there is no problem and nothing is on its way")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end --watch after that time with what is wrong then (default never)")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide, which shortens nothing")
@@ -133,7 +132,7 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	}
 	var kept error // the pod of --inside was not removed
 	if inside := o.Inside; inside != nil {
-		o.Inside = func(ctx context.Context, use func(context.Context, diagnose.Dial) error) error {
+		o.Inside = func(ctx context.Context, use func(context.Context, diagnose.From) error) error {
 			err := inside(ctx, use)
 			if hint.CodeOf(err) == hint.RestoreIncomplete {
 				kept = err
@@ -178,33 +177,6 @@ func (a *app) diagnose(ctx context.Context, k *kube.Client, o diagnose.Options, 
 	}
 	return nil
 }
-
-// inside dials from a proxy pod, which is there as long as it is used.
-func (a *app) inside(k *kube.Client, image string) diagnose.Inside {
-	return func(ctx context.Context, use func(context.Context, diagnose.Dial) error) error {
-		if err := rights.Connect.Check(ctx, k, "a proxy pod to dial from", image == ""); err != nil {
-			return err
-		}
-		defer a.onSecondSignal(nil)
-		own := &proxypod.Own{
-			OnCreate: a.ownCreated(k, proxypod.KindDiagnose),
-			Kube:     k, Kind: proxypod.KindDiagnose, Image: image, Owner: identity(), Version: versionString(),
-			ReadyTimeout: insideTimeout, Why: whyOf(k), Say: a.progress(), Log: a.log,
-		}
-		return own.Run(ctx, func(ctx context.Context, _ *proxypod.Proxy, t *tunnel.Client) error {
-			return use(ctx, func(ctx context.Context, network, address string) (net.Conn, error) {
-				c, err := t.DialContext(ctx, network, address)
-				if phase := t.State().Phase; err != nil && (errors.Is(err, tunnel.ErrNoSession) || phase != tunnel.Ready && phase != tunnel.Degraded) {
-					err = fmt.Errorf("%w: %v", diagnose.ErrNotDialled, err) //nolint:errorlint // what the carrier has met is not the address's
-				}
-				return c, err
-			})
-		})
-	}
-}
-
-// insideTimeout is how long the pod of --inside may take to be Ready: what is found without it is worth more than its answer.
-const insideTimeout = 45 * time.Second
 
 // whyOf explains what is not well in k's cluster, as a diagnosis would, for a command that ends over it.
 func whyOf(k *kube.Client) func(context.Context, error) error {

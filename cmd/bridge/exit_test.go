@@ -12,8 +12,12 @@ import (
 	"syscall"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"bridge/internal/child"
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 )
 
 func exitStatus(err error) string {
@@ -22,6 +26,18 @@ func exitStatus(err error) string {
 		return strconv.Itoa(exit.ExitCode())
 	}
 	return err.Error()
+}
+
+// A hint's command goes to the cluster that the user has chosen, also one of a package that does not know which that is.
+func TestHintsGoToTheChosenCluster(t *testing.T) {
+	var out bytes.Buffer
+	a := newApp(strings.NewReader(""), &out, &out)
+	*a.flags.Context = "staging"
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New(`User "ada" cannot list resource "pods" in API group "" in the namespace "shop"`))
+	a.exitCode(kube.Explain(forbidden, "list pods"), nil)
+	if want := "kubectl auth --context staging can-i list pods -n shop\n"; !strings.HasSuffix(out.String(), want) {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
 }
 
 func TestExitCodeIsTheSignalsUnlessCleaningUpFailed(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"bridge/internal/child"
 	"bridge/internal/hint"
+	"bridge/internal/kube"
 	"bridge/internal/netns"
 )
 
@@ -112,7 +113,11 @@ func (a *app) exitCode(err, cause error) int {
 		return 0
 	}
 	fmt.Fprintf(a.stderr, "bridge: %s\n", printable(err.Error()))
-	if next := hint.Of(err); next != "" {
+	next := hint.Of(err)
+	if hint.CodeOf(err) != hint.Usage { // which is about the flags themselves
+		next = kube.Commands(next, kube.FlagsOf(a.flags))
+	}
+	if next != "" {
 		fmt.Fprintf(a.stderr, "  hint: %s\n", strings.ReplaceAll(printable(next), "\n", "\n        "))
 	}
 	code := hint.CodeOf(err)

@@ -21,6 +21,7 @@ import (
 
 func newProbesCommand(a *app) *cobra.Command {
 	var watch bool
+	var inside insideOptions
 	var output string
 	cmd := &cobra.Command{
 		Use:   "probes TYPE/NAME",
@@ -29,9 +30,13 @@ func newProbesCommand(a *app) *cobra.Command {
 gives now, in how long, and what the kubelet would do next if it went on like that. It runs them itself, once: by port-forward,
 and commands in their containers.
 
+With --inside it starts a proxy pod in the namespace, as bridge connect does, and removes it: those that ask a port are run from there, at
+the pods' addresses, where the kubelet asks.
+
 Exit code 0 when all of them succeed, 11 when one does not.`,
 		Example: `  bridge probes deployment/orders
-  bridge probes pod/orders-0 --watch   # a table, every 2 seconds`,
+  bridge probes pod/orders-0 --watch   # a table, every 2 seconds
+  bridge probes pod/orders-0 --inside  # from a pod, at its address`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := printOr(io.Discard, nil, output, "probes", func(bool) error { return nil }); err != nil {
@@ -39,6 +44,9 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 			}
 			if watch && output != "" {
 				return hint.Newf(hint.Usage, "leave out -o, or --watch", "--watch is a table")
+			}
+			if err := inside.check(cmd.Flags().Changed); err != nil {
+				return err
 			}
 			t, err := kube.ParseTarget(args...)
 			if err != nil {
@@ -48,11 +56,23 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 			if err != nil {
 				return err
 			}
-			if watch {
-				return a.watchProbes(cmd.Context(), k, t)
+			var r *diagnose.LiveReport
+			look := func(ctx context.Context, from *diagnose.From) (err error) {
+				if watch {
+					return a.watchProbes(ctx, k, t, from)
+				}
+				r, err = diagnose.Live(ctx, k, t, from)
+				return err
 			}
-			r, err := diagnose.Live(cmd.Context(), k, t)
-			if err != nil {
+			ctx := cmd.Context()
+			if inside.on {
+				if _, err = k.Pods(ctx, k.Namespace, t); err == nil { // no pod is started for what is not there
+					err = a.inside(k, inside)(ctx, func(ctx context.Context, from diagnose.From) error { return look(ctx, &from) })
+				}
+			} else {
+				err = look(ctx, nil)
+			}
+			if err != nil || r == nil {
 				return err
 			}
 			if err := printOr(a.stdout, r, output, "probes", func(bool) error { return printProbes(a.stdout, r) }); err != nil {
@@ -67,6 +87,7 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 			return nil
 		},
 	}
+	insideFlags(cmd, &inside, "run from there, at the pods' addresses, the probes that ask a port")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "a table, anew every 2 seconds, until Ctrl-C")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json or yaml")
 	return cmd
@@ -76,11 +97,11 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 const probesEvery = 2 * time.Second
 
 // watchProbes prints a table again and again. On a terminal each takes the place of the one before.
-func (a *app) watchProbes(ctx context.Context, k *kube.Client, t kube.Target) error {
+func (a *app) watchProbes(ctx context.Context, k *kube.Client, t kube.Target, from *diagnose.From) error {
 	tick := time.NewTicker(probesEvery)
 	defer tick.Stop()
 	for {
-		r, err := diagnose.Live(ctx, k, t)
+		r, err := diagnose.Live(ctx, k, t, from)
 		if ctx.Err() != nil {
 			return nil // Ctrl-C is how it ends
 		}
@@ -143,6 +164,9 @@ func printProbes(w io.Writer, r *diagnose.LiveReport) error {
 		now := l.Result.String()
 		if in := took(l); in != "" {
 			now += " in " + in
+		}
+		if l.Inside {
+			now += ", from a pod"
 		}
 		p.field("  ", "now", now+": "+l.Answer)
 		if l.Kubelet != "" {

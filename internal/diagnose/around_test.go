@@ -108,6 +108,7 @@ func TestWorkloadsThatStandStill(t *testing.T) {
 		{"no metrics", deployment("", "") + scaler("", noAPI), "autoscaler-no-metrics", "apiservices"},
 		{"no request", deployment("", "") + scaler(cpu, noAPI), "autoscaler-no-request", "resources.requests.cpu"},
 		{"no target", scaler(cpu, `{type: AbleToScale, status: "False", reason: FailedGetScale, message: 'deployments.apps "orders" not found'}`), "autoscaler-target-absent", "deployment/orders"},
+		{"two for one", deployment("", "") + scaler("", `{type: ScalingActive, status: "False", reason: AmbiguousSelector, message: 'pods by selector app=it are controlled by multiple HPAs'}`), "autoscaler-inactive", "multiple HPAs"},
 		{"scaled to 0 by hand", deployment("", "") + scaler(cpu, `{type: ScalingActive, status: "False", reason: ScalingDisabled, message: m}`), "", ""},
 		{"evicted", strings.Replace(withPod("", "", "reason: Evicted\nmessage: The node was low on resource"), "phase: Pending", "phase: Failed", 1), "pod-evicted", "low on resource"},
 		{"finalizer", strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, finalizers: [example.test/keep], deletionTimestamp: '2026-11-28T11:00:00Z'", 1), "deletion-stuck", "example.test/keep"},

@@ -8,16 +8,11 @@ import (
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-
-	"bridge/internal/hint"
 )
 
 const (
@@ -26,15 +21,6 @@ const (
 	// nameAlone is a port for a name that is to be resolved and no more: of UDP, to which nothing is sent.
 	nameAlone = "9"
 )
-
-// Dial connects from within the cluster.
-type Dial func(ctx context.Context, network, address string) (net.Conn, error)
-
-// ErrNotDialled is Dial's error where the fault is the way to the pod.
-var ErrNotDialled = errors.New("not dialled")
-
-// Inside has a pod in the cluster dial for as long as use runs.
-type Inside func(ctx context.Context, use func(ctx context.Context, dial Dial) error) error
 
 // Beyond is how many addresses no pod stands behind: endpoints of Services without a selector, and names of ExternalName Services.
 type Beyond struct {
@@ -147,80 +133,42 @@ func listed(service Ref, e *discoveryv1.EndpointSlice) (out []beyond) {
 	return out
 }
 
-// dialBeyond has a pod dial what no pod stands behind, if it is to.
-func (s *Snapshot) dialBeyond(ctx context.Context, inside Inside, namespace string, near map[Ref]bool) {
-	s.inside = namespace
-	all := s.beyondPods(near)
-	if len(all) == 0 {
-		return
+// knock dials it; false where that tells nothing of it.
+func (b *beyond) knock(ctx context.Context, dial Dial) (known bool) {
+	b.failed, known = knock(ctx, dial, b.network, b.address)
+	b.sure = b.failed == unresolved || b.failed == refused
+	b.text = string(b.failed)
+	if b.failed == mute {
+		b.text += " in " + beyondKnock.String()
 	}
-	s.Beyond = &Beyond{Left: len(all), asked: inside != nil}
-	if inside == nil {
-		return
-	}
-	all = all[:min(len(all), dialPorts)]
-	known := make([]bool, len(all))
-	err := inside(ctx, func(ctx context.Context, dial Dial) error {
-		ctx, cancel := context.WithTimeout(ctx, beyondTime)
-		defer cancel()
-		var group errgroup.Group
-		group.SetLimit(dialAtOnce)
-		for i := range all {
-			group.Go(func() error {
-				known[i] = all[i].knock(ctx, dial)
-				return nil
-			})
-		}
-		return group.Wait()
-	})
-	if err != nil {
-		why := err.Error()
-		if next := hint.Of(err); next != "" {
-			why += "; " + next
-		}
-		s.Unread = append(s.Unread, Unread{Resource: "addresses of Services without pods", Why: oneLine(why)})
-	}
-	for i, b := range all {
-		if known[i] {
-			s.Beyond.Dialled, s.Beyond.Left = s.Beyond.Dialled+1, s.Beyond.Left-1
-			s.beyond = append(s.beyond, b)
-		}
-	}
+	return known
 }
 
-// oneLine has a list of lines, as of rights that are missing, in one.
-func oneLine(text string) string {
-	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(text)
-}
-
-// knock dials it; false where that tells nothing of it: the pod's proxy does not dial it, or the way to the pod is lost.
-func (b *beyond) knock(ctx context.Context, dial Dial) bool {
+// knock dials an address; failed is empty where it answers. It is not known where that tells nothing of it: the pod's proxy does not dial it, or the way to
+// the pod is lost.
+func knock(ctx context.Context, dial Dial, network, address string) (failed reason, known bool) {
 	own, cancel := context.WithTimeout(ctx, beyondKnock)
 	defer cancel()
-	c, err := dial(own, b.network, b.address)
+	c, err := dial(own, network, address)
 	if err == nil {
 		_ = c.Close()
-		return true
+		return "", true
 	}
 	var dns *net.DNSError
 	switch {
 	case errors.Is(err, ErrNotDialled):
 	case errors.As(err, &dns) && !dns.IsNotFound:
-		b.failed = untold
+		failed = untold
 	case errors.As(err, &dns):
-		b.failed, b.sure = unresolved, true
+		failed = unresolved
 	case errors.Is(err, syscall.ECONNREFUSED):
-		b.failed, b.sure = refused, true
+		failed = refused
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		b.failed = unreachable
+		failed = unreachable
 	case errors.Is(err, syscall.ETIMEDOUT), own.Err() != nil && ctx.Err() == nil:
-		b.failed = mute
+		failed = mute
 	}
-	b.text = string(b.failed)
-	if b.failed == mute {
-		b.text += " in " + beyondKnock.String()
-	}
-	return b.failed != ""
+	return failed, failed != ""
 }
 
 // beyondFindings are about the addresses of a Service that have not answered.
@@ -279,18 +227,11 @@ func (s *Snapshot) heldBack(f *Finding, bad []beyond) {
 	if slices.ContainsFunc(bad, func(b beyond) bool { return b.sure }) {
 		return
 	}
-	var policies []*networkingv1.NetworkPolicy
-	for i := range s.Policies {
-		p := &s.Policies[i]
-		everybody := len(p.Spec.PodSelector.MatchLabels)+len(p.Spec.PodSelector.MatchExpressions) == 0
-		if everybody && p.Namespace == s.inside && slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
-			policies = append(policies, p)
-		}
-	}
+	policies := s.holdsOurs()
 	switch {
 	case len(policies) > 0:
 		f.Severity = Warning
-		f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.inside, Says: "all pods: the one that has dialled may not have been let out"})
+		f.State = append(f.State, Evidence{From: policyNames(policies) + " in " + s.from.Namespace, Says: "hold for the pod that has dialled: it may not have been let out"})
 	case slices.ContainsFunc(s.Unread, func(u Unread) bool { return u.Resource == "networkpolicies" }):
 		f.Severity = Warning
 		f.State = append(f.State, Evidence{From: "networkpolicies", Says: "not read: one may not have let out the pod that has dialled"})

@@ -76,7 +76,7 @@ spec: {type: ExternalName, externalName: 10.1.2.3}
 // What Services lead to that is no pod is dialled from within the cluster, where that is wanted: each once, by the name its callers use; what does not
 // answer is told, and what the pod does not dial is none of it.
 func TestWhatIsBeyondThePods(t *testing.T) {
-	const policy = "kind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}\n"
+	const policy = "kind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {matchExpressions: [{key: bridge.example/proxy, operator: Exists}]}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}\n"
 	s := load(t, beyondYAML, policy)
 	answers := map[string]error{
 		"tcp 10.0.0.1:5432":      nil,
@@ -91,8 +91,8 @@ func TestWhatIsBeyondThePods(t *testing.T) {
 	}
 	var dialled []string
 	lock := make(chan struct{}, 1)
-	inside := func(ctx context.Context, use func(context.Context, Dial) error) error {
-		return use(ctx, func(_ context.Context, network, address string) (net.Conn, error) {
+	inside := func(ctx context.Context, use func(context.Context, From) error) error {
+		return use(ctx, From{"shop", map[string]string{"bridge.example/proxy": "it"}, func(_ context.Context, network, address string) (net.Conn, error) {
 			lock <- struct{}{}
 			defer func() { <-lock }()
 			dialled = append(dialled, network+" "+address)
@@ -107,9 +107,9 @@ func TestWhatIsBeyondThePods(t *testing.T) {
 			near, far := net.Pipe()
 			_ = far.Close()
 			return near, nil
-		})
+		}})
 	}
-	s.dialBeyond(t.Context(), inside, "shop", nil)
+	s.dialInside(t.Context(), inside, nil)
 	if len(dialled) != len(answers) {
 		t.Errorf("dialled %q", dialled)
 	}
@@ -132,13 +132,13 @@ warning endpoint-not-answering service/shut: the address that it leads to does n
 
 	// Of targets it is theirs alone; without a pod none; and why there is no pod is said.
 	s = load(t, beyondYAML)
-	s.dialBeyond(t.Context(), nil, "shop", map[Ref]bool{{"service", "shop", "db"}: true})
+	s.dialInside(t.Context(), nil, map[Ref]bool{{"service", "shop", "db"}: true})
 	if got := s.Beyond.String(); !strings.HasPrefix(got, "not dialled: 2 addresses ") {
 		t.Error(got)
 	}
-	s.dialBeyond(t.Context(), func(context.Context, func(context.Context, Dial) error) error {
+	s.dialInside(t.Context(), func(context.Context, func(context.Context, From) error) error {
 		return hint.Newf(hint.Forbidden, "bridge rbac connect prints\nthe Role", "your account may not do this:\n  get pods\n  create leases")
-	}, "shop", nil)
+	}, nil)
 	if len(s.Unread) != 1 || s.Unread[0].Why != "your account may not do this: get pods; create leases; bridge rbac connect prints; the Role" || s.Beyond.String() != "dialled 0 addresses of Services without pods, from a pod, and 9 more not" {
 		t.Errorf("without a pod: %+v, %v", s.Unread, s.Beyond)
 	}

@@ -27,7 +27,7 @@ type Options struct {
 	Tried []kube.Tried
 	// NoDial leaves out the ports: nothing is connected to.
 	NoDial bool
-	// Inside has a pod of the client's namespace dial what no pod stands behind; nil leaves that out.
+	// Inside has a pod of the client's namespace dial, too: the ports, and what no pod stands behind; nil leaves that out.
 	Inside Inside
 
 	// known is whether Targets are known to be there, also where their kind may not be listed.
@@ -120,6 +120,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 		targets, elsewhere := targetsOf(o.Tried, k.Namespace)
 		o.Targets, o.known, untried = targets, true, append(untried, elsewhere...)
 		if len(o.Targets) == 0 {
+			goTo(k.Flags, manifest)
 			return &Report{Namespace: namespace, Time: time.Now(), Looked: len(o.Tried), Findings: append([]Finding{}, manifest...), Unread: untried}, nil
 		}
 	}
@@ -135,7 +136,7 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	if !o.NoDial {
 		near := s.around(o.Targets)
 		s.dial(ctx, k, near)
-		s.dialBeyond(ctx, o.Inside, k.Namespace, near)
+		s.dialInside(ctx, o.Inside, near)
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
@@ -144,7 +145,18 @@ func Run(ctx context.Context, k *kube.Client, o Options) (*Report, error) {
 	r.Findings = append(append([]Finding{}, manifest...), r.Findings...) // a list for programs, also with nothing in it
 	r.Unread = append(r.Unread, untried...)
 	addLogs(ctx, k, r.Findings)
+	goTo(k.Flags, r.Findings)
 	return r, nil
+}
+
+// goTo has the commands that findings propose go to the cluster that was looked at.
+func goTo(flags string, found []Finding) {
+	for i := range found {
+		for j, next := range found[i].Next {
+			found[i].Next[j] = kube.Commands(next, flags)
+		}
+		goTo(flags, found[i].Symptoms)
+	}
 }
 
 // report runs the checks and keeps what concerns the targets.

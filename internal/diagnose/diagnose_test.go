@@ -315,3 +315,22 @@ func TestTheLogOfTheRunBefore(t *testing.T) {
 		t.Errorf("the last of its state is %+v", last)
 	}
 }
+
+// What is proposed goes to the cluster that the user has chosen, also what stands behind another finding.
+func TestNextStepsGoToTheChosenCluster(t *testing.T) {
+	k, _ := apiServer(t, map[string]string{
+		"pods": `{"metadata":{"name":"it","namespace":"shop","labels":{"app":"it"}},"spec":{"nodeName":"node1","containers":[{"name":"app","image":"app:1"}]},
+			"status":{"phase":"Pending","containerStatuses":[{"name":"app","state":{"waiting":{"reason":"ErrImagePull","message":"manifest unknown"}}}]}}`,
+		"services": `{"metadata":{"name":"it","namespace":"shop"},"spec":{"selector":{"app":"it"},"ports":[{"port":80}]}}`,
+	})
+	k.Flags = " --context staging"
+	r, err := Run(t.Context(), k, Options{NoDial: true})
+	if err != nil || len(r.Findings) != 1 || len(r.Findings[0].Symptoms) != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, next := range append(r.Findings[0].Next, r.Findings[0].Symptoms[0].Next...) {
+		if strings.Count(next, k.Flags) != strings.Count(next, "kubectl ")+strings.Count(next, "bridge ") {
+			t.Errorf("not all go to staging: %s", next)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"bridge/internal/hint"
@@ -38,16 +39,28 @@ type Dialled struct {
 	// Policed are ports that answer a request in their pod at once, and not at its address, where a NetworkPolicy keeps some callers out: the
 	// API server may be one of them, and meant to be. "port 8080 of deployment/orders (networkpolicy/closed)".
 	Policed []string `json:"policed,omitempty"`
+	// Inside is how many ports a pod of ours has dialled, and Kept are those of them that it did not reach where a NetworkPolicy may keep it away.
+	Inside int      `json:"inside,omitempty"`
+	Kept   []string `json:"kept,omitempty"`
 }
 
-// String is a line: "dialled 5 ports of 2 pods in 0.2s, and 3 more not".
+// String is a line: "dialled 5 ports of 2 pods in 0.2s, and 3 more not; 6 from a pod".
 func (d *Dialled) String() string {
 	text := fmt.Sprintf("dialled %s of %s in %.1fs", counted(d.Ports, "port"), counted(d.Pods, "pod"), d.Seconds)
 	if d.Left > 0 {
 		text += fmt.Sprintf(", and %d more not", d.Left)
 	}
+	switch {
+	case d.Inside > 0 && d.Ports+d.Left == 0: // what probes have shown to be open is not asked again from outside
+		text = fmt.Sprintf("dialled %s from a pod", counted(d.Inside, "port"))
+	case d.Inside > 0:
+		text += fmt.Sprintf("; %d from a pod", d.Inside)
+	}
 	if len(d.Policed) > 0 {
 		text += "; the API server may be kept from " + few(d.Policed)
+	}
+	if len(d.Kept) > 0 {
+		text += "; the pod may be kept from " + few(d.Kept)
 	}
 	return text
 }
@@ -75,6 +88,8 @@ type answer struct {
 	// loopback is by a port-forward, which goes to the pod's loopback; address is from the API server to the pod's address, or what a
 	// probe of the kubelet's has met there. An address may be silent too when what is sent to it does not arrive.
 	loopback, address reply
+	// inside is from a pod of ours to the pod's address.
+	inside reply
 	// mayNot is whether address is unknown for want of the right.
 	mayNot bool
 	// prompt is whether the loopback has answered a request in the time that its address had for one.
@@ -82,9 +97,20 @@ type answer struct {
 	tls    bool // it speaks it; asked only where a tcpSocket probe is
 }
 
+// at is what its address has for others: it is open if one of those that were there found it so.
+func (a answer) at() reply {
+	for _, sure := range []reply{open, closed} {
+		if a.address == sure || a.inside == sure {
+			return sure
+		}
+	}
+	return a.address
+}
+
 // ask is a port to be dialled.
 type ask struct {
 	place
+	ip string // its pod's
 	// proved is whether a probe that succeeds asks it, which goes to the pod's address; refused whether one has been refused there for long.
 	proved, refused bool
 	// tls is whether to try a handshake, and http whether to ask on: it is said to speak HTTP, and no probe has had an answer of that kind.
@@ -183,7 +209,7 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32]sending) (out []ask) {
 		if i := slices.IndexFunc(out, func(a ask) bool { return a.port == port }); i >= 0 {
 			return &out[i]
 		}
-		out = append(out, ask{place: placeOf(p, port), http: sent[port].http})
+		out = append(out, ask{place: placeOf(p, port), ip: p.Status.PodIP, http: sent[port].http})
 		return &out[len(out)-1]
 	}
 	running := 0
@@ -293,11 +319,16 @@ func (d *Dialled) policed(s *Snapshot, at place, a answer) {
 	}
 	p := s.podsIn[at.namespace][i]
 	if by := s.keepsSome(p, at.port); len(by) > 0 {
-		text := fmt.Sprintf("port %d of %s (%s)", at.port, cmp.Or(s.owner(p), refOf("pod", p)), policyNames(by))
+		text := s.policedText(p, at.port, by)
 		if !slices.Contains(d.Policed, text) {
 			d.Policed = append(d.Policed, text)
 		}
 	}
+}
+
+// policedText names a port and the policies that hold for it.
+func (s *Snapshot) policedText(p *pod, port int32, by []*networkingv1.NetworkPolicy) string {
+	return fmt.Sprintf("port %d of %s (%s)", port, cmp.Or(s.owner(p), refOf("pod", p)), policyNames(by))
 }
 
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
@@ -386,4 +417,8 @@ func (f *Finding) dialled(pod Ref, port int32, a answer, at time.Time) {
 	f.State = append(f.State,
 		Evidence{From: fmt.Sprintf("%s port %d on its loopback", pod, port), Says: says[a.loopback], At: at},
 		Evidence{From: fmt.Sprintf("%s port %d at its address", pod, port), Says: address, At: at})
+	if a.inside != unknown {
+		says[silent] = "no answer"
+		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s port %d at its address, from a pod", pod, port), Says: says[a.inside], At: at})
+	}
 }

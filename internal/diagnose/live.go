@@ -3,11 +3,14 @@ package diagnose
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,6 +56,8 @@ type LiveProbe struct {
 	Result  probe.Result `json:"result"`
 	Answer  string       `json:"answer"`
 	Seconds float64      `json:"seconds,omitempty"`
+	// Inside is whether a pod of ours has asked.
+	Inside bool `json:"inside,omitempty"`
 	// Kubelet is the last failure that the kubelet has told of, none: "".
 	Kubelet string `json:"kubelet,omitempty"`
 	// Next is what would happen if it went on like this.
@@ -132,8 +137,8 @@ func (t Timing) next(kind, killed string, c container, result probe.Result, now 
 // between is from the first failure to the last.
 func (t Timing) between() string { return seconds((t.FailureThreshold - 1) * t.PeriodSeconds) }
 
-// Live runs the probes of a target's pods once: by port-forward, and commands where they are to run.
-func Live(ctx context.Context, k *kube.Client, t kube.Target) (*LiveReport, error) {
+// Live runs the probes of a target's pods once: from a pod of ours, or by port-forward for nil; and commands where they are to run.
+func Live(ctx context.Context, k *kube.Client, t kube.Target, from *From) (*LiveReport, error) {
 	list, err := podsOf(ctx, k, t)
 	if err != nil {
 		return nil, err
@@ -164,7 +169,7 @@ func Live(ctx context.Context, k *kube.Client, t kube.Target) (*LiveReport, erro
 		}
 	}
 	r.Probes = make([]LiveProbe, len(runs))
-	atOnce(len(runs), func(i int) { r.Probes[i] = s.live(ctx, k, runs[i]) })
+	atOnce(len(runs), func(i int) { r.Probes[i] = s.live(ctx, k, runs[i], from) })
 	return r, ctx.Err()
 }
 
@@ -186,7 +191,7 @@ type liveRun struct {
 }
 
 // live runs one probe.
-func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun) LiveProbe {
+func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun, from *From) LiveProbe {
 	set, killed := timingOf(r.probe.Probe), "killed and restarted"
 	if r.pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
 		killed = "killed"
@@ -201,42 +206,76 @@ func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun) LiveProb
 	if r.c.status.State.Running == nil {
 		out.Answer = "not run"
 	} else {
-		out.Result, out.Answer, out.Seconds = r.run(ctx, k)
+		var o probe.Outcome
+		o, out.Seconds = r.run(ctx, k, from)
+		out.Result, out.Answer, out.Inside = o.Result, o.Why, from != nil && r.probe.Exec == nil
 	}
 	out.Next = set.next(r.probe.kind, killed, r.c, out.Result, s.Now)
 	return out
 }
 
-// run is one run: its result, in words, and the seconds that the container took.
-func (r liveRun) run(ctx context.Context, k *kube.Client) (probe.Result, string, float64) {
+// run is one run, and the seconds that the container took. From a pod of ours that asks a port k is not needed.
+func (r liveRun) run(ctx context.Context, k *kube.Client, from *From) (probe.Outcome, float64) {
 	one := *r.c.Container
 	one.StartupProbe, one.ReadinessProbe, one.LivenessProbe = nil, r.probe.Probe, nil
-	began, timeout := time.Now(), time.Duration(timingOf(r.probe.Probe).TimeoutSeconds)*time.Second
+	timeout := time.Duration(timingOf(r.probe.Probe).TimeoutSeconds) * time.Second
+	var mu sync.Mutex // a dial may outlive the run
+	began, lost := time.Now(), error(nil)
+	dial := func(ctx context.Context, port int) (net.Conn, error) {
+		return k.DialPod(ctx, r.pod.Namespace, r.pod.Name, port)
+	}
+	knock := func(ctx context.Context, port int) error { return k.Knock(ctx, r.pod.Namespace, r.pod.Name, port) }
+	if from != nil {
+		dial = func(ctx context.Context, port int) (conn net.Conn, err error) {
+			if conn, err = from.Dial(ctx, "tcp", net.JoinHostPort(r.pod.Status.PodIP, strconv.Itoa(port))); errors.Is(err, ErrNotDialled) {
+				mu.Lock()
+				lost = err
+				mu.Unlock()
+			}
+			return conn, err
+		}
+		knock = func(ctx context.Context, port int) error {
+			conn, err := dial(ctx, port)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err
+		}
+	}
 	to := &probe.Pod{
 		Address: cmp.Or(r.pod.Status.PodIP, "localhost"),
 		Dial: func(ctx context.Context, port int) (net.Conn, error) {
-			conn, err := k.DialPod(ctx, r.pod.Namespace, r.pod.Name, port)
-			if began = time.Now(); err == nil {
-				_ = conn.SetDeadline(began.Add(timeout))
+			conn, err := dial(ctx, port)
+			connected := time.Now()
+			if err == nil {
+				_ = conn.SetDeadline(connected.Add(timeout))
 			}
+			mu.Lock()
+			began = connected
+			mu.Unlock()
 			return conn, err
 		},
-		Knock: func(ctx context.Context, port int) error { return k.Knock(ctx, r.pod.Namespace, r.pod.Name, port) },
+		Knock: knock,
 		Exec: func(ctx context.Context, command []string, out io.Writer) (int, error) {
 			return k.Exec(ctx, r.pod.Namespace, r.pod.Name, r.c.Name, command, out)
 		},
 	}
 	probes, notes := probe.Of(one, probe.Options{Pod: to})
 	if len(probes) == 0 {
-		return probe.Unknown, list(notes), 0
+		return probe.Outcome{Why: list(notes)}, 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout+wayTime)
 	defer cancel()
 	o := probes[0].Check(ctx)
-	if r.probe.TCPSocket != nil {
-		return o.Result, o.Why, 0 // that it is open is told a second later
+	mu.Lock()
+	defer mu.Unlock()
+	switch {
+	case lost != nil:
+		return probe.Outcome{Why: lost.Error()}, 0
+	case r.probe.TCPSocket != nil && from == nil:
+		return o, 0 // that it is open is told a second later
 	}
-	return o.Result, o.Why, time.Since(began).Seconds()
+	return o, time.Since(began).Seconds()
 }
 
 // stateOf is the state of a container in words.

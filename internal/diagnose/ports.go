@@ -108,16 +108,16 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		f.Why = "who calls it is refused"
 	}
 	switch {
-	case a.loopback == open && a.address == closed:
+	case a.loopback == open && a.at() == closed:
 		begin("port-loopback")
 		f.Summary = fmt.Sprintf("its program listens at port %d, which %s, on the pod's loopback alone", u.port, u.whose(c))
 		f.Why = "nobody outside the pod reaches it: no Service, and no probe of the kubelet's"
 		f.Next = []string{"have the program listen on 0.0.0.0 or [::], not on 127.0.0.1 or localhost: " + f.edit()}
 		return f, true
-	case a.loopback == closed && a.address != open && (u.declared || len(u.services) > 0) && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }):
+	case a.loopback == closed && a.at() != open && (u.declared || len(u.services) > 0) && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }):
 		begin("port-closed")
 		f.Summary = fmt.Sprintf("nothing listens at port %d, which %s", u.port, u.whose(c))
-		if a.address != closed {
+		if a.at() != closed {
 			f.Summary = fmt.Sprintf("nothing listens on the pod's loopback at port %d, which %s; what the pod's address answers is not known", u.port, u.whose(c))
 			f.Severity = Warning
 		}
@@ -146,6 +146,9 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		}
 		return f, true
 	}
+	if f, ok := s.notReached(p, c, u); ok {
+		return f, true
+	}
 	for _, probe := range u.probes {
 		if probe.TCPSocket == nil || !a.tls {
 			continue
@@ -168,14 +171,14 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 func (s *Snapshot) listens(selected []*pod, port int32) bool {
 	return slices.ContainsFunc(selected, func(p *pod) bool {
 		a := s.answers[placeOf(p, port)]
-		return a.loopback == open || a.loopback == silent || a.address == open
+		return a.loopback == open || a.loopback == silent || a.at() == open
 	})
 }
 
 // nobodyListens tells whether pods were dialled at port and none listens. f gets the evidence of the first.
 func (s *Snapshot) nobodyListens(f *Finding, selected []*pod, port int32) bool {
 	for _, p := range selected {
-		if a := s.answers[placeOf(p, port)]; a.loopback == closed && a.address == closed {
+		if a := s.answers[placeOf(p, port)]; a.loopback == closed && a.at() == closed {
 			f.dialled(refOf("pod", p), port, a, s.Now)
 			return true
 		}

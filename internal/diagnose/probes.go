@@ -99,6 +99,9 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 	begin := func(id string, severity Severity) Finding {
 		f := s.ofContainer(p, c, id, severity, Probes)
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
+		if o, run := s.probed[(liveRun{p, c, probe}).probing()]; run {
+			f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s, run from a pod", f.Object, probe.kind, c.what()), Says: o.Result.String() + ": " + o.Why, At: s.Now})
+		}
 		f.Why = "until it succeeds the pod is not ready, and no Service sends it anything"
 		if probe.kind == "liveness" {
 			f.Why = fmt.Sprintf("after %s in a row the kubelet kills the container", counted(int(cmp.Or(probe.FailureThreshold, 3)), "failure"))

@@ -21,6 +21,7 @@ func TestPodsWithoutANode(t *testing.T) {
 	try(t, []tried{
 		{"cpu", unscheduledPod("resources: {requests: {cpu: 1}}", "", "0/1 nodes are available: 1 Insufficient cpu.") + one + busy, "unschedulable-resources", "1 cpu asked for, and of 2 cpu only 500m cpu free"},
 		{"cpu, the smallest change", unscheduledPod("resources: {requests: {cpu: 1}}", "", "0/1 nodes are available: 1 Insufficient cpu.") + one + busy, "unschedulable-resources", "ask for 500m cpu at most"},
+		{"no nodes", unscheduledPod("", "", "no nodes available to schedule pods"), "unschedulable-no-nodes", "kubectl get nodes"},
 		{"a sidecar counts", unscheduledPod("", "initContainers: [{name: s, image: x, restartPolicy: Always, resources: {requests: {cpu: 3}}}]", "0/1 nodes are available: 1 Insufficient cpu.") + one, "unschedulable-resources", "3 cpu"},
 		{"a device", unscheduledPod("resources: {requests: {example.test/gpu: 1}}", "", "0/1 nodes are available: 1 Insufficient example.test/gpu.") + one, "unschedulable-resources", "it has no example.test/gpu"},
 		{"the nearest node", unscheduledPod("resources: {requests: {cpu: 1}}", "nodeSelector: {disk: ssd}", "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {pool: gpu}.") + one + tainted + busy, "unschedulable-taint", `{key: pool, operator: Equal, value: "gpu", effect: NoSchedule}`},

@@ -25,6 +25,7 @@ import (
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/probe"
 )
 
 // plural is a kind of object as the API's paths have it.
@@ -96,10 +97,11 @@ type Snapshot struct {
 	// Dialled is how many ports were; nil for none. answers are theirs.
 	Dialled *Dialled
 	answers map[place]answer
-	// Beyond is how many addresses no pod stands behind; nil for none. beyond are those that a pod in the namespace inside has dialled.
+	// Beyond is how many addresses no pod stands behind; nil for none. beyond are those that the pod of ours, from, has dialled.
 	Beyond *Beyond
 	beyond []beyond
-	inside string
+	from   From
+	probed map[probing]probe.Outcome // probes that it has run
 
 	// asked are the kinds that were to be read.
 	asked map[plural]bool

@@ -83,7 +83,7 @@ func New(flags *genericclioptions.ConfigFlags, userAgent string) (*Client, error
 	if err != nil {
 		return nil, err
 	}
-	c.Flags = flagsOf(flags)
+	c.Flags = FlagsOf(flags)
 	return c, nil
 }
 
@@ -97,8 +97,8 @@ func Namespace(flags *genericclioptions.ConfigFlags) (string, error) {
 	return cmp.Or(namespace, "default"), nil
 }
 
-// flagsOf are the flags that another command needs to reach the same cluster as the same user: all but what is secret.
-func flagsOf(flags *genericclioptions.ConfigFlags) string {
+// FlagsOf are the flags that another command needs to reach the same cluster as the same user: all but what is secret.
+func FlagsOf(flags *genericclioptions.ConfigFlags) string {
 	var out strings.Builder
 	add := func(name string, values ...string) {
 		for _, v := range values {

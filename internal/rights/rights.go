@@ -261,7 +261,7 @@ func (c Command) rules() []rule {
 			{"Whether a swap's keeper is ready; optional.", optional, "apps", list("deployments"), list("get")},
 		}
 	case Diagnose:
-		return []rule{
+		return append([]rule{
 			{"The pods, of which all else hangs.", required, "", list("pods"), list("list")},
 			{"What the checks look at beside them; all optional: what may not be read is said, and left out.",
 				optional, "", list("services", "events", "persistentvolumeclaims"), list("list")},
@@ -282,13 +282,13 @@ func (c Command) rules() []rule {
 			{"The names of ConfigMaps, of which those are told that a pod refers to and that are not there.", optional, "", list("configmaps"), list("list")},
 			{"The same for Secrets, and what kind of pull secret an image was refused with. Only names are asked for, and of pull secrets the\nregistries, but who may do this may read them all:",
 				unusual, "", list("secrets"), list("get", "list")},
-		}
+		}, inside()...)
 	case Probes:
 		return slices.Concat(finding(), []rule{
 			{"Run the probes that ask a port.", required, "", list("pods/portforward"), list("get", "create")},
 			{"What the kubelet has said of them; optional.", optional, "", list("events"), list("list")},
 			{"Run the probes that are commands, in their containers. Who may do this runs any command there:", unusual, "", list("pods/exec"), list("get", "create")},
-		})
+		}, inside())
 	case Debug:
 		return slices.Concat(finding(), ephemeral(), []rule{running()}, attaching(), copying())
 	case Capture:
@@ -368,6 +368,22 @@ func finding() []rule {
 		{"", required, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("get")},
 		{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("get")},
 	}
+}
+
+// inside is a pod of bridge's to ask from, which is connect's.
+func inside() (out []rule) {
+	const why = "With --inside beside that: a pod to ask from, and removing it at the end. Who may make pods may have them do what any\nServiceAccount of the namespace may:"
+	var have []Right
+	for _, r := range Connect.rules() {
+		own := r.rights()
+		if r.need != required && r.need != carrying || !slices.ContainsFunc(own, func(one Right) bool { return !slices.Contains(have, one) }) {
+			continue
+		}
+		have = append(have, own...)
+		out = append(out, rule{"", unusual, r.group, r.resources, r.verbs})
+	}
+	out[0].why = why
+	return out
 }
 
 func list(s ...string) []string { return s }

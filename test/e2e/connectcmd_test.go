@@ -86,29 +86,25 @@ exit 9`, w.ns, svc.Spec.ClusterIP, pod, s.sample, local, s.config.Host)
 	w.assertSnapshot(before)
 }
 
-// A cluster that lets no pod have the sysctl for pings is connected to without it.
-func TestConnectWhereASysctlIsRefused(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t).withOrders()
-	before := w.snapshot()
+// refuse has the API server refuse in the namespace what is not as expression wants, with message, from when try gets that until the test ends or allow is called.
+func (w *world) refuse(name string, rule admissionregistrationv1.RuleWithOperations, expression, message string, try func() error) (allow func()) {
+	w.t.Helper()
 	admission := s.client.AdmissionregistrationV1()
-	name := "no-sysctls-" + w.ns
-	t.Cleanup(func() {
+	name += "-" + w.ns
+	remove := func() {
 		_ = admission.ValidatingAdmissionPolicyBindings().Delete(context.Background(), name, metav1.DeleteOptions{})
 		_ = admission.ValidatingAdmissionPolicies().Delete(context.Background(), name, metav1.DeleteOptions{})
-	})
+	}
+	w.t.Cleanup(remove)
 	policy := &admissionregistrationv1.ValidatingAdmissionPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: admissionregistrationv1.ValidatingAdmissionPolicySpec{
-			MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{RuleWithOperations: admissionregistrationv1.RuleWithOperations{
-				Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
-				Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
-			}}}},
-			Validations: []admissionregistrationv1.Validation{{Expression: "!has(object.spec.securityContext) || !has(object.spec.securityContext.sysctls)", Message: "sysctls are not for you"}},
+			MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{RuleWithOperations: rule}}},
+			Validations:      []admissionregistrationv1.Validation{{Expression: expression, Message: message}},
 		},
 	}
-	if _, err := admission.ValidatingAdmissionPolicies().Create(t.Context(), policy, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+	if _, err := admission.ValidatingAdmissionPolicies().Create(w.t.Context(), policy, metav1.CreateOptions{}); err != nil {
+		w.t.Fatal(err)
 	}
 	binding := &admissionregistrationv1.ValidatingAdmissionPolicyBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -117,9 +113,25 @@ func TestConnectWhereASysctlIsRefused(t *testing.T) {
 			MatchResources: &admissionregistrationv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: w.ns}}},
 		},
 	}
-	if _, err := admission.ValidatingAdmissionPolicyBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+	if _, err := admission.ValidatingAdmissionPolicyBindings().Create(w.t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		w.t.Fatal(err)
 	}
+	refused := func() bool {
+		err := try()
+		return err != nil && strings.Contains(err.Error(), message)
+	}
+	w.await("the rule", refused)
+	return func() {
+		remove()
+		w.await("the rule to be gone", func() bool { return !refused() })
+	}
+}
+
+// A cluster that lets no pod have the sysctl for pings is connected to without it.
+func TestConnectWhereASysctlIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
 	yes, no := true, false
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "it"}, Spec: corev1.PodSpec{
 		Containers: []corev1.Container{{Name: "app", Image: s.image, SecurityContext: &corev1.SecurityContext{
@@ -130,9 +142,12 @@ func TestConnectWhereASysctlIsRefused(t *testing.T) {
 			Sysctls: []corev1.Sysctl{{Name: "net.ipv4.ping_group_range", Value: "0 0"}},
 		},
 	}}
-	w.await("the rule", func() bool {
+	w.refuse("no-sysctls", admissionregistrationv1.RuleWithOperations{
+		Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+		Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
+	}, "!has(object.spec.securityContext) || !has(object.spec.securityContext.sysctls)", "sysctls are not for you", func() error {
 		_, err := s.client.CoreV1().Pods(w.ns).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		return err != nil && strings.Contains(err.Error(), policy.Spec.Validations[0].Message)
+		return err
 	})
 	c := w.bridge("connect", "--", s.sample, "get", "--url", "http://orders")
 	c.says("note: without the sysctl net.ipv4.ping_group_range, ")

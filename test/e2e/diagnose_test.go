@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -309,7 +310,7 @@ func TestDiagnose(t *testing.T) {
 			case b.dialled:
 				args := []string{"-n", b.ns}
 				if b.inside {
-					args = append(args, "--inside")
+					args = append(args, "--inside", "--proxy-timeout", patience.String())
 				}
 				of = slices.DeleteFunc(diagnosed(t, args...), func(f diagnose.Finding) bool { return f.Object.Namespace != b.ns })
 			case b.alone:
@@ -339,7 +340,7 @@ func TestDiagnose(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + healthy.ns)
 	p.says("note: dialled 2 ports of 2 pods in ")
-	p = run(beyond, "--inside")
+	p = run(beyond, "--inside", "--proxy-timeout", patience.String())
 	p.exits(0)
 	p.says("note: dialled 2 addresses of Services without pods, from a pod")
 	if left, err := s.client.CoordinationV1().Leases(beyond.ns).List(t.Context(), metav1.ListOptions{}); err != nil || len(left.Items) > 0 {
@@ -348,6 +349,22 @@ func TestDiagnose(t *testing.T) {
 	p = run(find("endpoint-not-answering"), "svc/db") // without a pod of ours nothing is known
 	p.exits(0)
 	p.says("note: not dialled: 1 address of Services without pods")
+	p = run(healthy, "--inside", "--proxy-timeout", patience.String()) // probes have shown that their ports are open
+	p.exits(0)
+	p.says("ports of 2 pods in ")
+	p.says(" from a pod")
+	p = run(find("port-loopback"), "--inside", "--proxy-timeout", patience.String())
+	p.exits(int(hint.Problems))
+	p.prints("pod/it port 8080 at its address, from a pod: connection refused")
+	p = run(find("probe-status"), "--inside", "--proxy-timeout", patience.String())
+	p.exits(int(hint.Problems))
+	p.prints("readinessProbe of container app, run from a pod: failure: status 503")
+	// Without the right to pods/proxy, which finds a port on the loopback, the pod finds it.
+	other := &world{t: t, ns: find("port-loopback").ns}
+	p = start(t, s.bridge, []string{"KUBECONFIG=" + other.as("asks", deployed(t, "diagnose"), deployed(t, "connect"))}, "diagnose", "-n", other.ns, "--inside", "--proxy-timeout", patience.String())
+	p.exits(int(hint.Problems))
+	p.prints("problem port-loopback: pod/it")
+	p.prints("at its address: not asked, or no answer, for your account may not use pods/proxy")
 	run(healthy, "deployment/web", "svc/web").exits(0)
 	run(find("service-port-undeclared"), "--no-dial").exits(int(hint.Warnings))
 	run(healthy, "deployment/orders").exits(int(hint.NotFound))
@@ -360,9 +377,13 @@ func TestDiagnose(t *testing.T) {
 
 	// With the Role of deploy/, which grants nothing of the cluster's own.
 	w := &world{t: t, ns: healthy.ns}
-	p = start(t, s.bridge, []string{"KUBECONFIG=" + w.as("diagnose", deployed(t, "diagnose"))}, "diagnose", "-n", w.ns)
+	kubeconfig := w.as("diagnose", deployed(t, "diagnose"))
+	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns)
 	p.exits(0)
 	p.says("not read: nodes, secrets (your account may not)")
+	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns, "--inside")
+	p.exits(0)
+	p.says("not read: what a pod in the cluster reaches (")
 }
 
 // A watch goes on while something is wrong or on its way, and ends when all is well, or when its time is over.
@@ -385,6 +406,47 @@ func TestDiagnoseWatch(t *testing.T) {
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + b.ns)
 	p.says("note: dialled 1 port of 1 pod in ")
+}
+
+// A watch goes on while the API server is away, and takes nothing for well that it cannot read. Not parallel: it strikes every test.
+func TestDiagnoseWatchOutlivesTheAPIServer(t *testing.T) {
+	embedded(t)
+	b := readBroken(t, "testdata/broken/two-configuration-service.yaml")
+	if err := b.put(t); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, s.bridge, []string{"KUBECONFIG=" + s.kubeconfig}, "diagnose", "-n", b.ns, "--watch")
+	p.says("deployment/it: configmap-absent; waiting for deployment/it")
+	if err := s.cluster(t.Context(), "restart", "kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	settings := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}}
+	if _, err := s.client.CoreV1().ConfigMaps(b.ns).Create(t.Context(), settings, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.exits(0) // once the pod runs, which it could not before
+	p.says("nothing wrong found in namespace " + b.ns)
+}
+
+// Where the pod of --inside cannot be removed, that is the end, and what removes it is said; what was found is printed all the same.
+func TestDiagnoseInsideThatStays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	allow := w.refuse("no-removals", admissionregistrationv1.RuleWithOperations{
+		Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Delete},
+		Rule:       admissionregistrationv1.Rule{APIGroups: []string{"apps"}, APIVersions: []string{"v1"}, Resources: []string{"deployments"}},
+	}, "false", "deployments are not removed here", func() error {
+		return s.client.AppsV1().Deployments(w.ns).Delete(t.Context(), "orders", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+	})
+	p := w.bridge("diagnose", "--inside")
+	p.exits(int(hint.RestoreIncomplete))
+	p.prints("warning probe-timing: deployment/orders") // which by itself is 10
+	p.says("the proxy is not removed: ")
+	remove := strings.Fields(strings.TrimPrefix(p.says("hint: finish with: bridge restore diagnose "), "  hint: finish with: bridge "))
+	allow()
+	w.bridge(remove...).exits(0)
+	w.assertSnapshot(before)
 }
 
 // What containers use is held against their limits, by what the cluster's metrics API says of it. It is no parallel test: a kubelet that has its hands

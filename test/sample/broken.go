@@ -1,12 +1,15 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -57,7 +60,7 @@ func hang(address string) error {
 	select {}
 }
 
-// registry is a container registry that has nothing: why an image does not come is in its name.
+// registry is a container registry that has next to nothing: why an image does not come is in its name. One comes, and has no command.
 func registry(address string) error {
 	const manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":2,` +
 		`"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","platform":{"os":"linux","architecture":"s390x"}}]}`
@@ -76,6 +79,10 @@ func registry(address string) error {
 			answer(http.StatusUnauthorized, "UNAUTHORIZED")
 		case "limited":
 			answer(http.StatusTooManyRequests, "TOOMANYREQUESTS")
+		case "odd":
+			answer(http.StatusTeapot, "UNKNOWN")
+		case "empty":
+			empty(w, r)
 		case "foreign":
 			w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 			fmt.Fprint(w, manifest)
@@ -84,4 +91,27 @@ func registry(address string) error {
 		}
 	})}
 	return server.ListenAndServe()
+}
+
+// empty serves an image of an empty layer, for this architecture, that names no command.
+func empty(w http.ResponseWriter, r *http.Request) {
+	digest := func(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
+	layer := make([]byte, 1024) // the end of an archive
+	config := fmt.Appendf(nil, `{"architecture":%q,"os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[%q]}}`, runtime.GOARCH, digest(layer))
+	const manifestType = "application/vnd.oci.image.manifest.v1+json"
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},`+
+		`"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`, manifestType, digest(config), len(config), digest(layer), len(layer))
+	body := manifest
+	switch path.Base(r.URL.Path) {
+	case digest(layer):
+		body = layer
+	case digest(config):
+		body = config
+	}
+	if strings.Contains(r.URL.Path, "/manifests/") {
+		w.Header().Set("Content-Type", manifestType)
+	}
+	w.Header().Set("Docker-Content-Digest", digest(body))
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = w.Write(body)
 }
