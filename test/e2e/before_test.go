@@ -332,6 +332,14 @@ func TestLookout(t *testing.T) {
 	b = w.bridge(append(args, "--mode", "standby")...)
 	b.exits(0)
 	b.prints("# note: horizontalpodautoscaler/orders goes on, and may take the original")
+	for _, words := range []string{
+		"Argo CD's application shop manages this deployment: with self-heal it sets back the selector of service/orders",
+		"Flux's kustomization shop manages this deployment: at its next reconciliation it sets back the selector of service/orders",
+	} {
+		if line := b.prints(words); !strings.HasPrefix(line, "# note: ") {
+			t.Errorf("it says %q", line)
+		}
+	}
 	w.assertSnapshot(before)
 	who := w.as("ada", granting("least", rights.Swap.Required(true)))
 	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)
