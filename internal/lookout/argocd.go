@@ -18,15 +18,29 @@ func argoCD(_ context.Context, _ *kube.Client, s *Subject) ([]string, error) {
 	if app == "" {
 		return nil, nil
 	}
-	return []string{fmt.Sprintf("Argo CD's application %s manages this %s: with self-heal it scales the original up again, and the swap ends; "+
-		"pause it (argocd app set %s --sync-policy none) or have it ignore %s", app, s.Target.Kind, app, changes(s))}, nil
+	return []string{fmt.Sprintf("Argo CD's application %s manages this %s: with self-heal it %s, and the swap ends; "+
+		"pause it (argocd app set %s --sync-policy none) or have it ignore %s", app, s.Target.Kind, setsBack(s), app, changes(s))}, nil
+}
+
+// setsBack is what one that keeps manifests does to a swap. In standby it is the Services' manifests that count, and nobody says here who
+// keeps those.
+func setsBack(s *Subject) string {
+	if !s.Standby {
+		return "scales the original up again"
+	}
+	return "sets back the " + selectors(s) + " where it manages that too (callers may be refused until bridge sees it, within 5 seconds)"
 }
 
 // changes are the fields that a swap changes.
 func changes(s *Subject) string {
-	text := "its spec.replicas"
-	if len(s.Services) > 0 {
-		text += " and spec.selector of " + names("service", "services", s.Services)
+	var fields []string
+	if !s.Standby {
+		fields = append(fields, "its spec.replicas")
 	}
-	return text
+	if len(s.Services) > 0 {
+		fields = append(fields, "spec."+selectors(s))
+	}
+	return strings.Join(fields, " and ")
 }
+
+func selectors(s *Subject) string { return "selector of " + names("service", "services", s.Services) }

@@ -27,7 +27,7 @@ func budgetNotes(list []policyv1.PodDisruptionBudget, s *Subject) (notes []strin
 			continue
 		}
 		if evictable(b.Spec) {
-			notes = append(notes, fmt.Sprintf("poddisruptionbudget/%s counts the proxy's one pod, and lets it be evicted: when its node is drained the swap goes on with another", b.Name))
+			notes = append(notes, fmt.Sprintf("poddisruptionbudget/%s counts the proxy's one pod, and lets it be evicted: when its node is drained callers wait, are refused or are reset until another is Ready and has its tunnel, for some seconds, and the swap goes on (--mode standby has two proxies)", b.Name))
 			continue
 		}
 		notes = append(notes, fmt.Sprintf("poddisruptionbudget/%s counts the proxy's one pod, and does not let it be evicted: whoever drains its node waits until the swap ends", b.Name))

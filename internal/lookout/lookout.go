@@ -54,7 +54,7 @@ func Look(ctx context.Context, k *kube.Client, s Subject) []string {
 	looks := []lookFor{
 		{"autoscalers", autoscaler, false}, {"KEDA's ScaledObjects", keda, false},
 		{"", argoCD, false}, {"", flux, false},
-		{"disruption budgets", budget, false}, {"quotas", quota, false}, {"limit ranges", limitRange, false},
+		{"disruption budgets", budget, true}, {"quotas", quota, false}, {"limit ranges", limitRange, false},
 		{"meshes that the namespace asks for", mesh, false}, {"network policies", policy, true}, {"volume claims", volume, true},
 	}
 	if s.Standby {

@@ -106,6 +106,12 @@ func TestLines(t *testing.T) {
 			return look(t, s)
 		}
 	}
+	ofKind := func(kind kube.Kind, look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
+		return func(t *testing.T, s *Subject) []string {
+			s.Target.Kind = kind
+			return look(t, s)
+		}
+	}
 	started := func(init string, look func(*testing.T, *Subject) []string) func(*testing.T, *Subject) []string {
 		return func(t *testing.T, s *Subject) []string {
 			s.Pod.Spec.InitContainers = decode[corev1.PodSpec](t, "initContainers: "+init).InitContainers
@@ -161,11 +167,16 @@ func TestLines(t *testing.T) {
 		{"one that is paused", standing(objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"3\"}}\nspec: {scaleTargetRef: {name: orders}}")), ""},
 		{"one that is paused at 0", standing(objects("metadata: {name: o, annotations: {autoscaling.keda.sh/paused-replicas: \"0\"}}\nspec: {scaleTargetRef: {name: orders}}")), "nobody answers"},
 		{"Argo CD, by annotation", target("annotations: {argocd.argoproj.io/tracking-id: \"store:apps/Deployment:shop/orders\"}", argoCD), "argocd app set store --sync-policy none) or have it ignore its spec.replicas and spec.selector of service/orders"},
+		{"Argo CD, and an original that goes on", standing(target("annotations: {argocd.argoproj.io/tracking-id: \"store:apps/Deployment:shop/orders\"}", argoCD)),
+			"it sets back the selector of service/orders where it manages that too (callers may be refused until bridge sees it, within 5 seconds), and the swap ends; pause it (argocd app set store --sync-policy none) or have it ignore spec.selector of service/orders"},
+		{"Argo CD, and a pod that belongs to nobody", standing(ofKind(kube.Pod, target("labels: {argocd.argoproj.io/instance: store}", argoCD))), "application store manages this pod: with self-heal it sets back the selector of service/orders"},
 		{"Argo CD, by label", target("labels: {argocd.argoproj.io/instance: store}", argoCD), "application store"},
 		{"Helm's label", target("labels: {app.kubernetes.io/instance: store}", argoCD), ""},
 		{"Flux' kustomization", target("labels: {kustomize.toolkit.fluxcd.io/name: k, kustomize.toolkit.fluxcd.io/namespace: f}", flux), "flux suspend kustomization k -n f"},
+		{"Flux' kustomization, and an original that goes on", standing(target("labels: {kustomize.toolkit.fluxcd.io/name: k, kustomize.toolkit.fluxcd.io/namespace: f}", flux)), "at its next reconciliation it sets back the selector of service/orders"},
 		{"Flux, told to leave it alone", target("labels: {kustomize.toolkit.fluxcd.io/name: k}, annotations: {kustomize.toolkit.fluxcd.io/reconcile: disabled}", flux), "leave it alone"},
 		{"Flux' release", target("labels: {helm.toolkit.fluxcd.io/name: r, helm.toolkit.fluxcd.io/namespace: f}", flux), "flux suspend helmrelease r -n f"},
+		{"Flux' release, and an original that goes on", standing(target("labels: {helm.toolkit.fluxcd.io/name: r, helm.toolkit.fluxcd.io/namespace: f}", flux)), "with the next release, it sets back the selector of service/orders"},
 		{"no GitOps", target("labels: {app: orders}", flux), ""},
 		{"a budget that keeps one pod", budgets("{minAvailable: 50%, selector: {matchLabels: {app: orders}}}"), "does not let it be evicted"},
 		{"a budget that allows one to go", budgets("{maxUnavailable: 1, selector: {matchLabels: {app: orders}}}"), "lets it be evicted"},
@@ -205,8 +216,11 @@ func TestLines(t *testing.T) {
 		{"a claim of many", claims("ReadWriteMany", true), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			notes := c.notes(t, subject(t))
+			of := subject(t)
+			notes := c.notes(t, of)
 			switch {
+			case of.Standby && (strings.Contains(strings.Join(notes, "\n"), "scales the original") || strings.Contains(strings.Join(notes, "\n"), "spec.replicas")):
+				t.Errorf("it says %q of an original that bridge does not scale", notes)
 			case c.want == "" && len(notes) > 0:
 				t.Errorf("it says %q", notes)
 			case c.want != "" && (len(notes) != 1 || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n")):

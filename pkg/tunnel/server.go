@@ -132,6 +132,7 @@ func (s *Server) admit(ctx context.Context, l *link) error {
 				conn, resume = current.bulk.conn, current.bulk.resume
 			}
 			if conn.knows(a.received) {
+				_ = l.Close() // nobody else does, and the laptop waits for an answer
 				return errDelayed
 			}
 			received, turn := conn.detach(errReplaced)

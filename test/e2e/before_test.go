@@ -332,6 +332,14 @@ func TestLookout(t *testing.T) {
 	b = w.bridge(append(args, "--mode", "standby")...)
 	b.exits(0)
 	b.prints("# note: horizontalpodautoscaler/orders goes on, and may take the original")
+	for _, words := range []string{
+		"Argo CD's application shop manages this deployment: with self-heal it sets back the selector of service/orders",
+		"Flux's kustomization shop manages this deployment: at its next reconciliation it sets back the selector of service/orders",
+	} {
+		if line := b.prints(words); !strings.HasPrefix(line, "# note: ") {
+			t.Errorf("it says %q", line)
+		}
+	}
 	w.assertSnapshot(before)
 	who := w.as("ada", granting("least", rights.Swap.Required(true)))
 	b = w.bridgeAs(who, nil, append(args, "--mode", "replace")...)
@@ -432,12 +440,21 @@ func (w *world) force(manager, docs string) error {
 func TestControllerThatRevertsEndsTheSwap(t *testing.T) {
 	t.Parallel()
 	const period, noticed = 5 * time.Second, 15 * time.Second
-	for _, begin := range []string{"creating the proxy", swapped} {
-		t.Run("from "+begin, func(t *testing.T) {
+	for _, c := range []struct {
+		begin string
+		flags []string
+		alone string // what it is to leave alone
+	}{
+		{"creating the proxy", nil, "spec.replicas of deployment/orders and spec.selector of service orders"},
+		{swapped, nil, "spec.replicas of deployment/orders and spec.selector of service orders"},
+		{swapped, standing, "spec.selector of service orders"},
+	} {
+		begin := c.begin
+		t.Run(strings.Join(append([]string{"from", begin}, c.flags...), " "), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t).withOrders()
 			before := w.snapshot()
-			b := w.beginSwap()
+			b := w.beginSwap(c.flags...)
 			b.says(begin)
 			first := time.Now()
 			tick := time.NewTicker(period)
@@ -455,7 +472,7 @@ func TestControllerThatRevertsEndsTheSwap(t *testing.T) {
 			took := time.Since(first)
 			b.exits(int(hint.Conflict))
 			b.says("the swap does not hold: team has ")
-			for _, remedy := range []string{"argocd app set", "leave alone spec.replicas of deployment/orders and spec.selector of service orders", "bridge connect -n " + w.ns} {
+			for _, remedy := range []string{"argocd app set", "have it leave alone " + c.alone + ":", "bridge connect -n " + w.ns} {
 				b.says(remedy)
 			}
 			if begin == swapped {

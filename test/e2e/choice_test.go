@@ -131,6 +131,10 @@ func TestChoiceByHeader(t *testing.T) {
 			t.Errorf("%d connections", n)
 		}
 	}
+	w.await("an upgraded connection of ada's at the laptop", func() bool { return w.upgraded("ada", "bob") == "laptop" })
+	if by := w.upgraded("bob", "ada"); by != "original" {
+		t.Errorf("bob's upgraded connection: answered by %q", by)
+	}
 	for _, what := range []string{"half-close", "reset", "send-reset", "upload"} { // no HTTP
 		w.check("--what", what, "--address", "orders:7000", "--bytes", "1000000")
 	}
@@ -173,6 +177,35 @@ func TestChoiceByHeader(t *testing.T) {
 	}
 	b.terminate()
 	w.assertGivenBack(before)
+}
+
+// upgraded is who answers on a connection whose first request, an upgrade, is one user's. What follows is no request any more, although it looks
+// like another user's.
+func (w *world) upgraded(first, then string) string {
+	w.t.Helper()
+	conn := w.conn("orders:80")
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	request := func(user string) string {
+		return "GET /upgrade HTTP/1.1\r\nHost: orders\r\nX-User: " + user + "\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n"
+	}
+	_, _ = io.WriteString(conn, request(first))
+	r := bufio.NewReader(conn)
+	answer, err := http.ReadResponse(r, nil)
+	if err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
+		w.t.Fatalf("an upgrade: %+v, %v", answer, err)
+	}
+	_, _ = io.WriteString(conn, request(then)) // the whole of it, before anything is read: as somebody who does not wait
+	by := ""
+	for want := range strings.Lines(request(then)) {
+		got, err := r.ReadString('\n')
+		who, line, _ := strings.Cut(got, " ")
+		if err != nil || line != want || by != "" && who != by {
+			w.t.Fatalf("%q behind an upgrade: %q, %v, after an answer by %q", want, got, err, by)
+		}
+		by = who
+	}
+	return by
 }
 
 // asks is who answers one request with a header.

@@ -42,6 +42,7 @@ type direct struct {
 	*world
 	client  *tunnel.Client
 	ip      string // the pod's
+	ports   proxypod.Ports
 	key     tunnel.Key
 	inbound chan *tunnel.Stream // what callers of the pod's ports began, without serveWith
 	serve   atomic.Pointer[func(*tunnel.Stream)]
@@ -59,6 +60,13 @@ const (
 // written to each of tapes.
 func newDirect(t *testing.T, tapes ...io.Writer) *direct {
 	t.Helper()
+	return startDirect(t, false, nil, tapes...)
+}
+
+// startDirect is newDirect, perhaps of a pod with the port for podproxy, by which the tunnel goes then. What the laptop says within TLS is
+// written to said, if that is not nil.
+func startDirect(t *testing.T, podProxy bool, said io.Writer, tapes ...io.Writer) *direct {
+	t.Helper()
 	w := newWorld(t)
 	key, err := tunnel.NewKey()
 	if err != nil {
@@ -69,17 +77,25 @@ func newDirect(t *testing.T, tapes ...io.Writer) *direct {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, carriers := d.startProxy(k)
+	p, carriers := d.startProxy(k, podProxy)
+	var running sync.WaitGroup
+	as := withKey(t, key)
 	d.client = &tunnel.Client{Carrier: carriers.Dial, Key: key, Handle: d.handle}
-	if len(tapes) > 0 {
+	if len(tapes) > 0 || said != nil {
 		d.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
 			c, peer, err := carriers.Dial(ctx)
-			return taped{c, io.MultiWriter(append(tapes, c)...)}, peer, err
+			if err != nil {
+				return nil, peer, err
+			}
+			c = taped{c, io.MultiWriter(append(tapes, c)...)}
+			if said != nil {
+				c = overheard(c, as, said, &running)
+			}
+			return c, peer, nil
 		}
 	}
 	d.client.SetReady(true)
 	ctx, stop := context.WithCancel(context.Background())
-	var running sync.WaitGroup
 	running.Go(func() { _ = d.client.Run(ctx) })
 	t.Cleanup(func() {
 		stop()
@@ -105,7 +121,7 @@ type taped struct {
 
 func (c taped) Write(p []byte) (int, error) { return c.w.Write(p) }
 
-func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers) {
+func (d *direct) startProxy(k *kube.Client, podProxy bool) (*proxypod.Proxy, *proxypod.Carriers) {
 	d.t.Helper()
 	arch := proxypod.Arch(d.t.Context(), k, corev1.PodSpec{}, nil)
 	parts, err := carry.Parts(arch)
@@ -121,7 +137,7 @@ func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers
 		AutomountServiceAccountToken: &no,
 		Containers:                   []corev1.Container{{Name: "proxy", Image: s.image, ImagePullPolicy: corev1.PullIfNotPresent}},
 	}}
-	ports := proxypod.FreePorts(&template.Spec, nil, false)
+	d.ports = proxypod.FreePorts(&template.Spec, nil, podProxy)
 	var listen []int32
 	for i := range int32(listenPorts) {
 		listen = append(listen, firstListen+i)
@@ -129,7 +145,7 @@ func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers
 	deployment, _, err := proxypod.Deployment(proxypod.Spec{
 		Name: lease.Name, Namespace: d.ns, Lease: lease.Name, Template: template, Container: "proxy",
 		Source: proxypod.Source{Arch: arch, ConfigMaps: proxypod.ConfigMapNames(lease.Name, parts)},
-		Ports:  ports, Client: d.key.Fingerprint(), Listen: listen, ListenUDP: []int32{datagramPort},
+		Ports:  d.ports, Client: d.key.Fingerprint(), Listen: listen, ListenUDP: []int32{datagramPort},
 	})
 	if err != nil {
 		d.t.Fatal(err)
@@ -138,7 +154,7 @@ func (d *direct) startProxy(k *kube.Client) (*proxypod.Proxy, *proxypod.Carriers
 		d.t.Fatal(err)
 	}
 	p := &proxypod.Proxy{Kube: k, Namespace: d.ns, Lease: lease.Name}
-	return p, proxypod.NewCarriers(p, ports, func(line string) { d.t.Log(line) })
+	return p, proxypod.NewCarriers(p, d.ports, func(line string) { d.t.Log(line) })
 }
 
 // handle is the laptop's end of what callers begin.

@@ -98,6 +98,7 @@ spec:
       - name: sidecar
         image: %[1]s
         args: [wait]
+        env: [{name: OF, value: sidecar}]
         resources: {limits: {memory: 50Mi}}%[2]s
       volumes:
       - {name: settings, configMap: {name: settings, defaultMode: 0555}}
@@ -539,6 +540,35 @@ wait`, s.sample, local, w.ns)
 	w.assertSnapshot(before)
 	w.assertNothingKept()
 
+	// In another container's place it has that one's port, which no container declares, and the first one answers beside the proxy.
+	w.apply("apiVersion: v1\nkind: Service\nmetadata: {name: undeclared}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 9091}]}")
+	before = w.snapshot()
+	script = fmt.Sprintf(`get() { echo "$(curl -sS --max-time 20 "$@" 2>&1)"; }
+%[1]s serve --name laptop --http 127.0.0.1:8091 &
+until curl -s -o /dev/null http://127.0.0.1:8091; do sleep 0.1; done
+get http://localhost:8080/
+get http://localhost:9090/
+get http://localhost:9091/
+echo those
+wait`, s.sample)
+	b = w.bridge("swap", "deployment", "orders", "--container", "secret", "--port", "8091:9091", "--to-pod", "8080,9090", "--", "sh", "-c", script)
+	b.says(swapped)
+	b.prints("those")
+	got = b.stdout.all()
+	for i, line := range []string{original, "sidecar", "curl: "} {
+		if i >= len(got) || !strings.HasPrefix(got[i], line) {
+			t.Errorf("beside the proxy of container secret: %q", got)
+		}
+	}
+	w.answersAt("http://undeclared", "laptop")
+	w.answersAt("http://orders", original)
+	if pods := w.pods("app=orders"); len(pods) != 1 || pods[0].Labels["bridge.internal/proxy"] == "" {
+		t.Errorf("%d pods, not the proxy's alone", len(pods))
+	}
+	b.signal(syscall.SIGTERM)
+	b.exits(143)
+	w.assertSnapshot(before)
+
 	for _, mode := range [][]string{{"--mode", "standby"}, {"--header", "x-user=ada"}} {
 		w.bridge(append(append([]string{"swap", "deployment", "orders"}, mode...), "--to-pod", "9090", "--", "true")...).exits(2)
 	}
@@ -665,6 +695,15 @@ func TestEnvAndFiles(t *testing.T) {
 		if _, ok := env[name]; ok {
 			t.Errorf("%s was printed", name)
 		}
+	}
+	b = w.bridge("env", "deployment", "orders", "--container", "sidecar", "--format", "json")
+	b.exits(0)
+	var other map[string]string
+	if err := json.Unmarshal([]byte(strings.Join(b.stdout.all(), "\n")), &other); err != nil {
+		t.Fatal(err)
+	}
+	if other["OF"] != "sidecar" || other["LITERAL"] != "" || env["OF"] != "" {
+		t.Errorf("of the other container: %q; of the first: OF=%q", other, env["OF"])
 	}
 	dir := filepath.Join(t.TempDir(), "pod")
 	b = w.bridge("files", "deployment/orders", dir)

@@ -5,11 +5,18 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -72,16 +79,7 @@ func newSafe(d *direct) *safe {
 	if len(pods) != 1 {
 		d.t.Fatalf("%d pods of the proxy", len(pods))
 	}
-	sf := &safe{direct: d, pod: pods[0]}
-	args := pods[0].Spec.Containers[0].Args
-	for i, a := range args {
-		switch a {
-		case "--tunnel":
-			_, sf.tunnel, _ = strings.Cut(args[i+1], ":")
-		case "--health":
-			_, sf.health, _ = strings.Cut(args[i+1], ":")
-		}
-	}
+	sf := &safe{direct: d, pod: pods[0], tunnel: strconv.Itoa(int(d.ports.Tunnel)), health: strconv.Itoa(int(d.ports.Health))}
 	yes, no, user := true, false, int64(1000)
 	sf.pod.Spec.EphemeralContainers = append(sf.pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
 		Name: stranger, Image: s.image, ImagePullPolicy: corev1.PullIfNotPresent, Args: []string{"wait"},
@@ -100,6 +98,83 @@ func newSafe(d *direct) *safe {
 		return err == nil && len(p.Status.EphemeralContainerStatuses) > 0 && p.Status.EphemeralContainerStatuses[0].State.Running != nil
 	})
 	return sf
+}
+
+// overheard is a carrier whose inside somebody sees who has the laptop's key, as a test does: what the laptop says is written to said too.
+func overheard(carrier net.Conn, as *tls.Config, said io.Writer, running *sync.WaitGroup) net.Conn {
+	near, far := net.Pipe()
+	laptop, pod := tls.Server(far, as), tls.Client(carrier, as)
+	pass := func(to io.Writer, from io.Reader) {
+		_, _ = io.Copy(to, from)
+		_, _ = far.Close(), carrier.Close()
+	}
+	running.Go(func() { pass(io.MultiWriter(pod, said), laptop) })
+	running.Go(func() { pass(laptop, pod) })
+	return near
+}
+
+// withKey speaks TLS as who has that key does, to anybody.
+func withKey(t *testing.T, key tunnel.Key) *tls.Config {
+	text, err := key.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	private, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := x509.Certificate{SerialNumber: big.NewInt(1)}
+	cert, err := x509.CreateCertificate(rand.Reader, &template, &template, private.(ed25519.PrivateKey).Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: private}}}
+}
+
+// attachment is how the laptop began the session of which it said that, hello and attach (pkg/tunnel/SPEC.md, 2 and 3), and where the attach begins.
+func attachment(t *testing.T, said []byte) (message []byte, attach int) {
+	t.Helper()
+	const helloHead, attachSize = 8, 37
+	if len(said) >= helloHead {
+		attach = helloHead + int(binary.BigEndian.Uint16(said[6:]))
+	}
+	if attach == 0 || len(said) < attach+attachSize || !bytes.HasPrefix(said, []byte("BRDG")) || said[attach] != 1 {
+		t.Fatalf("this is no session's beginning: %q", said)
+	}
+	return said[:attach+attachSize], attach
+}
+
+// attaches asks at the port for podproxy, from a neighbour's pod, to go on with that session, and is the pod's verdict; false: it closes without any.
+// The error is that of who is not let in.
+func (sf *safe) attaches(key tunnel.Key, message []byte) (verdict byte, ok bool, err error) {
+	sf.t.Helper()
+	c := sf.conn(net.JoinHostPort(sf.ip, strconv.Itoa(int(sf.ports.PodProxy))))
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: "+tunnel.UpgradeProtocol+"\r\n\r\n")
+	const yes = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + tunnel.UpgradeProtocol + "\r\n\r\n"
+	answer := make([]byte, len(yes))
+	if _, err := io.ReadFull(c, answer); err != nil || string(answer) != yes {
+		sf.t.Fatalf("the port for podproxy says %q, %v", answer, err)
+	}
+	within := tls.Client(c, withKey(sf.t, key))
+	if _, err := within.Write(message); err != nil {
+		return 0, false, err
+	}
+	var hello [8]byte
+	if _, err := io.ReadFull(within, hello[:]); err != nil {
+		return 0, false, err
+	}
+	if _, err := io.CopyN(io.Discard, within, int64(binary.BigEndian.Uint16(hello[6:]))); err != nil {
+		return 0, false, err
+	}
+	var first [1]byte
+	n, err := io.ReadFull(within, first[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		sf.t.Error("the pod neither answers nor closes")
+	}
+	return first[0], n == 1, nil
 }
 
 // dial connects to the tunnel's port from the stranger. The connection counts as one that is refused.
@@ -193,9 +268,9 @@ func beat(near, far *tunnel.Stream, stop <-chan struct{}) (n int, err error) {
 // container in the same pod, with which it shares the loopback. The session that there is does not notice.
 func TestSafeFromStrangers(t *testing.T) {
 	t.Parallel()
-	earlier, now := &recording{}, &recording{}
+	earlier, now, said := &recording{}, &recording{}, &recording{}
 	old := newDirect(t, earlier)
-	sf := newSafe(newDirect(t, now))
+	sf := newSafe(startDirect(t, true, said, now))
 	near, far := sf.mustPair()
 	before := sf.client.State()
 	stop, beats := make(chan struct{}), make(chan error, 1)
@@ -245,6 +320,19 @@ func TestSafeFromStrangers(t *testing.T) {
 		cancel()
 	}
 
+	// At the port for podproxy, which is on the pod's address, nobody goes on with a session whose id they have, and whose key they have not.
+	stolen, attach := attachment(t, said.bytes())
+	stolen[attach] = 2 // to go on
+	for what, key := range map[string]tunnel.Key{"somebody's key": other, "an earlier session's key": old.key} {
+		verdict, answered, err := sf.attaches(key, stolen)
+		if sf.refused++; err == nil || !strings.Contains(err.Error(), "bad certificate") {
+			t.Errorf("a stolen session, with %s: verdict %d (%v), %v, want it refused", what, verdict, answered, err)
+		}
+	}
+	if log := sf.logged(); !strings.Contains(log, "from="+sf.pods("app=client")[0].Status.PodIP) {
+		t.Errorf("the proxy's log does not say that it was a neighbour:\n%s", log)
+	}
+
 	// The answer to a hello that was good once is a handshake's, which its keys of then do not continue.
 	const maxFlight = 4 << 10
 	for what, r := range map[string]*recording{"this session": now, "an earlier session": earlier} {
@@ -281,6 +369,17 @@ func TestSafeFromStrangers(t *testing.T) {
 	}
 	if log := sf.logged(); !strings.Contains(log, "more than 8 handshakes at once") {
 		t.Errorf("the proxy's log does not say that there were too many:\n%s", log)
+	}
+
+	// With the key it is let in, which is all that was missing: of another session the pod says that there is none, to this one, which has gone on
+	// since, it answers nothing.
+	const noSuchSession = 1
+	if verdict, answered, err := sf.attaches(sf.key, stolen); err != nil || answered {
+		t.Errorf("the session as it began, with its own key: verdict %d (%v), %v, want none", verdict, answered, err)
+	}
+	stolen[attach+1]++
+	if verdict, answered, err := sf.attaches(sf.key, stolen); err != nil || !answered || verdict != noSuchSession {
+		t.Errorf("another session, with this one's key: verdict %d (%v), %v, want %d", verdict, answered, err, noSuchSession)
 	}
 
 	close(stop)

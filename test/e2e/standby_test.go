@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"syscall"
 	"testing"
@@ -241,29 +242,48 @@ func (w *world) deleteProxies(n int) {
 	}
 }
 
-// The local process is stopped, and comes back: the original answers in between.
+// The local process is not ready by the target's own probe, or is stopped, and comes back: the original answers in between.
 func TestStandbyProcessRestarts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t).withOrders()
+	w := newWorld(t).withProbes("orders", "readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, timeoutSeconds: 10}", 2)
+	w.apply(fmt.Sprintf(clientYAML, s.image))
+	w.awaitReady("app=client", 1)
 	before := w.snapshot()
-	port := freePort(t)
-	serve := []string{"serve", "--name", "laptop", "--http", "127.0.0.1:" + port}
-	local := start(t, s.sample, nil, serve...)
-	local.says("listens on")
-	b := w.bridge(append([]string{"swap", "deployment", "orders", "--port", port + ":http"}, standing...)...)
+	local := startHealthy(t, freePort(t), "S")
+	b := w.bridge(local.swapFlags(standing...)...)
 	b.says("port 7000 (tcp) goes to the originals: no --port maps it")
 	b.says(swapped)
 	w.answeredBy("laptop")
 	for _, what := range []string{"half-close", "reset", "send-reset", "upload"} {
 		w.check("--what", what, "--address", "orders:7000")
 	}
+	loads := w.steady("/")
+	local.answers("F")
+	b.says("status 503: callers go to the original until it succeeds")
+	w.answersSteadily(original)
+	during := w.load("--url", "http://orders", "--rate", "100")
+	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
+	if r := during.end(t); r.Failed > 0 || r.By["laptop"] > 0 {                  // although it answers those who ask it
+		t.Errorf("while it is not ready: %v", r)
+	}
+	local.answers("S")
+	b.says("ready again: ")
+	w.answeredBy("laptop")
+	for name, l := range loads {
+		r := l.end(t)
+		t.Logf("%s: %v", name, r)
+		if r.Failed > 0 || r.Stalled > 0 || r.By["laptop"] == 0 || r.By["original"] == 0 {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+
 	l := w.load("--url", "http://orders", "--rate", "200")
 	local.signal(syscall.SIGKILL)
 	<-local.ended
 	gone := time.Now()
 	w.answeredBy("original")
-	b.says("go to the original until")
-	start(t, s.sample, nil, serve...).says("listens on")
+	b.saysTimes("go to the original until", 2)
+	startHealthy(t, local.port, "S")
 	w.answeredBy("laptop")
 	r := l.end(t)
 	t.Logf("%v", r)

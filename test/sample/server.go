@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -47,12 +48,36 @@ func (s *server) run() error {
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprintln(w, s.name)
 	})
+	mux.HandleFunc("/upgrade", s.upgrade)
 	mux.HandleFunc("/healthz", s.health.http)
 	mux.HandleFunc("/grpc.health.v1.Health/Check", s.health.grpc)
 	h := http.Server{Addr: s.http, Handler: mux, Protocols: new(http.Protocols)}
 	h.Protocols.SetHTTP1(true)
 	h.Protocols.SetUnencryptedHTTP2(true)
 	return h.ListenAndServe()
+}
+
+// upgrade takes the connection over, as a WebSocket's server does, and says back each line of it behind its name.
+func (s *server) upgrade(w http.ResponseWriter, _ *http.Request) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	line := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n"
+	for err == nil {
+		if _, err = rw.WriteString(line); err == nil {
+			err = rw.Flush()
+		}
+		if err == nil {
+			line, err = rw.ReadString('\n')
+			line = s.name + " " + line
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		log.Printf("%s: %v", conn.RemoteAddr(), err)
+	}
 }
 
 func (s *server) serveUDP(conn net.PacketConn) {
