@@ -322,8 +322,8 @@ func awaitGone(ctx context.Context, get func(context.Context) error) {
 	})
 }
 
-// servesSince says since when the original answers again: the time that the longest Ready of its pods has been so. It is ""
-// when none is, or that cannot be read.
+// servesSince says since when the original answers again after a swap that has begun then: the time that the longest Ready of its pods has been so. It is ""
+// when none is, or one was before that, or that cannot be read.
 func servesSince(ctx context.Context, k *kube.Client, target Object, begun time.Time) string {
 	d, err := k.Workload(ctx, target.Namespace, targetOf(target))
 	if err != nil || string(d.UID) != target.UID {
