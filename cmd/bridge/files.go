@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +26,7 @@ Service and no controller takes for one of them, and removes it. No right to rea
 		Example: `  bridge files deployment orders ./pod
   bridge files deployment/orders ./pod --token`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) < 2 {
+			if len(args) < 2 || len(args) == 2 && !strings.Contains(args[0], "/") {
 				return fmt.Errorf("name one workload and a folder: %s", cmd.Use)
 			}
 			return targetArgs(cmd, args[:len(args)-1])

@@ -53,7 +53,11 @@ The built-in role edit has all that the commands need, but for the right of debu
 func (a *app) rbac(args []string, o rbacOptions) error {
 	c := rights.Command(args[0])
 	if !slices.Contains(rights.Commands(), c) {
-		return hint.Newf(hint.Usage, "bridge rbac --help", "there is no Role for %q", args[0])
+		next := "bridge rbac --help"
+		if args[0] == "env" || args[0] == "files" {
+			next = "they take what connect does: bridge rbac connect"
+		}
+		return hint.Newf(hint.Usage, next, "there is no Role for %q", args[0])
 	}
 	if len(args) == 2 {
 		t, err := parseWorkload([]string{args[1], "NAME"})

@@ -236,7 +236,11 @@ func (p *Proxy) wait(ctx context.Context, done func([]corev1.Pod) bool) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errHopeless), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		err = hint.Newf(hint.ProxyNotReady, p.troubleHint(last), "the %s's pod is not Ready: %s", what, last)
+		next := p.troubleHint(last)
+		if !errors.Is(err, errHopeless) && !p.keeper {
+			next += "; --proxy-timeout waits longer"
+		}
+		err = hint.Newf(hint.ProxyNotReady, next, "the %s's pod is not Ready: %s", what, last)
 		return &kube.Unhealthy{Target: kube.Target{Kind: kube.Deployment, Name: name}, Namespace: p.Namespace, Pods: known, Goes: true, Err: err}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)

@@ -69,7 +69,12 @@ func (r *Restorer) RestoreAll(ctx context.Context, namespace, by string, held bo
 func (r *Restorer) restoreEntry(ctx context.Context, e Entry, by string, held bool) error {
 	what := e.Target + " in " + e.Namespace
 	k := r.Kube.In(e.Namespace)
-	say := func(line string) { r.Say(what + ": " + line) }
+	say := func(line string) {
+		if !strings.HasPrefix(line, what+" ") {
+			line = what + ": " + line
+		}
+		r.Say(line)
+	}
 	_, name, _ := strings.Cut(e.Target, "/")
 	var err error
 	if e.Kind == proxypod.KindSwap {

@@ -234,7 +234,7 @@ func (d *DryRun) YAML() ([]byte, error) {
 			b.WriteString(strings.TrimRight("# "+line, " ") + "\n")
 		}
 	}
-	asked := "the API server was not asked"
+	asked := "the API server was not asked to judge"
 	if d.tried {
 		asked = "the API server has judged each step"
 	}
