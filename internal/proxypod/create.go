@@ -145,8 +145,20 @@ func ownedBy(o metav1.Object, lease types.UID) bool {
 	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == lease })
 }
 
-// WaitGone waits until the proxy has no pod any more, or none but those that linger: deleted, and not ending.
+// WaitGone waits until the proxy has no pod any more, or none but those that linger: deleted, and not ending. A pod that is not deleted yet is
+// waited for as long again: the garbage collector of a busy cluster takes its time.
 func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
+	lingering, err = p.waitGone(ctx)
+	if errors.Is(err, errUndeleted) {
+		lingering, err = p.waitGone(ctx)
+	}
+	return lingering, err
+}
+
+// errUndeleted says that nobody has deleted a pod whose Deployment is.
+var errUndeleted = errors.New("is not deleted")
+
+func (p *Proxy) waitGone(ctx context.Context) (lingering []string, err error) {
 	bounded, cancel := context.WithTimeout(ctx, goneTimeout)
 	defer cancel()
 	var left []corev1.Pod
@@ -167,7 +179,7 @@ func (p *Proxy) WaitGone(ctx context.Context) (lingering []string, err error) {
 	}
 	for _, pod := range left {
 		if pod.DeletionTimestamp == nil {
-			return nil, fmt.Errorf("the proxy's pod %s in %s is not deleted", pod.Name, p.Namespace)
+			return nil, fmt.Errorf("the proxy's pod %s in %s %w", pod.Name, p.Namespace, errUndeleted)
 		}
 		lingering = append(lingering, pod.Name)
 	}

@@ -49,3 +49,27 @@ func TestLingeringPodIsLeft(t *testing.T) {
 		})
 	}
 }
+
+// A pod that the garbage collector has not got to in that time is waited for as long again.
+func TestPodThatIsNotDeletedYetIsWaitedFor(t *testing.T) {
+	for late, gone := range map[time.Duration]bool{goneTimeout * 3 / 2: true, goneTimeout * 3: false} {
+		synctest.Test(t, func(t *testing.T) {
+			k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			set := fake.NewClientset()
+			set.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+				if time.Since(begin) >= late {
+					return true, &corev1.PodList{}, nil
+				}
+				return true, &corev1.PodList{Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "left", Labels: map[string]string{ProxyLabel: LabelValue("l")}}}}}, nil
+			})
+			k.Clientset = set
+			if _, err := (&Proxy{Kube: k, Namespace: "shop", Lease: "l"}).WaitGone(t.Context()); (err == nil) != gone || !gone && !errors.Is(err, errUndeleted) {
+				t.Errorf("gone after %v: %v", late, err)
+			}
+		})
+	}
+}

@@ -24,7 +24,7 @@ import (
 )
 
 // cleanUpTimeout bounds removing a proxy of one's own.
-const cleanUpTimeout = 2 * goneTimeout
+const cleanUpTimeout = 3 * goneTimeout
 
 // Own is a proxy pod that stands in for nothing: the cluster's end of connect or forward, or one to dial or look by.
 type Own struct {
