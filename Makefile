@@ -1,6 +1,6 @@
 # make demo   starts a real Kubernetes on this machine and shows the main job on it
 # make test   runs all tests, on that same kind of cluster
-# make soak   runs the long forms of the tests, in some two hours
+# make soak   runs the long forms of the tests, in several hours
 # make build  builds bin/bridge
 # With KUBECONFIG set, demo and test use that cluster instead; BRIDGE_SAMPLE_IMAGE then names an image
 # of test/sample that it can pull.
@@ -57,7 +57,7 @@ e2e: proxies
 	# Once more on an embedded cluster that has IPv6, too.
 	test -n "$$KUBECONFIG" || BRIDGE_E2E_IPV6=1 BRIDGE_E2E_CLUSTER=bridge-e2e-ipv6 go test -race -count=1 -timeout 15m -run '^TestIPv6' ./test/e2e
 
-# The long forms of the same, and of fuzzing: some two hours. They write docs/recovery.md and docs/swap-figures.md.
+# The long forms of the same, and of fuzzing: several hours. They write docs/recovery.md and docs/swap-figures.md.
 soak: export BRIDGE_SOAK = 1
 soak: tools proxies
 	go test -race -count=1 -parallel 8 -timeout 1h -run '^TestHeal' ./test/e2e
