@@ -205,12 +205,12 @@ func (g giving) undoAll(fields ...undo.Field) func(context.Context) error {
 }
 
 func (g giving) undo(ctx context.Context, c undo.Change) error {
+	if g.wrote[c.Object] {
+		return nil
+	}
 	path := g.api.pathOf(c.Object)
 	if c.Field() == undo.Replicas {
 		path += "/scale"
-	}
-	if g.wrote[c.Object] {
-		return nil
 	}
 	is, err := g.same(ctx, c.Object, path)
 	if err != nil {
@@ -237,10 +237,10 @@ func (g giving) undo(ctx context.Context, c undo.Change) error {
 	}
 	err = g.api.patch(ctx, path, patch)
 	if err == nil && !g.api.dry {
-		if g.Keeper.wrote == nil {
-			g.Keeper.wrote = map[undo.Object]bool{}
+		if g.wrote == nil {
+			g.wrote = map[undo.Object]bool{}
 		}
-		g.Keeper.wrote[c.Object] = true
+		g.wrote[c.Object] = true
 	}
 	return err
 }

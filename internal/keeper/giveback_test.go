@@ -205,6 +205,21 @@ func (a *apiServer) keeper() *Keeper {
 	return k
 }
 
+// reads is that swap's keeper, and what it makes of the Lease.
+func (a *apiServer) reads(t *testing.T) (*Keeper, claim) {
+	t.Helper()
+	k := a.keeper()
+	lease, err := k.ask(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := k.read(lease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, c
+}
+
 // giveBack is what a keeper does with that swap when it has taken it, or with dry tries to.
 func (a *apiServer) giveBack(ctx context.Context, t *testing.T, dry bool) error {
 	t.Helper()
@@ -290,15 +305,7 @@ func TestWhatIsGivenBackIsNotFencedAgain(t *testing.T) {
 			t.Fatal("it was not kept from going on")
 		}
 		a.refuses, a.controller, a.writes = nil, nil, nil
-		k := a.keeper()
-		lease, err := k.ask(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := k.read(lease)
-		if err != nil {
-			t.Fatal(err)
-		}
+		k, c := a.reads(t)
 		if err := k.giveBack(t.Context(), k.client, c); err != nil || a.objects["leases/l"] != nil || a.marked("replicasets/orders-1") {
 			t.Errorf("went on with %q: %v", a.writes, err)
 		}
@@ -315,15 +322,7 @@ func TestWhatIsGivenBackIsNotFencedAgain(t *testing.T) {
 func TestOverIsNotBlind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPIServer()
-		k := a.keeper()
-		lease, err := k.ask(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := k.read(lease)
-		if err != nil {
-			t.Fatal(err)
-		}
+		k, c := a.reads(t)
 		c.over = true
 		merge(a.objects["leases/l"], parse(`{"spec":{"holderIdentity":"restore by keeper k"}}`))
 		if err := k.giveBack(t.Context(), k.client, c); err != nil || a.at("services/orders", "spec", "selector") != `{"app":"orders"}` {

@@ -17,6 +17,28 @@ import (
 	"bridge/internal/kube"
 )
 
+// proxyOf has the pods that list gives, with its label.
+func proxyOf(t *testing.T, list func() ([]corev1.Pod, error)) *Proxy {
+	t.Helper()
+	k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := fake.NewClientset()
+	set.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		pods, err := list()
+		if err != nil {
+			return true, nil, err
+		}
+		for i := range pods {
+			pods[i].Labels = map[string]string{ProxyLabel: LabelValue("l")}
+		}
+		return true, &corev1.PodList{Items: pods}, nil
+	})
+	k.Clientset = set
+	return &Proxy{Kube: k, Namespace: "shop", Lease: "l"}
+}
+
 // A pod that does not end is left to the cluster when its time is over, also where the last request of that time is not made any more: the client
 // spreads its requests, and gives up one whose turn would come too late.
 func TestLingeringPodIsLeft(t *testing.T) {
@@ -24,21 +46,14 @@ func TestLingeringPodIsLeft(t *testing.T) {
 	for name, answered := range map[string]time.Duration{"answered until the last": goneTimeout - time.Second, "never": 0} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
-				if err != nil {
-					t.Fatal(err)
-				}
 				begin := time.Now()
-				set := fake.NewClientset()
-				set.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+				lingering, err := proxyOf(t, func() ([]corev1.Pod, error) {
 					if time.Since(begin) >= answered {
-						return true, nil, gaveUp
+						return nil, gaveUp
 					}
 					now := metav1.Now()
-					return true, &corev1.PodList{Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "lost", DeletionTimestamp: &now, Labels: map[string]string{ProxyLabel: LabelValue("l")}}}}}, nil
-				})
-				k.Clientset = set
-				lingering, err := (&Proxy{Kube: k, Namespace: "shop", Lease: "l"}).WaitGone(t.Context())
+					return []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "lost", DeletionTimestamp: &now}}}, nil
+				}).WaitGone(t.Context())
 				switch {
 				case answered > 0 && (err != nil || !slices.Equal(lingering, []string{"lost"})):
 					t.Errorf("lingering %q, %v", lingering, err)
@@ -54,20 +69,14 @@ func TestLingeringPodIsLeft(t *testing.T) {
 func TestPodThatIsNotDeletedYetIsWaitedFor(t *testing.T) {
 	for late, gone := range map[time.Duration]bool{goneTimeout * 3 / 2: true, goneTimeout * 3: false} {
 		synctest.Test(t, func(t *testing.T) {
-			k, err := kube.NewForConfig(&rest.Config{Host: "https://127.0.0.1:1"}, "shop")
-			if err != nil {
-				t.Fatal(err)
-			}
 			begin := time.Now()
-			set := fake.NewClientset()
-			set.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+			_, err := proxyOf(t, func() ([]corev1.Pod, error) {
 				if time.Since(begin) >= late {
-					return true, &corev1.PodList{}, nil
+					return nil, nil
 				}
-				return true, &corev1.PodList{Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "left", Labels: map[string]string{ProxyLabel: LabelValue("l")}}}}}, nil
-			})
-			k.Clientset = set
-			if _, err := (&Proxy{Kube: k, Namespace: "shop", Lease: "l"}).WaitGone(t.Context()); (err == nil) != gone || !gone && !errors.Is(err, errUndeleted) {
+				return []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "left"}}}, nil
+			}).WaitGone(t.Context())
+			if (err == nil) != gone || !gone && !errors.Is(err, errUndeleted) {
 				t.Errorf("gone after %v: %v", late, err)
 			}
 		})

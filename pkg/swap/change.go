@@ -154,7 +154,7 @@ func (x changer) changed(ctx context.Context, u *Undo) bool {
 	if err != nil || d.Annotations[proxypod.UndoAnnotation] != "" {
 		return true
 	}
-	held, unseen, err := x.held(ctx, u)
+	held, unseen, err := x.held(ctx, u.Changes)
 	if errors.Join(err, unseen) != nil || len(held) > 0 {
 		return true
 	}
@@ -166,9 +166,9 @@ func (x changer) changed(ctx context.Context, u *Undo) bool {
 	})
 }
 
-// held are the changes of u of which there is something to take back. unseen says of which others that is not known, since they may not be read.
-func (x changer) held(ctx context.Context, u *Undo) (list []Change, unseen, err error) {
-	for _, c := range u.Changes {
+// held are those of changes of which there is something to take back. unseen says of which others that is not known, since they may not be read.
+func (x changer) held(ctx context.Context, changes []Change) (list []Change, unseen, err error) {
+	for _, c := range changes {
 		now, err := x.write(ctx, c, func(json.RawMessage) (json.RawMessage, error) { return nil, nil })
 		switch {
 		case errors.Is(err, errGone):

@@ -282,7 +282,7 @@ func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) 
 		return nil, false, err
 	}
 	for _, c := range copies {
-		held, unseen, err := (changer{kube: r.Kube}).held(ctx, c.Undo)
+		held, unseen, err := (changer{kube: r.Kube}).held(ctx, c.Changes)
 		if err != nil {
 			return nil, false, err
 		}
@@ -547,13 +547,12 @@ func (e *notReadyError) Unwrap() error { return e.error }
 // removeCopies is giveBackHeld for a record that is over: its copies go, and what else is noted as bridge's. The fields are as others have
 // them, and so is whose they are, but where giving that back was not ended, or a bridge that could not be fenced has moved callers since.
 func (r *Restorer) removeCopies(ctx context.Context, x changer, u *Undo, c *claim, done undone) error {
-	var held []Change
+	var moved []Change
 	err := r.patiently(ctx, c, func() (err error) {
-		held, _, err = x.held(ctx, u)
+		moved, _, err = x.held(ctx, u.Of(undo.Selector))
 		return err
 	})
 	if err == nil {
-		moved := slices.DeleteFunc(held, func(c Change) bool { return c.Field() != undo.Selector })
 		_, err = r.undo(ctx, x, c, moved, fault.UndoneAgain, done)
 	}
 	if err != nil {

@@ -87,13 +87,10 @@ const notKept = "after a kill this swap can be given back, but not taken up agai
 const sessionVersion = 2
 
 // begun is when the swap was, or was taken up the last time.
-func (s savedSession) begun() time.Time { return time.Unix(0, int64(s.Epoch)).Truncate(time.Second) }
-
-// begun is savedSession's.
 func (s *Session) begun() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.saved.begun()
+	return time.Unix(0, int64(s.saved.Epoch)).Truncate(time.Second)
 }
 
 // sessionPath is where the session of a Lease is kept.
@@ -201,7 +198,7 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 		case saved.Held && err == nil && lease.UID == saved.LeaseUID:
 			say("the share that an earlier bridge of yours had of the swap was taken over meanwhile; it is shared by " + with.Owners())
 		case saved.Held:
-			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target, saved.begun())))
+			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target, s.begun())))
 		}
 		s.forget()
 		return nil, nil
