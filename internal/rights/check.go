@@ -27,6 +27,15 @@ func (c Command) Check(ctx context.Context, k *kube.Client, doing string, carrie
 	return c.refuse(k.Namespace, doing, lacking)
 }
 
+// CheckMoving is Check for what giving back takes beside, where the swap has moved callers.
+func CheckMoving(ctx context.Context, k *kube.Client, t kube.Target) error {
+	lacking, err := Missing(ctx, k, Moving())
+	if err != nil {
+		return err
+	}
+	return Restore.For(t.Kind).refuse(k.Namespace, "restore "+t.String()+", whose callers are moved,", lacking)
+}
+
 // CheckForward is Check for bridge forward, which needs less than its Role has: it depends on the target.
 func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
 	var ask []Right

@@ -23,6 +23,7 @@ const (
 	leasePath      = "/apis/coordination.k8s.io/v1/namespaces/shop/leases/"
 	deploymentPath = "/apis/apps/v1/namespaces/shop/deployments/"
 	servicePath    = "/api/v1/namespaces/shop/services/"
+	reviewPath     = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 )
 
 // staging is a Client's Flags.
@@ -38,6 +39,7 @@ func allForStaging(t *testing.T, next string) {
 
 // apiServer is a client, for the namespace shop, of an API server that has these objects, by their paths. write is the status that
 // another request than GET is answered with; it keeps nothing of it. Of a list's items it gives those that the request selects by their labels.
+// Every right is there, if no object at reviewPath says otherwise.
 func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) int) *kube.Client {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -45,7 +47,10 @@ func apiServer(t *testing.T, objects map[string]any, write func(*http.Request) i
 		if answer == nil {
 			code = http.StatusNotFound
 		}
-		if r.Method != http.MethodGet {
+		switch {
+		case r.URL.Path == reviewPath:
+			code, answer = http.StatusOK, cmp.Or(answer, any(map[string]any{"status": map[string]any{"allowed": true}}))
+		case r.Method != http.MethodGet:
 			code = write(r)
 		}
 		if code != http.StatusOK {

@@ -27,6 +27,7 @@ import (
 type DryRun struct {
 	// Notes are what the user should know, a sentence each.
 	Notes []string       `json:"notes"`
+	Mode  Mode           `json:"mode"`
 	Ports []Port         `json:"ports"`
 	Own   proxypod.Ports `json:"proxyPorts"`
 	// Probes are the target's that are run on the laptop.
@@ -58,7 +59,7 @@ type Step struct {
 // DryRun is what p does with the carried proxy's parts, if there are any.
 func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	u, ns := &p.Undo, p.Lease.Namespace
-	d := &DryRun{Notes: append([]string{p.Headline(k)}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
+	d := &DryRun{Notes: append([]string{p.Headline(k)}, p.Notes...), Mode: modeOf(u), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
 	create := metav1.CreateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	x := changer{kube: k, dryRun: create.DryRun}
 

@@ -50,7 +50,7 @@ func (s *Session) Join(ctx context.Context, t kube.Target, o Options, src proxyp
 		}
 		claiming := l.Claiming(o.Choice)
 		if len(claiming) > 0 && !o.TakeOver {
-			return nil, errOverlap(s.kube, u.Target, &member.OverlapError{Other: claiming[0]})
+			return nil, errOverlap(s.kube, u.Target, &member.OverlapError{Other: claiming[0]}, false)
 		}
 		if !l.Made {
 			if time.Since(begin) > madeTimeout {
@@ -162,6 +162,9 @@ func (s *Session) sharing(ctx context.Context, u *Undo, lease *coordinationv1.Le
 	if o.SelfRestore == SelfRestoreAlways && p.noKeeper != "" {
 		return nil, hint.Newf(hint.ProxyNotReady, "share it without --self-restore always", "nobody would give %s in %s back when those who share it are gone: %s", target, target.Namespace, p.noKeeper)
 	}
+	if len(s.displaces) > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s has not been heard of: this machine takes the place", member.Owners(s.displaces)))
+	}
 	switch {
 	case o.PodProxy && l.PodProxy == 0:
 		p.Notes = append(p.Notes, "the proxies have no port for podproxy, so the tunnel goes by port-forward")
@@ -181,7 +184,7 @@ func (s *Session) makeRoom(ctx context.Context, lease *coordinationv1.Lease, u *
 	switch {
 	case len(claiming) > 0:
 		s.displaces, err = s.awaitLapse(ctx, lease, claiming, say, func(m member.Member) error {
-			return errOverlap(s.kube, u.Target, &member.OverlapError{Other: m})
+			return errOverlap(s.kube, u.Target, &member.OverlapError{Other: m}, true)
 		})
 	case len(l.Members) >= member.Max:
 		lapsed, err := s.awaitLapse(ctx, lease, l.Members, say, func(member.Member) error { return nil })
@@ -285,7 +288,7 @@ func DryJoin(ctx context.Context, k *kube.Client, t kube.Target, o Options, src 
 	told := proxypod.Members(lease.Name, lease.Namespace, shares)
 	update := metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	return &DryRun{
-		Notes: append([]string{p.Sharing()}, p.Notes...), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: p.Undo,
+		Notes: append([]string{p.Sharing()}, p.Notes...), Mode: modeOf(&p.Undo), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: p.Undo,
 		where: p.Undo.Target.String() + " in " + lease.Namespace,
 		Steps: []Step{{
 			Verb: "patch", Name: "lease/" + lease.Name, Why: "who shares the swap; what it has changed stays as it is",

@@ -165,7 +165,7 @@ func (s *Swap) join(ctx context.Context, share *member.Member) (*claim, error) {
 	var taken *proxypod.TakenError
 	switch {
 	case errors.As(err, &overlap):
-		return nil, errOverlap(s.Kube, target, overlap)
+		return nil, errOverlap(s.Kube, target, overlap, false)
 	case errors.As(err, &taken):
 		return nil, hint.Newf(hint.Conflict, "run the same command again in a moment", "%s in %s is being given back", target, target.Namespace)
 	case errors.Is(err, member.ErrFull):
@@ -178,8 +178,13 @@ func errFull(lease *coordinationv1.Lease, target Object) error {
 	return hint.Newf(hint.Conflict, "talk to them: "+holder(lease), "%s in %s: %w", target, target.Namespace, member.ErrFull)
 }
 
-func errOverlap(k *kube.Client, target Object, o *member.OverlapError) error {
-	return hint.Newf(hint.Conflict, "choose requests that cannot be theirs, or talk to them; with --take-over you have the place of one whose machine is gone; to give all back: "+Command(k, target),
+// errOverlap says whose the requests are, and what to do about it beside what was done: takingOver is whether --take-over has found them at work.
+func errOverlap(k *kube.Client, target Object, o *member.OverlapError, takingOver bool) error {
+	next := "choose requests that cannot be theirs, or talk to them; "
+	if !takingOver {
+		next += "with --take-over you have the place of one whose machine is gone; "
+	}
+	return hint.Newf(hint.Conflict, next+"to give all back: "+Command(k, target),
 		"%s in %s: %w since %s (last heartbeat %s)", target, target.Namespace, o, o.Other.Since.Local().Format("15:04:05 on 2 Jan"), ago(&metav1.MicroTime{Time: o.Other.Renewed}))
 }
 
@@ -267,7 +272,7 @@ func (s *Swap) beat(now *coordinationv1.Lease, state proxypod.State) error {
 	}
 	s.watched.saw(l.Others(s.claim.share.Client), proxypod.Duration(now))
 	m, _ := l.Of(s.claim.share.Client)
-	m.Renewed, m.Bridge, m.Tunnel, m.Notes = time.Now().UTC(), s.Version, state.String(), s.lines.noteList()
+	m.Renewed, m.Bridge, m.Tunnel, m.Notes = time.Now().UTC(), s.Version, state.String(), s.notes()
 	if m.Probes = nil; len(s.probeStates()) > 0 {
 		if m.Probes, err = json.Marshal(s.probeStates()); err != nil {
 			return err

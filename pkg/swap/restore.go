@@ -20,6 +20,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/proxypod"
+	"bridge/internal/rights"
 	"bridge/internal/undo"
 )
 
@@ -120,6 +121,9 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			if err == nil {
 				err = wanted(nil, u)
 			}
+			if err == nil && !over {
+				err = r.able(ctx, u)
+			}
 			if err != nil {
 				return nil, nil, err
 			}
@@ -154,6 +158,9 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 		if err == nil {
 			err = wanted(lease, u)
 		}
+		if _, over := lease.Annotations[undo.OverAnnotation]; err == nil && !over {
+			err = r.able(ctx, u)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -172,6 +179,14 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 		}
 		return u, &claim{kube: r.Kube, lease: lease}, kube.Explain(fault.After(fault.RestoreTaken, err), "take the swap's Lease in "+ns)
 	}
+}
+
+// able refuses, with the code Forbidden, what could be begun and not ended: whoever holds the swap would have lost it, and its callers be left with the proxy.
+func (r *Restorer) able(ctx context.Context, u *Undo) error {
+	if len(u.Of(undo.Selector)) == 0 {
+		return nil
+	}
+	return rights.CheckMoving(ctx, r.Kube, targetOf(u.Target))
 }
 
 // before is what giving back writes where nobody else has written meanwhile.

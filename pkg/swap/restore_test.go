@@ -120,6 +120,19 @@ func TestWhatARecordAloneChangesIsSaidFirst(t *testing.T) {
 	}
 }
 
+// Who may not move callers back leaves the swap to whoever holds it.
+func TestWhatCouldNotEndIsNotBegun(t *testing.T) {
+	plan := ordersPlan(t)
+	k := apiServer(t, map[string]any{
+		leasePath + plan.Lease.Name: plan.Lease,
+		reviewPath:                  map[string]any{"status": map[string]any{"allowed": false}},
+	}, noWrite(t))
+	err := (&Restorer{Kube: k, Say: func(line string) { t.Errorf("said %q", line) }}).Restore(t.Context(), orders, "eve@pc")
+	if hint.CodeOf(err) != hint.Forbidden || !strings.Contains(err.Error(), "patch services") {
+		t.Error(err)
+	}
+}
+
 // A pod that is gone may be one of a workload that is swapped.
 func TestAPodThatIsGone(t *testing.T) {
 	gone := kube.Target{Kind: kube.Pod, Name: "orders-x7k2m"}

@@ -72,10 +72,33 @@ func (l *lines) noteList() (all []string) {
 	return all
 }
 
+// noOriginal is what is noted while the original that stands by has no Ready pod.
+const noOriginal = "none of the original's pods is Ready: nobody answers what this machine does not take"
+
+// originalStands says when what stands by can no longer answer, and when it can again.
+func (s *Swap) originalStands(ready bool) {
+	switch {
+	case s.absent.Swap(!ready) != ready || s.ending.Load():
+	case ready:
+		s.Say("the original has a Ready pod again")
+	default:
+		s.Say(noOriginal)
+	}
+}
+
+// notes are for `bridge status`.
+func (s *Swap) notes() []string {
+	notes := s.lines.noteList()
+	if s.absent.Load() {
+		notes = append(notes, noOriginal)
+	}
+	return notes
+}
+
 // annotations are for the Lease, with each heartbeat.
 func (s *Swap) annotations() map[string]string {
 	text := ""
-	if notes := s.lines.noteList(); len(notes) > 0 {
+	if notes := s.notes(); len(notes) > 0 {
 		if b, err := json.Marshal(notes); err == nil {
 			text = string(b)
 		}

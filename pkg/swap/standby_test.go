@@ -2,6 +2,7 @@ package swap
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -350,5 +351,20 @@ func TestNotesAreSaidOnce(t *testing.T) {
 	l.noted(0, "b", false, say)
 	if got := strings.Join(said, ","); got != "a,b,a[2J,c,d,b" {
 		t.Errorf("said %q", got)
+	}
+}
+
+// That nobody stands by is said when it begins and when it ends, and noted in between.
+func TestNoOriginalIsNoted(t *testing.T) {
+	var said []string
+	s := &Swap{lines: &lines{}, Say: func(line string) { said = append(said, line) }}
+	for _, ready := range []bool{true, false, false, true, true} {
+		s.originalStands(ready)
+		if noted := slices.Contains(s.notes(), noOriginal); noted == ready {
+			t.Errorf("Ready is %v, and noted %v", ready, noted)
+		}
+	}
+	if want := []string{noOriginal, "the original has a Ready pod again"}; !slices.Equal(said, want) {
+		t.Errorf("said %q, want %q", said, want)
 	}
 }

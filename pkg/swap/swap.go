@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"bridge/internal/carry"
+	"bridge/internal/child"
 	"bridge/internal/fault"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -71,6 +72,7 @@ type Swap struct {
 	ending   atomic.Bool   // giving back has begun
 	wasReady atomic.Bool   // the local process has been ready, by its probe
 	left     atomic.Bool   // this machine's share is out, and others go on
+	absent   atomic.Bool   // in mode standby: the original has no Ready pod
 	watched  watched       // the others who share it
 	refused  atomic.Bool   // the local process refused the last connection
 	// A process, or a laptop short of ports, that takes every other connection would fill the screen.
@@ -142,7 +144,6 @@ func (s *Swap) Run(ctx context.Context) error {
 	})
 	running.Go(func() {
 		if err := s.watchOthers(background); err != nil {
-			s.Say(err.Error())
 			release(err)
 		}
 	})
@@ -169,7 +170,8 @@ func (s *Swap) Run(ctx context.Context) error {
 			err = s.made(held)
 		}
 	}
-	if err == nil {
+	swapped := err == nil
+	if swapped {
 		if err := s.Session.held(lease); err != nil {
 			s.Say(fmt.Sprintf("note: %s: %v", notKept, err))
 		}
@@ -192,6 +194,9 @@ func (s *Swap) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = nil // the user's own wish
 	}
+	if swapped {
+		s.sayWhy(err)
+	}
 	s.Session.ends()
 	err = s.end(context.WithoutCancel(ctx), err)
 	if hint.CodeOf(err) != hint.RestoreIncomplete {
@@ -200,6 +205,14 @@ func (s *Swap) Run(ctx context.Context) error {
 	stop()
 	running.Wait()
 	return err
+}
+
+// sayWhy says why a swap ends before anything is given back. Of CMD's end whoever started it knows, and end says who has taken the claim.
+func (s *Swap) sayWhy(err error) {
+	if errors.As(err, new(*child.ExitError)) || errors.As(err, new(*proxypod.TakenError)) || err == nil {
+		return
+	}
+	s.Say(err.Error())
 }
 
 // newTunnel is one of the lines, without what is about its proxy. A proxy that does not know this machine yet is no reason to end a share that
@@ -285,6 +298,9 @@ func (s *Swap) hold(ctx context.Context) error {
 		if errors.Is(same(err, target, d.UID), errGone) {
 			s.Say(fmt.Sprintf("%s in %s was deleted", target, target.Namespace))
 			return nil
+		}
+		if err == nil && s.Plan.standby() {
+			s.originalStands(d.Ready > 0)
 		}
 		if _, err := deployments.Get(ctx, s.claim.lease.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return hint.Newf(hint.ProxyNotReady, "swap it again", "somebody has deleted the proxy, deployment/%s in %s", s.claim.lease.Name, target.Namespace)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +21,7 @@ import (
 
 	"bridge/internal/diagnose"
 	"bridge/internal/hint"
+	"bridge/internal/rights"
 )
 
 // What cannot be done has its exit code, its message with the next step, and leaves nothing.
@@ -281,5 +283,36 @@ func TestRestoreIncomplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	start(t, s.bridge, []string{"KUBECONFIG=" + who}, "restore", "deployment", "orders", "-n", w.ns).exits(0)
+	w.assertSnapshot(before)
+}
+
+// Who could begin to give back, and not end it, is refused while whose swap it is still has it: by restore, and by restore --all.
+func TestRestoreThatCouldNotEndIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	b := w.swap()
+	holder := func() string { return *w.lease().Spec.HolderIdentity }
+	owner := holder()
+	list := rights.Right{Group: "coordination.k8s.io", Resource: "leases", Verb: "list"}
+	for i, missing := range rights.Moving() {
+		name := fmt.Sprintf("without-%d", i)
+		who := w.as(name, granting(name, append(without(append(rights.Restore.Required(false), rights.Moving()...), missing), list)))
+		for _, args := range [][]string{{"restore", "deployment", "orders"}, {"restore", "--all", "--held"}} {
+			r := start(t, s.bridge, []string{"KUBECONFIG=" + who, "XDG_STATE_HOME=" + t.TempDir()}, append(args, "-n", w.ns)...)
+			r.says("whose callers are moved, in " + w.ns + ": your account may not do this:")
+			r.says("  " + missing.String())
+			if code := int(hint.Forbidden); args[1] == "deployment" {
+				r.exits(code)
+			} else {
+				r.exits(int(hint.RestoreIncomplete))
+			}
+			if now := holder(); now != owner {
+				t.Fatalf("%q has %s's swap", now, owner)
+			}
+		}
+	}
+	w.answeredBy("laptop")
+	b.terminate()
 	w.assertSnapshot(before)
 }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -226,8 +227,13 @@ func TestStandbyTakenUpWithoutOriginals(t *testing.T) {
 	b.says("taking up the swap")
 	b.says(swapped)
 	w.answeredBy("laptop")
+	b.says("none of the original's pods is Ready")
+	w.await("status to say so", func() bool {
+		return strings.Contains(strings.Join(w.bridgeStatus(), "\n"), "none of the original's pods is Ready")
+	})
 	scale(1)
 	w.awaitReady("app=orders", 1)
+	b.says("the original has a Ready pod again")
 	b.terminate()
 	w.answeredBy("original")
 }
