@@ -42,7 +42,7 @@ func parseWorkload(args []string) (kube.Target, error) {
 func refuseKind(t kube.Target) error {
 	switch t.Kind {
 	case kube.DaemonSet:
-		return hint.Newf(hint.Usage, "bridge forward "+t.String()+" reaches one of its pods", "%s has a pod on each node, and this machine is one place: it cannot be swapped", t)
+		return hint.Newf(hint.Usage, "bridge forward "+t.String()+" PORT reaches one of its pods", "%s has a pod on each node, and this machine is one place: it cannot be swapped", t)
 	case kube.Service:
 		return hint.Newf(hint.Usage, "name the workload behind it: deployment NAME", "%s: workloads are swapped, and the services before them with them", t)
 	}

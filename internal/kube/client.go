@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"os"
@@ -198,7 +199,7 @@ type limitedTransport struct{ next http.RoundTripper }
 func (t limitedTransport) WrappedRoundTripper() http.RoundTripper { return t.next }
 
 func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if _, limited := req.Context().Deadline(); limited || isLong(req) {
+	if isLong(req) {
 		return t.next.RoundTrip(req)
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), requestTimeout)
@@ -207,8 +208,23 @@ func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel()
 		return nil, err
 	}
+	if err := strange(resp); err != nil {
+		_ = resp.Body.Close()
+		cancel()
+		return nil, err
+	}
 	resp.Body = cancelBody{resp.Body, cancel}
 	return resp, nil
+}
+
+// strange is an error for a 404 that somebody before the API server has given, a load balancer without a backend say: it tells nothing of
+// what there is. The API server's own have an Audit-Id, or are a Status (apiserver/pkg/endpoints/filters/audit_init.go).
+func strange(resp *http.Response) error {
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if resp.StatusCode != http.StatusNotFound || resp.Header.Get("Audit-Id") != "" || kind == "application/json" || kind == "application/vnd.kubernetes.protobuf" {
+		return nil
+	}
+	return errors.New("something before the API server answers 404 in its place")
 }
 
 func isLong(req *http.Request) bool {

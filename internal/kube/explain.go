@@ -146,7 +146,8 @@ func explainNetwork(err error) (code hint.Code, msg, next string) {
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
 		return hint.Unreachable, server + " does not answer (timed out)",
 			"check the network, VPN or firewall between this machine and the server"
-	case errors.As(err, &opErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), urlErr != nil,
+	case strings.Contains(text, "when reading response body"), // so client-go says that the connection was lost in the middle of an answer
+		errors.As(err, &opErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), urlErr != nil,
 		errors.Is(err, syscall.ECONNRESET), errors.As(err, &closed) && closed.Code != websocket.CloseNormalClosure:
 		return hint.Unreachable, "", "the connection to " + server + " failed; check the network, VPN and proxy settings (HTTPS_PROXY)"
 	}

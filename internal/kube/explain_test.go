@@ -102,6 +102,34 @@ func TestExplainTellsWhyTheAPIServerIsNotReached(t *testing.T) {
 	check(t, Explain(io.ErrUnexpectedEOF, "do"), hint.Unreachable, "do: unexpected EOF", "HTTPS_PROXY")
 }
 
+// What is not the API server's own word says nothing of what there is.
+func TestAnswersOfOthers(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer    http.HandlerFunc
+		transient bool
+		code      hint.Code
+	}{
+		"a load balancer's 404": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "default backend - 404", http.StatusNotFound) }, true, hint.Unreachable},
+		"the API server's own 404 in plain text": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Audit-Id", "1d0d7f6e-3c2a-4f0a-9d55-7a4a3c1c9f11")
+			http.Error(w, "404 page not found", http.StatusNotFound)
+		}, false, hint.NotFound},
+		"an answer that is cut off": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, `{"kind":`)
+		}, true, hint.Unreachable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(c.answer)
+			defer srv.Close()
+			if err := listServices(t, &rest.Config{Host: srv.URL}); Transient(err) != c.transient || hint.CodeOf(err) != c.code {
+				t.Errorf("transient %v, code %d: %v", Transient(err), hint.CodeOf(err), err)
+			}
+		})
+	}
+}
+
 func TestExplainLeavesAloneWhatIsDecidedElsewhere(t *testing.T) {
 	if err := Explain(nil, "do"); err != nil {
 		t.Error(err)

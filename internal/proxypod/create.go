@@ -179,7 +179,8 @@ func (p *Proxy) waitGone(ctx context.Context) (lingering []string, err error) {
 	}
 	for _, pod := range left {
 		if pod.DeletionTimestamp == nil {
-			return nil, fmt.Errorf("the proxy's pod %s in %s %w", pod.Name, p.Namespace, errUndeleted)
+			return nil, hint.Newf(hint.Other, fmt.Sprintf("the cluster's garbage collector has not come to it; kubectl delete pod %s -n %s%s", pod.Name, p.Namespace, p.Kube.Flags),
+				"the proxy's pod %s in %s %w", pod.Name, p.Namespace, errUndeleted)
 		}
 		lingering = append(lingering, pod.Name)
 	}

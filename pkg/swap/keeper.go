@@ -322,11 +322,11 @@ func awaitGone(ctx context.Context, get func(context.Context) error) {
 	})
 }
 
-// servesSince says since when the original answers again after a swap that has begun then: the time that the longest Ready of its pods has been so. It is ""
+// servesSince says since when the original answers again after a swap whose Lease was created at begun: the time that the longest Ready of its pods has been so. It is ""
 // when none is, or one was before that, or that cannot be read.
 func servesSince(ctx context.Context, k *kube.Client, target Object, begun time.Time) string {
 	d, err := k.Workload(ctx, target.Namespace, targetOf(target))
-	if err != nil || string(d.UID) != target.UID {
+	if err != nil || string(d.UID) != target.UID || k.Complete(ctx, d) != nil {
 		return ""
 	}
 	selector, err := metav1.LabelSelectorAsSelector(d.Selector)
@@ -348,7 +348,7 @@ func servesSince(ctx context.Context, k *kube.Client, target Object, begun time.
 			}
 		}
 	}
-	if since.Before(begun) {
+	if !since.After(begun) {
 		return "" // it has never ceased to: its pods stood by, or are another's
 	}
 	return "; the original serves again since " + since.Local().Format("15:04:05 on 2 Jan")

@@ -144,7 +144,7 @@ func (e *Entry) judge(l *coordinationv1.Lease, now time.Time) {
 	}
 	m := all.judge(l, now)
 	list, err := membersOf(l)
-	if m.State == restoring {
+	if strings.HasPrefix(holder(l), proxypod.RestoreBy) {
 		list.Members = nil // nobody has a share any more
 	}
 	for _, one := range list.Members {
@@ -183,10 +183,10 @@ func (s said) judge(l *coordinationv1.Lease, now time.Time) Member {
 	m.Alive = silent < proxypod.Duration(l)
 	told, ok := proxypod.ParseState(s.tunnel)
 	switch {
-	case strings.HasPrefix(holder(l), proxypod.RestoreBy):
-		m.State = restoring
 	case !m.Alive:
 		m.State = "left behind"
+	case strings.HasPrefix(holder(l), proxypod.RestoreBy):
+		m.State = restoring
 	case !ok:
 		m.State, m.Reason = "unknown", "the Lease does not say"
 	case silent > proxypod.Stale(l):

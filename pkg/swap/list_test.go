@@ -59,6 +59,7 @@ func TestStateOfAnEntry(t *testing.T) {
 		{"late", "ada@laptop", ready, 40 * time.Second, "unknown", "no heartbeat for 40s; ready before", true},
 		{"dead", "ada@laptop", ready, time.Minute, "left behind", "", false},
 		{"given back", "restore by bob@desk", ready, time.Second, "restoring", "", true},
+		{"whoever gave it back is gone", "restore by bob@desk", ready, time.Minute, "left behind", "", false},
 		{"degraded", "ada@laptop", "degraded since 2026-11-24T05:30:00Z: slow: 1s", time.Second, "degraded", "slow: 1s", true},
 		{"another's", "ada@laptop", "", time.Second, "unknown", "the Lease does not say", true},
 	} {

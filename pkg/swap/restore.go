@@ -98,17 +98,21 @@ func (r *Restorer) take(ctx context.Context, t kube.Target, by string, mine *Und
 	if err != nil {
 		return nil, nil, err
 	}
-	if c.over() {
-		return u, c, nil // nothing of it was being written
+	if !c.over() { // else nothing of it was being written
+		r.fence(ctx, u, c)
 	}
+	return u, c, nil
+}
+
+// fence has what was on its way to the objects of u, when c became ours or its answer was lost, come too late.
+func (r *Restorer) fence(ctx context.Context, u *Undo, c *claim) {
 	x := changer{kube: r.Kube, claim: c}
-	fencing, cancel := context.WithTimeout(ctx, fenceTimeout)
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
 	for _, change := range u.Changes {
 		// What keeps a Service from being written to is no reason not to give back the rest.
-		_ = r.patiently(fencing, c, func() error { return x.fence(fencing, change.Object) })
+		_ = r.patiently(ctx, c, func() error { return x.fence(ctx, change.Object) })
 	}
-	return u, c, nil
 }
 
 func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine *Undo, wanted which) (*Undo, *claim, error) {
@@ -266,6 +270,9 @@ type copied struct {
 // nothing of that swap is there any more. Where SPEC.md leaves open which it is, or whether, the error has the code RestoreIncomplete.
 func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) (u *Undo, over bool, err error) {
 	d, err := r.target(ctx, t)
+	if mine != nil && hint.CodeOf(err) == hint.NotFound {
+		return mine, false, nil // it is deleted, and its Services may still lead to the proxy
+	}
 	if err != nil {
 		return nil, false, err
 	}

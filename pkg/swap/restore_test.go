@@ -133,6 +133,18 @@ func TestWhatCouldNotEndIsNotBegun(t *testing.T) {
 	}
 }
 
+// With its target and its Lease deleted, the record in hand is all that is left to say where the Services' callers were.
+func TestRecordInHandOfADeletedTarget(t *testing.T) {
+	plan := ordersPlan(t)
+	r := &Restorer{Kube: apiServer(t, nil, noWrite(t)), Say: func(string) {}}
+	if u, over, err := r.withoutLease(t.Context(), orders, &plan.Undo); u == nil || over || err != nil {
+		t.Errorf("%v, over %v, %v", u, over, err)
+	}
+	if _, _, err := r.withoutLease(t.Context(), orders, nil); hint.CodeOf(err) != hint.NotFound {
+		t.Errorf("without a record: %v", err)
+	}
+}
+
 // A pod that is gone may be one of a workload that is swapped.
 func TestAPodThatIsGone(t *testing.T) {
 	gone := kube.Target{Kind: kube.Pod, Name: "orders-x7k2m"}

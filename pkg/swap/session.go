@@ -59,6 +59,8 @@ type savedSession struct {
 	Lease   string `json:"lease"`
 	// LeaseUID is not known before Held. The Lease has the fingerprint of Key in any case.
 	LeaseUID types.UID `json:"leaseUID,omitempty"`
+	// Since is the Lease's creation by the cluster's clock; zero until Held, too.
+	Since time.Time `json:"since,omitzero"`
 
 	Key   tunnel.Key                    `json:"key"`
 	Epoch uint64                        `json:"epoch"`
@@ -85,13 +87,6 @@ const notKept = "after a kill this swap can be given back, but not taken up agai
 
 // sessionVersion is the file's. A file of another one is not taken up.
 const sessionVersion = 2
-
-// begun is when the swap was, or was taken up the last time.
-func (s *Session) begun() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return time.Unix(0, int64(s.saved.Epoch)).Truncate(time.Second)
-}
 
 // sessionPath is where the session of a Lease is kept.
 func sessionPath(k *kube.Client, lease string) (string, error) {
@@ -198,7 +193,11 @@ func (s *Session) TakeUp(ctx context.Context, t kube.Target, o Options, src prox
 		case saved.Held && err == nil && lease.UID == saved.LeaseUID:
 			say("the share that an earlier bridge of yours had of the swap was taken over meanwhile; it is shared by " + with.Owners())
 		case saved.Held:
-			say(fmt.Sprintf("the swap that an earlier bridge of yours made was given back meanwhile%s", servesSince(ctx, k, saved.Target, s.begun())))
+			gone := "is gone: it was given back, or its Lease was deleted"
+			if since := servesSince(ctx, k, saved.Target, saved.Since); since != "" {
+				gone = "was given back meanwhile" + since
+			}
+			say("the swap that an earlier bridge of yours made " + gone)
 		}
 		s.forget()
 		return nil, nil
@@ -379,7 +378,9 @@ func (s *Session) keep(change func(*savedSession)) error {
 
 // held notes that the swap is made: from now on it can be taken up.
 func (s *Session) held(lease *coordinationv1.Lease) error {
-	return fault.After(fault.SessionHeld, s.keep(func(saved *savedSession) { saved.Held, saved.LeaseUID = true, lease.UID }))
+	return fault.After(fault.SessionHeld, s.keep(func(saved *savedSession) {
+		saved.Held, saved.LeaseUID, saved.Since = true, lease.UID, lease.CreationTimestamp.Time
+	}))
 }
 
 // ends notes that giving back begins: from now on it can only be given back. What cannot be noted so is forgotten.

@@ -73,6 +73,7 @@ type Swap struct {
 	wasReady atomic.Bool   // the local process has been ready, by its probe
 	left     atomic.Bool   // this machine's share is out, and others go on
 	absent   atomic.Bool   // in mode standby: the original has no Ready pod
+	applying bool          // a change of the cluster may be under way, whose answer was lost
 	watched  watched       // the others who share it
 	refused  atomic.Bool   // the local process refused the last connection
 	// A process, or a laptop short of ports, that takes every other connection would fill the screen.
@@ -167,6 +168,7 @@ func (s *Swap) Run(ctx context.Context) error {
 		err = s.takeUp(held)
 	default:
 		if err = s.apply(held); err == nil {
+			s.applying = false
 			err = s.made(held)
 		}
 	}
@@ -336,7 +338,8 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		case hint.CodeOf(err) == hint.NotFound: // given back meanwhile
 			taken = &proxypod.TakenError{}
 		case err != nil:
-			err = hint.New(hint.RestoreIncomplete, err, "finish with: "+Command(s.Kube, s.Plan.Undo.Target))
+			// bridge restore would take it from those who go on.
+			err = hint.New(hint.RestoreIncomplete, err, "start the same command again and end it, which ends this machine's share; to end the swap of all who share it: "+Command(s.Kube, s.Plan.Undo.Target))
 		}
 	}
 	if taken != nil && taken.Share {
@@ -344,6 +347,9 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 	}
 	if taken == nil {
 		if err == nil {
+			if s.applying {
+				r.fence(ctx, u, c)
+			}
 			err = r.giveBack(ctx, u, c)
 		}
 		if err == nil {
@@ -354,14 +360,13 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		}
 		return hint.New(hint.RestoreIncomplete, errors.Join(cause, err), hint.Of(err))
 	}
-	begun := s.Session.begun()
 	over := func() error {
 		next := "to have its traffic again run the same command"
 		if GivenBackMeanwhile(taken) {
 			next += "; with --rejoin bridge does so by itself"
 		}
 		return hint.Newf(hint.Conflict, next, "the swap of %s in %s is over: %w%s",
-			s.Plan.Undo.Target, s.claim.lease.Namespace, taken, servesSince(ctx, s.Kube, s.Plan.Undo.Target, begun))
+			s.Plan.Undo.Target, s.claim.lease.Namespace, taken, servesSince(ctx, s.Kube, s.Plan.Undo.Target, s.claim.lease.CreationTimestamp.Time))
 	}
 	s.Say(taken.Error())
 	if taken.By != "" {
@@ -435,6 +440,7 @@ func (s *Swap) apply(ctx context.Context) error {
 		return nil
 	}
 	s.Say(fmt.Sprintf("scaling %s from %d to 0", u.Target, s.Plan.Replicas))
+	s.applying = true
 	for _, c := range u.Changes {
 		if c.Object == u.Target {
 			if err := fault.After(fault.Scaled, x.apply(ctx, c)); err != nil {
@@ -499,6 +505,7 @@ func (s *Swap) moveEndpoints(ctx context.Context, x changer) error {
 			return err
 		}
 	}
+	s.applying = true
 	for _, c := range s.Plan.Undo.Changes {
 		if c.Object.Kind == "Service" {
 			if err := fault.After(fault.Moved, x.apply(bounded, c)); err != nil {
