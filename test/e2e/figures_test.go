@@ -79,21 +79,17 @@ func (f *figures) String() string {
 	return b.String()
 }
 
-// count ends the loads, and has what they counted. In the long form, which has the machine for itself, no request may fail that need not.
-func (f *figures) count(t *testing.T, when string, need bool, loads map[string]*load) map[string]report {
+// count ends the loads, and has what they counted. In the long form, which has the machine for itself, no request may fail where that is held.
+func (f *figures) count(t *testing.T, when string, aim float64, held bool, loads map[string]*load) map[string]report {
 	t.Helper()
 	reports := map[string]report{}
 	for _, name := range slices.Sorted(maps.Keys(loads)) {
 		r := loads[name].end(t)
 		reports[name] = r
-		aim := 0.0
-		if need {
-			aim = noAim
-		}
 		f.add("requests that failed "+when+", "+name, aim, "", float64(r.Failed))
 		f.add("– the longest "+when+", "+name, noAim, "s", r.Worst.Seconds())
 		t.Logf("%s, %s: %v", when, name, r)
-		if r.Failed > 0 && !need && soak(true, false) {
+		if r.Failed > 0 && held && soak(true, false) {
 			t.Errorf("%s, %s: %v", when, name, r)
 		}
 	}
@@ -128,6 +124,25 @@ func TestSwapFigures(t *testing.T) {
 	}
 	for range soak(3, 0) {
 		f.measureEviction(newWorld(t).withOrders(), "standby")
+	}
+	for range soak(3, 0) {
+		f.measureLoss(newWorld(t).withOrders(), "while the laptop is killed", func(w *world, b *process) bool {
+			b.kill()
+			w.answersSteadily("original")
+			return false
+		})
+		f.measureLoss(newWorld(t).withOrders(), "while the laptop is frozen", func(w *world, b *process) bool {
+			b.signal(syscall.SIGSTOP)
+			w.answersSteadily("original")
+			b.signal(syscall.SIGCONT)
+			return true
+		})
+		f.measureLoss(newWorld(t).withOrders(), "while both proxies are deleted", func(w *world, _ *process) bool {
+			old := w.proxies()
+			w.deleteProxies(len(old))
+			w.othersFor(old)
+			return true
+		})
 	}
 	for range soak(3, 1) {
 		f.measureMemory(newWorld(t).withOrders())
@@ -179,7 +194,7 @@ func (f *figures) measureTimes(w *world) {
 	})
 	b.exits(128 + int(syscall.SIGTERM))
 	ended, start := time.Since(end), ready.Sub(up)
-	r := f.count(w.t, "while it is swapped and given back", false, loads)[newConnections]
+	r := f.count(w.t, "while it is swapped and given back", 0, true, loads)[newConnections]
 	for _, turn := range r.Turns {
 		if turn.By == "original" && turn.At.After(end) { // the same machine's clock
 			f.add("giving back, until the original answers, beyond its own start", 1, "s", (turn.At.Sub(end) - start).Seconds())
@@ -211,9 +226,41 @@ func (f *figures) measureEviction(w *world, mode string) {
 	})
 	w.awaitReady("bridge.internal/proxy", len(old))
 	w.answersSteadily("laptop")
-	f.count(w.t, "while a proxy is evicted in mode "+mode, mode == "replace", loads)
+	f.count(w.t, "while a proxy is evicted in mode "+mode, 0, mode == "standby", loads)
 	b.terminate()
 	w.assertGivenBack(before)
+}
+
+// measureLoss counts what a fault costs in mode standby. fault makes it, waits until it is over, and tells whether bridge lives.
+func (f *figures) measureLoss(w *world, when string, fault func(*world, *process) (lives bool)) {
+	w.t.Helper()
+	before := w.snapshot()
+	b := w.bridge(slices.Concat([]string{"swap", "deployment", "orders"}, newLocal(w.t).flags, standing)...)
+	b.says(swapped)
+	w.proxies()
+	w.answersSteadily("laptop")
+	loads := w.steady("/load")
+	lives := fault(w, b)
+	if lives {
+		w.answersSteadily("laptop")
+	}
+	f.count(w.t, when+" in mode standby", noAim, false, loads)
+	if lives {
+		b.terminate()
+	} else {
+		w.bridge("restore", "deployment", "orders").exits(0)
+	}
+	w.assertGivenBack(before)
+}
+
+// othersFor waits until other proxies have taken the place of old ones.
+func (w *world) othersFor(old []string) {
+	w.t.Helper()
+	w.await("other proxies", func() bool {
+		now := w.pods("bridge.internal/proxy")
+		return len(now) == len(old) && !slices.ContainsFunc(now, func(p corev1.Pod) bool { return slices.Contains(old, p.Name) })
+	})
+	w.proxies()
 }
 
 func (f *figures) measureMemory(w *world) {
@@ -222,42 +269,58 @@ func (f *figures) measureMemory(w *world) {
 	b := w.bridge(append([]string{"swap", "deployment", "orders"}, local.flags...)...)
 	b.says(swapped)
 	proxy := w.proxy()
-	f.add("memory of the proxy, idle", 20, "MiB", residentOf(w.t, string(proxy.UID), "--tunnel"))
+	f.add("memory of the proxy's pod, idle", 20, "MiB", memoryOf(w.t, string(proxy.UID), "--tunnel"))
 	in, stop := io.Pipe()
 	out, done := newLines(), make(chan error, 1)
 	go func() {
 		done <- w.exec(w.t.Context(), in, out, "check", "--what", "many", "--address", "orders:7000", "--connections", "1000", "--hold")
 	}()
 	out.await(w.t, "held")
-	f.add("with 1,000 connections", 80, "MiB", residentOf(w.t, string(proxy.UID), "--tunnel"))
+	f.add("with 1,000 connections", 80, "MiB", memoryOf(w.t, string(proxy.UID), "--tunnel"))
 	_ = stop.Close()
 	if err := <-done; err != nil {
 		w.t.Error(err)
 	}
 	if keepers := w.pods("bridge.internal/keeper"); len(keepers) == 1 {
-		f.add("memory of the keeper", noAim, "MiB", residentOf(w.t, string(keepers[0].UID), "keep"))
+		f.add("memory of the keeper's pod", noAim, "MiB", memoryOf(w.t, string(keepers[0].UID), "keep"))
 	}
 	b.terminate()
 }
 
-// residentOf is VmRSS (proc_pid_status(5)), in MiB, of the process in a pod that has this argument.
-func residentOf(t *testing.T, uid, argument string) float64 {
+// memoryOf is what the kernel counts for a pod (cgroups(7): memory.current, or memory.usage_in_bytes), in MiB, its pause container and what
+// the program itself takes, which is in memory where it is carried, among it. argument is one of its process's.
+func memoryOf(t *testing.T, uid, argument string) float64 {
 	t.Helper()
 	embedded(t)
 	ids := processesIn(t, uid, argument)
 	if len(ids) == 0 {
 		t.Fatalf("no process %s in the pod", argument)
 	}
-	b, err := os.ReadFile("/proc/" + ids[0] + "/status")
+	groups, err := os.ReadFile("/proc/" + ids[0] + "/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, ok := strings.Cut(string(b), "VmRSS:")
-	var kib float64
-	if _, err := fmt.Sscan(rest, &kib); err != nil || !ok {
-		t.Fatalf("no VmRSS in %s", b)
+	for line := range strings.Lines(string(groups)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3) // hierarchy:controllers:path
+		root, file := "/sys/fs/cgroup", "memory.current"
+		switch {
+		case len(parts) != 3 || parts[1] != "" && parts[1] != "memory":
+			continue
+		case parts[1] == "memory":
+			root, file = "/sys/fs/cgroup/memory", "memory.usage_in_bytes"
+		}
+		b, err := os.ReadFile(filepath.Join(root, filepath.Dir(parts[2]), file))
+		if err != nil {
+			continue // the other kind's
+		}
+		var bytes float64
+		if _, err := fmt.Sscan(string(b), &bytes); err != nil {
+			t.Fatal(err)
+		}
+		return bytes / (1 << 20)
 	}
-	return kib / 1024
+	t.Fatalf("nothing counts the pod's memory: %s", groups)
+	return 0
 }
 
 // local is the laptop's side, in this process: of HTTP, and of "sample check" for TCP.

@@ -245,6 +245,23 @@ func TestWithoutAKeeper(t *testing.T) {
 	w.assertGivenBack(before)
 }
 
+// Where neither anybody would give it back nor the original can stand by, mode auto refuses, with both reasons.
+func TestAutoRefusesWhatNobodyGivesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	who := w.editor()
+	if err := s.client.CoreV1().Services(w.ns).Delete(t.Context(), "orders", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	before := w.snapshot()
+	b := w.bridgeAs(who, nil, append([]string{"swap", "deployment", "orders"}, localOrders(t)...)...)
+	b.exits(int(hint.Usage))
+	b.says("nobody would give deployment/orders in " + w.ns + " back when this machine is gone (your account may not create roles")
+	b.says("and the original cannot stand by: deployment/orders cannot be swapped in mode standby: no Service selects it")
+	b.says("--mode replace swaps all the same")
+	w.assertSnapshot(before)
+}
+
 // prepare applies deploy/keeper.yaml, with what old says replaced.
 func (w *world) prepare(old, new string) {
 	w.t.Helper()

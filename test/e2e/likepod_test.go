@@ -774,3 +774,48 @@ func (w *world) endpointsOf(service string) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+// A file that the proxy, which is not root, may not read is named.
+func TestFilesThatMayNotBeRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Secret
+metadata: {name: sealed}
+stringData: {key: s3cr3t}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: sealed}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: sealed}}
+  template:
+    metadata: {labels: {app: sealed}}
+    spec:
+      containers:
+      - name: app
+        image: %s
+        volumeMounts:
+        - {name: sealed, mountPath: /etc/sealed}
+        - {name: open, mountPath: /etc/open}
+      volumes:
+      - {name: sealed, secret: {secretName: sealed, defaultMode: 0400}}
+      - {name: open, secret: {secretName: sealed}}
+`, s.image))
+	before := w.snapshot()
+	dir := filepath.Join(t.TempDir(), "pod")
+	b := w.bridge("files", "deployment", "sealed", dir)
+	b.exits(0)
+	if line := b.says("(the proxy, which is not root, may not read it)"); !strings.Contains(line, "/etc/sealed/key") {
+		t.Errorf("it says %q", line)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "etc", "open", "key")); err != nil || string(text) != "s3cr3t" {
+		t.Errorf("beside it: %q, %v", text, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "etc", "sealed", "key")); !os.IsNotExist(err) {
+		t.Errorf("in its place: %v", err)
+	}
+	w.assertSnapshot(before)
+}

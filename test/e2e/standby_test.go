@@ -311,11 +311,7 @@ func TestStandbyBothProxiesDeleted(t *testing.T) {
 	loads := w.steady("/")
 	fault := time.Now()
 	w.deleteProxies(2)
-	w.await("two other proxies", func() bool {
-		pods := w.pods("bridge.internal/proxy")
-		return len(pods) == 2 && !slices.Contains(old, pods[0].Name) && !slices.Contains(old, pods[1].Name)
-	})
-	w.proxies()
+	w.othersFor(old)
 	w.answeredBy("laptop")
 	healed := time.Now()
 	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
