@@ -56,7 +56,7 @@ func (k *Keeper) giveBack(ctx context.Context, api *client, c claim) error {
 		{g.giveBackFields, fault.KeeperOwners},
 	}
 	if c.over { // who fenced a Service now, and lost the Lease then, would leave that there; but a bridge that could not be fenced may have moved callers since
-		steps = []step{{g.undoAll(undo.Selector), fault.KeeperAgain}}
+		steps = []step{{g.undoAll(undo.Selector), fault.KeeperAgain}, {g.giveBackFields, fault.KeeperOwners}}
 	}
 	for _, step := range append(steps,
 		step{g.unmarkRest, fault.KeeperCopies},
