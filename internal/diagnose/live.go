@@ -201,7 +201,7 @@ func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun, from *Fr
 		Set: set, Means: set.means(r.probe.kind, killed),
 	}
 	if e := s.lastFailure(r); e != nil {
-		out.Kubelet = fmt.Sprintf("%s (%s ago, %s)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), counted(int(max(e.Count, 1)), "time"))
+		out.Kubelet = fmt.Sprintf("%s (%s ago, %s)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), counted(int(timesSeen(e)), "time"))
 	}
 	if r.c.status.State.Running == nil {
 		out.Answer = "not run"

@@ -122,8 +122,12 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
 		return f, true
 	}
-	if e := s.failure(p, c, probe); e != nil && probe.kind != "liveness" {
-		f := begin("probe-failing", Problem)
+	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || timesSeen(e) > 1) {
+		severity := Problem
+		if probe.kind == "liveness" {
+			severity = Warning // it serves, until it is killed
+		}
+		f := begin("probe-failing", severity)
 		f.because = append(f.because, partOf(f.Object, c.Name))
 		f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(e.Message))
 		f.Next = []string{fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)}

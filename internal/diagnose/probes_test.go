@@ -50,6 +50,8 @@ func TestProbesThatFail(t *testing.T) {
 		{"... minutes later", early(ready, status503, "11:04:10", "11:04:30", "11:05:00"), "", ""},
 		{"... at the start, too", early(ready, status503, "11:00:02", "11:39:30", "11:40:00"), "", ""},
 		{"it fails now", since(early(ready, refused, "11:59:32", "11:59:52", "11:59:55"), "11:59:30", "reason: Completed, exitCode: 0", "11:59:30"), "", ""},
+		{"... and not for the first time", strings.Replace(since(early(ready, refused, "11:59:32", "11:59:52", "11:59:55"), "11:59:30", "reason: Completed, exitCode: 0", "11:59:30"), "kind: Event", "kind: Event\ncount: 3", 1), "probe-refused", "it may be still starting: the liveness probe of container app"},
+		{"it fails long after its start, and is not killed yet", strings.Replace(early("", status503, "11:30:00", "11:59:55", "11:00:00"), "kind: Event", "kind: Event\ncount: 2", 1), "probe-status", "kubectl logs it -n shop -c app"},
 		{"it may not have answered yet", since(early("", refused, "11:59:02", "11:59:22", "11:59:00"), "11:59:00", "reason: Completed, exitCode: 0", "11:59:00"), "", ""},
 		{"it runs again after a kill", since(early(ready, refused, "11:59:04", "11:59:14", "11:59:20"), "11:59:02", "reason: Error, exitCode: 137", "11:59:01") + killing("11:59:00"), "program-killed-by-liveness", ""},
 		{"... and after another end", since(strings.Replace(early(ready, refused, "11:59:46", "11:59:50", "11:59:52"), "failureThreshold: 30", "periodSeconds: 1", 1), "11:59:45", "reason: Error, exitCode: 1", "11:59:45"), "program-exits", ""},

@@ -492,6 +492,14 @@ func lastSeen(e *corev1.Event) time.Time {
 	return e.CreationTimestamp.Time
 }
 
+// timesSeen is how often an event happened.
+func timesSeen(e *corev1.Event) int32 {
+	if e.Series != nil {
+		return e.Series.Count
+	}
+	return max(e.Count, 1)
+}
+
 // firstSeen is when an event happened first.
 func firstSeen(e *corev1.Event) time.Time {
 	return cmp.Or(e.FirstTimestamp.Time, e.EventTime.Time, lastSeen(e))
@@ -515,10 +523,7 @@ func (s *Snapshot) eventsOf(kind string, o metav1.Object, reasons ...string) (ou
 func told(list []*corev1.Event) (out []Evidence) {
 	const most = 3
 	for _, e := range list {
-		count := max(e.Count, 1)
-		if e.Series != nil {
-			count = e.Series.Count
-		}
+		count := timesSeen(e)
 		one := Evidence{From: fmt.Sprintf("%s/%s %s", strings.ToLower(e.InvolvedObject.Kind), e.InvolvedObject.Name, e.Reason), Says: strings.TrimSpace(e.Message), At: lastSeen(e), Count: count}
 		if i := slices.IndexFunc(out, func(o Evidence) bool { return o.From == one.From && o.Says == one.Says }); i >= 0 {
 			out[i].Count += count
