@@ -109,7 +109,9 @@ func TestAnswersOfOthers(t *testing.T) {
 		transient bool
 		code      hint.Code
 	}{
-		"a load balancer's 404": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "default backend - 404", http.StatusNotFound) }, true, hint.Unreachable},
+		"a load balancer's 404": {func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "default backend - 404", http.StatusNotFound)
+		}, true, hint.Unreachable},
 		"the API server's own 404 in plain text": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Audit-Id", "1d0d7f6e-3c2a-4f0a-9d55-7a4a3c1c9f11")
 			http.Error(w, "404 page not found", http.StatusNotFound)
