@@ -551,7 +551,12 @@ func TestErrorAtEachPoint(t *testing.T) {
 			case making:
 				b := w.faulty(st.point, "error", swapArgs(localOrders(t))...)
 				b.says(asks)
-				b.exits(int(hint.Other))
+				if st.point == point.Checked { // which giving back asks, too
+					b.exits(int(hint.RestoreIncomplete))
+					w.giveBack(st, "", byRestore, swapArgs(nil))
+				} else {
+					b.exits(int(hint.Other))
+				}
 			case ending:
 				b := w.faulty(st.point, "error", swapArgs(localOrders(t))...)
 				b.says(swapped)
