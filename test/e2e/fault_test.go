@@ -182,13 +182,16 @@ func TestKilledAtEachPoint(t *testing.T) {
 // stages are all moments of this kind of swap: of what stands by, of what may be shared, and of a workload whose record no controller copies.
 func (c shape) stages() (all []stage) {
 	for _, st := range stages() {
-		if c.kind != "deployment" && st.point == point.RecordRemoved {
+		if c.kind == "rollout" && !st.recorded && st.point != point.CopiesGone {
+			continue // there it is as a deployment
+		}
+		if c.kind != "deployment" && c.kind != "rollout" && st.point == point.RecordRemoved {
 			st.recorded = false // there it comes after all else
 		}
 		if c.stands && slices.Contains([]point.Point{point.Scaled, point.Stopped, point.ScaledBack}, st.point) {
 			continue
 		}
-		if c.stands {
+		if c.stands && st.how != orphaned { // with the Lease the proxies go
 			st.answers = original
 		}
 		all = append(all, st)
@@ -217,6 +220,7 @@ func shapes() []shape {
 		{"a statefulset", "statefulset", "db", db(), false, false},
 		{"a pod", "pod", "web", webYAML, true, false},
 		{"a deployment that may be shared", "deployment", "orders", ordersYAML, true, true},
+		{"a rollout", "rollout", "orders", rolloutYAML(basic), false, false},
 	}
 }
 
@@ -224,9 +228,12 @@ func shapes() []shape {
 func (c shape) world(t *testing.T) (w *world, swap []string) {
 	t.Helper()
 	w = newWorld(t)
-	if c.kind == "pod" {
+	switch c.kind {
+	case "pod":
 		w.withWeb()
-	} else {
+	case "rollout":
+		w.withRollout(basic)
+	default:
 		w.withKind(c.manifest, c.workload)
 	}
 	swap = slices.Concat([]string{"swap", c.kind, c.workload}, localOrders(t))

@@ -96,7 +96,7 @@ func TestKeeperKilledAtEachPoint(t *testing.T) {
 	for _, c := range shapes() {
 		for i, p := range point.KeeperPoints() {
 			for _, also := range []string{"", leaseDeleted} {
-				short := c.workload == "orders" && !c.stands && also == "" && i%3 == 0 || c.workload == "db" && also != "" && p == point.KeeperUnrecorded
+				short := c.kind == "deployment" && !c.stands && also == "" && i%3 == 0 || c.workload == "db" && also != "" && p == point.KeeperUnrecorded
 				long := !c.shared && (!c.stands || also == "") // where the record is differs with the kind alone, and members are nothing to a keeper
 				if !soak(long, short) || p == point.KeeperReleased && also != "" {
 					continue
@@ -128,7 +128,7 @@ func TestKeeperKilledAtEachPoint(t *testing.T) {
 						default:
 							b.exits(0)
 						}
-					case p != point.KeeperReleased && p != point.KeeperOwners: // after that it does not come there again
+					case p != point.KeeperReleased: // after that it does not come there again
 						w.faultyKeeper("")
 					}
 					w.awaitSnapshot(before, func() bool { return w.lease() == nil && c.bare(w) == bare })
