@@ -286,9 +286,9 @@ func TestProgramIsRestartedOnLiveness(t *testing.T) {
 }
 
 // bridgeStatus is the table.
-func (w *world) bridgeStatus() []string {
+func (w *world) bridgeStatus(flags ...string) []string {
 	w.t.Helper()
-	st := w.bridge("status")
+	st := w.bridge(append([]string{"status"}, flags...)...)
 	st.exits(0)
 	return st.stdout.all()
 }

@@ -290,23 +290,26 @@ func TestRestoreIncomplete(t *testing.T) {
 func TestRestoreThatCouldNotEndIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).withOrders()
+	list := rights.Right{Group: "coordination.k8s.io", Resource: "leases", Verb: "list"}
+	who := map[rights.Right]string{}
+	for i, missing := range rights.Moving() {
+		name := fmt.Sprintf("without-%d", i)
+		who[missing] = w.as(name, granting(name, append(without(append(rights.Restore.Required(false), rights.Moving()...), missing), list)))
+	}
 	before := w.snapshot()
 	b := w.swap()
 	holder := func() string { return *w.lease().Spec.HolderIdentity }
 	owner := holder()
-	list := rights.Right{Group: "coordination.k8s.io", Resource: "leases", Verb: "list"}
-	for i, missing := range rights.Moving() {
-		name := fmt.Sprintf("without-%d", i)
-		who := w.as(name, granting(name, append(without(append(rights.Restore.Required(false), rights.Moving()...), missing), list)))
+	for _, missing := range rights.Moving() {
 		for _, args := range [][]string{{"restore", "deployment", "orders"}, {"restore", "--all", "--held"}} {
-			r := start(t, s.bridge, []string{"KUBECONFIG=" + who, "XDG_STATE_HOME=" + t.TempDir()}, append(args, "-n", w.ns)...)
+			r := start(t, s.bridge, []string{"KUBECONFIG=" + who[missing], "XDG_STATE_HOME=" + t.TempDir()}, append(args, "-n", w.ns)...)
 			r.says("whose callers are moved, in " + w.ns + ": your account may not do this:")
 			r.says("  " + missing.String())
-			if code := int(hint.Forbidden); args[1] == "deployment" {
-				r.exits(code)
-			} else {
-				r.exits(int(hint.RestoreIncomplete))
+			code := hint.Forbidden
+			if args[1] == "--all" {
+				code = hint.RestoreIncomplete
 			}
+			r.exits(int(code))
 			if now := holder(); now != owner {
 				t.Fatalf("%q has %s's swap", now, owner)
 			}

@@ -229,7 +229,7 @@ func TestStandbyTakenUpWithoutOriginals(t *testing.T) {
 	w.answeredBy("laptop")
 	b.says("none of the original's pods is Ready")
 	w.await("status to say so", func() bool {
-		return strings.Contains(strings.Join(w.bridgeStatus(), "\n"), "none of the original's pods is Ready")
+		return strings.Contains(strings.Join(w.bridgeStatus("-o", "wide"), "\n"), "none of the original's pods is Ready")
 	})
 	scale(1)
 	w.awaitReady("app=orders", 1)
