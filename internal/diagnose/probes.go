@@ -122,7 +122,7 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
 		return f, true
 	}
-	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || timesSeen(e) > 1) {
+	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || inARow(e, probe)) {
 		severity := Problem
 		if probe.kind == "liveness" {
 			severity = Warning // it serves, until it is killed
@@ -243,6 +243,12 @@ func (s *Snapshot) failure(p *pod, c container, probe asking) *corev1.Event {
 		}
 	}
 	return nil
+}
+
+// inARow tells whether a probe has failed more than once in the time of that many attempts, or twice that.
+func inARow(e *corev1.Event, probe asking) bool {
+	more := time.Duration(timesSeen(e) - 1)
+	return more > 0 && lastSeen(e).Sub(firstSeen(e)) <= more*2*time.Duration(cmp.Or(probe.PeriodSeconds, 10))*time.Second
 }
 
 // timingFinding is about timings that cannot work as they are meant.

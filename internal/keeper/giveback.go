@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -450,7 +451,14 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, is.value(changes[0].Field()), changes, is.Metadata.ResourceVersion)
+			of := changes
+			if g.over { // others may have it since
+				of = slices.DeleteFunc(slices.Clone(changes), func(c undo.Change) bool {
+					unfinished, err := c.Unfinished(is.Metadata.ManagedFields)
+					return err != nil || !unfinished
+				})
+			}
+			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, is.value(changes[0].Field()), of, is.Metadata.ResourceVersion)
 			if patch == nil || err != nil {
 				return err
 			}

@@ -35,7 +35,7 @@ const (
 	burst = 100
 
 	// dialTimeout bounds reaching the API server's port, requestTimeout one whole request that is
-	// not a watch, a log or an upgrade: an API server that has not answered by then will not.
+	// not a watch, an upgrade, or a log with an end of its own: an API server that has not answered by then will not.
 	dialTimeout    = 10 * time.Second
 	requestTimeout = 30 * time.Second
 )
@@ -199,7 +199,8 @@ type limitedTransport struct{ next http.RoundTripper }
 func (t limitedTransport) WrappedRoundTripper() http.RoundTripper { return t.next }
 
 func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if isLong(req) {
+	// A log is as long as its reader says.
+	if _, limited := req.Context().Deadline(); isLong(req) || limited && path.Base(req.URL.Path) == "log" {
 		return t.next.RoundTrip(req)
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), requestTimeout)
@@ -218,10 +219,11 @@ func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // strange is an error for a 404 that somebody before the API server has given, a load balancer without a backend say: it tells nothing of
-// what there is. The API server's own have an Audit-Id, or are a Status (apiserver/pkg/endpoints/filters/audit_init.go).
+// what there is. The API server's own are a Status, or have an Audit-Id and how they were queued (apiserver/pkg/endpoints/filters/audit_init.go,
+// pkg/server/filters/priority-and-fairness.go).
 func strange(resp *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if resp.StatusCode != http.StatusNotFound || resp.Header.Get("Audit-Id") != "" || kind == "application/json" || kind == "application/vnd.kubernetes.protobuf" {
+	if resp.StatusCode != http.StatusNotFound || resp.Header.Get("Audit-Id") != "" || resp.Header.Get("X-Kubernetes-Pf-Flowschema-Uid") != "" || kind == "application/json" || kind == "application/vnd.kubernetes.protobuf" {
 		return nil
 	}
 	return errors.New("something before the API server answers 404 in its place")

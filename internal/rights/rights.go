@@ -243,7 +243,7 @@ func (c Command) rules() []rule {
 		return slices.Concat([]rule{
 			{"Read the target, remove the copy of the undo record on it, give its field ownership back.", required, group, list(target), list("get", "patch")},
 			{"The proxy's own Deployment.", required, "apps", list("deployments"), list("get", "delete")},
-		}, scaling(kind, "Start the original again."), copies(kind), owner(kind), moving("Move the callers back: asked for where the swap has moved them."), []rule{
+		}, scaling(kind, "Start the original again."), copies(kind), owner(kind), moving("Move the callers back: what is to be done to Services is asked for where the swap has moved them. The other is optional."), []rule{
 			{"See the proxy's pod end.", required, "", list("pods"), list("list")},
 			{"Have a proxy leave the DNS answers of a headless Service before it ends, where no network policies are in the way; optional.", optional, "", list("pods"), list("patch")},
 			{"", optional, "networking.k8s.io", list("networkpolicies"), list("list")},

@@ -153,6 +153,9 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 			if apierrors.IsAlreadyExists(err) {
 				continue
 			}
+			if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+				return nil, nil, hint.Newf(hint.NotFound, "", "%s is being deleted, and all that is left of the swap with it", ns)
+			}
 			return u, &claim{kube: r.Kube, lease: lease}, kube.Explain(fault.After(fault.RestoreCreated, err), "create a Lease in "+ns)
 		}
 		if err != nil {
@@ -270,8 +273,11 @@ type copied struct {
 // nothing of that swap is there any more. Where SPEC.md leaves open which it is, or whether, the error has the code RestoreIncomplete.
 func (r *Restorer) withoutLease(ctx context.Context, t kube.Target, mine *Undo) (u *Undo, over bool, err error) {
 	d, err := r.target(ctx, t)
-	if mine != nil && hint.CodeOf(err) == hint.NotFound {
-		return mine, false, nil // it is deleted, and its Services may still lead to the proxy
+	if mine != nil && hint.CodeOf(err) == hint.NotFound { // it is deleted, and its Services may still lead to the proxy
+		held, unseen, err := (changer{kube: r.Kube}).held(ctx, mine.Of(undo.Selector))
+		if err != nil || len(held) > 0 || unseen != nil {
+			return mine, false, err
+		}
 	}
 	if err != nil {
 		return nil, false, err
@@ -452,8 +458,8 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	next := "the record is kept; finish with: " + Command(r.Kube, u.Target)
-	if hint.CodeOf(err) == hint.Forbidden {
-		next = hint.Of(err) + "; " + next
+	if of := hint.Of(err); of != "" {
+		next = of + "; " + next
 	}
 	return hint.Newf(hint.RestoreIncomplete, next, "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }

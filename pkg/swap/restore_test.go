@@ -5,6 +5,7 @@ package swap
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -136,12 +137,21 @@ func TestWhatCouldNotEndIsNotBegun(t *testing.T) {
 // With its target and its Lease deleted, the record in hand is all that is left to say where the Services' callers were.
 func TestRecordInHandOfADeletedTarget(t *testing.T) {
 	plan := ordersPlan(t)
-	r := &Restorer{Kube: apiServer(t, nil, noWrite(t)), Say: func(string) {}}
+	c := plan.Undo.Of(undo.Selector)[0]
+	moved := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: c.Object.Name, UID: types.UID(c.Object.UID)}}
+	if err := json.Unmarshal(c.Set, &moved.Spec.Selector); err != nil {
+		t.Fatal(err)
+	}
+	r := &Restorer{Kube: apiServer(t, map[string]any{servicePath + c.Object.Name: moved}, noWrite(t)), Say: func(string) {}}
 	if u, over, err := r.withoutLease(t.Context(), orders, &plan.Undo); u == nil || over || err != nil {
 		t.Errorf("%v, over %v, %v", u, over, err)
 	}
 	if _, _, err := r.withoutLease(t.Context(), orders, nil); hint.CodeOf(err) != hint.NotFound {
 		t.Errorf("without a record: %v", err)
+	}
+	r.Kube = apiServer(t, nil, noWrite(t)) // somebody has given it back, or deleted all
+	if _, _, err := r.withoutLease(t.Context(), orders, &plan.Undo); hint.CodeOf(err) != hint.NotFound {
+		t.Errorf("with nothing left: %v", err)
 	}
 }
 

@@ -209,12 +209,15 @@ func (s *Swap) Run(ctx context.Context) error {
 	return err
 }
 
-// sayWhy says why a swap ends before anything is given back. Of CMD's end whoever started it knows, and end says who has taken the claim.
+// sayWhy says why a swap ends before anything is given back, where nobody else does: of CMD's end whoever started it knows, the tunnel's has been said,
+// and who has taken the claim, or that nobody knows who shares it, will be.
 func (s *Swap) sayWhy(err error) {
-	if errors.As(err, new(*child.ExitError)) || errors.As(err, new(*proxypod.TakenError)) || err == nil {
-		return
+	switch {
+	case err == nil, errors.As(err, new(*child.ExitError)), errors.As(err, new(*proxypod.TakenError)):
+	case hint.CodeOf(err) == hint.TunnelLost, errors.Is(err, errNoList):
+	default:
+		s.Say(err.Error())
 	}
-	s.Say(err.Error())
 }
 
 // newTunnel is one of the lines, without what is about its proxy. A proxy that does not know this machine yet is no reason to end a share that
@@ -338,8 +341,14 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 		case hint.CodeOf(err) == hint.NotFound: // given back meanwhile
 			taken = &proxypod.TakenError{}
 		case err != nil:
-			// bridge restore would take it from those who go on.
-			err = hint.New(hint.RestoreIncomplete, err, "start the same command again and end it, which ends this machine's share; to end the swap of all who share it: "+Command(s.Kube, s.Plan.Undo.Target))
+			next := "finish with: " + Command(s.Kube, s.Plan.Undo.Target)
+			if shareable(s.Plan.Choice) { // that would take it from those who go on
+				next = "start the same command again and end it, which ends this machine's share; to end the swap of all who share it: " + Command(s.Kube, s.Plan.Undo.Target)
+			}
+			if of := hint.Of(err); of != "" {
+				next = of + "; " + next
+			}
+			err = hint.New(hint.RestoreIncomplete, err, next)
 		}
 	}
 	if taken != nil && taken.Share {
