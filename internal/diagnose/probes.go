@@ -41,6 +41,11 @@ type asking struct {
 	*corev1.Probe
 }
 
+// period is from one attempt to the next.
+func (p asking) period() time.Duration {
+	return time.Duration(cmp.Or(p.PeriodSeconds, 10)) * time.Second
+}
+
 func (c container) probes() (out []asking) {
 	for _, p := range []asking{{"startup", c.StartupProbe}, {"liveness", c.LivenessProbe}, {"readiness", c.ReadinessProbe}} {
 		if p.Probe != nil {
@@ -233,7 +238,7 @@ func (s *Snapshot) failure(p *pod, c container, probe asking) *corev1.Event {
 			return nil
 		}
 	default:
-		if recent := s.Now.Add(-2 * time.Duration(cmp.Or(probe.PeriodSeconds, 10)) * time.Second); recent.After(since) {
+		if recent := s.Now.Add(-2 * probe.period()); recent.After(since) {
 			since = recent
 		}
 	}
@@ -248,7 +253,7 @@ func (s *Snapshot) failure(p *pod, c container, probe asking) *corev1.Event {
 // inARow tells whether a probe has failed more than once in the time of that many attempts, or twice that.
 func inARow(e *corev1.Event, probe asking) bool {
 	more := time.Duration(timesSeen(e) - 1)
-	return more > 0 && lastSeen(e).Sub(firstSeen(e)) <= more*2*time.Duration(cmp.Or(probe.PeriodSeconds, 10))*time.Second
+	return more > 0 && lastSeen(e).Sub(firstSeen(e)) <= more*2*probe.period()
 }
 
 // timingFinding is about timings that cannot work as they are meant.

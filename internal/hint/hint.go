@@ -94,3 +94,11 @@ func Of(err error) string {
 	}
 	return ""
 }
+
+// Then is the hint of err, if it has one, and next after it.
+func Then(err error, next string) string {
+	if first := Of(err); first != "" {
+		return first + "; " + next
+	}
+	return next
+}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -453,10 +452,7 @@ func (g giving) giveBackFields(ctx context.Context) error {
 			}
 			of := changes
 			if g.over { // others may have it since
-				of = slices.DeleteFunc(slices.Clone(changes), func(c undo.Change) bool {
-					unfinished, err := c.Unfinished(is.Metadata.ManagedFields)
-					return err != nil || !unfinished
-				})
+				of = undo.Unfinished(changes, is.Metadata.ManagedFields)
 			}
 			patch, err := undo.OwnershipPatch(is.Metadata.ManagedFields, is.value(changes[0].Field()), of, is.Metadata.ResourceVersion)
 			if patch == nil || err != nil {

@@ -138,8 +138,7 @@ func (k *Keeper) read(lease object) (claim, error) {
 	if err == nil && r.Target.Namespace != k.API.Namespace {
 		err = fmt.Errorf("undo record: is about namespace %q", r.Target.Namespace)
 	}
-	_, over := lease.Metadata.Annotations[undo.OverAnnotation]
-	return claim{lease.Metadata.ResourceVersion, lease.Spec.HolderIdentity, r, over}, err
+	return claim{lease.Metadata.ResourceVersion, lease.Spec.HolderIdentity, r, undo.Over(lease.Metadata.Annotations)}, err
 }
 
 // awaitLapse waits until the Lease has lapsed and is ours. The error is ctx's, or that the Lease is gone: then this pod goes

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// longest is for reading a whole log: internal/kube gives requests that have no end of their own half a minute. A path that is dead
+	// longest is for reading a whole log: internal/kube gives one without an end of its own half a minute. A path that is dead
 	// is noticed without.
 	longest = 24 * time.Hour
 	// tries are how often a log that is printed once is begun when its connection is lost, tryEvery apart.

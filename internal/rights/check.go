@@ -29,8 +29,7 @@ func (c Command) Check(ctx context.Context, k *kube.Client, doing string, carrie
 
 // CheckMoving is Check for what giving back takes beside, where the swap has moved callers.
 func CheckMoving(ctx context.Context, k *kube.Client, t kube.Target) error {
-	need := slices.DeleteFunc(Moving(), func(r Right) bool { return r.Resource != "services" }) // without the others it says so, and goes on
-	lacking, err := Missing(ctx, k, need)
+	lacking, err := Missing(ctx, k, MovingBack())
 	if err != nil {
 		return err
 	}

@@ -407,6 +407,9 @@ func (c Command) Required(carried bool) (out []Right) {
 // Moving are the rights with which a swap moves callers before it stops the original.
 func Moving() []Right { return rightsOf(moving("")) }
 
+// MovingBack are those of Moving without which callers cannot be moved back; without the others giving back says so, and goes on.
+func MovingBack() []Right { return rightsOf(moving("")[:1]) }
+
 // Standing are the rights that mode standby takes beside Moving's.
 func Standing() []Right { return rightsOf(standing()) }
 

@@ -163,6 +163,12 @@ func Marked(annotations map[string]string) bool {
 	return record || swapped
 }
 
+// Over tells whether a Lease with these annotations is of a swap of which nothing is left but the record's copies and itself.
+func Over(annotations map[string]string) bool {
+	_, over := annotations[OverAnnotation]
+	return over
+}
+
 // UnmarkPatch is the merge patch that removes both, from the target or what a controller has copied them to.
 func UnmarkPatch(resourceVersion string) map[string]any {
 	return annotations(nil, nil, resourceVersion)

@@ -138,9 +138,17 @@ func OwnershipPatch(managedFields, now json.RawMessage, changes []Change, resour
 	}}, resourceVersion), nil
 }
 
-// Unfinished tells, by an object's metadata.managedFields as JSON, whether c's owners are yet to have its field again: bridge has it, or nobody, as after it was scaled to
+// Unfinished are those of changes, all of one object, whose fields others do not have again, by its metadata.managedFields as JSON; not those of which it does not tell.
+func Unfinished(changes []Change, managedFields json.RawMessage) []Change {
+	return slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
+		unfinished, err := c.unfinished(managedFields)
+		return err != nil || !unfinished
+	})
+}
+
+// unfinished tells whether c's owners are yet to have its field again: bridge has it, or nobody, as after it was scaled to
 // zero, and none of them has written to the object since.
-func (c Change) Unfinished(managedFields json.RawMessage) (bool, error) {
+func (c Change) unfinished(managedFields json.RawMessage) (bool, error) {
 	list, err := entries(managedFields)
 	if err != nil {
 		return false, err

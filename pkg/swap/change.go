@@ -384,10 +384,7 @@ func (x changer) giveBackFields(ctx context.Context, o Object, changes []Change)
 		}
 		of := changes
 		if x.claim.over() {
-			of = slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
-				unfinished, err := c.Unfinished(managed)
-				return err != nil || !unfinished
-			})
+			of = undo.Unfinished(changes, managed)
 		}
 		patch, err := undo.OwnershipPatch(managed, now, of, meta.GetResourceVersion())
 		if patch == nil || err != nil {

@@ -173,10 +173,7 @@ func (c *claim) renew(ctx context.Context, say func(string)) {
 }
 
 // over tells whether the Lease, when it became ours, was of a record that is over, of which the copies alone are to go.
-func (c *claim) over() bool {
-	_, over := c.lease.Annotations[undo.OverAnnotation]
-	return over
-}
+func (c *claim) over() bool { return undo.Over(c.lease.Annotations) }
 
 // close notes that it is over, for whoever goes on from here: who fenced the Services once more, and lost the Lease then, would leave that there.
 func (c *claim) close(ctx context.Context) error {

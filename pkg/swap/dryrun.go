@@ -56,10 +56,18 @@ type Step struct {
 	try func(context.Context) error
 }
 
+// dryRun has no steps yet.
+func (p *Plan) dryRun(headline string) *DryRun {
+	return &DryRun{
+		Notes: append([]string{headline}, p.Notes...), Mode: modeOf(&p.Undo), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: p.Undo,
+		where: p.Undo.Target.String() + " in " + p.Lease.Namespace,
+	}
+}
+
 // DryRun is what p does with the carried proxy's parts, if there are any.
 func (p *Plan) DryRun(k *kube.Client, parts []carry.Part) (*DryRun, error) {
 	u, ns := &p.Undo, p.Lease.Namespace
-	d := &DryRun{Notes: append([]string{p.Headline(k)}, p.Notes...), Mode: modeOf(u), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: *u, where: u.Target.String() + " in " + ns}
+	d := p.dryRun(p.Headline(k))
 	create := metav1.CreateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
 	x := changer{kube: k, dryRun: create.DryRun}
 

@@ -287,36 +287,34 @@ func DryJoin(ctx context.Context, k *kube.Client, t kube.Target, o Options, src 
 	}
 	told := proxypod.Members(lease.Name, lease.Namespace, shares)
 	update := metav1.UpdateOptions{FieldManager: proxypod.FieldManager, DryRun: []string{metav1.DryRunAll}}
-	return &DryRun{
-		Notes: append([]string{p.Sharing()}, p.Notes...), Mode: modeOf(&p.Undo), Ports: p.Ports, Own: p.Own, Probes: p.Probes, Undo: p.Undo,
-		where: p.Undo.Target.String() + " in " + lease.Namespace,
-		Steps: []Step{{
-			Verb: "patch", Name: "lease/" + lease.Name, Why: "who shares the swap; what it has changed stays as it is",
-			Patch: map[string]any{
-				"metadata": map[string]any{"annotations": map[string]string{proxypod.MembersAnnotation: lease.Annotations[proxypod.MembersAnnotation]}},
-				"spec":     map[string]any{"holderIdentity": lease.Spec.HolderIdentity},
-			},
-			try: func(ctx context.Context) error {
-				leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
-				return retry.RetryOnConflict(retry.DefaultBackoff, func() error { // a heartbeat came between
-					now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
-					if err != nil {
-						return err
-					}
-					now.Annotations, now.Spec.HolderIdentity = lease.Annotations, lease.Spec.HolderIdentity
-					_, err = leases.Update(ctx, now, update)
+	d := p.dryRun(p.Sharing())
+	d.Steps = []Step{{
+		Verb: "patch", Name: "lease/" + lease.Name, Why: "who shares the swap; what it has changed stays as it is",
+		Patch: map[string]any{
+			"metadata": map[string]any{"annotations": map[string]string{proxypod.MembersAnnotation: lease.Annotations[proxypod.MembersAnnotation]}},
+			"spec":     map[string]any{"holderIdentity": lease.Spec.HolderIdentity},
+		},
+		try: func(ctx context.Context) error {
+			leases := k.Clientset.CoordinationV1().Leases(lease.Namespace)
+			return retry.RetryOnConflict(retry.DefaultBackoff, func() error { // a heartbeat came between
+				now, err := leases.Get(ctx, lease.Name, metav1.GetOptions{})
+				if err != nil {
 					return err
-				})
-			},
-		}, {
-			Verb: "patch", Name: "configmap/" + told.Name, Why: "tells the proxies; the annotation " + proxypod.NudgeAnnotation + " of their pods has the kubelets look at once",
-			Patch: map[string]any{"data": told.Data},
-			try: func(ctx context.Context) error {
-				_, err := k.Clientset.CoreV1().ConfigMaps(told.Namespace).Update(ctx, told, update)
+				}
+				now.Annotations, now.Spec.HolderIdentity = lease.Annotations, lease.Spec.HolderIdentity
+				_, err = leases.Update(ctx, now, update)
 				return err
-			},
-		}},
-	}, nil
+			})
+		},
+	}, {
+		Verb: "patch", Name: "configmap/" + told.Name, Why: "tells the proxies; the annotation " + proxypod.NudgeAnnotation + " of their pods has the kubelets look at once",
+		Patch: map[string]any{"data": told.Data},
+		try: func(ctx context.Context) error {
+			_, err := k.Clientset.CoreV1().ConfigMaps(told.Namespace).Update(ctx, told, update)
+			return err
+		},
+	}}
+	return d, nil
 }
 
 // displacing tells whether m's place is taken.

@@ -323,7 +323,7 @@ func awaitGone(ctx context.Context, get func(context.Context) error) {
 }
 
 // servesSince says since when the original answers again after a swap whose Lease was created at begun: the time that the longest Ready of its pods has been so. It is ""
-// when that is not known, none is, or one was before that, or that cannot be read.
+// when none is, one was before that, begun is not known, or the pods cannot be read.
 func servesSince(ctx context.Context, k *kube.Client, target Object, begun time.Time) string {
 	if begun.IsZero() {
 		return ""

@@ -109,7 +109,7 @@ func List(ctx context.Context, k *kube.Client, namespace string) ([]Entry, error
 		if !e.Alive {
 			e.Forwards = nil
 		}
-		if _, e.Over = l.Annotations[undo.OverAnnotation]; e.Over {
+		if e.Over = undo.Over(l.Annotations); e.Over {
 			e.Reason = "nothing is swapped: what is left of a record is to be removed"
 		} else if u, err := recordOf(&l); err == nil {
 			e.Mode = modeOf(u)

@@ -165,7 +165,7 @@ func (r *Restorer) takeLease(ctx context.Context, t kube.Target, by string, mine
 		if err == nil {
 			err = wanted(lease, u)
 		}
-		if _, over := lease.Annotations[undo.OverAnnotation]; err == nil && !over {
+		if err == nil && !undo.Over(lease.Annotations) {
 			err = r.able(ctx, u)
 		}
 		if err != nil {
@@ -458,10 +458,7 @@ func (r *Restorer) giveBack(ctx context.Context, u *Undo, c *claim) error {
 		return err
 	}
 	next := "the record is kept; finish with: " + Command(r.Kube, u.Target)
-	if of := hint.Of(err); of != "" {
-		next = of + "; " + next
-	}
-	return hint.Newf(hint.RestoreIncomplete, next, "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
+	return hint.Newf(hint.RestoreIncomplete, hint.Then(err, next), "%s in %s is not given back entirely: %w", u.Target, u.Target.Namespace, err)
 }
 
 func (r *Restorer) giveBackHeld(ctx context.Context, u *Undo, c *claim, done undone) error {

@@ -345,10 +345,7 @@ func (s *Swap) end(ctx context.Context, cause error) error {
 			if shareable(s.Plan.Choice) { // that would take it from those who go on
 				next = "start the same command again and end it, which ends this machine's share; to end the swap of all who share it: " + Command(s.Kube, s.Plan.Undo.Target)
 			}
-			if of := hint.Of(err); of != "" {
-				next = of + "; " + next
-			}
-			err = hint.New(hint.RestoreIncomplete, err, next)
+			err = hint.New(hint.RestoreIncomplete, err, hint.Then(err, next))
 		}
 	}
 	if taken != nil && taken.Share {

@@ -478,7 +478,7 @@ func TestControllerThatRevertsEndsTheSwap(t *testing.T) {
 			if begin == swapped {
 				t.Logf("ended, with all given back, after %v", took.Round(100*time.Millisecond))
 				b.stderr.await(t, "giving deployment/orders back")
-				if at := seconds(t, b.says("giving deployment/orders back")) - seconds(t, b.says(swapped)); at > (soak(1, slack*time.Duration(1)) * noticed).Seconds() {
+				if at := seconds(t, b.says("giving deployment/orders back")) - seconds(t, b.says(swapped)); at > (time.Duration(soak(1, slack)) * noticed).Seconds() {
 					t.Errorf("noticed after %.1f s", at)
 				} else {
 					t.Logf("noticed after %.1f s", at)

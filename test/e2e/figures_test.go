@@ -140,7 +140,8 @@ func TestSwapFigures(t *testing.T) {
 		f.measureLoss(newWorld(t).withOrders(), "while both proxies are deleted", func(w *world, _ *process) bool {
 			old := w.proxies()
 			w.deleteProxies(len(old))
-			w.othersFor(old)
+			w.othersFor(len(old), old...)
+			w.proxies()
 			return true
 		})
 	}
@@ -220,10 +221,7 @@ func (f *figures) measureEviction(w *world, mode string) {
 	if err := s.client.CoreV1().Pods(w.ns).EvictV1(w.t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: old[0].Name, Namespace: w.ns}}); err != nil {
 		w.t.Fatal(err)
 	}
-	w.await("another proxy in its place", func() bool {
-		now := w.pods("bridge.internal/proxy")
-		return len(now) == len(old) && !slices.ContainsFunc(now, func(p corev1.Pod) bool { return p.UID == old[0].UID })
-	})
+	w.othersFor(len(old), old[0].Name)
 	w.awaitReady("bridge.internal/proxy", len(old))
 	w.answersSteadily("laptop")
 	f.count(w.t, "while a proxy is evicted in mode "+mode, 0, mode == "standby", loads)
@@ -253,14 +251,13 @@ func (f *figures) measureLoss(w *world, when string, fault func(*world, *process
 	w.assertGivenBack(before)
 }
 
-// othersFor waits until other proxies have taken the place of old ones.
-func (w *world) othersFor(old []string) {
+// othersFor waits until there are n proxies again, and none of the old ones.
+func (w *world) othersFor(n int, old ...string) {
 	w.t.Helper()
 	w.await("other proxies", func() bool {
 		now := w.pods("bridge.internal/proxy")
-		return len(now) == len(old) && !slices.ContainsFunc(now, func(p corev1.Pod) bool { return slices.Contains(old, p.Name) })
+		return len(now) == n && !slices.ContainsFunc(now, func(p corev1.Pod) bool { return slices.Contains(old, p.Name) })
 	})
-	w.proxies()
 }
 
 func (f *figures) measureMemory(w *world) {

@@ -741,9 +741,7 @@ func TestEnvAndFiles(t *testing.T) {
 	b.says("tunnel: ready")
 	b.kill()
 	w.await("the status", func() bool {
-		st := w.bridge("status")
-		st.exits(0)
-		return strings.Contains(strings.Join(st.stdout.all(), "\n"), "env/bridge-env-")
+		return strings.Contains(strings.Join(w.bridgeStatus(), "\n"), "env/bridge-env-")
 	})
 	leases, err := s.client.CoordinationV1().Leases(w.ns).List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(leases.Items) != 1 {

@@ -292,8 +292,7 @@ func TestRestoreThatCouldNotEndIsRefused(t *testing.T) {
 	w := newWorld(t).withOrders()
 	list := rights.Right{Group: "coordination.k8s.io", Resource: "leases", Verb: "list"}
 	who := map[rights.Right]string{}
-	moving := slices.DeleteFunc(rights.Moving(), func(r rights.Right) bool { return r.Resource != "services" })
-	for i, missing := range moving {
+	for i, missing := range rights.MovingBack() {
 		name := fmt.Sprintf("without-%d", i)
 		who[missing] = w.as(name, granting(name, append(without(append(rights.Restore.Required(false), rights.Moving()...), missing), list)))
 	}
@@ -301,7 +300,7 @@ func TestRestoreThatCouldNotEndIsRefused(t *testing.T) {
 	b := w.swap()
 	holder := func() string { return *w.lease().Spec.HolderIdentity }
 	owner := holder()
-	for _, missing := range moving {
+	for _, missing := range rights.MovingBack() {
 		for _, args := range [][]string{{"restore", "deployment", "orders"}, {"restore", "--all", "--held"}} {
 			r := start(t, s.bridge, []string{"KUBECONFIG=" + who[missing], "XDG_STATE_HOME=" + t.TempDir()}, append(args, "-n", w.ns)...)
 			r.says("whose callers are moved, in " + w.ns + ": your account may not do this:")

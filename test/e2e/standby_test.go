@@ -311,7 +311,8 @@ func TestStandbyBothProxiesDeleted(t *testing.T) {
 	loads := w.steady("/")
 	fault := time.Now()
 	w.deleteProxies(2)
-	w.othersFor(old)
+	w.othersFor(len(old), old...)
+	w.proxies()
 	w.answeredBy("laptop")
 	healed := time.Now()
 	w.check("--what", "many", "--address", "orders:7000", "--connections", "50") // some time, by doing something
