@@ -53,7 +53,7 @@ fuzz:
 
 # Some of these tests start the proxy that is built into them.
 e2e: proxies
-	go test -race -count=1 -parallel 6 -timeout 50m ./test/e2e
+	go test -race -count=1 -parallel 4 -timeout 70m ./test/e2e
 	# Once more on an embedded cluster that has IPv6, too.
 	test -n "$$KUBECONFIG" || BRIDGE_E2E_IPV6=1 BRIDGE_E2E_CLUSTER=bridge-e2e-ipv6 go test -race -count=1 -timeout 15m -run '^TestIPv6' ./test/e2e
 
@@ -82,7 +82,7 @@ test-cluster:
 
 # The end-to-end tests on another version of Kubernetes.
 test-matrix: tools
-	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -parallel 6 -timeout 50m ./test/e2e
+	BRIDGE_E2E_KUBERNETES=1.34.4 go test -race -count=1 -parallel 4 -timeout 70m ./test/e2e
 
 # Compiles and vets for the other systems that the laptop may run.
 cross:

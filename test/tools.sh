@@ -2,7 +2,7 @@
 # Installs the Debian packages that are missing of those named, or of those the tests need.
 set -eu
 [ $# -gt 0 ] || set -- gcc libc6-dev curl bind9-dnsutils iptables iproute2 iputils-ping util-linux openssh-client haproxy chromium \
-	musl-tools redis-tools nodejs default-jdk-headless postgresql tcpdump
+	musl-tools redis-tools nodejs default-jdk-headless postgresql tcpdump busybox-static
 missing=
 for package; do
 	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"

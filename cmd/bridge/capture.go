@@ -15,7 +15,7 @@ import (
 	"bridge/internal/terminal"
 )
 
-type captureOptions struct{ port, file, proxyImage string }
+type captureOptions struct{ port, file, proxyImage, arch string }
 
 func newCaptureCommand(a *app) *cobra.Command {
 	var o captureOptions
@@ -25,8 +25,8 @@ func newCaptureCommand(a *app) *cobra.Command {
 		Long: `capture writes the packets from and to a TCP or UDP port of a pod, on all of its network interfaces and its loopback, as pcapng, until Ctrl-C.
 Of a workload or a Service it takes a pod that is ready, or else one that runs, and says which.
 
-It adds a container to the pod, from the proxy's image, which --proxy-image names. To see packets takes CAP_NET_RAW, which a namespace of Pod
-Security level restricted lets nobody have.`,
+It adds a container to the pod, on the image of one that runs there or beside it on its node and has a shell, by which the program is carried there, or on the
+proxy's image, which --proxy-image names. To see packets takes CAP_NET_RAW, which a namespace of Pod Security level restricted lets nobody have.`,
 		Example: `  bridge capture deployment/orders --port http -w orders.pcapng
   bridge capture svc/orders --port 8080 | tcpdump -A -r -
   bridge capture pod/orders-0 --port 8080 | wireshark -k -i -`,
@@ -57,7 +57,8 @@ Security level restricted lets nobody have.`,
 	f := cmd.Flags()
 	f.StringVar(&o.port, "port", "", "the pod's port: its number, or the name that its container gives it")
 	f.StringVarP(&o.file, "write", "w", "-", "the file to write, - for stdout")
-	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with the program that sees packets: bridge image push makes it")
+	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with the program that sees packets: bridge image push makes it (default: none is needed where an image with a shell runs, by which it is carried)")
+	f.StringVar(&o.arch, "arch", "", "architecture of the program that is carried, amd64 or arm64 (default: that of the pod's node)")
 	return cmd
 }
 
@@ -65,8 +66,8 @@ func (o *captureOptions) check(stdout io.Writer) error {
 	switch {
 	case o.port == "":
 		return hint.Newf(hint.Usage, "see: bridge capture --help", "--port is needed")
-	case o.proxyImage == "":
-		return hint.Newf(hint.Usage, "name the proxy's with --proxy-image: bridge image push makes it", "a container can be added to a running pod only from an image")
+	case o.arch != "" && o.proxyImage != "":
+		return hint.Newf(hint.Usage, "leave it out: the image's is taken", "--arch is of a program that is carried, which this one is not")
 	case o.file == "-" && terminal.Is(stdout):
 		return hint.Newf(hint.Usage, "write it to a file, -w FILE, or read it: bridge capture ... | tcpdump -A -r -", "a capture is nothing that a terminal can show")
 	}
@@ -83,7 +84,7 @@ func (a *app) capture(ctx context.Context, k *kube.Client, t kube.Target, o capt
 		defer func() { err = errors.Join(err, closeCapture(file)) }()
 		out = file
 	}
-	c := &debug.Capture{Kube: k, Target: t, Port: o.port, ProxyImage: o.proxyImage, Out: out, Err: a.stderr, Say: a.say}
+	c := &debug.Capture{Kube: k, Target: t, Port: o.port, ProxyImage: o.proxyImage, Arch: o.arch, Out: out, Err: a.stderr, Say: a.say}
 	return c.Run(ctx)
 }
 

@@ -38,6 +38,7 @@ type connectOptions struct {
 	podProxy          bool
 	proxyTimeout      time.Duration
 	resumeWindow      time.Duration
+	dialTimeout       time.Duration
 	pac               bool
 	program           []string // CMD
 	network           network
@@ -96,7 +97,11 @@ after a kill by the next --tun or by --undo.`,
 			}
 			for _, name := range []string{"cidr", "local-port", "publish"} {
 				if len(args) == 0 && cmd.Flags().Changed(name) && (!o.tun || name != "cidr") {
-					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for a CMD", name)
+					what := "a CMD"
+					if name == "cidr" {
+						what += ", and for --tun"
+					}
+					return hint.Newf(hint.Usage, fmt.Sprintf("write: bridge connect --%s ... -- CMD", name), "--%s is for %s", name, what)
 				}
 			}
 			if len(args) > 0 && o.pac {
@@ -121,6 +126,7 @@ after a kill by the next --tun or by --undo.`,
 	allowFlag(cmd, &o.allow)
 	carrierFlag(cmd, &o.podProxy)
 	f.DurationVar(&o.proxyTimeout, "proxy-timeout", 90*time.Second, "how long the proxy's pod may take to be Ready")
+	dialTimeoutFlag(cmd, "a connection", &o.dialTimeout)
 	resumeWindowFlag(cmd, &o.resumeWindow)
 	return cmd
 }
@@ -149,7 +155,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Unchanged: services.Unchanged, Log: a.log}
+	entrance := connect.Options{Listen: o.listen, DNSListen: o.dnsListen, Unchanged: services.Unchanged, DialTimeout: o.dialTimeout, Log: a.log}
 	if o.pac {
 		entrance.PAC = newPAC(k, a.log)
 	}
@@ -191,7 +197,7 @@ func (a *app) connect(ctx context.Context, o connectOptions) (err error) {
 			return program.Run(ctx, func() *tunnel.Client { return t })
 		}
 		if whole != nil {
-			w := &connect.Whole{Machine: whole, Unchanged: services.Unchanged, Log: a.log, Ready: func() {
+			w := &connect.Whole{Machine: whole, Unchanged: services.Unchanged, DialTimeout: o.dialTimeout, Log: a.log, Ready: func() {
 				a.say("this machine is connected through namespace " + k.Namespace + "; Ctrl-C ends it")
 			}}
 			return w.Run(ctx, func() *tunnel.Client { return t })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/rights"
+	"bridge/internal/terminal"
 	"bridge/internal/tools"
 )
 
@@ -30,9 +32,11 @@ func newDebugCommand(a *app) *cobra.Command {
 With --copy-to it makes a copy of the pod instead, in which the container's own program is held: for one that crashes, and where the right
 to add containers is missing. Without CMD it has a prompt; the exit code is CMD's.
 
-Without --image there are tools of bridge's own: ` + strings.Join(tools.Names(), ", ") + ` (help at the prompt says what they do). To a copy
-they are carried by bridge; into a running pod nothing can be carried, so they come from the proxy's image, which --proxy-image names.`,
-		Example: `  bridge debug deployment/orders --copy-to orders-debug
+Without --image there are tools of bridge's own: ` + strings.Join(tools.Names(), ", ") + ` (help at the prompt says what they do). They are carried
+by bridge: to a copy in any case, into a running pod where an image with a shell runs in it, or beside it on its node. Else they come from the proxy's image, which
+--proxy-image names.`,
+		Example: `  bridge debug deployment/orders
+  bridge debug deployment/orders --copy-to orders-debug
   bridge debug pod/orders-0 --proxy-image registry.example.com/bridge-proxy:1.0 -- ss -l
   bridge debug pod/orders-0 --image busybox -it -- sh`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -41,6 +45,8 @@ they are carried by bridge; into a running pod nothing can be carried, so they c
 					return podArgs(nil)
 				}
 				args = args[:dash]
+			} else if len(args) > 1 && strings.Contains(args[0], "/") {
+				return errors.New("write -- before the program")
 			}
 			return podArgs(args)
 		},
@@ -57,7 +63,7 @@ they are carried by bridge; into a running pod nothing can be carried, so they c
 				return err
 			}
 			if len(command) == 0 {
-				o.stdin, o.tty = true, true
+				o.stdin, o.tty = true, o.tty || terminal.Open(a.stdin, a.stdout) != nil
 			}
 			k, err := a.kube()
 			if err != nil {
@@ -74,11 +80,11 @@ they are carried by bridge; into a running pod nothing can be carried, so they c
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "an image of yours, which runs CMD or what it runs by itself, in the place of bridge's tools")
-	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with bridge's tools for a running pod: bridge image push makes it")
+	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with bridge's tools for a running pod: bridge image push makes it (default: none is needed where an image with a shell runs, by which they are carried)")
 	f.StringVarP(&o.container, "container", "c", "", "the container to look at (default: kubectl's default container, else the first)")
 	f.StringVar(&o.copyTo, "copy-to", "", "make a copy of the pod under this name, with the container's program held; it is removed at the end")
 	f.BoolVar(&o.keep, "keep", false, "leave the copy")
-	f.StringVar(&o.arch, "arch", "", "architecture of the tools carried to a copy, amd64 or arm64 (default: that of the pod's node)")
+	f.StringVar(&o.arch, "arch", "", "architecture of the tools that are carried, amd64 or arm64 (default: that of the pod's node)")
 	streamFlags(cmd, &o.streamOptions)
 	return cmd
 }
@@ -87,11 +93,10 @@ func (o *debugOptions) check(command []string) error {
 	switch {
 	case o.copyTo != "" && o.image != "":
 		return hint.Newf(hint.Usage, "leave out --image: a copy runs on its own image, and has the tools beside", "--copy-to and --image do not go together")
-	case o.copyTo == "" && (o.keep || o.arch != ""):
-		return hint.Newf(hint.Usage, "see: bridge debug --help", "--keep and --arch are for --copy-to")
-	case o.copyTo == "" && o.image == "" && o.proxyImage == "":
-		return hint.Newf(hint.Usage, "name one: --image busybox, or any that the nodes can pull; or the tools' with --proxy-image (bridge image push makes it).\nWithout an image: --copy-to NAME",
-			"a container can be added to a running pod only from an image")
+	case o.copyTo == "" && o.keep:
+		return hint.Newf(hint.Usage, "see: bridge debug --help", "--keep is for --copy-to")
+	case o.arch != "" && o.copyTo == "" && (o.image != "" || o.proxyImage != ""):
+		return hint.Newf(hint.Usage, "leave it out: the image's is taken", "--arch is of tools that are carried, which these are not")
 	case o.copyTo == "" && o.image == "" && len(command) > 0 && !slices.Contains(tools.Names(), command[0]):
 		return hint.Newf(hint.Usage, "name an image that has it with --image; bridge exec runs what is in the container", "%q is none of the tools: %s", command[0], strings.Join(tools.Names(), ", "))
 	}
@@ -118,7 +123,7 @@ func (a *app) debugCopy(ctx context.Context, k *kube.Client, t kube.Target, o de
 func (a *app) debugBeside(ctx context.Context, k *kube.Client, t kube.Target, o debugOptions, command []string) error {
 	streams := a.possible(o.streamOptions)
 	e := &debug.Ephemeral{
-		Kube: k, Target: t, Container: o.container, Image: o.image, ProxyImage: o.proxyImage, Command: command,
+		Kube: k, Target: t, Container: o.container, Image: o.image, ProxyImage: o.proxyImage, Arch: o.arch, Command: command,
 		Stdin: streams.stdin, TTY: streams.tty, Owner: identity(), Say: a.say,
 	}
 	p, err := e.Start(ctx)
@@ -140,6 +145,6 @@ func (a *app) debugBeside(ctx context.Context, k *kube.Client, t kube.Target, o 
 // runAt runs a command, or the tools' prompt, where the tools are.
 func (a *app) runAt(ctx context.Context, k *kube.Client, o streamOptions, p *debug.Place, command []string) error {
 	return a.runIn(ctx, a.possible(o), func(ctx context.Context, s kube.Streams) (int, error) {
-		return k.Run(ctx, k.Namespace, p.Pod, p.Container, p.Command(command), s)
+		return p.Run(ctx, k, command, s)
 	})
 }

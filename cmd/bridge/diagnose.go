@@ -97,13 +97,14 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
 			}
-			if inside.on {
-				o.Inside = a.inside(k, inside)
-			}
 			if len(files) > 0 {
 				if o.Tried, err = kube.TryManifests(ctx, k, a.stdin, files); err != nil {
 					return err
 				}
+				k = k.In(diagnose.NamespaceOf(o.Tried, k.Namespace))
+			}
+			if inside.on {
+				o.Inside = a.inside(k, inside)
 			}
 			return a.diagnose(ctx, k, o, watch, output)
 		},
@@ -218,7 +219,7 @@ func unread(r *diagnose.Report, wide bool) (out []string) {
 
 // printFindings prints each finding by the three steps in which one looks for a fault by hand: state, direction, events.
 func printFindings(w io.Writer, r *diagnose.Report, wide bool) error {
-	p := findingPrinter{w: w, all: r.Namespace == "", wide: wide, now: r.Time}
+	p := findingPrinter{w: w, all: r.Several(), wide: wide, now: r.Time}
 	for i, f := range r.Findings {
 		if i > 0 {
 			p.line("")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +12,7 @@ import (
 	"bridge/internal/child"
 	"bridge/internal/hint"
 	"bridge/internal/kube"
+	"bridge/internal/rights"
 	"bridge/internal/terminal"
 )
 
@@ -41,7 +43,7 @@ runs, and says which. The exit code is the program's.`,
 			}
 			p, err := k.RunningPod(cmd.Context(), k.Namespace, t)
 			if err != nil {
-				return err
+				return rights.Exec.Needed(k, err)
 			}
 			named := container != ""
 			if container, err = kube.ContainerName(p, container); err != nil {
@@ -52,7 +54,8 @@ runs, and says which. The exit code is the program's.`,
 			}
 			a.sayWhere(t, p, container, named)
 			return a.runIn(cmd.Context(), a.possible(o), func(ctx context.Context, s kube.Streams) (int, error) {
-				return k.Run(ctx, p.Namespace, p.Name, container, args[dash:], s)
+				code, err := k.Run(ctx, p.Namespace, p.Name, container, args[dash:], s)
+				return code, rights.Exec.Needed(k, err)
 			})
 		},
 	}
@@ -83,8 +86,8 @@ func podArgs(args []string) error {
 	switch {
 	case len(args) == 0:
 		return errors.New("name a pod or a workload")
-	case len(args) > 2:
-		return fmt.Errorf("%q: name one pod or workload, and a program behind --", args)
+	case len(args) > 2, len(args) == 2 && (strings.Contains(args[0], "/") || strings.Contains(args[1], "/")):
+		return fmt.Errorf("%q: name one pod or workload", args)
 	}
 	return nil
 }

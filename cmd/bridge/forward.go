@@ -50,7 +50,8 @@ func newForwardCommand(a *app) *cobra.Command {
 		Short: "Forward local ports to a Service, a workload, a pod or a host",
 		Long: `Forward local ports to a Service, a workload, a pod, or a host that the cluster reaches.
 
-TYPE is svc, deployment, statefulset, replicaset, daemonset, rollout or pod; a bare name is a pod.
+TYPE is svc, deployment, statefulset, replicaset, daemonset, rollout, job, replicationcontroller or
+pod; a bare name is a pod.
 Each connection goes to a ready pod of the target, in turn, and rollouts are followed: the
 local port stays until bridge ends. REMOTE is the Service's port, otherwise the pod's; a
 number or a name, with /udp behind it for UDP. LOCAL is REMOTE's number unless given; empty or
@@ -87,7 +88,7 @@ the end; --via proxy has everything go through it.`,
 	f.Var(newChoice("always", func(word string) { o.once = word == "never" }, "always", "never"), "reconnect",
 		"never: stay with the first pod, and end when it does, as kubectl")
 	f.DurationVar(&o.wait, "pod-running-timeout", time.Minute, "how long a connection, and the start, waits for a ready pod")
-	f.DurationVar(&o.dialTimeout, "dial-timeout", 30*time.Second, "how long a connection through the proxy pod waits for the tunnel and its target; then it is reset")
+	dialTimeoutFlag(cmd, "a connection through the proxy pod", &o.dialTimeout)
 	f.StringVar(&o.image, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "image of the proxy (default: none is needed, the proxy is carried to the node on the image of a running pod)")
 	f.StringVar(&o.arch, "arch", "", "architecture of a carried proxy, amd64 or arm64 (default: that of the cluster's nodes)")
 	allowFlag(cmd, &o.allow)
@@ -114,8 +115,6 @@ func (o *forwardOptions) parse(args []string) error {
 		return errors.New("--all and -l choose the addresses: leave out --address")
 	case o.wait <= 0:
 		return hint.Newf(hint.Usage, "give for example 30s or 1m", "--pod-running-timeout is %s", o.wait)
-	case o.dialTimeout <= 0:
-		return hint.Newf(hint.Usage, "give for example 10s or 1m", "--dial-timeout is %s", o.dialTimeout)
 	case many:
 		return nil
 	}
@@ -139,14 +138,14 @@ func (a *app) forward(ctx context.Context, o forwardOptions) error {
 	if err != nil {
 		return err
 	}
-	check := func(ctx context.Context, t kube.Target) error { return rights.CheckForward(ctx, k, t) }
+	check := func(ctx context.Context, t kube.Target) error { return rights.CheckForward(ctx, k, t, o.once) }
 	if o.services {
 		if o.targets, err = reach.Services(ctx, k, o.selector); err != nil {
 			return err
 		}
 		first := o.targets[0].Object
 		check = func(context.Context, kube.Target) error { return nil } // one for all: who lists Services reads each
-		if err := rights.CheckForward(ctx, k, kube.Target{Kind: kube.Service, Name: first.Name}); err != nil {
+		if err := rights.CheckForward(ctx, k, kube.Target{Kind: kube.Service, Name: first.Name}, false); err != nil {
 			return err
 		}
 		if !reach.OwnAddresses() {
@@ -167,6 +166,7 @@ func (a *app) forward(ctx context.Context, o forwardOptions) error {
 		CheckProxy: func(ctx context.Context) error {
 			return rights.Connect.Check(ctx, k, "a proxy pod for forward", o.image == "")
 		},
+		Why:   whyOf(k),
 		Print: locked(func(line string) { fmt.Fprintln(a.stdout, line) }), Say: locked(a.say), Log: a.log,
 	}
 	if o.services {

@@ -9,6 +9,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/logs"
+	"bridge/internal/rights"
 	"bridge/internal/terminal"
 )
 
@@ -21,7 +22,7 @@ func newLogsCommand(a *app) *cobra.Command {
 restarts, rollouts and lost connections, until Ctrl-C, or until the pod that was named has ended.`,
 		Example: `  bridge logs deployment/orders -f --since 5m
   bridge logs pod/orders-0 -c app --previous`,
-		Args: cobra.RangeArgs(1, 2),
+		Args: func(_ *cobra.Command, args []string) error { return podArgs(args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := kube.ParseTarget(args...)
 			if err != nil {
@@ -41,7 +42,7 @@ restarts, rollouts and lost connections, until Ctrl-C, or until the pod that was
 			if err != nil {
 				return err
 			}
-			return (&logs.Log{Kube: k, Target: t, Options: o, Out: a.stdout, Say: a.say}).Run(cmd.Context())
+			return rights.Logs.Needed(k, (&logs.Log{Kube: k, Target: t, Options: o, Out: a.stdout, Say: a.say}).Run(cmd.Context()))
 		},
 	}
 	f := cmd.Flags()

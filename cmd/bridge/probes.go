@@ -16,6 +16,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/probe"
+	"bridge/internal/rights"
 	"bridge/internal/terminal"
 )
 
@@ -37,7 +38,7 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 		Example: `  bridge probes deployment/orders
   bridge probes pod/orders-0 --watch   # a table, every 2 seconds
   bridge probes pod/orders-0 --inside  # from a pod, at its address`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error { return podArgs(args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := printOr(io.Discard, nil, output, "probes", func(bool) error { return nil }); err != nil {
 				return err
@@ -73,7 +74,7 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 				err = look(ctx, nil)
 			}
 			if err != nil || r == nil {
-				return err
+				return rights.Probes.Needed(k, err)
 			}
 			if err := printOr(a.stdout, r, output, "probes", func(bool) error { return printProbes(a.stdout, r) }); err != nil {
 				return err
@@ -81,7 +82,7 @@ Exit code 0 when all of them succeed, 11 when one does not.`,
 			for _, note := range probeNotes(r) {
 				a.say("note: " + note)
 			}
-			if slices.ContainsFunc(r.Probes, func(p diagnose.LiveProbe) bool { return p.Result != probe.Success }) {
+			if slices.ContainsFunc(r.Probes, func(p diagnose.LiveProbe) bool { return p.Result != probe.Success || p.Disputed }) {
 				return verdict(hint.Problems)
 			}
 			return nil

@@ -300,7 +300,7 @@ func (a *app) programOf(ctx context.Context, k *kube.Client, t kube.Target, o sw
 
 // planSwap reads the cluster and plans; parts are a carried proxy's.
 func planSwap(ctx context.Context, k *kube.Client, t kube.Target, o swap.Options, source proxypod.Source) (plan *swap.Plan, parts []carry.Part, err error) {
-	facts, err := swap.Gather(ctx, k, t, source, o.PodProxy)
+	facts, err := swap.Gather(ctx, k, t, source, o)
 	if err != nil {
 		return nil, nil, err
 	}

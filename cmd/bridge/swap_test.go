@@ -24,6 +24,8 @@ var shop = map[string]string{
 		"selector": {"matchLabels": {"app": "orders"}}, "template": {"metadata": {"labels": {"app": "orders"}}, "spec": {"containers": [{"name": "app", "image": "orders:1", "args": ["serve"],
 		"ports": [{"containerPort": 1}]}]}}}}`,
 	"/apis/apps/v1/namespaces/shop/replicasets/orders-1": `{"metadata": {"name": "orders-1", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "orders", "controller": true}]}}`,
+	"/api/v1/namespaces/shop/pods/once-x":                `{"metadata": {"name": "once-x", "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "once", "controller": true}]}}`,
+	"/api/v1/namespaces/shop/pods/old-x":                 `{"metadata": {"name": "old-x", "ownerReferences": [{"apiVersion": "v1", "kind": "ReplicationController", "name": "old", "controller": true}]}}`,
 	"/api/v1/namespaces/shop/pods/orders-1-x":            `{"metadata": {"name": "orders-1-x", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "orders-1", "controller": true}]}}`,
 }
 
@@ -55,6 +57,22 @@ func shopServer(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// Pods of what is never swapped are refused, with what to do.
+func TestPodsOfWhatIsNotSwapped(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	config := shopServer(t)
+	for pod, want := range map[string]string{
+		"once-x": "job/once: nobody calls a job, so there is no traffic to bring here\n  hint: run its program here",
+		"old-x":  "replicationcontroller/old: what a replication controller runs is not swapped\n  hint: swap what has taken its place",
+	} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), []string{"swap", "--kubeconfig", config, "--proxy-image", "proxy:1", "pod", pod, "--local-timeout", "0"}, strings.NewReader(""), io.Discard, &stderr)
+		if code != int(hint.Usage) || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: exit code %d, %q", pod, code, stderr.String())
+		}
+	}
 }
 
 // The first line of a swap says which mode it is, why, and who gives back, whatever else there is to say.

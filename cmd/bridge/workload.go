@@ -29,7 +29,7 @@ func parseWorkload(args []string) (kube.Target, error) {
 	}
 	switch kind, _, _ := strings.Cut(strings.ToLower(args[0]), "/"); strings.TrimSuffix(kind, "s") {
 	case "job", "cronjob", "cj":
-		return kube.Target{}, hint.Newf(hint.Usage, "run its program here: bridge connect reaches what it calls", "%s: nobody calls a job, so there is no traffic to bring here", strings.Join(args, "/"))
+		return kube.Target{}, refuseJob(strings.Join(args, "/"))
 	}
 	t, err := kube.ParseTarget(args...)
 	if err != nil {
@@ -38,11 +38,19 @@ func parseWorkload(args []string) (kube.Target, error) {
 	return t, refuseKind(t)
 }
 
+func refuseJob(what string) error {
+	return hint.Newf(hint.Usage, "run its program here: bridge connect reaches what it calls", "%s: nobody calls a job, so there is no traffic to bring here", what)
+}
+
 // refuseKind says why a target of this kind cannot be swapped, if so.
 func refuseKind(t kube.Target) error {
 	switch t.Kind {
 	case kube.DaemonSet:
 		return hint.Newf(hint.Usage, "bridge forward "+t.String()+" PORT reaches one of its pods", "%s has a pod on each node, and this machine is one place: it cannot be swapped", t)
+	case kube.Job:
+		return refuseJob(t.String())
+	case kube.ReplicationController:
+		return hint.Newf(hint.Usage, "swap what has taken its place: deployment NAME", "%s: what a replication controller runs is not swapped", t)
 	case kube.Service:
 		return hint.Newf(hint.Usage, "name the workload behind it: deployment NAME", "%s: workloads are swapped, and the services before them with them", t)
 	}

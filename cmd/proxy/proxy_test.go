@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"bridge/internal/intercept"
+	"bridge/internal/servertest"
 	"bridge/pkg/tunnel"
 )
 
@@ -332,7 +333,7 @@ func TestServeDialsCanBeTurnedOff(t *testing.T) {
 
 // The door on the pod's address leads to the same session as the one on loopback.
 func TestAConnectionOutlivesAMoveBetweenTheDoors(t *testing.T) {
-	p := start(t, echo(t), "--podproxy", freeAddress(t))
+	p := start(t, servertest.TCP(t, servertest.Echo), "--podproxy", freeAddress(t))
 	p.laptop.SetReady(true)
 	p.becomes(200)
 	c, err := net.Dial("tcp", p.listen)
@@ -355,27 +356,6 @@ func TestAConnectionOutlivesAMoveBetweenTheDoors(t *testing.T) {
 		}
 	}
 	p.term()
-}
-
-// echo is a program that sends back what it gets.
-func echo(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { _, _ = io.Copy(c, c); _ = c.Close() })
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
-	return l.Addr().String()
 }
 
 func TestTermWithoutASessionEndsAtOnce(t *testing.T) {

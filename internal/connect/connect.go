@@ -54,9 +54,15 @@ type Options struct {
 	// Unchanged has names answered again without a question. Nil means none.
 	Unchanged dns.Unchanged
 
+	// DialTimeout bounds one dial of a program's, the wait for the tunnel too. Zero means 30 seconds.
+	DialTimeout time.Duration
+
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
+
+// defaultDialTimeout is what the pod's own dials take at most.
+const defaultDialTimeout = 30 * time.Second
 
 // Entrance is open: programs may connect already, and wait until Run.
 type Entrance struct {
@@ -148,7 +154,7 @@ func (e *Entrance) Run(ctx context.Context, t Tunnel) error {
 		return errors.New("the pod told nothing of its resolver")
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	proxy := &socks5.Server{Dial: t.dial, PAC: e.pac(ctx, pod), Log: e.o.Log}
+	proxy := &socks5.Server{Dial: t.dial, DialTimeout: e.o.DialTimeout, PAC: e.pac(ctx, pod), Log: e.o.Log}
 	names := &dns.Server{
 		Dial:        t.dialSoon(dnsPatience),
 		Nameservers: pod.Nameservers,
@@ -186,17 +192,17 @@ func (t Tunnel) dial(ctx context.Context, network, address string) (net.Conn, er
 	return t().DialContext(ctx, network, address)
 }
 
-// dialSoon is a dial for TCP that fails at once when there has been no session for longer than patience, and does not wait for the pod.
+// dialSoon is a dial that fails at once when there has been no session for longer than patience, and does not wait for the pod.
 func (t Tunnel) dialSoon(patience time.Duration) Dial {
-	return func(ctx context.Context, _, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		s := t().State()
 		if !s.Phase.Carries() && time.Since(s.Since) >= patience {
 			if s.Err != nil {
-				return nil, fmt.Errorf("%w: %w", tunnel.ErrNoSession, s.Err)
+				return nil, fmt.Errorf("%w: %v", tunnel.ErrNoSession, s.Err) //nolint:errorlint // what the carrier has met is not the resolver's
 			}
 			return nil, tunnel.ErrNoSession
 		}
-		return t().DialEarly(ctx, address)
+		return t().DialEarly(ctx, network, address)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/netns"
 	"bridge/internal/ping"
+	"bridge/internal/servertest"
 	"bridge/pkg/tunnel"
 )
 
@@ -214,16 +215,20 @@ func answer(c net.Conn) {
 		if _, err := io.ReadFull(r, q); err != nil {
 			return
 		}
-		end := 12 + bytes.IndexByte(q[12:], 0) + 5      // the question's end
-		m := append([]byte{}, q[:end]...)               // without EDNS
-		m[2], m[3] = 0x85, 0x80                         // an authoritative answer
-		m[7], m[11] = 1, 0                              // one answer, nothing additional
-		m = append(m, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0) // the question's name, A, IN, TTL 0: not cached
-		m = append(m, 0, 4, 10, 96, 0, 7)
+		m := answerTo(q, nil)
 		if _, err := c.Write(append([]byte{byte(len(m) >> 8), byte(len(m))}, m...)); err != nil {
 			return
 		}
 	}
+}
+
+func answerTo(q []byte, _ net.Addr) []byte {
+	end := 12 + bytes.IndexByte(q[12:], 0) + 5      // the question's end
+	m := append([]byte{}, q[:end]...)               // without EDNS
+	m[2], m[3] = 0x85, 0x80                         // an authoritative answer
+	m[7], m[11] = 1, 0                              // one answer, nothing additional
+	m = append(m, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0) // the question's name, A, IN, TTL 0: not cached
+	return append(m, 0, 4, 10, 96, 0, 7)
 }
 
 // cluster dials as the pod would.
@@ -282,6 +287,24 @@ func TestBothEntrancesReachTheCluster(t *testing.T) {
 
 	if got, err := lookup(t, e, "orders"); err != nil || len(got) != 1 || got[0].String() != "10.96.0.7" {
 		t.Errorf("orders: %v, %v", got, err)
+	}
+}
+
+// Where the pod may ask its resolver over UDP alone, names are there all the same.
+func TestNamesWhereUDPAloneIsLetThrough(t *testing.T) {
+	resolver := servertest.UDP(t, "127.0.0.1", answerTo)
+	info, dial := cluster(t)
+	e := run(t, startPod(t, info, func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network != "udp" || address != "10.96.0.10:53" {
+			return dial(ctx, network, "nobody:53")
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, network, resolver)
+	}).client)
+	for range 2 {
+		if got, err := lookup(t, e, "orders"); err != nil || len(got) != 1 || got[0].String() != "10.96.0.7" {
+			t.Errorf("orders: %v, %v", got, err)
+		}
 	}
 }
 
@@ -370,7 +393,7 @@ func TestUsualPortsGiveWay(t *testing.T) {
 	}
 	mine := ""
 	if runtime.GOOS == "linux" { // it alone says who has a port
-		mine = fmt.Sprintf(" (process %d)", os.Getpid())
+		mine = " in use by another port here: it is given twice"
 	}
 	for _, tt := range []struct {
 		o    Options

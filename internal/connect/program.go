@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,9 +38,6 @@ const (
 
 	// maxKnown is how many of the cluster's answers are remembered: some MB. Of more the oldest are forgotten.
 	maxKnown = 65536
-
-	// programDialTime bounds a dial that nobody answers: what the pod's own dials take at most.
-	programDialTime = 30 * time.Second
 
 	// acceptPause is for a process that has no descriptors left.
 	acceptPause = 50 * time.Millisecond
@@ -88,9 +86,9 @@ type Program struct {
 	Say      func(string)
 	Entrance Options // of the proxy
 
-	proxied bool // there is no namespace, which has been said
-	told    bool // what Files are not at their paths, and what takes the place of nftables
-	device  bool // as if there were no nftables
+	proxied bool          // there is no namespace, which has been said
+	lacks   netns.Feature // in tests
+	told    bool          // what Files are not at their paths, and what takes the place of nftables
 }
 
 // Check says what keeps the program from being run: that there is none, or no namespace for what takes one. It makes a namespace and ends
@@ -102,7 +100,7 @@ func (p *Program) Check(ctx context.Context) error {
 	if p.Outside {
 		return nil
 	}
-	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true, Device: p.device, MTU: packet.MTU})
+	err := netns.Try(ctx, netns.Options{IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Dialled: true, Without: p.lacks, MTU: packet.MTU})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -239,7 +237,7 @@ func ProxyVariables(proxy netip.AddrPort, direct []string) []string {
 func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	n, err := netns.New(netns.Options{
 		IPv6: p.ipv6(), LocalPorts: slices.Concat(p.LocalPorts, p.PodPorts), Free: slices.Concat(p.Free, p.Publish), Dialled: p.dialled(), Files: p.Files,
-		Device: p.device, MTU: packet.MTU,
+		Without: p.lacks, MTU: packet.MTU,
 	})
 	if err != nil {
 		return err
@@ -276,7 +274,14 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	if !p.told {
 		p.told = true
 		if sockets.Device != nil {
-			line := "note: this machine has no nftables for CMD's network, and a TUN device takes its place"
+			missing, of, device := "no nftables", "", "a TUN device"
+			if sockets.Redirected {
+				missing, of = "no nftables tproxy", " for all but TCP"
+			}
+			if sockets.Link != nil {
+				device = "a veth pair"
+			}
+			line := fmt.Sprintf("note: this machine has %s for CMD's network, and %s takes its place%s", missing, device, of)
 			if sockets.NamesPass {
 				line += ": what CMD asks another resolver than /etc/resolv.conf's goes to that one"
 			}
@@ -291,7 +296,7 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 	}
 	g := &gate{
 		dial: t.dial, ranges: p.Ranges, localPorts: p.LocalPorts, podPorts: p.PodPorts,
-		log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns),
+		dialTime: cmp.Or(p.Entrance.DialTimeout, defaultDialTimeout), log: p.Entrance.Log, slots: make(chan struct{}, maxProgramConns),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
@@ -317,7 +322,7 @@ func (p *Program) inNamespace(ctx context.Context, t Tunnel) error {
 			s.Go(func() error { return f.serve(ctx) })
 		}
 		if sockets.Device != nil {
-			s.Go(func() error { return g.packets(ctx, sockets.Device) })
+			s.Go(func() error { return g.packets(ctx, sockets.Device, sockets.Link) })
 		}
 		if p.dialled() {
 			s.Go(func() error { return n.Await(ctx) })
@@ -390,6 +395,7 @@ type gate struct {
 	known      known
 	localPorts []uint16
 	podPorts   []uint16
+	dialTime   time.Duration
 	log        *slog.Logger
 	slots      chan struct{}
 }
@@ -438,7 +444,7 @@ func (g *gate) serve(ctx context.Context, l *net.TCPListener) error {
 }
 
 // packets carries what leaves by the device, until ctx is done. The error is that the device is gone, and not with the namespace.
-func (g *gate) packets(ctx context.Context, device *os.File) error {
+func (g *gate) packets(ctx context.Context, device *os.File, link net.HardwareAddr) error {
 	raw, err := device.SyscallConn()
 	if err != nil {
 		return err
@@ -451,7 +457,7 @@ func (g *gate) packets(ctx context.Context, device *os.File) error {
 			}
 			return g.reach(ctx, network, to)
 		},
-		Takes: func(netip.Addr) bool { return true }, Log: g.log,
+		Takes: func(netip.Addr) bool { return true }, DialTimeout: g.dialTime, Link: link, Log: g.log,
 	}
 	var number int
 	if err := raw.Control(func(fd uintptr) { number = int(fd) }); err != nil {
@@ -480,17 +486,13 @@ func (g *gate) carry(ctx context.Context, c *net.TCPConn) error {
 		_ = c.Close()
 		return fmt.Errorf("%v: %w", to, err)
 	}
-	defer context.AfterFunc(ctx, func() {
-		_ = c.Close()
-		_ = target.Close()
-	})()
-	return tunnel.Splice(c, target)
+	return new(tunnel.Flow).SpliceContext(ctx, c, target)
 }
 
 // reach dials: an address of the cluster's there, Host and the local ports on this machine's loopback, the pod's ports on its own, all
 // others from this machine.
 func (g *gate) reach(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, programDialTime)
+	ctx, cancel := context.WithTimeout(ctx, g.dialTime)
 	defer cancel()
 	here := new(net.Dialer).DialContext
 	loopback := "localhost"

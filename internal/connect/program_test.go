@@ -28,6 +28,7 @@ import (
 	"bridge/internal/hint"
 	"bridge/internal/netns"
 	"bridge/internal/ping"
+	"bridge/internal/servertest"
 	"bridge/pkg/tunnel"
 )
 
@@ -54,24 +55,7 @@ func withAddresses(t *testing.T) (tunnel.Info, func(context.Context, string, str
 
 // echo sends back what it gets by UDP, with name before it, until the test ends.
 func echo(t *testing.T, name string) (address string) {
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		b := make([]byte, 100)
-		for {
-			n, from, err := c.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = c.WriteTo(append([]byte(name+" "), b[:n]...), from)
-		}
-	}()
-	t.Cleanup(func() { _ = c.Close(); <-done })
-	return c.LocalAddr().String()
+	return servertest.UDP(t, "127.0.0.1", func(b []byte, _ net.Addr) []byte { return append([]byte(name+" "), b...) })
 }
 
 // By UDP and by ping, over both versions: to the cluster, to this machine, and to what the pod or this machine does not reach.
@@ -113,20 +97,29 @@ func TestDatagramsOfAProgram(t *testing.T) {
 	for _, row := range rows {
 		urls = append(urls, row.url)
 	}
-	for _, device := range []bool{false, true} {
+	for without, way := range map[netns.Feature]string{
+		0:                          "",
+		netns.NFTables:             "a TUN device takes its place",
+		netns.TProxy:               "a TUN device takes its place for all but TCP",
+		netns.NFTables | netns.TUN: "a veth pair takes its place",
+		netns.TProxy | netns.TUN:   "a veth pair takes its place for all but TCP",
+	} {
+		if syscall.Access("/dev/net/tun", 6) != nil { // this user may not open it
+			way = strings.Replace(way, "a TUN device", "a veth pair", 1)
+		}
 		p, out, said := program(strings.Join(urls, " "))
-		p.device = device
+		p.lacks = without
 		p.Ranges = []netip.Prefix{netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("198.51.100.0/24")}
 		if err := p.Run(t.Context(), pod.tunnel); exitCode(err) != 7 {
 			t.Errorf("%v", err)
 		}
-		if notes := strings.Join(*said, "\n"); strings.Contains(notes, "a TUN device takes its place") != device {
-			t.Errorf("by a device: %v: it said %q", device, notes)
+		if notes := strings.Join(*said, "\n"); !strings.HasSuffix(notes, way) || way == "" && notes != "" {
+			t.Errorf("%q: it said %q", way, notes)
 		}
 		lines := strings.Split(out.String(), "\n")
 		for i, row := range rows {
 			if i >= len(lines) || !strings.HasSuffix(lines[i], row.want) {
-				t.Errorf("by a device: %v: %s: want %q of %q", device, row.url, row.want, lines)
+				t.Errorf("%q: %s: want %q of %q", way, row.url, row.want, lines)
 			}
 		}
 	}
@@ -145,7 +138,7 @@ func TestTheDeviceOfAProgramIsLost(t *testing.T) {
 		defer cancel()
 		g := &gate{log: slog.New(slog.DiscardHandler)}
 		done := make(chan error, 1)
-		go func() { done <- g.packets(ctx, device) }()
+		go func() { done <- g.packets(ctx, device, nil) }()
 		if err := syscall.Close(fds[1]); err != nil {
 			t.Fatal(err)
 		}
@@ -176,14 +169,15 @@ func TestAProgramSeesTheClusterAndThisMachine(t *testing.T) {
 	laptop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "this machine") }))
 	defer laptop.Close()
 	port := laptop.Listener.Addr().(*net.TCPAddr).Port
-	for _, device := range []bool{false, true} {
+	for _, without := range []netns.Feature{0, netns.NFTables, netns.NFTables | netns.TUN} {
+		device := without != 0
 		p, out, said := program(fmt.Sprintf("http://orders/ http://orders.shop.svc.cluster.local/ http://198.51.100.3/ http://%s:%d/ http://127.0.0.1:%d/ http://orders:81/",
 			HostName, port, port))
-		p.device = device
+		p.lacks = without
 		p.Ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 		p.LocalPorts = []uint16{uint16(port)}
 		err := p.Run(t.Context(), pod.tunnel)
-		if exitCode(err) != 7 || len(*said) > 0 && !p.device {
+		if exitCode(err) != 7 || len(*said) > 0 && !device {
 			t.Errorf("%v, %q", err, *said)
 		}
 		lines := strings.Split(out.String(), "\n")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,6 +25,8 @@ type Whole struct {
 	Ready func()
 	// Unchanged has names answered again without a question. Nil means none.
 	Unchanged dns.Unchanged
+	// DialTimeout is Options'.
+	DialTimeout time.Duration
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
 }
@@ -52,7 +55,7 @@ func (w *Whole) Run(ctx context.Context, t Tunnel) error {
 	}
 	ranges := w.Machine.Ranges()
 	packets := &packet.Stack{
-		Dial: t.dial, From: w.Machine.Local, Log: w.Log,
+		Dial: t.dial, DialTimeout: w.DialTimeout, From: w.Machine.Local, Log: w.Log,
 		Takes: func(a netip.Addr) bool {
 			return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 		},

@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -23,7 +25,8 @@ type Capture struct {
 	Kube       *kube.Client
 	Target     kube.Target
 	Port       string // a number, or a name that a container of the pod has given one
-	ProxyImage string
+	ProxyImage string // "": the program is carried, by the shell of an image that the node has
+	Arch       string // of the program that is carried; "" asks the container
 	// Out gets the capture as pcapng, whole blocks alone, Err what is said of it in the pod.
 	Out, Err io.Writer
 	Say      func(string)
@@ -54,11 +57,11 @@ func (c *Capture) Run(ctx context.Context) error {
 		}
 		c.Say("note: the pod has the node's network: it is the node's port " + port)
 	}
-	container, err := c.container(ctx, pod)
+	container, program, err := c.container(ctx, pod)
 	if err != nil {
 		return err
 	}
-	return c.copy(ctx, pod, container, port)
+	return c.copy(ctx, pod, container, append(program, "tool", tools.Capture, port))
 }
 
 // portOf is the number of a port of pod's.
@@ -101,46 +104,98 @@ func captureRights() []*corev1.SecurityContext {
 	}
 }
 
-// container is one in pod that may see packets: one that is there, or one that is added. One that has asked for the right comes first: it has it, whatever the
-// runtime.
-func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (string, error) {
+const needProxyImage = "name the proxy's image with --proxy-image: bridge image push makes it"
+
+// container is one in pod that may see packets, one that is there or one that is added, and the command of the program in it. One that has asked for the right
+// comes first: it has it, whatever the runtime.
+func (c *Capture) container(ctx context.Context, pod *corev1.Pod) (name string, program []string, err error) {
+	target, err := kube.ContainerName(pod, "")
+	if err != nil {
+		return "", nil, err
+	}
+	from := sources(ctx, c.Kube, pod, target, c.ProxyImage)
+	var chosen source
 	var refused error
 	for _, rights := range captureRights() {
-		e, err := c.with(rights)
-		if err != nil {
-			return "", err
+		for _, s := range from {
+			e, err := s.withRights(rights)
+			if err != nil {
+				return "", nil, err
+			}
+			if name = earlier(pod, e); name != "" {
+				c.Say("container " + name + " is there already, in pod/" + pod.Name)
+				program, err = s.bring(ctx, c.Kube, pod, e, name, c.Arch, c.Say)
+				return name, program, err
+			}
 		}
-		if name := earlier(pod, e); name != "" {
-			c.Say("container " + name + " is there already, in pod/" + pod.Name)
-			return name, nil
+		if refused = c.refused(ctx, pod, rights); refused != nil {
+			continue // whatever its image
+		}
+		if chosen.image == "" {
+			if chosen, c.Arch, err = choose(ctx, c.Kube, pod, from, c.Arch, needProxyImage); err != nil {
+				return "", nil, err
+			}
+		}
+		e, err := chosen.withRights(rights)
+		if err != nil {
+			return "", nil, err
 		}
 		err = add(ctx, c.Kube, pod, e, c.Say)
 		if err == nil {
-			c.Say("container " + e.Name + " in pod/" + pod.Name + "; it stays there, as the API has no way to remove it, until the pod goes")
-			return e.Name, await(ctx, c.Kube, pod.Namespace, pod.UID, pod.Name, e.Name, false)
+			c.Say("container " + e.Name + " in pod/" + pod.Name + chosen.from(pod.Name) + "; it stays there, as the API has no way to remove it, until the pod goes")
+			if err := chosen.await(ctx, c.Kube, pod, e.Name, false, needProxyImage); err != nil {
+				return "", nil, err
+			}
+			program, err = chosen.bring(ctx, c.Kube, pod, e, e.Name, c.Arch, c.Say)
+			return e.Name, program, err
 		}
-		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "violates PodSecurity") {
-			return "", kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
+		if !byPodSecurity(err) {
+			return "", nil, kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
 		}
 		refused = err
 	}
-	return "", hint.New(hint.Forbidden,
+	return "", nil, hint.New(hint.Forbidden,
 		fmt.Errorf("packets are seen with CAP_NET_RAW alone, as root, and the Pod Security level of namespace %s lets no container have that: %w", pod.Namespace, refused),
 		fmt.Sprintf("level baseline lets it: an admin can set it with kubectl label namespace %s%s pod-security.kubernetes.io/enforce=baseline --overwrite, and back to what it was when the container is there, which stays until the pod goes.\n"+
 			"Or capture at the other end, in a namespace that lets it: at a pod that talks to this one", pod.Namespace, c.Kube.Flags))
 }
 
-// with is a container with these rights. Its name has no end yet.
-func (c *Capture) with(rights *corev1.SecurityContext) (*corev1.EphemeralContainer, error) {
+// refused is why a container with these rights may not be added, where that is the namespace's Pod Security level; nil else. Nothing is changed.
+func (c *Capture) refused(ctx context.Context, pod *corev1.Pod, rights *corev1.SecurityContext) error {
+	e, err := source{image: pod.Spec.Containers[0].Image}.withRights(rights)
+	if err != nil {
+		return nil
+	}
+	e.Name += "trial"
+	patch, err := patchOf(e)
+	if err != nil {
+		return nil
+	}
+	_, err = c.Kube.Clientset.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, "ephemeralcontainers")
+	if byPodSecurity(err) {
+		return err
+	}
+	return nil // what else there is shows when it is added
+}
+
+func byPodSecurity(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "violates PodSecurity")
+}
+
+// withRights is a container with these rights, and none of a pod's mounts. Its name has no end yet.
+func (s source) withRights(rights *corev1.SecurityContext) (*corev1.EphemeralContainer, error) {
 	e := &corev1.EphemeralContainer{}
-	e.Image, e.ImagePullPolicy = c.ProxyImage, corev1.PullIfNotPresent
-	e.Args, e.SecurityContext = []string{"tool", tools.Hold}, rights
+	s.hold(e)
+	e.SecurityContext = rights.DeepCopy()
+	if s.carried() {
+		e.SecurityContext.ReadOnlyRootFilesystem = nil
+	}
 	e.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
 	return e, nameAs(e, "")
 }
 
 // copy passes on what the program in the pod writes, until it ends; it does when its input ends.
-func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port string) error {
+func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container string, command []string) error {
 	running, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
 	in, end := io.Pipe()
@@ -156,7 +211,7 @@ func (c *Capture) copy(ctx context.Context, pod *corev1.Pod, container, port str
 	})
 	defer late()
 	whole := &pcapng.Whole{Out: c.Out}
-	code, err := c.Kube.Run(running, pod.Namespace, pod.Name, container, append(proxyPath(), "tool", tools.Capture, port),
+	code, err := c.Kube.Run(running, pod.Namespace, pod.Name, container, command,
 		kube.Streams{Stdin: in, Stdout: stopping{whole, cut}, Stderr: c.Err})
 	var unwritten writeError
 	switch {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,7 +14,7 @@ import (
 // A container that has asked for the right comes before one that has what the runtime gives, which may be nothing; where it may not be asked for, that one is taken.
 func TestCaptureAsksForTheRightFirst(t *testing.T) {
 	c := &Capture{ProxyImage: "proxy", Say: func(string) {}}
-	weak, err := c.with(captureRights()[1])
+	weak, err := (source{image: c.ProxyImage}).withRights(captureRights()[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,6 +25,7 @@ func TestCaptureAsksForTheRightFirst(t *testing.T) {
 	for name, refused := range map[string]bool{"it may": false, "Pod Security refuses": true} {
 		pod := named("")
 		pod.Namespace = "shop"
+		pod.Spec.Containers = []corev1.Container{{Name: "app"}}
 		pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{*weak}
 		pod.Status.Phase, pod.Status.EphemeralContainerStatuses = corev1.PodRunning, []corev1.ContainerStatus{runs(weak.Name)}
 		patches := 0
@@ -32,11 +34,18 @@ func TestCaptureAsksForTheRightFirst(t *testing.T) {
 			if r.Method != http.MethodPatch {
 				return false
 			}
-			if patches++; refused {
+			trial := r.URL.Query().Get("dryRun") == metav1.DryRunAll
+			if !trial {
+				patches++
+			}
+			if refused {
 				w.Header().Set("Content-Type", "application/json")
 				w.WriteHeader(http.StatusForbidden)
 				fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":403,"reason":"Forbidden","message":"pods \"dbg\" is forbidden: violates PodSecurity \"baseline:latest\""}`)
 				return true
+			}
+			if trial {
+				return false
 			}
 			var patch corev1.Pod
 			if err := json.NewDecoder(r.Body).Decode(&patch); err != nil {
@@ -50,9 +59,9 @@ func TestCaptureAsksForTheRightFirst(t *testing.T) {
 			return false
 		}
 		c.Kube = s.client(t)
-		got, err := c.container(t.Context(), pod)
-		if err != nil || patches != 1 || (got == weak.Name) != refused {
-			t.Errorf("%s: container %s after %d patches, %v", name, got, patches, err)
+		got, program, err := c.container(t.Context(), pod)
+		if err != nil || (patches == 0) != refused || patches > 1 || (got == weak.Name) != refused || !slices.Equal(program, proxyPath()) {
+			t.Errorf("%s: container %s after %d patches, program %q, %v", name, got, patches, program, err)
 		}
 	}
 }

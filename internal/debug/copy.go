@@ -95,13 +95,16 @@ func (c *Copy) Run(ctx context.Context, use func(context.Context, *Place) error)
 	err = c.carryTo(ctx, created, configMaps, parts)
 	if err == nil {
 		err = await(ctx, c.Kube, ns, created.UID, c.Name, container, false)
+		if err != nil && !c.Keep && hint.CodeOf(err) == hint.ProxyNotReady { // the copy goes
+			err = hint.New(0, err, fmt.Sprintf("bridge diagnose pod/%s -n %s%s; with --keep the copy stays, and can be looked at", pod.Name, ns, c.Kube.Flags))
+		}
 	}
 	place := &Place{Pod: c.Name, Container: container, uid: created.UID, tools: carry.Command()}
 	if err == nil {
 		err = use(ctx, place)
 	}
 	if c.Keep {
-		c.Say(fmt.Sprintf("pod/%s is kept. Into it again: bridge exec -it pod/%s -n %s%s -- %s", c.Name, c.Name, ns, c.Kube.Flags, strings.Join(place.Command(nil), " ")))
+		c.Say(fmt.Sprintf("pod/%s is kept. Into it again: bridge exec -it pod/%s -n %s%s -- %s", c.Name, c.Name, ns, c.Kube.Flags, strings.Join(place.tool(tools.Prompt), " ")))
 		c.Say("in the end: " + remove)
 		return err
 	}

@@ -45,15 +45,35 @@ type Place struct {
 	tools []string
 }
 
-// Command is the user's own, with the tools' program before it where it is one of them; without one it is their prompt.
-func (p *Place) Command(user []string) []string {
+// Run runs the user's command, with the tools' program before it where it is one of them, or without one their prompt, and returns its exit code.
+// A tool without standard input ends when ctx does, or this machine is gone.
+func (p *Place) Run(ctx context.Context, k *kube.Client, user []string, s kube.Streams) (code int, err error) {
 	switch {
 	case len(user) == 0:
-		user = []string{tools.Prompt}
+		user = p.tool(tools.Prompt)
 	case !slices.Contains(tools.Names(), user[0]):
-		return user
+	case s.Stdin == nil:
+		over := make(silence)
+		defer close(over)
+		s.Stdin = over
+		user = p.tool(append([]string{tools.Attended}, user...)...)
+	default:
+		user = p.tool(user...)
 	}
-	return slices.Concat(p.tools, []string{"tool"}, user)
+	return k.Run(ctx, k.Namespace, p.Pod, p.Container, user, s)
+}
+
+// tool is the command of a tool.
+func (p *Place) tool(args ...string) []string {
+	return slices.Concat(p.tools, []string{"tool"}, args)
+}
+
+// silence is read without a byte until it is closed.
+type silence chan struct{}
+
+func (s silence) Read([]byte) (int, error) {
+	<-s
+	return 0, io.EOF
 }
 
 // Ephemeral is a container to be added to a running pod.
@@ -61,9 +81,10 @@ type Ephemeral struct {
 	Kube      *kube.Client
 	Target    kube.Target
 	Container string // whose processes and mounts it has; "" for the default one
-	// Image is the user's, which runs Command, or what it runs by itself, with these streams. Empty takes the tools, from ProxyImage, which is
-	// only there then: what is to be run is run in it.
+	// Image is the user's, which runs Command, or what it runs by itself, with these streams. Empty takes the tools, which are in ProxyImage, or
+	// are carried, by the shell of an image that the node has: the container is only there then, and what is to be run is run in it.
 	Image, ProxyImage string
+	Arch              string // of the tools that are carried; "" asks the container
 	Command           []string
 	Stdin, TTY        bool
 	// Owner is who may find it again, "user@host", where it has a terminal.
@@ -75,46 +96,118 @@ type Ephemeral struct {
 func (e *Ephemeral) Start(ctx context.Context) (*Place, error) {
 	pod, err := e.Kube.RunningPod(ctx, e.Kube.Namespace, e.Target)
 	if err != nil {
-		return nil, err
+		return nil, e.orCopy(ctx, err)
 	}
 	target, err := kube.ContainerName(pod, e.Container)
 	if err != nil {
 		return nil, err
 	}
 	if err := e.Kube.NotRunning(pod, target); err != nil {
+		if !hasStarted(pod, target) {
+			return nil, err // neither would a copy
+		}
 		return nil, hint.New(0, err, fmt.Sprintf("debug a copy of it, in which its program is held: bridge debug pod/%s -n %s%s -c %s --copy-to NAME", pod.Name, pod.Namespace, e.Kube.Flags, target))
 	}
-	c, notes, err := e.container(pod, target)
+	place := &Place{Pod: pod.Name, uid: pod.UID}
+	var from []source
+	if e.Image == "" {
+		from = sources(ctx, e.Kube, pod, target, e.ProxyImage)
+	}
+	c, s, notes, err := e.choose(ctx, pod, target, from, &place.Container)
 	if err != nil {
 		return nil, err
 	}
 	for _, n := range notes {
 		e.Say("note: " + n)
 	}
-	place := &Place{Pod: pod.Name, uid: pod.UID}
-	if e.Image == "" {
-		place.tools = proxyPath()
-	}
 	beside := fmt.Sprintf("beside container %s of pod/%s", target, pod.Name)
-	// With the user's image and no terminal it is a program that ends, and is run anew.
-	if e.Image == "" || e.TTY {
-		if place.Container = earlier(pod, c); place.Container != "" {
-			e.Say("container " + place.Container + " is there already, " + beside)
-			return place, nil
+	if place.Container != "" {
+		e.Say("container " + place.Container + " is there already, " + beside)
+	} else {
+		if err := add(ctx, e.Kube, pod, c, e.Say); err != nil {
+			return nil, kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
+		}
+		place.Container = c.Name
+		e.Say("container " + c.Name + " " + beside + s.from(pod.Name) + "; it stays there, as the API has no way to remove it, until the pod goes")
+		if err := s.await(ctx, e.Kube, pod, c.Name, e.Image != "", needImage); err != nil {
+			return nil, err
 		}
 	}
-	if err := add(ctx, e.Kube, pod, c, e.Say); err != nil {
-		return nil, kube.Explain(err, "add a container to pod "+pod.Namespace+"/"+pod.Name)
+	if e.Image == "" {
+		place.tools, err = s.bring(ctx, e.Kube, pod, c, place.Container, e.Arch, e.Say)
 	}
-	place.Container = c.Name
-	e.Say("container " + c.Name + " " + beside + "; it stays there, as the API has no way to remove it, until the pod goes")
-	return place, await(ctx, e.Kube, pod.Namespace, pod.UID, pod.Name, c.Name, e.Image != "")
+	return place, err
+}
+
+// orCopy is err, of finding a pod that runs, with a copy as a way out where there is one whose program was begun.
+func (e *Ephemeral) orCopy(ctx context.Context, err error) error {
+	pods, _ := e.Kube.Pods(ctx, e.Kube.Namespace, e.Target)
+	if !slices.ContainsFunc(pods, func(p corev1.Pod) bool {
+		name, err := kube.ContainerName(&p, e.Container)
+		return err == nil && hasStarted(&p, name)
+	}) {
+		return err
+	}
+	of := ""
+	if e.Container != "" {
+		of = " -c " + e.Container
+	}
+	return hint.New(0, err, strings.TrimSpace(fmt.Sprintf("%s\nin a copy of such a pod its program is held: bridge debug %s -n %s%s%s --copy-to NAME", hint.Of(err), e.Target, e.Kube.Namespace, e.Kube.Flags, of)))
+}
+
+// hasStarted tells whether a container's image is there, and its program was begun.
+func hasStarted(pod *corev1.Pod, container string) bool {
+	status, _ := kube.ContainerStatus(pod, container)
+	waits := status.State.Waiting
+	return status.State.Terminated != nil || status.LastTerminationState.Terminated != nil || waits != nil && waits.Reason == "RunContainerError"
+}
+
+const needImage = "name an image: --image busybox, or any that the nodes can pull; or the tools' with --proxy-image (bridge image push makes it).\n" +
+	"Without an image: --copy-to NAME"
+
+// choose takes the container to be added, and where its tools come from: from is empty for the user's image. Of one that is there already the
+// name goes to there.
+func (e *Ephemeral) choose(ctx context.Context, pod *corev1.Pod, target string, from []source, there *string) (c *corev1.EphemeralContainer, s source, notes []string, err error) {
+	if e.Image != "" {
+		c, notes, err = e.container(pod, target, s)
+		// Without a terminal it is a program that ends, and is run anew.
+		if err == nil && e.TTY {
+			*there = earlier(pod, c)
+		}
+		return c, s, notes, err
+	}
+	var fit []source
+	for _, s := range from {
+		if c, notes, err = e.container(pod, target, s); err != nil {
+			return nil, s, nil, err
+		}
+		if *there = earlier(pod, c); *there != "" {
+			return c, s, notes, nil
+		}
+		if s.startsAs(c, pod, target) {
+			fit = append(fit, s)
+		}
+	}
+	if s, e.Arch, err = choose(ctx, e.Kube, pod, fit, e.Arch, needImage); hint.CodeOf(err) == hint.Usage && len(fit) < len(from) {
+		err = hint.Newf(hint.Usage, "name the tools' image, whose user is not root, with --proxy-image (bridge image push makes it), or one with such a user by number with --image.\nWithout an image: --copy-to NAME",
+			"the tools are carried into a running pod by a shell; container %s of pod %s/%s may not run as root, and says not as whom, so that its own image alone may be used, and that has none", target, pod.Namespace, pod.Name)
+	}
+	if err != nil {
+		return nil, s, nil, err
+	}
+	c, notes, err = e.container(pod, target, s)
+	return c, s, notes, err
+}
+
+// patchOf adds a container to a pod.
+func patchOf(c *corev1.EphemeralContainer) ([]byte, error) {
+	return json.Marshal(map[string]any{"spec": map[string]any{"ephemeralContainers": []corev1.EphemeralContainer{*c}}})
 }
 
 // add adds a container to a pod, with a name of its own, which begins as it has one.
 func add(ctx context.Context, k *kube.Client, pod *corev1.Pod, c *corev1.EphemeralContainer, say func(string)) error {
 	c.Name += strings.ToLower(rand.Text()[:5])
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"ephemeralContainers": []corev1.EphemeralContainer{*c}}})
+	patch, err := patchOf(c)
 	if err != nil {
 		return err
 	}
@@ -150,8 +243,8 @@ func earlier(pod *corev1.Pod, c *corev1.EphemeralContainer) string {
 	return ""
 }
 
-// container is what is added beside a container of pod. Its name has no end yet.
-func (e *Ephemeral) container(pod *corev1.Pod, target string) (c *corev1.EphemeralContainer, notes []string, err error) {
+// container is what is added beside a container of pod, with the tools from s unless the image is the user's. Its name has no end yet.
+func (e *Ephemeral) container(pod *corev1.Pod, target string, s source) (c *corev1.EphemeralContainer, notes []string, err error) {
 	if pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows {
 		return nil, nil, hint.Newf(hint.Usage, "bridge exec runs what is there", "pod/%s runs on Windows; what bridge brings are programs for Linux", pod.Name)
 	}
@@ -169,11 +262,11 @@ func (e *Ephemeral) container(pod *corev1.Pod, target string) (c *corev1.Ephemer
 	c.Command = e.Command
 	owner := e.Owner
 	if e.Image == "" {
-		c.Image, c.Command, c.Args = e.ProxyImage, nil, []string{"tool", tools.Hold}
+		s.hold(c)
 		c.Stdin, c.StdinOnce, c.TTY, owner = false, false, false, ""
 	}
 	c.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
-	c.SecurityContext = securityContext(&of, userOf(pod, target), e.Image == "")
+	c.SecurityContext = securityContext(&of, userOf(pod, target), e.Image == "" && !s.carried())
 	if p := c.SecurityContext.Privileged; p != nil && *p {
 		notes = append(notes, "it is privileged, as container "+target+" is")
 	}

@@ -46,8 +46,12 @@ func TestWhatIsAddedPassesPodSecurity(t *testing.T) {
 		"by its pod":         `{securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}, containers: [{name: app, image: x, securityContext: {allowPrivilegeEscalation: false, capabilities: {add: [NET_BIND_SERVICE], drop: [ALL]}}}]}`,
 	} {
 		pod := podFrom(t, `{metadata: {name: it}, spec: `+text+`}`)
-		for _, e := range []Ephemeral{{ProxyImage: "proxy"}, {Image: "busybox"}} {
-			c, notes, err := e.container(pod, "app")
+		for _, from := range []source{{image: "proxy"}, {image: "busybox", pod: "it", container: "app"}, {}} {
+			e := Ephemeral{}
+			if from.image == "" {
+				e.Image = "busybox"
+			}
+			c, notes, err := e.container(pod, "app", from)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,7 +63,7 @@ func TestWhatIsAddedPassesPodSecurity(t *testing.T) {
 				}
 				in[level]++
 				if why := passes(level, added); why != "" {
-					t.Errorf("%s, %s, image %q: %s", name, level, e.Image, why)
+					t.Errorf("%s, %s, %+v: %s", name, level, from, why)
 				}
 			}
 			of := pod.Spec.Containers[0].SecurityContext
@@ -72,7 +76,7 @@ func TestWhatIsAddedPassesPodSecurity(t *testing.T) {
 			}
 		}
 	}
-	if in[psa.LevelBaseline] != 10 || in[psa.LevelRestricted] != 4 {
+	if in[psa.LevelBaseline] != 15 || in[psa.LevelRestricted] != 6 {
 		t.Errorf("let in: %v", in)
 	}
 }
@@ -85,7 +89,7 @@ func TestSharedProcessesAreToldOf(t *testing.T) {
 		if pod.Spec.ShareProcessNamespace = &yes; field == "hostPID" {
 			pod.Spec.ShareProcessNamespace, pod.Spec.HostPID = nil, true
 		}
-		_, notes, err := (&Ephemeral{ProxyImage: "proxy"}).container(pod, "app")
+		_, notes, err := (&Ephemeral{}).container(pod, "app", source{image: "proxy"})
 		if all := strings.Join(notes, "\n"); err != nil || !strings.Contains(all, words) || strings.Contains(all, "/proc/1/root") {
 			t.Errorf("%s: %v, %q", field, err, notes)
 		}
@@ -114,7 +118,7 @@ status:
 
 func TestUserAndMountsAreTheTargets(t *testing.T) {
 	pod := podFrom(t, mountedYAML)
-	c, notes, err := (&Ephemeral{ProxyImage: "proxy"}).container(pod, "app")
+	c, notes, err := (&Ephemeral{}).container(pod, "app", source{image: "proxy"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +137,7 @@ func TestUserAndMountsAreTheTargets(t *testing.T) {
 func TestAnEarlierOneIsFoundByItsOptions(t *testing.T) {
 	pod := podFrom(t, mountedYAML)
 	name := func(e Ephemeral, target string) string {
-		c, _, err := e.container(pod, target)
+		c, _, err := e.container(pod, target, source{image: e.ProxyImage})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +168,7 @@ func TestAnEarlierOneIsFoundByItsOptions(t *testing.T) {
 		}
 		return s
 	}
-	c, _, err := first.container(pod, "app")
+	c, _, err := first.container(pod, "app", source{image: "proxy"})
 	if err != nil {
 		t.Fatal(err)
 	}

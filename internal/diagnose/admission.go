@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -20,7 +21,6 @@ var refusals = []struct{ says, id, what, next string }{
 	{"failed quota", "pods-refused-quota", "a quota of the namespace wants requests or limits that its pods do not have", "set resources.requests and limits; a LimitRange can give defaults: kubectl describe resourcequota%s"},
 	{"violates podsecurity", "pods-refused-podsecurity", "the namespace's Pod Security level does not allow such pods", "set what the message names in securityContext; the level is a label: kubectl get namespace%s --show-labels"},
 	{"error looking up service account", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
-	{"serviceaccount", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
 	{"no priorityclass with name", "pods-refused-priorityclass", "their PriorityClass does not exist", "name one that does: kubectl get priorityclasses"},
 	{"maximum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
 	{"minimum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
@@ -100,16 +100,27 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 	}
 	for i := range s.Jobs {
 		o := &s.Jobs[i]
-		if o.Status.CompletionTime == nil && len(s.eventsOf("job", o, "FailedCreate")) > 0 && !s.hasPods(o) {
-			refused("job", o, 1, 0, nil)
+		if o.Status.CompletionTime != nil || is(o, batchv1.JobFailed) || o.Spec.Suspend != nil && *o.Spec.Suspend {
+			continue
 		}
+		refused("job", o, atOnceOf(o), o.Status.Active, nil)
 	}
 	return out
 }
 
-// hasPods tells whether there is a pod that o has made.
-func (s *Snapshot) hasPods(o metav1.Object) bool {
-	return slices.ContainsFunc(s.podsIn[o.GetNamespace()], func(p *pod) bool { return metav1.IsControlledBy(p, o) })
+// atOnceOf is how many pods of a Job are to run at a time: no more than there is work left for.
+func atOnceOf(j *batchv1.Job) int32 {
+	wants := int32(1)
+	if j.Spec.Parallelism != nil {
+		wants = *j.Spec.Parallelism
+	}
+	switch {
+	case j.Spec.Completions != nil:
+		wants = min(wants, *j.Spec.Completions-j.Status.Succeeded)
+	case j.Status.Succeeded > 0: // of a queue of work, no new ones are made after the first success
+		wants = 0
+	}
+	return wants
 }
 
 // madeSince tells whether o has made a pod after that time: then what it was refused before is over.

@@ -14,11 +14,23 @@ func TestPodsThatAreRefused(t *testing.T) {
 	refused := func(why string) string {
 		return set + event("ReplicaSet/it-1", "FailedCreate", `Error creating: pods "it-1-2fzz7" is forbidden: `+why)
 	}
+	job := func(spec, status, reason string) string {
+		return "\n---\nkind: Job\nmetadata: {name: it, uid: j1}\nspec: {" + spec + ", template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {" + status + "}\n" +
+			event("Job/it", reason, `Error creating: pods "it-2fzz7" is forbidden: exceeded quota: small`)
+	}
+	ofJob := "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}]", 1)
 	try(t, []tried{
+		{"a Job", job("parallelism: 1", "", "FailedCreate"), "pods-refused-quota", "1 of 1 pods cannot be made"},
+		{"some of a Job's", job("parallelism: 3, completions: 6", "active: 1", "FailedCreate") + ofJob, "pods-refused-quota", "2 of 3 pods cannot be made"},
+		{"a Job that needs no more", job("parallelism: 3, completions: 6", "active: 1, succeeded: 5", "FailedCreate") + ofJob, "", ""},
+		{"a Job that empties a queue", job("parallelism: 3", "active: 1, succeeded: 1", "FailedCreate") + ofJob, "", ""},
+		{"a Job that is not refused", job("parallelism: 3", "active: 1", "SuccessfulCreate") + ofJob, "", ""},
+		{"a Job that is held", job("parallelism: 3, suspend: true", "", "FailedCreate"), "", ""},
 		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "kubectl describe resourcequota -n shop"},
 		{"quota that wants limits", refused("failed quota: small: must specify limits.cpu for: app"), "pods-refused-quota", "resources.requests"},
 		{"Pod Security", refused(`violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false`), "pods-refused-podsecurity", "kubectl get namespace shop --show-labels"},
 		{"ServiceAccount", refused(`error looking up service account shop/nobody: serviceaccount "nobody" not found`), "pods-refused-serviceaccount", ""},
+		{"a policy of OpenShift's", refused("unable to validate against any security context constraint: [provider anyuid: Forbidden: not usable by user or serviceaccount, provider privileged: Forbidden: not usable by user or serviceaccount]"), "pods-refused", "unable to validate"},
 		{"LimitRange", refused("maximum memory usage per Container is 64Mi, but limit is 1Gi"), "pods-refused-limitrange", ""},
 		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", ""},
 		{"webhook", refused(`admission webhook "policy.example.test" denied the request: no`), "pods-refused-webhook", ""},
@@ -29,6 +41,19 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"in the past", strings.Replace(refused("exceeded quota: small"), "replicas: 0", "replicas: 2", 1), "", ""},
 		{"one was made since", refused("exceeded quota: small") + "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, creationTimestamp: '2026-11-28T11:59:30Z', ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: it-1, uid: '', controller: true}]", 1), "", ""},
 		{"in a condition", strings.Replace(set, "status: {replicas: 0}", `status: {replicas: 0, conditions: [{type: ReplicaFailure, status: "True", reason: FailedCreate, message: "exceeded quota: small"}]}`, 1), "pods-refused-quota", "2 of 2 pods"},
+	})
+}
+
+// What comes in a moment is not missing: a claim, or a volume for one, that is applied after a pod.
+func TestClaimsThatComeInAMoment(t *testing.T) {
+	young := func(documents string) string {
+		return strings.Replace(documents, "metadata: {", "metadata: {creationTimestamp: '2026-11-28T11:59:50Z', ", 1)
+	}
+	try(t, []tried{
+		{"a pod's claim", young(withPod("", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", "")), "", ""},
+		{"... by the scheduler's words", young(unscheduledPod("", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", `0/1 nodes are available: persistentvolumeclaim "data" not found.`)), "", ""},
+		{"... that does not come", withPod("", "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]", waits("ContainerCreating", "")), "claim-absent", ""},
+		{"a claim's volume", young("\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {storageClassName: ''}\nstatus: {phase: Pending}\n"), "", ""},
 	})
 }
 
@@ -46,6 +71,7 @@ func TestClaimsWithoutAVolume(t *testing.T) {
 		{"no class, and no default", claim("", "Pending") + class(""), "claim-no-class", "there are fast"},
 		{"no volume", claim(`storageClassName: ""`, "Pending"), "claim-no-volume", "kubectl get pv"},
 		{"nobody makes it", claim("storageClassName: fast", "Pending") + class(""), "claim-unbound", ""},
+		{"its class has come since it failed", claim("storageClassName: fast", "Pending") + strings.NewReplacer("kind: StorageClass", "kind: StorageClass\nvolumeBindingMode: WaitForFirstConsumer", "metadata: {", "metadata: {creationTimestamp: '2026-11-28T11:59:30Z', ").Replace(class("")) + event("PersistentVolumeClaim/data", "ProvisioningFailed", "no class"), "", ""},
 		{"making it fails", claim("storageClassName: fast", "Pending") + class("") + event("PersistentVolumeClaim/data", "ProvisioningFailed", "no room"), "claim-provisioning-failed", "no room"},
 		{"it waits for a pod", claim("storageClassName: fast", "Pending") + class("\nvolumeBindingMode: WaitForFirstConsumer"), "", ""},
 		{"... that has a node", strings.Replace(claim("storageClassName: fast", "Pending"), "{name: data}", "{name: data, annotations: {volume.kubernetes.io/selected-node: node1}}", 1) + class("\nvolumeBindingMode: WaitForFirstConsumer") + "\n---\n" + mounts, "claim-unbound", ""},
@@ -120,8 +146,32 @@ func TestWorkloadsThatStandStill(t *testing.T) {
 		{"... that is deleted by hand", statefulSet("type: OnDelete", ""), "pod-not-ready", ""},
 		{"... below the partition", statefulSet("rollingUpdate: {partition: 1}", ""), "pod-not-ready", ""},
 		{"the namespace goes", "kind: Namespace\nmetadata: {name: shop, deletionTimestamp: '2026-11-28T11:00:00Z'}\nstatus: {conditions: [{type: NamespaceFinalizersRemaining, status: 'True', reason: R, message: m}]}\n", "namespace-terminating", ""},
+		{"typing error of a budget", "kind: PodDisruptionBudget\nmetadata: {name: it, annotations: {kubectl.kubernetes.io/last-applied-configuration: '{\"apiVersion\":\"policy/v1\",\"kind\":\"PodDisruptionBudget\",\"spec\":{\"minAvailble\":1}}'}}\n", "unknown-field", `"spec.minAvailble"`},
 		{"typing error", "kind: Service\nmetadata: {name: it, annotations: {kubectl.kubernetes.io/last-applied-configuration: '{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"spec\":{\"extrnalIPs\":[]}}'}}\nspec: {type: ExternalName, externalName: example.test}\n", "unknown-field", `"spec.extrnalIPs"`},
 	})
+}
+
+// The pods of a Deployment's last revision are the new ones, whatever the Deployment says is available.
+func TestRolloutsThatAreStuck(t *testing.T) {
+	deployment := func(available string) string {
+		return strings.NewReplacer("status: {conditions", "status: {replicas: 2, updatedReplicas: 1, availableReplicas: "+available+", conditions").Replace(orders[:strings.Index(orders, "\n---\nkind: ReplicaSet")])
+	}
+	set := func(name, revision, available string) string {
+		return "\n---\nkind: ReplicaSet\nmetadata: {name: " + name + ", annotations: {deployment.kubernetes.io/revision: '" + revision + "'}, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: orders, uid: d1, controller: true}]}\n" +
+			"spec: {replicas: 1, selector: {matchLabels: {app: it}}}\nstatus: {replicas: 1, availableReplicas: " + available + "}\n"
+	}
+	for _, tt := range []struct{ name, documents, says, why string }{
+		{"an old pod serves", deployment("1") + set("orders-9", "9", "1") + set("orders-10", "10", "0"), "0 of 1 new pods are available", "an old pod goes on serving"},
+		{"a new one, too", deployment("3") + set("orders-2", "2", "1") + set("orders-1", "1", "2"), "1 of 1 new pods are available", "2 old pods go on serving"},
+		{"the new one alone", deployment("1") + set("orders-2", "2", "1") + set("orders-1", "1", "0"), "1 of 1 new pods are available", "the new version does not serve as it is wanted to"},
+		{"none", deployment("0") + set("orders-2", "2", "0"), "0 of 1 new pods are available", "none of the wanted pods serve"},
+		{"the ReplicaSets are not read", deployment("1"), "is not known", "the new version does not serve as it is wanted to"},
+	} {
+		found := load(t, tt.documents).report(nil).Findings
+		if len(found) != 1 || found[0].ID != "rollout-stuck" || !strings.Contains(found[0].Summary, tt.says) || !strings.Contains(found[0].Why, tt.why) {
+			t.Errorf("%s: %+v", tt.name, found)
+		}
+	}
 }
 
 func TestSwapsThatWereLeftBehind(t *testing.T) {

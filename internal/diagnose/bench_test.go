@@ -20,7 +20,7 @@ import (
 // crowd is a namespace of that many pods, of which each tenth finds no node and each tenth crashes; the first of them are of Jobs, which are
 // one CronJob's. All mount a claim and read a ConfigMap.
 func crowd(pods, jobs int) *Snapshot {
-	s := &Snapshot{Namespace: "shop", Now: now, asked: map[plural]bool{configMaps: true, claims: true, nodes: true}}
+	s := &Snapshot{Namespace: "shop", Now: now, asked: map[plural]bool{configMaps: true, claims: true, nodes: true, podsElsewhere: true}}
 	hour := metav1.NewTime(now.Add(-time.Hour))
 	controlled := func(kind, name string) []metav1.OwnerReference {
 		yes := true

@@ -37,7 +37,7 @@ func checkClaims(s *Snapshot) (out []Finding) {
 	}
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if over(p) || s.Now.Sub(p.CreationTimestamp.Time) < startPatience {
 			continue
 		}
 		for _, r := range claimsOf(p) {
@@ -58,7 +58,7 @@ func checkClaims(s *Snapshot) (out []Finding) {
 			if like := nearest(r.Name, have); like != "" {
 				f.Next = append(f.Next, fmt.Sprintf("if %s is meant: %s", like, f.edit()))
 			}
-			f.Next = append(f.Next, "make the claim, or name another: "+f.edit())
+			f.Next = append(f.Next, fmt.Sprintf("make the PersistentVolumeClaim %s: kubectl apply%s -f FILE; or name another: %s", r.Name, inOf(p), f.edit()))
 			out = append(out, f)
 		}
 	}
@@ -68,6 +68,11 @@ func checkClaims(s *Snapshot) (out []Finding) {
 // explainPending says why a claim has no volume; false when it only waits, as it should.
 func (s *Snapshot) explainPending(f *Finding, c *corev1.PersistentVolumeClaim) bool {
 	failed := s.eventsOf("persistentvolumeclaim", c, "ProvisioningFailed")
+	if slices.ContainsFunc(s.StorageClasses, func(sc storagev1.StorageClass) bool {
+		return c.Spec.StorageClassName != nil && sc.Name == *c.Spec.StorageClassName && len(failed) > 0 && !lastSeen(failed[0]).After(sc.CreationTimestamp.Time)
+	}) {
+		failed = nil // its class has come since
+	}
 	classes := func() string {
 		var names []string
 		for _, sc := range s.StorageClasses {
@@ -88,6 +93,8 @@ func (s *Snapshot) explainPending(f *Finding, c *corev1.PersistentVolumeClaim) b
 		}
 		f.ID, f.Summary = "claim-no-class", "it names no storage class, and the cluster has no default one: "+classes()
 		f.Next = []string{"name one in storageClassName, for which the claim is made anew", "or have an admin mark a default: kubectl annotate storageclass NAME " + defaultClass + "=true"}
+	case *class == "" && s.Now.Sub(c.CreationTimestamp.Time) < startPatience:
+		return false
 	case *class == "":
 		f.ID, f.Summary = "claim-no-volume", `it wants a volume that is there already (storageClassName ""), and none fits it`
 		f.Next = []string{"kubectl get pv: one that is Available, as large, with these access modes; or name a storage class"}

@@ -122,6 +122,8 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 			f.ID, f.Direction = "config-key-absent", Configuration
 			summary = "a volume takes a key that its ConfigMap or Secret does not have: " + firstLine(e.Message)
 			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
+		} else if says := tinyLimit(p); says != "" && strings.Contains(e.Message, "no space left on device") { // a volume in memory is as large at most
+			summary, next = says, []string{"raise resources.limits.memory: " + f.edit()}
 		} else if mountLate(e) {
 			if said {
 				continue
@@ -142,7 +144,7 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 	return out
 }
 
-// missingRef is a ConfigMap, Secret or claim that a pod refers to and that is not there.
+// missingRef is a ConfigMap or Secret that a pod refers to.
 type missingRef struct {
 	id, kind, name string
 	by             string // the field
@@ -150,22 +152,36 @@ type missingRef struct {
 
 func (m missingRef) ref() string { return m.kind + "/" + m.name }
 
-// missingRefs are those of p that are not optional, among the kinds that could be read.
-func (s *Snapshot) missingRefs(p *pod) (out []missingRef) {
-	absent := func(kind, name, by string, optional *bool) {
-		if name == "" || optional != nil && *optional {
-			return
-		}
+// missingRefs are those of p that are not there, among the kinds that could be read.
+func (s *Snapshot) missingRefs(p *pod) []missingRef {
+	return slices.DeleteFunc(refsOf(p), func(m missingRef) bool {
 		r := configMaps
-		if kind == "secret" {
+		if m.kind == "secret" {
 			r = secrets
 		}
+		return !s.has(r) || s.named[Ref{m.kind, p.Namespace, m.name}]
+	})
+}
+
+// rootCA is what each namespace's controller manager makes, and each pod has with its token.
+const rootCA = "kube-root-ca.crt"
+
+// refer tells whether a pod has to have a ConfigMap, or a Secret, of somebody's.
+func refer(pods []corev1.Pod, kind string) bool {
+	return slices.ContainsFunc(pods, func(p corev1.Pod) bool {
+		return slices.ContainsFunc(refsOf(&p), func(m missingRef) bool { return m.kind == kind && m.name != rootCA })
+	})
+}
+
+// refsOf are the ConfigMaps and Secrets that a pod which has not ended refers to and that are not optional, each once.
+func refsOf(p *pod) (out []missingRef) {
+	absent := func(kind, name, by string, optional *bool) {
 		m := missingRef{kind + "-absent", kind, name, by}
-		if s.has(r) && !s.named[Ref{kind, p.Namespace, name}] && !slices.ContainsFunc(out, func(o missingRef) bool { return o.ref() == m.ref() }) {
+		if name != "" && (optional == nil || !*optional) && !slices.ContainsFunc(out, func(o missingRef) bool { return o.ref() == m.ref() }) {
 			out = append(out, m)
 		}
 	}
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+	if over(p) {
 		return nil
 	}
 	for _, v := range p.Spec.Volumes {
@@ -211,12 +227,14 @@ func (s *Snapshot) missingRefs(p *pod) (out []missingRef) {
 	return out
 }
 
-// nextForMissing proposes the object whose name is nearest, if one is near, and making it.
+// nextForMissing proposes the object whose name is nearest, if one is near, and making it. A kind is "configmap", "secret", or "certificate", which is a Secret with one.
 func (s *Snapshot) nextForMissing(kind, name, namespace string, f *Finding) (next []string) {
-	there := s.ConfigMaps
-	create := "kubectl create configmap " + name
-	if kind == "secret" {
-		there, create = s.Secrets, "kubectl create secret generic "+name
+	there, create := s.Secrets, "kubectl create secret generic "+name
+	switch kind {
+	case "configmap":
+		there, create = s.ConfigMaps, "kubectl create configmap "+name
+	case "certificate":
+		kind, create = "secret", fmt.Sprintf("kubectl create secret tls %s --cert FILE --key FILE", name)
 	}
 	var have []string
 	for _, o := range there {

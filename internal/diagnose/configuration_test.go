@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -25,11 +26,38 @@ func TestWhatPodsReferTo(t *testing.T) {
 		{"volumes that are late, and why", withPod("", "", waits(creating, "")) + event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data tmp], unattached volumes=[], failed to process volumes=[]: context deadline exceeded`) + event("Pod/it", "FailedMount", `Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC shop/data: PVC is being deleted`), "volume-mount-failed", "PVC is being deleted"},
 		{"a volume, while a container runs", strings.NewReplacer("containers: [{", "containers: [{name: b, image: x}, {", "containerStatuses: [{", `containerStatuses: [{name: b, ready: true, started: true, restartCount: 0, image: "", imageID: "", state: {running: {startedAt: "2026-11-28T11:00:00Z"}}}, {`).Replace(withPod("", "", waits(creating, ""))) + event("Pod/it", "FailedMount", `MountVolume.SetUp failed for volume "settings" : timed out`), "pod-not-ready", ""},
 		{"it runs without, for now", withPod("", volume, running), "configmap-absent", "does not exist"},
+		{"a projected volume's", withPod("", "volumes: [{name: all, projected: {sources: [{configMap: {name: settings}}, {secret: {name: key}}, {secret: {name: token, optional: true}}]}}]", waits(creating, "")), "configmap-absent secret-absent", "spec.volumes[all]"},
+		{"a projected volume's, which are there", withPod("", "volumes: [{name: all, projected: {sources: [{configMap: {name: setting}}, {secret: {name: key}}]}}]", running) + settings + "\n---\nkind: Secret\nmetadata: {name: key}\n", "", ""},
 		{"root", withPod("", "", waits("CreateContainerConfigError", `container has runAsNonRoot and image will run as root (pod: "it_shop(u1)", container: app)`)), "run-as-root-refused", "runAsUser"},
 		{"no command", withPod("", "", waits("CreateContainerError", `failed to generate container "x" spec: no command specified`)), "program-no-command", ""},
 		{"something else", withPod("", "", waits("CreateContainerError", `the moon is full`)), "container-create-failed", "the moon is full"},
 		{"two at once", withPod("envFrom: [{configMapRef: {name: a}}, {secretRef: {name: b}}]", "", waits("CreateContainerConfigError", `configmap "a" not found`)), "configmap-absent secret-absent", ""},
 	})
+}
+
+// What a pod that runs refers to may have been deleted since: it does not start again. What each pod has is not looked for.
+func TestWhatWasDeletedSince(t *testing.T) {
+	pod := func(spec string) map[string]string {
+		return map[string]string{"pods": `{"metadata":{"name":"it","namespace":"shop"},"spec":{` + spec + `},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],
+			"containerStatuses":[{"name":"app","ready":true,"started":true,"state":{"running":{"startedAt":"2026-11-28T11:00:00Z"}}}]}}`}
+	}
+	const token = `"volumes":[{"name":"kube-api-access-1","projected":{"sources":[{"configMap":{"name":"kube-root-ca.crt"}}]}}]`
+	for _, tt := range []struct {
+		spec, ids string
+		asked     bool
+	}{
+		{`"containers":[{"name":"app","envFrom":[{"secretRef":{"name":"key"}}]}]`, "secret-absent", true},
+		{`"containers":[{"name":"app","envFrom":[{"secretRef":{"name":"key","optional":true}}]}],` + token, "", false},
+	} {
+		k, asked := apiServer(t, pod(tt.spec))
+		r, err := Run(t.Context(), k, Options{NoDial: true})
+		if err != nil || strings.Join(ids(r.Findings), " ") != tt.ids {
+			t.Errorf("%s: %v, %+v", tt.spec, err, r)
+		}
+		if got := slices.Contains(*asked, "/api/v1/namespaces/shop/secrets"); got != tt.asked {
+			t.Errorf("%s: the names of Secrets were asked for: %v", tt.spec, got)
+		}
+	}
 }
 
 func TestNearest(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -72,7 +73,7 @@ const mayNot = "your account may not"
 type Unread struct {
 	Resource string `json:"resource"`
 	Why      string `json:"why"`
-	// Checks are those that were left out for it; none when they only know less.
+	// Checks are those that were left out for it, "configuration (in part)" for a part; none when they only say less.
 	Checks []string `json:"checks,omitempty"`
 
 	// passing is whether it may be readable in a moment.
@@ -98,14 +99,34 @@ func (r *Report) Summary() string {
 			problems++
 		}
 	}
-	if r.Namespace != "" {
-		where = "namespace " + r.Namespace
+	switch in := r.namespaces(); {
+	case len(in) == 1:
+		where = "namespace " + in[0]
+	case len(in) > 1:
+		where = "namespaces " + list(in)
 	}
 	found := counted(problems, "problem") + ", " + counted(len(r.Findings)-problems, "warning")
 	if len(r.Findings) == 0 {
 		found = "nothing wrong found"
 	}
 	return fmt.Sprintf("%s in %s, of %s", found, where, counted(r.Looked, "object"))
+}
+
+// Several tells whether findings are of several namespaces.
+func (r *Report) Several() bool { return len(r.namespaces()) != 1 }
+
+// namespaces are that which was looked at, and those of a manifest's objects; none for all.
+func (r *Report) namespaces() (out []string) {
+	if r.Namespace == "" {
+		return nil
+	}
+	out = []string{r.Namespace}
+	for _, f := range r.Findings {
+		if in := f.Object.Namespace; in != "" && !slices.Contains(out, in) {
+			out = append(out, in)
+		}
+	}
+	return out
 }
 
 // Run reads and checks. Its error is that of the pods' list, without which there is nothing to say, or that of a target that does not
@@ -173,12 +194,15 @@ func (s *Snapshot) report(targets []Ref) *Report {
 	return r
 }
 
-// unreadOf names, for each kind that could not be read, the checks that were left out.
+// unreadOf names, for each kind that could not be read, the checks that were left out, or a part of them.
 func (s *Snapshot) unreadOf(list []check) (out []Unread) {
 	for _, u := range s.Unread {
 		for _, c := range list {
-			if slices.Contains(c.needs, plural(u.Resource)) {
+			switch of := plural(u.Resource); {
+			case slices.Contains(c.needs, of):
 				u.Checks = append(u.Checks, c.name)
+			case slices.Contains(c.uses, of) && !slices.ContainsFunc(c.needs, s.isUnread):
+				u.Checks = append(u.Checks, c.name+" (in part)")
 			}
 		}
 		out = append(out, u)
@@ -201,7 +225,7 @@ func addLogs(ctx context.Context, k *kube.Client, found []Finding) {
 			wanted = append(wanted, &found[i])
 		}
 	}
-	atOnce(len(wanted), func(i int) {
+	atOnce(aFew, len(wanted), func(i int) {
 		f := wanted[i]
 		text, err := f.readLog(ctx, k)
 		if err != nil {
@@ -215,13 +239,17 @@ func addLogs(ctx context.Context, k *kube.Client, found []Finding) {
 	})
 }
 
-// readLog reads the end of a container's log. While a container is restarted the kubelet may look for one that it has just removed, and
-// says so in the log's place: then it is asked again.
+// readLog reads the end of a container's log. It is asked again for that of one that has just been removed.
 func (f *Finding) readLog(ctx context.Context, k *kube.Client) (text []byte, err error) {
-	const removed, tries, pause = "unable to retrieve container logs for ", 3, time.Second
+	const tries, pause = 3, time.Second
 	for range tries {
-		text, err = k.Clientset.CoreV1().Pods(f.Object.Namespace).GetLogs(f.Object.Name, f.logOptions()).DoRaw(ctx)
-		if err != nil || !strings.HasPrefix(string(text), removed) {
+		body, err := k.Clientset.CoreV1().Pods(f.Object.Namespace).GetLogs(f.Object.Name, f.logOptions()).Stream(ctx) // whose error says what is refused
+		if err != nil {
+			return nil, err
+		}
+		text, err = io.ReadAll(body)
+		_ = body.Close()
+		if err != nil || !strings.HasPrefix(string(text), kube.LogRemoved) {
 			return text, err
 		}
 		select {

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -235,6 +236,42 @@ func TestWhatMayNotBeReadIsSaid(t *testing.T) {
 	}
 	if r.Findings == nil || len(r.Findings) > 0 || r.Worst() != "" { // a program finds a list there
 		t.Errorf("found %+v", r.Findings)
+	}
+}
+
+// A check that goes on without what may not be read is named with what was not read, as one that is left out.
+func TestChecksThatAreLeftOutInPart(t *testing.T) {
+	const pod = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"nodeName":"node1","containers":[{"name":"app","envFrom":[{"secretRef":{"name":"key"}},{"configMapRef":{"name":"settings"}}]}]},"status":{"phase":"Running"}}`
+	k, _ := apiServer(t, map[string]string{"pods": pod}, "secrets", "configmaps", "endpointslices", "services")
+	r, err := Run(t.Context(), k, Options{NoDial: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := map[string]string{}
+	for _, u := range r.Unread {
+		left[u.Resource] = strings.Join(u.Checks, ", ")
+	}
+	want := map[string]string{"secrets": "configuration (in part)", "configmaps": "configuration (in part)", "endpointslices": "", "services": "services, ingresses"}
+	if !maps.Equal(left, want) {
+		t.Errorf("unread are %q, want %q", left, want)
+	}
+}
+
+// What may not be read is not taken for what is not there.
+func TestEventsThatMayNotBeRead(t *testing.T) {
+	const pod = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"nodeName":"node1","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[{"name":"app","state":%s}]}}`
+	for state, says := range map[string]string{
+		`{"running":{"startedAt":"2026-11-28T11:00:00Z"}}`: "container app runs and is not ready, and its events, which may say why, were not read",
+		`{}`: "its node has told nothing of its containers",
+	} {
+		k, _ := apiServer(t, map[string]string{"pods": fmt.Sprintf(pod, state)}, "events")
+		r, err := Run(t.Context(), k, Options{NoDial: true})
+		if err != nil || len(r.Findings) != 1 || r.Findings[0].ID != "pod-not-ready" || !strings.HasSuffix(r.Findings[0].Summary, says) {
+			t.Errorf("%s: %v, %+v", state, err, r)
+		}
+		if len(r.Unread) != 1 || r.Unread[0].Resource != string(events) {
+			t.Errorf("unread are %+v", r.Unread)
+		}
 	}
 }
 

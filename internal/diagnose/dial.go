@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -25,6 +25,8 @@ const (
 	dialPods = 2
 	// dialPorts is how many ports are dialled, dialAtOnce how many of them at a time: each is a connection to the API server.
 	dialPorts, dialAtOnce = 128, 16
+	// elsewherePorts is how many further ones are knocked at in pods of which one is closed.
+	elsewherePorts = 64
 	// dialTime is for all of them, and knockTime for one; answerTime is what a program may take for an answer to a request.
 	dialTime, knockTime, answerTime = 5 * time.Second, 1500 * time.Millisecond, 3 * time.Second
 )
@@ -73,6 +75,14 @@ type place struct {
 
 func placeOf(p *pod, port int32) place { return place{p.Namespace, p.Name, port} }
 
+// podAt is the pod whose port it is, or nil.
+func (s *Snapshot) podAt(at place) *pod {
+	if i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod }); i >= 0 {
+		return s.podsIn[at.namespace][i]
+	}
+	return nil
+}
+
 // reply is what dialling a port gave.
 type reply int
 
@@ -106,6 +116,9 @@ func (a answer) at() reply {
 	}
 	return a.address
 }
+
+// listens tells whether something does, on the loopback or at the address.
+func (a answer) listens() bool { return a.loopback == open || a.loopback == silent || a.at() == open }
 
 // ask is a port to be dialled.
 type ask struct {
@@ -150,7 +163,8 @@ func rank(p *pod) int {
 	return 0
 }
 
-// sending are the Services that send to a port, and whether one of them says that it speaks HTTP.
+// sending are the Services that send to a port, and whether one of them says that it speaks HTTP. There are none of the port of a headless
+// Service that is another one in its pods: it is dialled, since callers of the Service's name may go there.
 type sending struct {
 	by   []Ref
 	http bool
@@ -162,14 +176,19 @@ func (s *Snapshot) sentTo() map[Ref]map[int32]sending {
 	for i := range s.Services {
 		v := &s.Services[i]
 		for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
+			r := refOf("pod", p)
+			if out[r] == nil {
+				out[r] = map[int32]sending{}
+			}
 			for _, sp := range v.Spec.Ports {
 				n, found := targetOf(p, sp)
 				if !found || cmp.Or(sp.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
 					continue
 				}
-				r := refOf("pod", p)
-				if out[r] == nil {
-					out[r] = map[int32]sending{}
+				if v.Spec.ClusterIP == corev1.ClusterIPNone {
+					if _, there := out[r][sp.Port]; !there {
+						out[r][sp.Port] = sending{}
+					}
 				}
 				to := out[r][n]
 				out[r][n] = sending{append(to.by, refOf("service", v)), to.http || saysHTTP(sp.Name, sp.AppProtocol)}
@@ -273,20 +292,16 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 	answers := make([]answer, len(asks))
 	var may mayDial
 	// All are knocked at before one is asked on, for which programs that hang take their time.
-	for _, round := range []func(i int){
-		func(i int) { answers[i] = asks[i].knock(ctx, k, &may) },
-		func(i int) { asks[i].askOn(ctx, k, &may, &answers[i]) },
-	} {
-		var group errgroup.Group
-		group.SetLimit(dialAtOnce)
-		for i := range asks {
-			group.Go(func() error {
-				round(i)
-				return nil
-			})
+	atOnce(dialAtOnce, len(asks), func(i int) { answers[i] = asks[i].knock(ctx, k, &may) })
+	more := s.elsewhere(asks, answers)
+	others := make([]answer, len(more))
+	atOnce(dialAtOnce, len(asks)+len(more), func(i int) {
+		if i < len(asks) {
+			asks[i].askOn(ctx, k, &may, &answers[i])
+		} else {
+			others[i-len(asks)] = more[i-len(asks)].knockQuietly(ctx, k, &may)
 		}
-		_ = group.Wait()
-	}
+	})
 	if may.notForward.Load() {
 		s.Unread = append(s.Unread, Unread{Resource: "pods/portforward", Why: mayNot, Checks: []string{"ports"}})
 	}
@@ -307,17 +322,78 @@ func (s *Snapshot) dial(ctx context.Context, k *kube.Client, near map[Ref]bool) 
 		d.Ports++
 		seen[Ref{"pod", a.namespace, a.pod}] = true
 	}
+	for i, a := range more {
+		if others[i].listens() {
+			s.answers[a.place] = others[i]
+		}
+		if others[i] != (answer{}) {
+			d.Ports++
+		}
+	}
 	d.Pods = len(seen)
 	s.Dialled = &d
 }
 
+// usualPorts are those at which programs listen that nobody has told where.
+var usualPorts = []int32{80, 443, 3000, 4000, 5000, 8000, 8080, 8081, 8443, 8888, 9000, 9090}
+
+// maxNumbers is how many of a pod's are tried.
+const maxNumbers = 24
+
+// elsewhere are the ports at which the program may listen in the pods in which something was found to be closed: those that the arguments
+// and the environment of their containers have numbers of, and the usual ones.
+func (s *Snapshot) elsewhere(asks []ask, answers []answer) (out []ask) {
+	asked, of := map[place]bool{}, map[Ref]string{}
+	for _, a := range asks {
+		asked[a.place] = true
+	}
+	for i, a := range asks {
+		p := s.podAt(a.place)
+		if answers[i].listens() || answers[i].loopback != closed && answers[i].address != closed || p == nil {
+			continue
+		}
+		owner := cmp.Or(s.owner(p), refOf("pod", p))
+		if first, more := of[owner]; p.Spec.HostNetwork || more && first != p.Name { // then they are the node's; or another pod tells
+			continue
+		}
+		of[owner] = p.Name
+		for _, n := range append(numbersOf(p), usualPorts...) {
+			to := placeOf(p, n)
+			if _, known := s.answers[to]; known || asked[to] {
+				continue
+			}
+			if asked[to] = true; len(out) < elsewherePorts {
+				out = append(out, ask{place: to, ip: a.ip})
+			}
+		}
+	}
+	return out
+}
+
+// numbersOf are the numbers in what a pod's containers are started with that may be ports, in order.
+func numbersOf(p *pod) (out []int32) {
+	for _, c := range containersOf(p) {
+		words := slices.Concat(c.Command, c.Args)
+		for _, e := range c.Env {
+			words = append(words, e.Value)
+		}
+		for _, w := range words {
+			for part := range strings.FieldsFuncSeq(w, func(r rune) bool { return strings.ContainsRune(" \t\n:=,;/", r) }) {
+				if n, err := strconv.ParseUint(part, 10, 16); err == nil && n >= 80 && len(out) < maxNumbers && !slices.Contains(out, int32(n)) {
+					out = append(out, int32(n))
+				}
+			}
+		}
+	}
+	return out
+}
+
 // policed notes a port that a policy seems to keep the API server from.
 func (d *Dialled) policed(s *Snapshot, at place, a answer) {
-	i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod })
-	if i < 0 || a.address != silent || !a.prompt {
+	p := s.podAt(at)
+	if p == nil || a.address != silent || !a.prompt {
 		return
 	}
-	p := s.podsIn[at.namespace][i]
 	if by := s.keepsSome(p, at.port); len(by) > 0 {
 		text := s.policedText(p, at.port, by)
 		if !slices.Contains(d.Policed, text) {
@@ -334,37 +410,50 @@ func (s *Snapshot) policedText(p *pod, port int32, by []*networkingv1.NetworkPol
 // mayDial is what was found out of the rights: once refused, a way is not tried again.
 type mayDial struct{ notForward, notProxy atomic.Bool }
 
+// try knocks at the port in one way; not is of that one.
+func (a ask) try(ctx context.Context, not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
+	if not.Load() {
+		return unknown
+	}
+	own, cancel := context.WithTimeout(ctx, knockTime)
+	defer cancel()
+	err := how(own, a.namespace, a.pod, int(a.port))
+	switch {
+	case err == nil:
+		return open
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return closed
+	case hint.CodeOf(err) == hint.Forbidden:
+		not.Store(true)
+	case own.Err() != nil && ctx.Err() == nil && !kube.GaveUp(err):
+		return silent
+	}
+	return unknown
+}
+
+// knockQuietly finds out whether something listens at a port of which nobody has said so: it gets a request at its address only if its loopback is open.
+func (a ask) knockQuietly(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
+	switch out.loopback = a.try(ctx, &may.notForward, k.Knock); out.loopback {
+	case open:
+		out.address = a.try(ctx, &may.notProxy, k.KnockAddress)
+	case silent:
+		out.loopback = unknown // it was not asked for an answer
+	}
+	return out
+}
+
 // knock finds out whether one port is open: at its address, unless a probe has done so, and where that gives nothing good on its loopback,
 // unless askOn does that.
 func (a ask) knock(ctx context.Context, k *kube.Client, may *mayDial) (out answer) {
-	try := func(not *atomic.Bool, how func(ctx context.Context, namespace, pod string, port int) error) reply {
-		if not.Load() {
-			return unknown
-		}
-		own, cancel := context.WithTimeout(ctx, knockTime)
-		defer cancel()
-		err := how(own, a.namespace, a.pod, int(a.port))
-		switch {
-		case err == nil:
-			return open
-		case errors.Is(err, syscall.ECONNREFUSED):
-			return closed
-		case hint.CodeOf(err) == hint.Forbidden:
-			not.Store(true)
-		case own.Err() != nil && ctx.Err() == nil && !kube.GaveUp(err):
-			return silent
-		}
-		return unknown
-	}
 	if a.proved {
 		out.address = open
-	} else if out.address = try(&may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
+	} else if out.address = a.try(ctx, &may.notProxy, k.KnockAddress); out.address != open && out.address != closed {
 		if out.mayNot = may.notProxy.Load(); a.refused {
 			out.address = closed
 		}
 	}
 	if out.address != open && (!a.http || out.address == closed) {
-		if out.loopback = try(&may.notForward, k.Knock); out.loopback == silent {
+		if out.loopback = a.try(ctx, &may.notForward, k.Knock); out.loopback == silent {
 			out.loopback = unknown // it was not asked for an answer
 		}
 	}
@@ -421,4 +510,9 @@ func (f *Finding) dialled(pod Ref, port int32, a answer, at time.Time) {
 		says[silent] = "no answer"
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s port %d at its address, from a pod", pod, port), Says: says[a.inside], At: at})
 	}
+}
+
+// listens is evidence of the pod's other ports at which something does.
+func (f *Finding) listens(others []string, at time.Time) {
+	f.State = append(f.State, Evidence{From: f.Object.String() + " other ports", Says: "something listens at " + list(others), At: at})
 }

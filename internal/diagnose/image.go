@@ -41,12 +41,12 @@ var imageFaults = []imageFault{
 		func(*Finding, string) string {
 			return "give the node's runtime the registry's certificate authority, or name the registry that is meant"
 		}},
-	{"registry-unreachable", []string{"no such host", "connection refused", "i/o timeout", "no route to host", "network is unreachable", "server misbehaving", "deadline exceeded", "connection reset", "temporary failure in name resolution", "unexpected eof"},
+	{"registry-unreachable", []string{"no such host", "connection refused", "i/o timeout", "tls handshake timeout", "no route to host", "network is unreachable", "server misbehaving", "deadline exceeded", "connection reset", "temporary failure in name resolution", "unexpected eof"},
 		"cannot be pulled: the node does not reach its registry",
 		func(_ *Finding, image string) string {
 			return "check the registry's name, " + registryOf(image) + ", and that the node reaches it: DNS, proxy, firewall"
 		}},
-	{"image-not-found", []string{"manifest unknown", "name unknown", "not found", "404"}, "does not exist in its registry: the tag or the repository is misspelt, or was never pushed",
+	{"image-not-found", []string{"manifest unknown", "name unknown", "not found"}, "does not exist in its registry: the tag or the repository is misspelt, or was never pushed",
 		func(f *Finding, image string) string {
 			return fmt.Sprintf("look which tags there are, and name one: kubectl set image %s%s %s=%s:TAG", f.target(), f.Object.in(), f.Container, withoutTag(image))
 		}},
@@ -166,7 +166,7 @@ func (s *Snapshot) pullSecretsWanted() (out []Ref) {
 
 func (s *Snapshot) readPullSecrets(ctx context.Context, k *kube.Client, wanted []Ref) {
 	read := make([]pullSecret, len(wanted))
-	atOnce(len(wanted), func(i int) {
+	atOnce(aFew, len(wanted), func(i int) {
 		secret, err := k.Clientset.CoreV1().Secrets(wanted[i].Namespace).Get(ctx, wanted[i].Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):

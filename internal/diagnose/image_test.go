@@ -27,6 +27,8 @@ func TestImagesThatDoNotCome(t *testing.T) {
 		{"rate limit", pull(head + `unexpected status code [manifests 1]: 429 Too Many Requests - Server message: toomanyrequests: You have reached your pull rate limit.`), "image-rate-limit", "limits"},
 		{"refused connection", pull(head + `failed to do request: Head "https://registry.example/v2/app/manifests/1": dial tcp 10.0.0.1:443: connect: connection refused`), "registry-unreachable", "registry.example"},
 		{"no such host", pull(head + `failed to do request: Head "https://registry.example/v2/app/manifests/1": dial tcp: lookup registry.example on 10.0.0.2:53: no such host`), "registry-unreachable", ""},
+		{"a handshake that does not end", pull(head + `failed to do request: Head "https://registry.example/v2/app/manifests/1": net/http: TLS handshake timeout`), "registry-unreachable", ""},
+		{"404 in a digest", pull(`failed to pull and unpack image "registry.example/app:1": failed to copy: sha256:0404d6e1: the disk is on fire`), "image-pull-failed", ""},
 		{"unknown authority", pull(head + `failed to do request: Head "https://registry.example/v2/": tls: failed to verify certificate: x509: certificate signed by unknown authority`), "registry-tls", ""},
 		{"plain HTTP", pull(head + `failed to do request: Head "https://registry.example/v2/": http: server gave HTTP response to HTTPS client`), "registry-tls", ""},
 		{"denied, Docker Hub", pull(head + `pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed`), "image-pull-secret-none", "names no imagePullSecrets"},

@@ -99,7 +99,7 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 			f := begin("ingress-certificate-absent", "tls "+t.SecretName)
 			f.Summary = fmt.Sprintf("secret/%s, which is to have its certificate, does not exist in %s", t.SecretName, ing.Namespace)
 			f.Why = "its controller answers with a certificate of its own, which callers do not trust"
-			f.Next = s.nextForMissing("secret", t.SecretName, ing.Namespace, &f)
+			f.Next = s.nextForMissing("certificate", t.SecretName, ing.Namespace, &f)
 			out = append(out, f)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -64,20 +63,18 @@ func (s *Snapshot) dialInside(ctx context.Context, inside Inside, near map[Ref]b
 		s.from = from
 		ctx, cancel := context.WithTimeout(ctx, beyondTime)
 		defer cancel()
-		var group errgroup.Group
-		group.SetLimit(dialAtOnce)
-		all := func(n int, do func(i int)) {
-			for i := range n {
-				group.Go(func() error {
-					do(i)
-					return nil
-				})
-			}
+		var todo []func()
+		for i := range ports {
+			todo = append(todo, func() { replies[i] = ports[i].from(ctx, from.Dial) })
 		}
-		all(len(ports), func(i int) { replies[i] = ports[i].from(ctx, from.Dial) })
-		all(len(far), func(i int) { known[i] = far[i].knock(ctx, from.Dial) })
-		all(len(runs), func(i int) { outcomes[i], _ = runs[i].run(ctx, nil, &from) })
-		return group.Wait()
+		for i := range far {
+			todo = append(todo, func() { known[i] = far[i].knock(ctx, from.Dial) })
+		}
+		for i := range runs {
+			todo = append(todo, func() { outcomes[i], _, _ = runs[i].run(ctx, nil, &from) })
+		}
+		atOnce(dialAtOnce, len(todo), func(i int) { todo[i]() })
+		return nil
 	})
 	if err != nil {
 		why := err.Error()
@@ -151,9 +148,9 @@ func (s *Snapshot) reached(at place, r reply) {
 		s.Dialled = &Dialled{}
 	}
 	s.Dialled.Inside++
-	if i := slices.IndexFunc(s.podsIn[at.namespace], func(p *pod) bool { return p.Name == at.pod }); i >= 0 && a.kept() {
-		if by := s.keepsOurs(s.podsIn[at.namespace][i], at.port); len(by) > 0 {
-			if text := s.policedText(s.podsIn[at.namespace][i], at.port, by); !slices.Contains(s.Dialled.Kept, text) {
+	if p := s.podAt(at); p != nil && a.kept() {
+		if by := s.keepsOurs(p, at.port); len(by) > 0 {
+			if text := s.policedText(p, at.port, by); !slices.Contains(s.Dialled.Kept, text) {
 				s.Dialled.Kept = append(s.Dialled.Kept, text)
 			}
 		}

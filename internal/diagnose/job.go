@@ -25,7 +25,12 @@ func checkJobs(s *Snapshot) (out []Finding) {
 			f.Why = "its work is not done, and nobody tries again"
 			f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
 			f.Events = told(s.eventsOf("job", j))
-			f.Next = []string{fmt.Sprintf("kubectl logs job/%s%s", j.Name, f.Object.in()), "a job's template cannot be changed: delete it, and make it anew when its cause is mended"}
+			if c.Reason == batchv1.JobReasonDeadlineExceeded { // its pods are removed, and their logs
+				f.Next = []string{"raise activeDeadlineSeconds, or leave it out"}
+			} else {
+				f.Next = []string{fmt.Sprintf("kubectl logs job/%s%s", j.Name, f.Object.in())}
+			}
+			f.Next = append(f.Next, "a job's template cannot be changed: delete it, and make it anew when its cause is mended")
 			for _, p := range s.podsIn[j.Namespace] {
 				if metav1.IsControlledBy(p, j) {
 					f.because = append(f.because, refOf("pod", p))

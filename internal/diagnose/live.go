@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"bridge/internal/hint"
 	"bridge/internal/kube"
 	"bridge/internal/probe"
 )
@@ -60,6 +62,8 @@ type LiveProbe struct {
 	Inside bool `json:"inside,omitempty"`
 	// Kubelet is the last failure that the kubelet has told of, none: "".
 	Kubelet string `json:"kubelet,omitempty"`
+	// Disputed is whether it succeeds on the pod's loopback while the kubelet's own, which asks the pod's address, has not succeeded in a minute or more.
+	Disputed bool `json:"disputed,omitempty"`
 	// Next is what would happen if it went on like this.
 	Next string `json:"next"`
 }
@@ -86,8 +90,12 @@ func timingOf(p *corev1.Probe) Timing {
 // failing is how long it takes until a program that stops answering has failed: refused at once and just before the next run, or
 // silent and just after one.
 func (t Timing) failing() string {
-	first, last := (t.FailureThreshold-1)*t.PeriodSeconds, t.FailureThreshold*t.PeriodSeconds+t.TimeoutSeconds
-	return seconds(first) + " to " + seconds(last)
+	return span(seconds((t.FailureThreshold-1)*t.PeriodSeconds), seconds(t.longest()))
+}
+
+// longest is that for one that hangs. The kubelet runs a probe that takes longer than its period again at once.
+func (t Timing) longest() int32 {
+	return t.PeriodSeconds + (t.FailureThreshold-1)*max(t.PeriodSeconds, t.TimeoutSeconds) + t.TimeoutSeconds
 }
 
 // means is what the timing comes to.
@@ -96,7 +104,7 @@ func (t Timing) means(kind, killed string) string {
 	switch kind {
 	case "startup":
 		return fmt.Sprintf("the other probes wait for it; %s if it has not answered %s to %s after its start",
-			killed, seconds(t.InitialDelaySeconds+(t.FailureThreshold-1)*t.PeriodSeconds), seconds(t.InitialDelaySeconds+t.FailureThreshold*t.PeriodSeconds+t.TimeoutSeconds))
+			killed, seconds(t.InitialDelaySeconds+(t.FailureThreshold-1)*t.PeriodSeconds), seconds(t.InitialDelaySeconds+t.longest()))
 	case "readiness":
 		return fmt.Sprintf("ready after at least %s; not ready %s after it stops answering", seconds(begin), t.failing())
 	}
@@ -106,36 +114,56 @@ func (t Timing) means(kind, killed string) string {
 // next is what the kubelet would do if the probe went on giving that result.
 func (t Timing) next(kind, killed string, c container, result probe.Result, now time.Time) string {
 	running, started := c.status.State.Running, c.status.Started != nil && *c.status.Started
+	var wait time.Duration // until it is asked for the first time
+	if running != nil {
+		wait = max(running.StartedAt.Add(time.Duration(t.InitialDelaySeconds)*time.Second).Sub(now), 0).Round(time.Second)
+	}
 	switch {
 	case running == nil:
 		return "nothing before the container runs"
 	case result == probe.Unknown:
-		return "nothing: the run itself went wrong, and that changes nothing"
+		return "it stays as it is: a run that goes wrong is no answer, to the kubelet neither"
 	case kind == "startup" && started:
 		return "nothing before the next start: it has succeeded"
 	case kind == "startup" && result == probe.Success:
 		return "the container counts as started, and the other probes begin"
 	case kind == "startup":
-		left := running.StartedAt.Add(time.Duration(t.InitialDelaySeconds+(t.FailureThreshold-1)*t.PeriodSeconds) * time.Second).Sub(now)
-		return fmt.Sprintf("%s in about %v", killed, max(left, 0).Round(time.Second))
+		left := func(failing int32) string {
+			return max(running.StartedAt.Add(time.Duration(t.InitialDelaySeconds+failing)*time.Second).Sub(now), 0).Round(time.Second).String()
+		}
+		return killed + " in " + span(left((t.FailureThreshold-1)*t.PeriodSeconds), left(t.longest()))
 	case !started:
 		return "nothing before the startup probe has succeeded"
 	case kind == "liveness" && result == probe.Success:
 		return "it goes on"
 	case kind == "liveness":
-		return fmt.Sprintf("%s after %s in a row: %s after the first", killed, counted(int(t.FailureThreshold), "failure"), t.between())
+		text := fmt.Sprintf("%s after %s in a row: %s after the first", killed, counted(int(t.FailureThreshold), "failure"), t.between())
+		if wait > 0 {
+			text += fmt.Sprintf(", which is not asked before %v from now", wait)
+		}
+		return text
 	case c.status.Ready && result == probe.Success:
 		return "stays ready"
 	case c.status.Ready:
 		return fmt.Sprintf("not ready after %s in a row: %s after the first; then no Service sends to it", counted(int(t.FailureThreshold), "failure"), t.between())
 	case result == probe.Success:
-		return fmt.Sprintf("ready after %s in a row: within %s", counted(int(t.SuccessThreshold), "success"), seconds(t.SuccessThreshold*t.PeriodSeconds))
+		return fmt.Sprintf("ready after %s in a row: within %v", counted(int(t.SuccessThreshold), "success"), wait+time.Duration(t.SuccessThreshold*t.PeriodSeconds)*time.Second)
 	}
 	return "stays not ready"
 }
 
-// between is from the first failure to the last.
-func (t Timing) between() string { return seconds((t.FailureThreshold - 1) * t.PeriodSeconds) }
+// between is from the first failure to the last: of a program that refuses, and of one that hangs where that takes longer.
+func (t Timing) between() string {
+	return span(seconds((t.FailureThreshold-1)*t.PeriodSeconds), seconds((t.FailureThreshold-1)*max(t.PeriodSeconds, t.TimeoutSeconds)))
+}
+
+// span is "20s to 31s", or one of the two where they are the same.
+func span(from, to string) string {
+	if from == to {
+		return from
+	}
+	return from + " to " + to
+}
 
 // Live runs the probes of a target's pods once: from a pod of ours, or by port-forward for nil; and commands where they are to run.
 func Live(ctx context.Context, k *kube.Client, t kube.Target, from *From) (*LiveReport, error) {
@@ -169,7 +197,7 @@ func Live(ctx context.Context, k *kube.Client, t kube.Target, from *From) (*Live
 		}
 	}
 	r.Probes = make([]LiveProbe, len(runs))
-	atOnce(len(runs), func(i int) { r.Probes[i] = s.live(ctx, k, runs[i], from) })
+	atOnce(aFew, len(runs), func(i int) { r.Probes[i] = s.live(ctx, k, runs[i], from) })
 	return r, ctx.Err()
 }
 
@@ -198,41 +226,69 @@ func (s *Snapshot) live(ctx context.Context, k *kube.Client, r liveRun, from *Fr
 	}
 	out := LiveProbe{
 		Pod: r.pod.Name, Container: r.c.Name, State: s.stateOf(r.c), Kind: r.probe.kind, What: asked(r.probe.Probe),
-		Set: set, Means: set.means(r.probe.kind, killed),
+		Set: set, Means: set.means(r.probe.kind, killed) + r.grace(),
 	}
 	if e := s.lastFailure(r); e != nil {
-		out.Kubelet = fmt.Sprintf("%s (%s ago, %s)", firstLine(e.Message), duration.HumanDuration(s.Now.Sub(lastSeen(e))), counted(int(timesSeen(e)), "time"))
+		out.Kubelet = fmt.Sprintf("%s (%s ago, %s)", firstLine(cause(said(e))), duration.HumanDuration(s.Now.Sub(lastSeen(e))), counted(int(timesSeen(e)), "time"))
 	}
 	if r.c.status.State.Running == nil {
 		out.Answer = "not run"
 	} else {
 		var o probe.Outcome
-		o, out.Seconds = r.run(ctx, k, from)
+		var told bool
+		o, told, out.Seconds = r.run(ctx, k, from)
 		out.Result, out.Answer, out.Inside = o.Result, o.Why, from != nil && r.probe.Exec == nil
+		out.Disputed = out.Result == probe.Success && r.probe.Exec == nil && !out.Inside && !s.young(r.c) && s.failure(r.pod, r.c, r.probe) != nil
+		switch {
+		case out.Disputed:
+			out.Next = "what the kubelet makes of it: it asks the pod's address, and this run its loopback, where alone the program may listen; --inside asks the address"
+		case out.Result == probe.Unknown && !told:
+			out.Next = "not known: it was not run here"
+		}
 	}
-	out.Next = set.next(r.probe.kind, killed, r.c, out.Result, s.Now)
+	out.Next = cmp.Or(out.Next, set.next(r.probe.kind, killed, r.c, out.Result, s.Now))
 	return out
 }
 
-// run is one run, and the seconds that the container took. From a pod of ours that asks a port k is not needed.
-func (r liveRun) run(ctx context.Context, k *kube.Client, from *From) (probe.Outcome, float64) {
+// grace is what a program that hangs has beside: it may not take the signal by which it is asked to end.
+func (r liveRun) grace() string {
+	if r.probe.kind == "readiness" {
+		return ""
+	}
+	given := cmp.Or(r.probe.TerminationGracePeriodSeconds, r.pod.Spec.TerminationGracePeriodSeconds)
+	if given == nil || *given == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; one that does not end by itself then, up to %s later (terminationGracePeriodSeconds)", seconds(int32(min(*given, math.MaxInt32))))
+}
+
+// run is one run, whether the outcome is the container's own, and the seconds that it took. From a pod of ours that asks a port k is not needed.
+func (r liveRun) run(ctx context.Context, k *kube.Client, from *From) (o probe.Outcome, told bool, seconds float64) {
 	one := *r.c.Container
 	one.StartupProbe, one.ReadinessProbe, one.LivenessProbe = nil, r.probe.Probe, nil
 	timeout := time.Duration(timingOf(r.probe.Probe).TimeoutSeconds) * time.Second
 	var mu sync.Mutex // a dial may outlive the run
 	began, lost := time.Now(), error(nil)
-	dial := func(ctx context.Context, port int) (net.Conn, error) {
-		return k.DialPod(ctx, r.pod.Namespace, r.pod.Name, port)
+	// way notes an error that is of the way to the pod.
+	way := func(err error) error {
+		if errors.Is(err, ErrNotDialled) || hint.CodeOf(err) == hint.Forbidden {
+			mu.Lock()
+			lost = err
+			mu.Unlock()
+		}
+		return err
 	}
-	knock := func(ctx context.Context, port int) error { return k.Knock(ctx, r.pod.Namespace, r.pod.Name, port) }
+	dial := func(ctx context.Context, port int) (net.Conn, error) {
+		conn, err := k.DialPod(ctx, r.pod.Namespace, r.pod.Name, port)
+		return conn, way(err)
+	}
+	knock := func(ctx context.Context, port int) error {
+		return way(k.Knock(ctx, r.pod.Namespace, r.pod.Name, port))
+	}
 	if from != nil {
-		dial = func(ctx context.Context, port int) (conn net.Conn, err error) {
-			if conn, err = from.Dial(ctx, "tcp", net.JoinHostPort(r.pod.Status.PodIP, strconv.Itoa(port))); errors.Is(err, ErrNotDialled) {
-				mu.Lock()
-				lost = err
-				mu.Unlock()
-			}
-			return conn, err
+		dial = func(ctx context.Context, port int) (net.Conn, error) {
+			conn, err := from.Dial(ctx, "tcp", net.JoinHostPort(r.pod.Status.PodIP, strconv.Itoa(port)))
+			return conn, way(err)
 		}
 		knock = func(ctx context.Context, port int) error {
 			conn, err := dial(ctx, port)
@@ -257,25 +313,43 @@ func (r liveRun) run(ctx context.Context, k *kube.Client, from *From) (probe.Out
 		},
 		Knock: knock,
 		Exec: func(ctx context.Context, command []string, out io.Writer) (int, error) {
-			return k.Exec(ctx, r.pod.Namespace, r.pod.Name, r.c.Name, command, out)
+			code, err := k.Exec(ctx, r.pod.Namespace, r.pod.Name, r.c.Name, command, out)
+			if err == nil {
+				return code, nil
+			}
+			if why := cause(err.Error()); why != err.Error() {
+				mu.Lock()
+				told, err = true, errors.New("the command cannot be run: "+why)
+				mu.Unlock()
+			}
+			return code, err
 		},
 	}
 	probes, notes := probe.Of(one, probe.Options{Pod: to})
 	if len(probes) == 0 {
-		return probe.Outcome{Why: list(notes)}, 0
+		return probe.Outcome{Why: list(notes)}, false, 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout+wayTime)
 	defer cancel()
-	o := probes[0].Check(ctx)
+	o = probes[0].Check(ctx)
 	mu.Lock()
 	defer mu.Unlock()
+	told = told || o.Result != probe.Unknown
 	switch {
 	case lost != nil:
-		return probe.Outcome{Why: lost.Error()}, 0
+		return probe.Outcome{Why: lost.Error()}, false, 0
 	case r.probe.TCPSocket != nil && from == nil:
-		return o, 0 // that it is open is told a second later
+		return o, told, 0 // that it is open is told a second later
 	}
-	return o, time.Since(began).Seconds()
+	return o, told, time.Since(began).Seconds()
+}
+
+// cause is why something cannot be started, in what runc says of it: the words before it are more than is shown. Any other text stays.
+func cause(text string) string {
+	if _, why, found := strings.Cut(text, "unable to start container process: "); found {
+		return strings.TrimSuffix(why, ": unknown")
+	}
+	return text
 }
 
 // stateOf is the state of a container in words.
@@ -300,7 +374,7 @@ func (s *Snapshot) stateOf(c container) string {
 // lastFailure is the kubelet's last event of a probe's failure, nil for none.
 func (s *Snapshot) lastFailure(r liveRun) *corev1.Event {
 	for _, e := range s.eventsOf("pod", r.pod, "Unhealthy") {
-		if strings.HasPrefix(strings.ToLower(e.Message), r.probe.kind) && about(e, r.c) {
+		if r.probe.tells(e, r.c) {
 			return e
 		}
 	}

@@ -161,21 +161,65 @@ type tried struct {
 	says string
 }
 
-// try runs all checks on each row. What they find has to be in the documentation.
-func try(t *testing.T, rows []tried) {
-	t.Helper()
+// graves is how grave a finding may be, by its id.
+func graves() map[string][]Severity {
+	out := map[string][]Severity{}
+	for _, c := range checks() {
+		for ids, may := range map[string][]Severity{c.problems: {Problem}, c.warnings: {Warning}, c.either: {Problem, Warning}} {
+			for _, id := range strings.Fields(ids) {
+				out[id] = may
+			}
+		}
+	}
+	return out
+}
+
+// Each finding's id is in the documentation, with how grave it may be.
+func TestTheDocumentationHasAllFindings(t *testing.T) {
 	page, err := os.ReadFile("../../docs/diagnose.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, table, _ := strings.Cut(string(page), "## What it finds")
+	known, told := graves(), map[string]bool{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5 || !strings.HasPrefix(cells[1], " `") {
+			continue
+		}
+		for _, id := range strings.Split(cells[1], ",") {
+			id = strings.Trim(id, " `")
+			var may []string
+			for _, s := range known[id] {
+				may = append(may, string(s))
+			}
+			if want := strings.Join(may, " or "); strings.TrimSpace(cells[3]) != want {
+				t.Errorf("%s is told to be %q, and is %q", id, strings.TrimSpace(cells[3]), want)
+			}
+			told[id] = true
+		}
+	}
+	for id := range known {
+		if !told[id] {
+			t.Errorf("docs/diagnose.md does not have %s", id)
+		}
+	}
+}
+
+// try runs all checks on each row. What they find has to be as grave as the table of them says.
+func try(t *testing.T, rows []tried) {
+	t.Helper()
+	known := graves()
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			found := load(t, row.documents).report(nil).Findings
 			var ids []string
 			for _, f := range found {
 				ids = append(ids, f.ID)
-				if !strings.Contains(string(page), "`"+f.ID+"`") {
-					t.Errorf("docs/diagnose.md does not have %s", f.ID)
+				for _, f := range append([]Finding{f}, f.Symptoms...) {
+					if !slices.Contains(known[f.ID], f.Severity) {
+						t.Errorf("%s is a %s, and may be %q", f.ID, f.Severity, known[f.ID])
+					}
 				}
 				if f.Summary == "" || f.Why == "" || len(f.Next) == 0 || len(f.State)+len(f.Events) == 0 || !slices.Contains(directions, f.Direction) {
 					t.Errorf("%s lacks something: %+v", f.ID, f)

@@ -88,6 +88,18 @@ func fieldsIn(text string) (out []string) {
 	return out
 }
 
+// NamespaceOf is the one that all objects of files are in, of those that are in any; namespace where there is none, or not one alone.
+func NamespaceOf(tried []kube.Tried, namespace string) string {
+	of := ""
+	for _, t := range tried {
+		if of != "" && t.Namespace != "" && t.Namespace != of {
+			return namespace
+		}
+		of = cmp.Or(of, t.Namespace)
+	}
+	return cmp.Or(of, namespace)
+}
+
 // targetsOf are the objects of a file that the cluster has, and that can be looked at; in other namespaces are those that can be with another -n.
 func targetsOf(tried []kube.Tried, namespace string) (out []Ref, elsewhere []Unread) {
 	for _, t := range tried {

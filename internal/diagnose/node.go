@@ -25,6 +25,7 @@ func checkNodes(s *Snapshot) (out []Finding) {
 			used[p.Spec.NodeName]++
 		}
 	}
+	out = s.absentNodes()
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		if used[n.Name] == 0 {
@@ -55,6 +56,33 @@ func checkNodes(s *Snapshot) (out []Finding) {
 			f.Events = told(s.eventsOf("node", n))
 			out = append(out, f)
 		}
+	}
+	return out
+}
+
+// absentNodes are about pods whose spec names a node that there is none of.
+func (s *Snapshot) absentNodes() (out []Finding) {
+	var have []string
+	there := map[string]bool{}
+	for _, n := range s.Nodes {
+		have, there[n.Name] = append(have, n.Name), true
+	}
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		// A pod that has run is removed in a moment, and so is one that is being deleted.
+		if p.Spec.NodeName == "" || len(have) == 0 || over(p) || there[p.Spec.NodeName] || hasRun(p) || p.DeletionTimestamp != nil || s.Now.Sub(p.CreationTimestamp.Time) < startPatience {
+			continue
+		}
+		f := s.ofPod(p, "node-absent", Problem, Scheduling)
+		f.because = nil
+		f.Summary = fmt.Sprintf("its node, %s, does not exist", p.Spec.NodeName)
+		f.Why = "nobody starts its containers, and after a while it is removed"
+		f.State = []Evidence{{From: f.Object.String() + " spec.nodeName", Says: p.Spec.NodeName}, {From: "nodes", Says: few(have)}}
+		if like := nearest(p.Spec.NodeName, have); like != "" {
+			f.Next = append(f.Next, fmt.Sprintf("if %s is meant: %s", like, f.edit()))
+		}
+		f.Next = append(f.Next, "leave out nodeName, for which the scheduler finds a node, or use a nodeSelector: "+f.edit())
+		out = append(out, f)
 	}
 	return out
 }

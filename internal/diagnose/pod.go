@@ -133,10 +133,10 @@ func worded(reason, message string) string {
 	return reason + ": " + message
 }
 
-// edit is how to change what makes the pod: its owner, if it has one. Little of a pod itself can be changed.
+// edit is how to change what makes the pod: its owner, if it has one. Little of a pod itself can be changed, and nothing of a Job's template.
 func (f *Finding) edit() string {
 	r := f.target()
-	if r.Kind == "pod" {
+	if r.Kind == "pod" || r.Kind == "job" {
 		return fmt.Sprintf("change its manifest, and kubectl replace --force -f FILE%s", r.in())
 	}
 	return fmt.Sprintf("kubectl edit %s%s", strings.Replace(r.String(), "/", " ", 1), r.in())

@@ -73,9 +73,9 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			continue
 		}
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
-		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses: %s hold for it, and none lets port 53 out", policyNames(held))
+		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses: %s hold for it, and none lets port 53/UDP out", policyNames(held))
 		f.Why = why
-		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53"}}
+		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53/UDP"}}
 		f.Next = []string{"let it ask: egress to port 53, UDP and TCP: kubectl edit networkpolicy " + held[0].Name + inOf(pod)}
 		out = append(out, f)
 	}
@@ -202,7 +202,7 @@ func letsAskDNS(o *networkingv1.NetworkPolicy) bool {
 	return slices.ContainsFunc(o.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
 		return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
 			// A port by its name is another pod's, which may be 53.
-			return have.Port != nil && have.Port.Type == intstr.String || portMatches(have, nil, dns, corev1.ProtocolUDP) || portMatches(have, nil, dns, corev1.ProtocolTCP)
+			return have.Port != nil && have.Port.Type == intstr.String || portMatches(have, nil, dns, corev1.ProtocolUDP)
 		})
 	})
 }

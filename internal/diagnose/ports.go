@@ -65,8 +65,8 @@ func (u use) whose(c container) string {
 func (s *Snapshot) uses(p *pod, c container, sent map[int32]sending) []use {
 	at := map[int32]use{}
 	if len(containersOf(p)) == 1 { // then what Services send to is its own, declared or not; that it is closed is said of the Service
-		for n := range sent {
-			if s.answers[placeOf(p, n)].loopback == silent {
+		for n, to := range sent {
+			if len(to.by) > 0 && s.answers[placeOf(p, n)].loopback == silent {
 				at[n] = use{}
 			}
 		}
@@ -123,12 +123,15 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		}
 		f.log = currentLog
 		f.Next = []string{
-			fmt.Sprintf("the program's log may say where it listens: kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name),
+			"the program's log may say where it listens: " + logsOf(p, c),
 			"correct the port: " + f.edit(),
 		}
-		if s.startingContainer(p, c) {
-			f.may()
+		others := s.listening(p, u.port)
+		if len(others) > 0 {
+			f.listens(others, s.Now)
+			f.Next[1] = fmt.Sprintf("correct the port; something listens at %s: %s", list(others), f.edit())
 		}
+		s.mayOpen(&f, p, c, len(others) > 0)
 		return f, true
 	}
 	if a.loopback == silent && !slices.ContainsFunc(u.probes, func(probe asking) bool { return s.failure(p, c, probe) != nil }) {
@@ -138,7 +141,7 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		f.Why = "who calls it waits; a probe that only opens a connection succeeds"
 		f.log = currentLog
 		f.Next = []string{
-			fmt.Sprintf("its log may say what it waits for: kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name),
+			"its log may say what it waits for: " + logsOf(p, c),
 			"have a livenessProbe with httpGet restart it when it hangs: " + f.edit(),
 		}
 		if s.startingContainer(p, c) {
@@ -167,19 +170,41 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 	return f, false
 }
 
+// listening are the ports of p but one at which something was found to listen: "8080", or "8080 (on the pod's loopback alone)".
+func (s *Snapshot) listening(p *pod, but int32) (out []string) {
+	var ports []int32
+	for at, a := range s.answers {
+		if at.namespace == p.Namespace && at.pod == p.Name && at.port != but && a.listens() {
+			ports = append(ports, at.port)
+		}
+	}
+	slices.Sort(ports)
+	for _, n := range ports {
+		text := fmt.Sprint(n)
+		if s.answers[placeOf(p, n)].at() == closed {
+			text += " (on the pod's loopback alone)"
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
 // listens tells whether a pod was found to listen at port.
 func (s *Snapshot) listens(selected []*pod, port int32) bool {
 	return slices.ContainsFunc(selected, func(p *pod) bool {
-		a := s.answers[placeOf(p, port)]
-		return a.loopback == open || a.loopback == silent || a.at() == open
+		return s.answers[placeOf(p, port)].listens()
 	})
 }
 
-// nobodyListens tells whether pods were dialled at port and none listens. f gets the evidence of the first.
+// nobodyListens tells whether pods were dialled at port and none listens. f gets the evidence of the first, and what to do.
 func (s *Snapshot) nobodyListens(f *Finding, selected []*pod, port int32) bool {
 	for _, p := range selected {
 		if a := s.answers[placeOf(p, port)]; a.loopback == closed && a.at() == closed {
 			f.dialled(refOf("pod", p), port, a, s.Now)
+			f.Next = []string{"set targetPort to the port that the program listens on: " + f.edit()}
+			if others := s.listening(p, port); len(others) > 0 {
+				f.Next = []string{fmt.Sprintf("set targetPort to the port that the program listens on; something listens at %s: %s", list(others), f.edit())}
+			}
 			return true
 		}
 	}

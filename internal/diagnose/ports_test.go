@@ -42,9 +42,15 @@ func TestPorts(t *testing.T) {
 		row("on loopback, where two probes ask", withPod("livenessProbe: {tcpSocket: {port: 8080}}, readinessProbe: {tcpSocket: {port: 8080}}", "", running), 8080, loopback, "port-loopback", "its liveness and readiness probes ask"),
 		row("on loopback, or so it seems", declares+service, 8080, answer{loopback: open, mayNot: true}, "", ""),
 		row("nobody listens", declares+service, 8080, neither, "port-closed", "kubectl logs it -n shop -c app"),
+		row("nobody listens, but at another", strings.Replace(declares, "ports: [{", "ports: [{containerPort: 9090}, {", 1)+"\n---\nkind: Port\nport: 9090\naddress: 1\n"+service, 8080, neither, "port-closed", "something listens at 9090"),
+		row("a Service, and nobody listens but at another", declares+"\n---\nkind: Port\nport: 8080\naddress: 1\n"+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "set targetPort to the port that the program listens on; something listens at 8080"),
+		row("a Service, and nobody listens but on loopback", withPod("", "", running)+"\n---\nkind: Port\nport: 8080\nloopback: 1\naddress: 2\n"+aService("selector: {app: it}, ports: [{port: 9090}]"), 9090, neither, "service-port-closed", "set targetPort to the port that the program listens on; something listens at 8080 (on the pod's loopback alone)"),
 		row("nobody listens, for nobody", declares, 8080, neither, "port-closed", "container app declares"),
 		row("not on loopback, and more may not be asked", declares+service, 8080, answer{loopback: closed, mayNot: true}, "port-closed", "what the pod's address answers is not known"),
 		row("nobody listens, as the kubelet says", asks("{httpGet: {port: http}}", notReady)+event("Pod/it", "Unhealthy", "Readiness probe failed: "+refused), 8080, neither, "probe-refused", ""),
+		row("nobody listens where a probe asks, but at another", strings.Replace(asks("{httpGet: {port: http}}", notReady), "ports: [{", "ports: [{containerPort: 9090}, {", 1)+"\n---\nkind: Port\nport: 9090\naddress: 1\n"+event("Pod/it", "Unhealthy", "Readiness probe failed: "+refused), 8080, neither, "probe-refused", "something listens at 9090: have the probe ask there"),
+		row("gRPC, and nobody listens", asks("{grpc: {port: 8080}}", notReady)+event("Pod/it", "Unhealthy", `Readiness probe failed: timeout: failed to connect service "10.113.1.27:8080" within 1s: context deadline exceeded`), 8080, neither, "probe-refused", "nothing listens where it asks"),
+		row("gRPC, and what listens speaks another language", asks("{grpc: {port: 8080}}", notReady)+event("Pod/it", "Unhealthy", `Readiness probe failed: timeout: failed to connect service "10.113.1.27:8080" within 1s: context deadline exceeded`), 8080, both, "probe-timeout", "does not speak gRPC"),
 		row("it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, neither, "port-closed", "it may be still starting"),
 		row("TLS", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: open, address: open, tls: true}, "probe-tls", "scheme: HTTPS"),
 		row("it hangs", declares+service, 8080, hangs, "port-silent", "container app declares and service/it sends to"),
@@ -84,6 +90,34 @@ func TestWhatIsDialled(t *testing.T) {
 	}
 	if asks, left := s.asks(map[Ref]bool{{"pod", "shop", "other"}: true}); len(asks) > 0 || left > 0 {
 		t.Errorf("about another pod it dials %d", len(asks))
+	}
+}
+
+// The port of a headless Service is dialled, too, and no more is asked of it: nobody has said that something listens there.
+func TestAHeadlessServicesPortIsDialled(t *testing.T) {
+	const web = "ports: [{name: web, port: 80, targetPort: 8080}]"
+	for service, want := range map[string][]string{
+		"selector: {app: it}, " + web:                                                {"8080 true"},
+		"clusterIP: None, selector: {app: it}, " + web:                               {"80 false", "8080 true"},
+		"clusterIP: None, selector: {app: it}, ports: [{name: web, port: 8080}]":     {"8080 true"},
+		"clusterIP: None, selector: {app: it}, ports: [{port: 53, protocol: UDP}]":   nil,
+		"clusterIP: None, selector: {app: it}, ports: [{port: 80, targetPort: htp}]": nil,
+	} {
+		s := load(t, dialledPod(""), aService(service))
+		asks, _ := s.asks(nil)
+		var got []string
+		for _, a := range asks {
+			got = append(got, fmt.Sprint(a.port, " ", a.http))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: it dials %q, want %q", service, got, want)
+		}
+		s.answers[place{"shop", "it", 80}] = answer{loopback: silent, address: closed}
+		for _, f := range s.report(nil).Findings {
+			if f.Object.Kind != "service" {
+				t.Errorf("%s: found %+v", service, f)
+			}
+		}
 	}
 }
 
@@ -286,5 +320,47 @@ func TestWhatMayNotBeDialled(t *testing.T) {
 	}
 	if _, asked, _ := dialled(Options{Targets: []Ref{{"pod", "shop", "it"}}}); asked != 1 {
 		t.Errorf("about the pod: %d requests", asked)
+	}
+}
+
+// Where a port is closed the program may listen at another one that nobody declares: at a number it is started with, or at one that is usual.
+func TestWhereElseAProgramMayListen(t *testing.T) {
+	const ports = "ports: [{containerPort: 8080}], command: [/app, '--listen=10.0.0.12:7001'], args: [serve, '9090,9091'], env: [{name: PORT, value: '3000'}, {name: RATIO, value: 70000x12}, {name: MEMORY, value: 512Mi}, {name: BACK, value: 'http://10.0.0.7:7002/x'}]"
+	for name, c := range map[string]struct {
+		pod    string
+		answer answer
+		want   string
+	}{
+		"closed":                        {dialledPod(ports), answer{loopback: closed, address: closed}, "[7001 9090 9091 3000 7002 80 443 4000 5000 8000 8081 8443 8888 9000]"},
+		"closed, and more is not known": {dialledPod(ports), answer{loopback: closed, mayNot: true}, "[7001 9090 9091 3000 7002 80 443 4000 5000 8000 8081 8443 8888 9000]"},
+		"open":                          {dialledPod(ports), answer{loopback: open, address: open}, "[]"},
+		"on its loopback alone":         {dialledPod(ports), answer{loopback: open, address: closed}, "[]"},
+		"it is not known":               {dialledPod(ports), answer{}, "[]"},
+		"the node's network":            {dialledPod(ports), answer{loopback: closed, address: closed}, "[]"},
+	} {
+		s := load(t, c.pod)
+		s.Pods[0].Spec.HostNetwork = name == "the node's network"
+		asks, _ := s.asks(nil)
+		var got []int32
+		for _, a := range s.elsewhere(asks, []answer{c.answer}) {
+			got = append(got, a.port)
+		}
+		if len(asks) != 1 || fmt.Sprint(got) != c.want {
+			t.Errorf("%s: of %d asked: %v, want %s", name, len(asks), got, c.want)
+		}
+	}
+}
+
+// Of a workload's pods one tells where else its program listens.
+func TestOnePodTellsWhereElse(t *testing.T) {
+	one := dialledPod("ports: [{containerPort: 8080}]")
+	s := load(t, owned(one), owned(strings.Replace(one, "name: it,", "name: it2,", 1)), orders)
+	asks, _ := s.asks(nil)
+	at := map[string]int{}
+	for _, a := range s.elsewhere(asks, []answer{{loopback: closed, address: closed}, {loopback: closed, address: closed}}) {
+		at[a.pod]++
+	}
+	if len(asks) != 2 || len(at) != 1 || at["it"] != len(usualPorts)-1 {
+		t.Errorf("of %d asked, elsewhere: %v", len(asks), at)
 	}
 }

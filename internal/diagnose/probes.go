@@ -3,6 +3,7 @@ package diagnose
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -75,8 +76,10 @@ func checkProbes(s *Snapshot) (out []Finding) {
 	return out
 }
 
-// probeFaults are why probes fail, by the kubelet's words in lower case.
-var probeFaults = []struct{ says, id, what, next string }{
+type probeFault struct{ says, id, what, next string }
+
+// probeFaults are why probes of ports fail, by the kubelet's words in lower case.
+var probeFaults = []probeFault{
 	{"connection refused", "probe-refused", "nothing listens where it asks", "compare the probe's port with what the program listens on (0.0.0.0, not 127.0.0.1): "},
 	{"http response to https client", "probe-scheme", "it asks by HTTPS, and the program speaks HTTP", "leave out scheme: HTTPS: "},
 	{"malformed http response", "probe-scheme", "it asks by HTTP, and the program speaks something else, such as TLS", "set scheme: HTTPS, or use tcpSocket: "},
@@ -88,9 +91,101 @@ var probeFaults = []struct{ says, id, what, next string }{
 	{"statuscode:", "probe-status", "the program answers that it is not well", "its log says why: "},
 	{"deadline exceeded", "probe-timeout", "the answer does not come in time", "raise timeoutSeconds, or see what keeps the program: "},
 	{"i/o timeout", "probe-timeout", "the connection does not come about in time", "raise timeoutSeconds; a NetworkPolicy may drop the kubelet's packets: "},
-	{"timed out", "probe-timeout", "the command does not end in time", "raise timeoutSeconds: "},
+}
+
+// commandFaults are why a probe's command does not come to its own end, by the kubelet's and the runtime's words in lower case.
+var commandFaults = []probeFault{
+	{"dial unix ", "probe-failing", "the node's container runtime, which would run it, does not answer the kubelet", "if it goes on, see to the node: kubectl describe node %s"},
+	{"chdir to cwd", "probe-command", "the container's user may not enter its working directory, or it is no folder", "correct workingDir, or securityContext.runAsUser: "},
 	{"no such file or directory", "probe-command", "the command is not in the container", "correct the probe's command: "},
 	{"executable file not found", "probe-command", "the command is not in the container", "correct the probe's command: "},
+	{"permission denied", "probe-command", "the command may not be executed by the container's user", "correct the probe's command, or the file's mode in the image: "},
+	{"deadline exceeded", "probe-timeout", "the command does not end in time", "raise timeoutSeconds: "},
+	{"timed out", "probe-timeout", "the command does not end in time", "raise timeoutSeconds: "},
+}
+
+// notRun is in what the kubelet says, in lower case, of a probe's command that did not come to its own end.
+var notRun = regexp.MustCompile(`(?s)probe errored|oci runtime|unable to start container process|probe failed: command (".*" )?timed out`)
+
+// commandOutput tells whether what the kubelet says in lower case of a probe's command that fails is the command's own output, which may have the words of any fault.
+func commandOutput(message string) bool { return !notRun.MatchString(message) }
+
+// fault is why it fails, by what the kubelet says; nil for a command's own output, and for what is not known.
+func (p asking) fault(message string) *probeFault {
+	if p.GRPC != nil && strings.Contains(message, "failed to connect service") {
+		return grpcFaults[unknown]
+	}
+	lower, faults := strings.ToLower(message), probeFaults
+	if p.Exec != nil {
+		if faults = commandFaults; commandOutput(lower) {
+			return nil
+		}
+	}
+	if i := slices.IndexFunc(faults, func(w probeFault) bool { return strings.Contains(lower, w.says) }); i >= 0 {
+		return &faults[i]
+	}
+	return nil
+}
+
+// grpcFaults are why a gRPC probe has no connection, of which the kubelet says one and the same: by whether somebody listens.
+var grpcFaults = map[reply]*probeFault{
+	unknown: {"", "probe-timeout", "no connection comes about: nothing listens there, or it does not speak gRPC without TLS", "compare the probe's port with what the program listens on: "},
+	closed:  {"", "probe-refused", "nothing listens where it asks", "compare the probe's port with what the program listens on (0.0.0.0, not 127.0.0.1): "},
+	open:    {"", "probe-timeout", "what listens there does not speak gRPC without TLS, or does not answer in time", "correct the probe's port, use httpGet or tcpSocket, or raise timeoutSeconds: "},
+}
+
+// faultNow is why it fails now, by what the kubelet says and, where it says too little, by what was found at its port; nil for what is not known.
+func (s *Snapshot) faultNow(p *pod, probe asking, message string) *probeFault {
+	fault := probe.fault(message)
+	if fault == nil || fault != grpcFaults[unknown] {
+		return fault
+	}
+	switch a := s.answers[placeOf(p, probe.GRPC.Port)]; {
+	case a.at() == open:
+		return grpcFaults[open]
+	case a.at() == closed, a.loopback == closed:
+		return grpcFaults[closed]
+	}
+	return fault
+}
+
+// explainProbe says why a probe fails, and in f what to do, with the evidence for that; logs is the command for the log that tells. elsewhere is
+// whether the pod was found to listen at another port than is asked.
+func (s *Snapshot) explainProbe(f *Finding, p *pod, c container, probe asking, fault *probeFault, logs string) (what string, elsewhere bool) {
+	what = fault.what
+	switch {
+	case strings.HasSuffix(fault.next, "%s"):
+		f.Next = []string{strings.Replace(fault.next, "%s", p.Spec.NodeName, 1)}
+	case fault.id == "probe-status":
+		f.Next = []string{fault.next + logs}
+	default:
+		f.Next = []string{fault.next + f.edit()}
+	}
+	switch fault.id {
+	case "probe-timeout":
+		if u, at := s.atLimit(p, c, corev1.ResourceCPU); at {
+			f.State = append(f.State, u.evidence(p, c.what(), c.Resources, corev1.ResourceCPU))
+			f.Next = append([]string{"it uses all the CPU that it may: raise resources.limits.cpu: " + f.edit()}, f.Next...)
+		} else if all, at := s.togetherAtLimit(p, corev1.ResourceCPU, "cpu-at-limit"); at {
+			f.State = append(f.State, all.State...)
+			f.Next = append([]string{"its pod uses all the CPU that it may: raise the pod's own resources.limits.cpu: " + f.edit()}, f.Next...)
+		}
+	case "probe-refused":
+		if n, byNumber := probe.number(); byNumber && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
+			what += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
+		}
+		if probe.HTTPGet != nil && probe.HTTPGet.Host != "" || probe.TCPSocket != nil && probe.TCPSocket.Host != "" {
+			f.Next = append([]string{"leave out host, if the pod itself is meant: " + f.edit()}, f.Next...)
+		}
+		if n, has := probe.numberIn(c); has {
+			if others := s.listening(p, n); len(others) > 0 {
+				elsewhere = true
+				f.listens(others, s.Now)
+				f.Next = append([]string{fmt.Sprintf("something listens at %s: have the probe ask there, if that is it: %s", list(others), f.edit())}, f.Next...)
+			}
+		}
+	}
+	return what, elsewhere
 }
 
 // slowFaults are those that a program has, too, that has only just been started.
@@ -127,42 +222,32 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
 		return f, true
 	}
-	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || inARow(e, probe)) {
+	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || probe.cannotRun(e, c.status.State.Running.StartedAt.Time) || inARow(e, probe)) {
 		severity := Problem
 		if probe.kind == "liveness" {
 			severity = Warning // it serves, until it is killed
 		}
 		f := begin("probe-failing", severity)
 		f.because = append(f.because, partOf(f.Object, c.Name))
-		f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(e.Message))
-		f.Next = []string{fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name)}
+		f.Summary = fmt.Sprintf("the %s probe of %s fails: %s", probe.kind, c.what(), firstLine(said(e)))
+		if probe.kind == "liveness" && errored(e) {
+			f.Why = "the kubelet takes what it cannot run for no answer: it never restarts the container for it"
+		}
+		f.Next = []string{logsOf(p, c)}
 		f.log = currentLog
-		lower := strings.ToLower(e.Message)
 		if probe.Exec != nil {
 			f.ID = "probe-exec"
 		}
-		for _, fault := range probeFaults {
-			if !strings.Contains(lower, fault.says) {
-				continue
-			}
-			f.ID, f.Summary = fault.id, fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), fault.what)
-			next := fault.next + f.edit()
-			if fault.id == "probe-status" {
-				next = fault.next + f.Next[0]
-			}
-			f.Next = []string{next}
-			if u, at := s.atLimit(p, c, corev1.ResourceCPU); at && fault.id == "probe-timeout" {
-				f.State = append(f.State, u.evidence(p, c, corev1.ResourceCPU))
-				f.Next = append([]string{"it uses all the CPU that it may: raise resources.limits.cpu: " + f.edit()}, f.Next...)
-			}
-			break
-		}
-		if n, byNumber := probe.number(); byNumber && f.ID == "probe-refused" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
-			f.Summary += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
+		elsewhere := false
+		if fault := s.faultNow(p, probe, e.Message); fault != nil {
+			f.ID = fault.id
+			var what string
+			what, elsewhere = s.explainProbe(&f, p, c, probe, fault, f.Next[0])
+			f.Summary = fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), what)
 		}
 		f.Events = told([]*corev1.Event{e})
-		if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) && s.startingContainer(p, c) {
-			f.may()
+		if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) {
+			s.mayOpen(&f, p, c, elsewhere)
 		}
 		return f, true
 	}
@@ -206,7 +291,7 @@ func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(st
 	}
 	for _, e := range s.eventsOf("pod", p, "Unhealthy") {
 		at := lastSeen(e)
-		if !strings.HasPrefix(strings.ToLower(e.Message), probe.kind) || !about(e, c) || !at.After(started) || at.After(until) || firstSeen(e).After(after(delay+2*period+timeout)) {
+		if !probe.tells(e, c) || errored(e) || !at.After(started) || at.After(until) || firstSeen(e).After(after(delay+2*period+timeout)) {
 			continue
 		}
 		took := at.Sub(started)
@@ -243,11 +328,35 @@ func (s *Snapshot) failure(p *pod, c container, probe asking) *corev1.Event {
 		}
 	}
 	for _, e := range s.eventsOf("pod", p, "Unhealthy") {
-		if strings.HasPrefix(strings.ToLower(e.Message), probe.kind) && about(e, c) && !lastSeen(e).Before(since) {
+		at := since
+		if probe.cannotRun(e, running.StartedAt.Time) { // of which the kubelet tells seldom, since each time the words are others
+			at = running.StartedAt.Time
+		}
+		if probe.tells(e, c) && !lastSeen(e).Before(at) {
 			return e
 		}
 	}
 	return nil
+}
+
+// tells is whether an Unhealthy event is of this probe of c.
+func (p asking) tells(e *corev1.Event, c container) bool {
+	return strings.HasPrefix(strings.ToLower(said(e)), p.kind) && about(e, c)
+}
+
+// said is an event's message, also of one that stands for several.
+func said(e *corev1.Event) string {
+	return strings.TrimPrefix(e.Message, "(combined from similar events): ")
+}
+
+// errored tells whether a probe could not be run, which the kubelet takes for no answer.
+func errored(e *corev1.Event) bool { return strings.Contains(e.Message, " probe errored") }
+
+// cannotRun tells whether its command is one that the container, which runs since then, does not have, or may not run: again and again, or when it has had the time
+// to make it.
+func (p asking) cannotRun(e *corev1.Event, since time.Time) bool {
+	fault := p.fault(e.Message)
+	return errored(e) && fault != nil && fault.id == "probe-command" && (timesSeen(e) > 1 || lastSeen(e).Sub(since) >= slowPatience)
 }
 
 // inARow tells whether a probe has failed more than once in the time of that many attempts, or twice that.

@@ -4,6 +4,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // ended is the status of a container that waits after an end, 20 seconds ago.
@@ -30,12 +34,23 @@ func TestProgramsThatEnd(t *testing.T) {
 		{"well done, in a job", strings.Replace(withPod("", "", `containerStatuses: [{name: app, ready: false, restartCount: 0, image: "", imageID: "", state: {terminated: {reason: Completed, exitCode: 0}}}]`), "Always", "Never", 1), "", ""},
 		{"too much memory", withPod("resources: {limits: {memory: 64Mi}}", "", ended("reason: OOMKilled, exitCode: 137")), "program-oom", "its memory limit, 64Mi"},
 		{"too much memory, without a limit", withPod("", "", ended("reason: OOMKilled, exitCode: 137")), "program-oom", "it has no limit"},
+		{"too much memory, of its pod's", withPod("", "resources: {limits: {memory: 64Mi}}", ended("reason: OOMKilled, exitCode: 137")), "program-oom", "its pod's memory limit, 64Mi"},
+		{"... and the change", withPod("", "resources: {limits: {memory: 64Mi}}", ended("reason: OOMKilled, exitCode: 137")), "program-oom", "raise the pod's own resources.limits.memory"},
+		{"its working directory", withPod("workingDir: /root", "", ended(`reason: StartError, exitCode: 128, message: 'OCI runtime create failed: runc create failed: unable to start container process: chdir to cwd ("/root") set in config.json failed: permission denied: unknown'`)), "program-start-failed", "correct workingDir"},
+		{"a folder over a file", withPod("", "", ended(`reason: StartError, exitCode: 128, message: 'OCI runtime create failed: runc create failed: unable to start container process: error during container init: error mounting "/var/lib/kubelet/pods/u1/volumes/x" to rootfs at "/etc/hosts.d": mount: not a directory: Are you trying to mount a directory onto a file (or vice-versa)?: no such file or directory'`)), "program-start-failed", "correct the volumeMount"},
 		{"not in PATH", cannotStart(`"orders": executable file not found in $PATH`), "program-command-not-found", "PATH"},
 		{"no file", cannotStart(`"/bin/orders": stat /bin/orders: no such file or directory`), "program-command-not-found", ""},
 		{"not executable", cannotStart(`"/etc/hostname": permission denied`), "program-not-executable", ""},
 		{"of another architecture", cannotStart(`"/orders": exec format error`), "program-architecture", ""},
 		{"by its liveness probe", withPod(liveness, "", ended("reason: Error, exitCode: 137")) + strings.Replace(killing, "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:59:35Z", 1), "program-killed-by-liveness", "GET http://:8080/healthz"},
 		{"by its liveness probe, exit code 0", withPod(liveness, "", ended("reason: Completed, exitCode: 0")) + killing, "program-killed-by-liveness", ""},
+		{"a sidecar, by its liveness probe", strings.NewReplacer("containerStatuses", "initContainerStatuses", "name: app, ready", "name: proxy, ready").Replace(withPod("", "initContainers: [{name: proxy, image: x, restartPolicy: Always, livenessProbe: {tcpSocket: {port: 1}}}]", ended("reason: Completed, exitCode: 0"))) + event("Pod/it", "Killing", "Init container proxy failed liveness probe"), "program-killed-by-liveness", "init container proxy is killed"},
+		{"by its postStart hook", withPod("lifecycle: {postStart: {exec: {command: [warm]}}}", "", ended("reason: Completed, exitCode: 0")) + strings.Replace(event("Pod/it", "FailedPostStartHook", "PostStartHook failed"), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:59:39Z", 1), "program-hook-failed", "mend lifecycle.postStart"},
+		{"by itself, after a run whose hook failed", withPod("lifecycle: {postStart: {exec: {command: [warm]}}}", "", ended("reason: Completed, exitCode: 0")) + strings.Replace(event("Pod/it", "FailedPostStartHook", "PostStartHook failed"), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:50:00Z", 1), "program-completes", ""},
+		{"by its postStart hook, and why", withPod("lifecycle: {postStart: {httpGet: {port: 1}}}", "", waits("PostStartHookError", "HTTP lifecycle hook (/) for Container \"app\" failed - error: connection refused")), "program-hook-failed", "its postStart hook fails: connection refused"},
+		{"by a probe that asks a wrong port", withPod(liveness, "", ended("reason: Error, exitCode: 137")) + killing + event("Pod/it", "Unhealthy", "Liveness probe failed: dial tcp 10.1.1.1:8080: connect: connection refused"), "program-killed-by-liveness", "its liveness probe, GET http://:8080/healthz, fails: nothing listens where it asks"},
+		{"... and if it is slow", withPod(liveness, "", ended("reason: Error, exitCode: 137")) + killing + event("Pod/it", "Unhealthy", "Liveness probe failed: dial tcp 10.1.1.1:8080: connect: connection refused"), "program-killed-by-liveness", "if it is only slow, give it more time"},
+		{"by a probe that speaks HTTPS", withPod(liveness, "", ended("reason: Error, exitCode: 137")) + killing + event("Pod/it", "Unhealthy", "Liveness probe failed: http: server gave HTTP response to HTTPS client"), "program-killed-by-liveness", "leave out scheme: HTTPS"},
 		{"by itself, long after a liveness kill", withPod(liveness, "", ended("reason: Error, exitCode: 3")) + strings.Replace(killing, "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:50:00Z", 1), "program-exits", ""},
 		{"another container's kill", withPod(liveness, "", ended("reason: Error, exitCode: 137")) + event("Pod/it", "Killing", "Container other failed liveness probe, will be restarted"), "program-killed", "SIGKILL"},
 		{"it runs again", withPod("", "", strings.Replace(running, "state: {running", `lastState: {terminated: {reason: Error, exitCode: 2, finishedAt: "2026-11-28T11:58:00Z"}}, state: {running`, 1)), "program-exits", ""},
@@ -44,6 +59,17 @@ func TestProgramsThatEnd(t *testing.T) {
 			`initContainerStatuses: [{name: migrate, ready: false, restartCount: 1, image: "", imageID: "", state: {terminated: {reason: Error, exitCode: 1, finishedAt: "2026-11-28T11:59:40Z"}}}]
 `+waits("PodInitializing", "")), "program-exits", "init container migrate ends"},
 	})
+}
+
+// What the kubelet does not say of the wait for the next start is known by the restarts.
+func TestTheWaitForTheNextStart(t *testing.T) {
+	now := time.Now()
+	end := &corev1.ContainerStateTerminated{FinishedAt: metav1.NewTime(now.Add(-3 * time.Second))}
+	for restarts, want := range map[int32]string{0: "", 1: "of up to 10s, 7s left", 3: "of up to 40s, 37s left", 6: "of up to 5m0s, 4m57s left", 100: "of up to 5m0s, 4m57s left"} {
+		if got := backOff(container{status: corev1.ContainerStatus{RestartCount: restarts}}, end, now); got != want {
+			t.Errorf("after %d restarts: %q, want %q", restarts, got, want)
+		}
+	}
 }
 
 // What is over for good is told as that.
@@ -56,7 +82,8 @@ func TestPodsThatHaveEnded(t *testing.T) {
 	try(t, []tried{
 		{"succeeded all the same", once("Succeeded", "", "Never", "1"), "", ""},
 		{"its node has ended it", once("Failed", "reason: NodeShutdown\n", "Never", "137"), "pod-failed", ""},
-		{"its deadline has", once("Failed", "reason: DeadlineExceeded\n", "Never", "143"), "", ""},
+		{"its deadline has", once("Failed", "reason: DeadlineExceeded\n", "Never", "143"), "pod-failed", "raise activeDeadlineSeconds"},
+		{"its Job's deadline has", strings.Replace(once("Failed", "reason: DeadlineExceeded\n", "Never", "143"), "uid: u1", "uid: u1, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: work, uid: j, controller: true}]", 1), "", ""},
 		{"by itself", once("Failed", "", "Never", "1"), "program-exits", "kubectl logs it -n shop -c app"},
 	})
 	for started, want := range map[string]Severity{"11:59:59": Problem, "11:59:50": Warning} {

@@ -36,11 +36,21 @@ func checkRollouts(s *Snapshot) (out []Finding) {
 			if d.Spec.ProgressDeadlineSeconds != nil {
 				deadline = *d.Spec.ProgressDeadlineSeconds
 			}
-			f.Summary = fmt.Sprintf("its rollout has made no progress for %s: %d of %d new pods are available", seconds(deadline), min(d.Status.UpdatedReplicas, d.Status.AvailableReplicas), wants)
-			f.Why = "none of the wanted pods serve"
-			if d.Status.AvailableReplicas > 0 {
-				f.Why = fmt.Sprintf("%d old pods go on serving the version before", d.Status.AvailableReplicas)
+			available := "how many of its new pods are available is not known"
+			f.Why = "the new version does not serve as it is wanted to"
+			if d.Status.AvailableReplicas == 0 {
+				f.Why = "none of the wanted pods serve"
 			}
+			if set := s.newest(d); set != nil {
+				available = fmt.Sprintf("%d of %d new pods are available", set.Status.AvailableReplicas, wants)
+				if old := d.Status.AvailableReplicas - set.Status.AvailableReplicas; old > 0 {
+					f.Why = counted(int(old), "old pod") + " go on serving the version before"
+					if old == 1 {
+						f.Why = "an old pod goes on serving the version before"
+					}
+				}
+			}
+			f.Summary = fmt.Sprintf("its rollout has made no progress for %s: %s", seconds(deadline), available)
 			f.Next = []string{fmt.Sprintf("back to the version before: kubectl rollout undo deployment %s%s", d.Name, r.in())}
 		case d.Spec.Paused && d.Status.UpdatedReplicas < wants:
 			f.ID, f.Severity = "rollout-paused", Warning
@@ -64,6 +74,22 @@ func checkRollouts(s *Snapshot) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// newest is the ReplicaSet of a Deployment's last revision, which may be made anew of an older one; nil where none was read.
+func (s *Snapshot) newest(d *appsv1.Deployment) (newest *appsv1.ReplicaSet) {
+	const annotation = "deployment.kubernetes.io/revision"
+	last := -1
+	for i := range s.ReplicaSets {
+		o := &s.ReplicaSets[i]
+		if by, made := maker(o); !made || by != refOf("deployment", d) {
+			continue
+		}
+		if n, _ := strconv.Atoi(o.Annotations[annotation]); n > last {
+			newest, last = o, n
+		}
+	}
+	return newest
 }
 
 // statefulSetStuck is about a rollout that waits for a pod of the version before: the controller does not replace one that never was ready.

@@ -26,6 +26,9 @@ func checkScheduling(s *Snapshot) (out []Finding) {
 			}
 			continue
 		}
+		if s.Now.Sub(p.CreationTimestamp.Time) < startPatience && saidIn(c.Message, podSays) != nil {
+			continue // its claim is made, or bound, in a moment
+		}
 		f := s.ofPod(p, "unschedulable", Problem, Scheduling)
 		f.Why = "no container of a pod starts before the pod has a node"
 		f.condition(f.Object, string(c.Type), string(c.Status), c.Reason, c.Message, c.LastTransitionTime)
@@ -74,6 +77,8 @@ type refusal struct {
 	what   string
 	change string // the smallest that would mend it
 	cost   float64
+	// rule is whether it is for whom the node is meant, and not how it is for now.
+	rule bool
 }
 
 // nodeFit is a node with its refusals.
@@ -82,74 +87,118 @@ type nodeFit struct {
 	refusals []refusal
 }
 
-// schedulerSays are the scheduler's words for causes that it alone knows, or that it knows when the nodes cannot be read.
-var schedulerSays = []struct{ says, id, what, next string }{
-	{"unbound immediate PersistentVolumeClaims", "unschedulable-volume", "a volume claim of it is not bound", "kubectl get pvc%s"},
-	{"persistentvolumeclaim \"", "unschedulable-volume", "a volume claim of it does not exist or is being deleted", "kubectl get pvc%s"},
-	{"volume node affinity conflict", "unschedulable-volume", "its volume is on another node or in another zone", "kubectl describe pv; the pod has to go where its volume is"},
-	{"did not find available persistent volumes to bind", "unschedulable-volume", "no volume is there for a claim of it", "kubectl describe pvc%s"},
-	{"exceed max volume count", "unschedulable-volume", "its nodes have as many volumes as they can", "use another node, or fewer volumes"},
-	{"pod anti-affinity rules", "unschedulable-affinity", "its anti-affinity keeps it from pods that are on the nodes", "make it preferred rather than required, or add nodes: "},
-	{"anti-affinity rules", "unschedulable-affinity", "anti-affinity keeps it from the nodes", "make it preferred rather than required, or add nodes: "},
-	{"pod affinity rules", "unschedulable-affinity", "no node has the pods its affinity wants beside it", "start those pods, or make the affinity preferred: "},
-	{"topology spread constraints", "unschedulable-spread", "its topology spread constraints leave no node", "use whenUnsatisfiable: ScheduleAnyway, or a larger maxSkew: "},
-	{"Insufficient ", "unschedulable-resources", "no node has as much free as it asks for", "ask for less, or add a node: "},
-	{"Too many pods", "unschedulable-resources", "the nodes have as many pods as they may", "add a node, or remove pods"},
-	{"untolerated taint", "unschedulable-taint", "the nodes have taints that it does not tolerate", "tolerate the taint, or take it away: "},
-	{"didn't match Pod's node affinity/selector", "unschedulable-selector", "no node has the labels it wants", "correct nodeSelector or affinity: "},
-	{"free ports", "unschedulable-ports", "its host ports are taken on the nodes", "leave out hostPort: "},
-	{"unschedulable", "unschedulable-cordoned", "the nodes are cordoned", "kubectl uncordon NODE"},
-	{"no nodes available", "unschedulable-no-nodes", "the cluster has no node", "kubectl get nodes"},
+// meant tells whether a node that does not take a pod is meant for such pods.
+func (n nodeFit) meant() bool {
+	return len(n.refusals) > 0 && !slices.ContainsFunc(n.refusals, func(r refusal) bool { return r.rule })
+}
+
+// says are the scheduler's words for a cause.
+type says struct{ text, id, what, next string }
+
+// The scheduler's words for causes that it alone knows: of the pod, whatever the nodes are like, and of nodes.
+var (
+	podSays = []says{
+		{"unbound immediate PersistentVolumeClaims", "unschedulable-volume", "a volume claim of it is not bound", "kubectl get pvc%s"},
+		{"persistentvolumeclaim \"", "unschedulable-volume", "a volume claim of it does not exist or is being deleted", "kubectl get pvc%s"},
+		{"bound to non-existent pv(s)", "unschedulable-volume", "a volume claim of it is bound to a volume that does not exist", "kubectl get pvc%s"},
+	}
+	hiddenSays = []says{
+		{"volume node affinity conflict", "unschedulable-volume", "its volume is on another node or in another zone", "kubectl describe pv; the pod has to go where its volume is"}, // of older schedulers
+		{"match PersistentVolume's node affinity", "unschedulable-volume", "its volume is on another node or in another zone", "kubectl describe pv; the pod has to go where its volume is"},
+		{"find available persistent volumes to bind", "unschedulable-volume", "no volume is there for a claim of it", "kubectl describe pvc%s"},
+		{"not have enough free storage", "unschedulable-volume", "the nodes have not as much storage free as a claim of it wants", "have the claim ask for less, or free some: kubectl describe pvc%s"},
+		{"exceed max volume count", "unschedulable-volume", "its nodes have as many volumes as they can", "use another node, or fewer volumes"},
+		{"pod anti-affinity rules", "unschedulable-affinity", "its anti-affinity keeps it from pods that are on the nodes", "make it preferred rather than required, or add nodes: "},
+		{"anti-affinity rules", "unschedulable-affinity", "anti-affinity keeps it from the nodes", "make it preferred rather than required, or add nodes: "},
+		{"pod affinity rules", "unschedulable-affinity", "no node has the pods its affinity wants beside it", "start those pods, or make the affinity preferred: "},
+		{"(missing required label)", "unschedulable-spread", "no node has the label by which its topology spread constraints tell places apart, their topologyKey", "label the nodes with it, or use another topologyKey: "},
+		{"topology spread constraints", "unschedulable-spread", "its topology spread constraints leave no node", "use whenUnsatisfiable: ScheduleAnyway, or a larger maxSkew: "},
+	}
+)
+
+// The scheduler's words for what the nodes show, too: loadSays where the pods on them can be read, schedulerSays where they themselves can.
+var (
+	loadSays = []says{
+		{"Insufficient ", "unschedulable-resources", "no node has as much free as it asks for", "ask for less, or add a node: "},
+		{"Too many pods", "unschedulable-resources", "the nodes have as many pods as they may", "add a node, or remove pods"},
+		{"free ports", "unschedulable-ports", "its host ports are taken on the nodes", "leave out hostPort: "},
+	}
+	schedulerSays = []says{
+		{"untolerated taint", "unschedulable-taint", "the nodes have taints that it does not tolerate", "tolerate the taint, or take it away: "},
+		{"didn't match Pod's node affinity/selector", "unschedulable-selector", "no node has the labels it wants", "correct nodeSelector or affinity: "},
+		{"unschedulable", "unschedulable-cordoned", "the nodes are cordoned", "kubectl uncordon NODE"},
+		{"no nodes available", "unschedulable-no-nodes", "the cluster has no node", "kubectl get nodes"},
+	}
+)
+
+// saidIn is the first of those that is in message; nil for none.
+func saidIn(message string, list []says) *says {
+	if i := slices.IndexFunc(list, func(w says) bool { return strings.Contains(message, w.text) }); i >= 0 {
+		return &list[i]
+	}
+	return nil
+}
+
+// advice is what to do.
+func (w *says) advice(f *Finding, p *pod) string {
+	if strings.HasSuffix(w.next, ": ") {
+		return w.next + f.edit()
+	}
+	return strings.Replace(w.next, "%s", inOf(p), 1)
 }
 
 func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
-	// What stands in the way of all nodes alike, and what the scheduler alone knows.
 	message, _, _ = strings.Cut(message, "preemption:")
-	fits := s.fits(p)
-	known := 0
-	for _, n := range fits {
-		if len(n.refusals) > 0 {
-			known++
+	fits := s.fits(p) // the nearest of those first of which it is known why not
+	known := len(fits) > 0 && len(fits[0].refusals) > 0
+	// What stands in the way of all nodes alike comes first.
+	w, hidden := saidIn(message, podSays), saidIn(message, hiddenSays)
+	switch unseen := known && len(fits[len(fits)-1].refusals) == 0; {
+	case w != nil:
+	case !known:
+		w = cmp.Or(hidden, saidIn(message, loadSays), saidIn(message, schedulerSays))
+	case hidden != nil || unseen:
+		// What the scheduler alone knows of some is the cause unless a node is meant for the pod and is full, cordoned or not well: it may be
+		// the one where the pod's volume is.
+		slices.SortStableFunc(fits, func(a, b nodeFit) int { return first(a.meant(), b.meant()) })
+		if known = fits[0].meant(); !known {
+			w = hidden
+		}
+		if w == nil && unseen && (s.partial() || !known) { // that node may be nearer, or have had less free when the scheduler looked
+			w = saidIn(message, loadSays)
 		}
 	}
-	special := -1
-	for i, w := range schedulerSays {
-		if strings.Contains(message, w.says) {
-			special = i
-			break
-		}
-	}
-	if special >= 0 && (strings.HasPrefix(schedulerSays[special].id, "unschedulable-volume") || known < len(fits) || len(fits) == 0) {
-		w := schedulerSays[special]
-		f.ID, f.Summary = w.id, w.what
-		next := w.next
-		if strings.Contains(next, "%s") {
-			next = fmt.Sprintf(next, inOf(p))
-		} else if strings.HasSuffix(next, ": ") {
-			next += f.edit()
-		}
-		f.Next = []string{next}
-	} else if len(fits) == 0 || known < len(fits) {
+	switch {
+	case w != nil:
+		f.ID, f.Summary, f.Next = w.id, w.what, []string{w.advice(f, p)}
+	case !known:
 		f.Summary = "the scheduler finds no node for it: " + firstLine(message)
 		f.Next = []string{"kubectl describe pod " + p.Name + inOf(p)}
 	}
 	if len(fits) == 0 {
 		return
 	}
-	for _, n := range fits {
+	for i, n := range fits {
+		const most = 5
+		if rest := fits[i:]; i == most && len(rest) > 1 {
+			says := fmt.Sprintf("%d more are farther from fitting", len(rest))
+			if n := len(slices.DeleteFunc(slices.Clone(rest), func(n nodeFit) bool { return len(n.refusals) > 0 })); n > 0 {
+				says = fmt.Sprintf("%d more, and of %d of them the scheduler alone knows why not", len(rest), n)
+			}
+			f.State = append(f.State, Evidence{From: "nodes", Says: says})
+			break
+		}
 		var what []string
 		for _, r := range n.refusals {
 			what = append(what, r.what)
 		}
-		f.State = append(f.State, Evidence{From: "node/" + n.node, Says: cmp.Or(strings.Join(what, "; "), "nothing that can be seen here is against it")})
-		const most = 5
-		if len(f.State) > most && len(fits) > most+1 {
-			f.State = append(f.State, Evidence{From: "nodes", Says: fmt.Sprintf("%d more are farther from fitting", len(fits)-most)})
-			break
+		if len(what) == 0 && hidden != nil {
+			what = []string{"as the scheduler says: " + hidden.what}
 		}
+		f.State = append(f.State, Evidence{From: "node/" + n.node, Says: cmp.Or(strings.Join(what, "; "), "nothing that can be seen here is against it")})
 	}
 	near := fits[0]
-	if f.Summary != "" || len(near.refusals) == 0 {
+	if f.Summary != "" {
 		return
 	}
 	f.ID = near.refusals[0].id
@@ -157,14 +206,17 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 	for _, r := range near.refusals {
 		what, changes = append(what, r.what), append(changes, r.change)
 	}
-	f.Summary = fmt.Sprintf("none of %d nodes takes it; nearest is %s: %s", len(fits), near.node, list(what))
+	f.Summary = fmt.Sprintf("none of %d nodes takes it; nearest is %s: %s", len(fits), near.node, strings.Join(what, "; "))
 	if len(fits) == 1 {
-		f.Summary = fmt.Sprintf("the only node, %s, does not take it: %s", near.node, list(what))
+		f.Summary = fmt.Sprintf("the only node, %s, does not take it: %s", near.node, strings.Join(what, "; "))
 	}
 	f.Next = append(changes, "to change it: "+f.edit())
+	if hidden != nil {
+		f.Next = append(f.Next, fmt.Sprintf("if that does not help, of other nodes the scheduler says: %s; %s", hidden.what, hidden.advice(f, p)))
+	}
 }
 
-// fits are all nodes, the nearest to taking p first; none where nodes could not be read.
+// fits are all nodes, the nearest to taking p first, and those last of which it is not known why they do not; none where nodes could not be read.
 func (s *Snapshot) fits(p *pod) (out []nodeFit) {
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
@@ -179,15 +231,28 @@ func (s *Snapshot) fits(p *pod) (out []nodeFit) {
 		}
 		return sum
 	}
-	slices.SortStableFunc(out, func(a, b nodeFit) int { return cmp.Compare(cost(a), cost(b)) })
+	slices.SortStableFunc(out, func(a, b nodeFit) int {
+		return cmp.Or(first(len(a.refusals) > 0, len(b.refusals) > 0), cmp.Compare(cost(a), cost(b)))
+	})
 	return out
+}
+
+// first has what a is true of before what it is not.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }
 
 func cordoned(n *corev1.Node) []refusal {
 	if !n.Spec.Unschedulable {
 		return nil
 	}
-	return []refusal{{"unschedulable-cordoned", "it is cordoned", "kubectl uncordon " + n.Name, 1}}
+	return []refusal{{"unschedulable-cordoned", "it is cordoned", "kubectl uncordon " + n.Name, 1, false}}
 }
 
 func untolerated(p *pod, n *corev1.Node) (out []refusal) {
@@ -199,9 +264,9 @@ func untolerated(p *pod, n *corev1.Node) (out []refusal) {
 			continue
 		}
 		r := refusal{"unschedulable-taint", "it has the taint " + t.ToString(),
-			fmt.Sprintf("add to tolerations: {key: %s, operator: Equal, value: %q, effect: %s}", t.Key, t.Value, t.Effect), 2}
+			fmt.Sprintf("add to tolerations: {key: %s, operator: Equal, value: %q, effect: %s}", t.Key, t.Value, t.Effect), 2, true}
 		if strings.HasPrefix(t.Key, "node.kubernetes.io/") {
-			r.cost = 4 // the node is not well, and tolerating that helps nobody
+			r.cost, r.rule = 4, false // the node is not well, and tolerating that helps nobody
 			r.change = fmt.Sprintf("mend %s, which is %s: kubectl describe node %s", n.Name, strings.TrimPrefix(t.Key, "node.kubernetes.io/"), n.Name)
 		}
 		out = append(out, r)
@@ -227,7 +292,7 @@ func unselected(p *pod, n *corev1.Node) (out []refusal) {
 	slices.Sort(lacking)
 	if len(lacking) > 0 {
 		out = append(out, refusal{"unschedulable-selector", "it has no label " + list(lacking) + ", which nodeSelector wants",
-			fmt.Sprintf("correct nodeSelector, or: kubectl label node %s %s", n.Name, strings.Join(lacking, " ")), 2 * float64(len(lacking))})
+			fmt.Sprintf("correct nodeSelector, or: kubectl label node %s %s", n.Name, strings.Join(lacking, " ")), 2 * float64(len(lacking)), true})
 	}
 	a := p.Spec.Affinity
 	if a == nil || a.NodeAffinity == nil || a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
@@ -243,7 +308,7 @@ func unselected(p *pod, n *corev1.Node) (out []refusal) {
 			wants = append(wants, strings.TrimSpace(fmt.Sprintf("%s %s %s", e.Key, e.Operator, strings.Join(e.Values, ","))))
 		}
 	}
-	return append(out, refusal{"unschedulable-affinity", "its labels are not what node affinity requires: " + strings.Join(wants, "; "), "correct nodeAffinity, or label the node " + n.Name, 2})
+	return append(out, refusal{"unschedulable-affinity", "its labels are not what node affinity requires: " + strings.Join(wants, "; "), "correct nodeAffinity, or label the node " + n.Name, 2, true})
 }
 
 // termMatches is the scheduler's rule: all expressions of a term hold, and an empty term never does.
@@ -299,8 +364,8 @@ func loads(all []corev1.Pod) map[string]*nodeLoad {
 
 // tooSmall is what the node has not free. Where the pods of other namespaces could not be read, only what the whole node is too small for is known.
 func (s *Snapshot) tooSmall(p *pod, n *corev1.Node) (out []refusal) {
-	used, count := corev1.ResourceList{}, int64(0)
-	if l := s.load[n.Name]; l != nil {
+	used, count, whole := corev1.ResourceList{}, int64(0), s.partial()
+	if l := s.load[n.Name]; l != nil && !whole {
 		used, count = l.requested, int64(len(l.pods))
 	}
 	wants := requests(&p.Spec)
@@ -319,21 +384,33 @@ func (s *Snapshot) tooSmall(p *pod, n *corev1.Node) (out []refusal) {
 		}
 		missing := want.DeepCopy()
 		missing.Sub(free)
-		what := fmt.Sprintf("%s asked for, and of %s only %s free", amount(name, want), amount(name, all), amount(name, free))
-		change := fmt.Sprintf("ask for %s at most (resources.requests.%s), or free %s on %s", amount(name, free), name, amount(name, missing), n.Name)
+		field := fmt.Sprintf("(resources.requests.%s)", name)
+		if len(p.Spec.Containers)+len(p.Spec.InitContainers) > 1 {
+			field = fmt.Sprintf("(resources.requests.%s, of its containers together)", name)
+		}
+		what := fmt.Sprintf("%s asked for, and of %s only %s free", amount(name, want), amount(name, all), figure(name, free))
+		change := fmt.Sprintf("ask for %s at most %s, or free %s on %s", amount(name, free), field, amount(name, missing), n.Name)
 		switch {
 		case all.IsZero():
 			what, change = fmt.Sprintf("it has no %s, of which %s is asked for", name, want.String()), fmt.Sprintf("leave %s out of resources, or add a node that has it", name)
+		case want.Cmp(all) > 0: // nothing that ends there would help
+			what, change = fmt.Sprintf("%s asked for, and it has %s in all", amount(name, want), figure(name, all)), fmt.Sprintf("ask for less %s, or add a node that has as much", field)
+			if !whole && free.Sign() > 0 {
+				change = fmt.Sprintf("ask for %s at most %s, or add a node that has as much", amount(name, free), field)
+			}
 		case free.IsZero():
 			change = fmt.Sprintf("free %s on %s, or add a node", amount(name, missing), n.Name)
 		}
-		out = append(out, refusal{"unschedulable-resources", what, change, 1 + missing.AsApproximateFloat64()/want.AsApproximateFloat64()})
+		out = append(out, refusal{"unschedulable-resources", what, change, 1 + missing.AsApproximateFloat64()/want.AsApproximateFloat64(), all.IsZero()})
 	}
-	if most, limited := n.Status.Allocatable[corev1.ResourcePods]; limited && count+1 > most.Value() {
-		out = append(out, refusal{"unschedulable-resources", fmt.Sprintf("it has %d pods of %d", count, most.Value()), "remove pods from it, or add a node", 1})
+	if most, limited := n.Status.Allocatable[corev1.ResourcePods]; limited && !whole && count+1 > most.Value() {
+		out = append(out, refusal{"unschedulable-resources", fmt.Sprintf("it has %d pods of %d", count, most.Value()), "remove pods from it, or add a node", 1, false})
 	}
 	return out
 }
+
+// partial tells whether the pods of other namespaces, which share the nodes, were not read.
+func (s *Snapshot) partial() bool { return s.Namespace != "" && !s.has(podsElsewhere) }
 
 // amount is a quantity as people write it: "1500m cpu", "2Gi memory".
 func amount(name corev1.ResourceName, q resource.Quantity) string {
@@ -396,7 +473,7 @@ func (s *Snapshot) portsTaken(p *pod, n *corev1.Node) (out []refusal) {
 		for _, have := range hostPorts(&o.Spec) {
 			for _, w := range wanted {
 				if w.HostPort == have.HostPort && cmp.Or(w.Protocol, corev1.ProtocolTCP) == cmp.Or(have.Protocol, corev1.ProtocolTCP) && (wildcard(w.HostIP) || wildcard(have.HostIP) || w.HostIP == have.HostIP) {
-					out = append(out, refusal{"unschedulable-ports", fmt.Sprintf("its port %d is taken by pod/%s in %s", w.HostPort, o.Name, o.Namespace), "leave out hostPort: a Service reaches pods without it", 2})
+					out = append(out, refusal{"unschedulable-ports", fmt.Sprintf("its port %d is taken by pod/%s in %s", w.HostPort, o.Name, o.Namespace), "leave out hostPort: a Service reaches pods without it", 2, false})
 				}
 			}
 		}

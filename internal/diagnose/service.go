@@ -10,12 +10,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // checkServices is about Services that lead nowhere.
 func checkServices(s *Snapshot) (out []Finding) {
+	out = s.namelessSets()
 	for i := range s.Services {
 		v := &s.Services[i]
 		switch {
@@ -32,6 +34,33 @@ func checkServices(s *Snapshot) (out []Finding) {
 		default:
 			out = append(out, s.selectorFindings(v)...)
 		}
+	}
+	return out
+}
+
+// namelessSets are about StatefulSets whose pods have no names in DNS, since the Service that would give them does not exist.
+func (s *Snapshot) namelessSets() (out []Finding) {
+	for i := range s.StatefulSets {
+		d := &s.StatefulSets[i]
+		name := d.Spec.ServiceName
+		var have []string
+		for _, v := range s.Services {
+			if v.Namespace == d.Namespace {
+				have = append(have, v.Name)
+			}
+		}
+		if name == "" || slices.Contains(have, name) {
+			continue
+		}
+		f := Finding{ID: "statefulset-service-absent", Severity: Warning, Direction: Network, Object: refOf("statefulset", d), Owner: s.owner(d)}
+		f.Summary = fmt.Sprintf("service/%s, which is to give its pods their names, does not exist in %s", name, d.Namespace)
+		f.Why = fmt.Sprintf("%s-0.%s does not resolve, nor do the names of its other pods", d.Name, name)
+		f.State = []Evidence{{From: f.Object.String() + " spec.serviceName", Says: name}}
+		if like := nearest(name, have); like != "" {
+			f.Next = append(f.Next, fmt.Sprintf("if service/%s is meant: make the statefulset anew with that, since its serviceName cannot be changed", like))
+		}
+		f.Next = append(f.Next, fmt.Sprintf("make a headless Service of that name, if somebody calls these names: kubectl apply%s -f FILE", f.Object.in()))
+		out = append(out, f)
 	}
 	return out
 }
@@ -89,8 +118,11 @@ func (s *Snapshot) externalName(v *corev1.Service) (Finding, bool) {
 
 // noSelector is about a Service whose endpoints somebody has to give, and nobody did.
 func (s *Snapshot) noSelector(v *corev1.Service) (Finding, bool) {
-	if all, _ := s.endpoints(v); !s.has(endpointSlices) || all > 0 || v.Name == "kubernetes" && v.Namespace == "default" {
+	switch all, _ := s.endpoints(v); {
+	case !s.has(endpointSlices) || v.Name == "kubernetes" && v.Namespace == "default":
 		return Finding{}, false
+	case all > 0:
+		return s.nameInSlices(v)
 	}
 	f := s.ofService(v, "service-no-selector", Problem)
 	f.Summary = "it has no selector, and nobody has given it endpoints"
@@ -100,6 +132,32 @@ func (s *Snapshot) noSelector(v *corev1.Service) (Finding, bool) {
 	f.State = []Evidence{{From: f.Object.String() + " spec.selector", Says: "none"}, {From: "endpointslices of it", Says: "no endpoints"}}
 	f.Next = []string{"give it the labels of its pods as selector: " + f.edit(), "or make an EndpointSlice with the label " + discoveryv1.LabelServiceName + ": " + v.Name}
 	return f, true
+}
+
+// nameInSlices is about a port of v whose name its EndpointSlices do not have: by it each port of theirs is found.
+func (s *Snapshot) nameInSlices(v *corev1.Service) (Finding, bool) {
+	if v.Spec.ClusterIP == corev1.ClusterIPNone {
+		return Finding{}, false // its name leads to the addresses, whatever the ports are called
+	}
+	var have []string
+	for _, e := range s.EndpointSlices {
+		if e.Namespace == v.Namespace && e.Labels[discoveryv1.LabelServiceName] == v.Name {
+			for _, p := range e.Ports {
+				have = append(have, *cmp.Or(p.Name, new(string)))
+			}
+		}
+	}
+	for _, p := range v.Spec.Ports {
+		if len(have) == 0 || slices.Contains(have, p.Name) { // without any, all are meant
+			continue
+		}
+		f := s.ofService(v, "service-port-name-absent", Problem)
+		f.Summary = fmt.Sprintf("its port %d is called %q, and its EndpointSlices have no port of that name", p.Port, p.Name)
+		f.State = []Evidence{{From: fmt.Sprintf("%s spec.ports[%d]", f.Object, p.Port), Says: fmt.Sprintf("name %q", p.Name)}, {From: "endpointslices of it", Says: fmt.Sprintf("ports %q", have)}}
+		f.Next = []string{fmt.Sprintf("give the port the same name in both: %s, or kubectl edit endpointslice -l %s=%s%s", f.edit(), discoveryv1.LabelServiceName, v.Name, f.Object.in())}
+		return f, true
+	}
+	return Finding{}, false
 }
 
 func (s *Snapshot) selectorFindings(v *corev1.Service) (out []Finding) {
@@ -113,7 +171,11 @@ func (s *Snapshot) selectorFindings(v *corev1.Service) (out []Finding) {
 		return []Finding{f}
 	}
 	for _, p := range v.Spec.Ports {
-		if f, ok := s.portFinding(v, p, selected); ok {
+		f, ok := s.portFinding(v, p, selected)
+		if !ok {
+			f, ok = s.headlessPort(v, p, selected)
+		}
+		if ok {
 			out = append(out, f)
 		}
 	}
@@ -188,6 +250,16 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 	}
 	if best == nil || most <= 0 {
 		f.Summary = "no pod in " + v.Namespace + " has the labels that it selects"
+		var ended []string
+		for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
+			if over(p) {
+				ended = append(ended, refOf("pod", p).String())
+			}
+		}
+		if len(ended) > 0 {
+			f.Summary = "the only pods that it selects have ended: " + few(ended)
+			return f
+		}
 		for _, o := range s.Pods {
 			if s.Namespace == "" && o.Namespace != v.Namespace && selector.Matches(labels.Set(o.Labels)) {
 				f.Summary += fmt.Sprintf("; %s in %s has them, and a Service selects in its own namespace", refOf("pod", &o), o.Namespace)
@@ -269,6 +341,62 @@ func likeness(selector, have map[string]string) (n int) {
 	return n
 }
 
+// headlessPort is about a TCP port of a Service whose name leads to its pods themselves, where nobody translates a port into another. That
+// nothing listens at it has been found by dialling: a container may listen on what it does not declare.
+func (s *Snapshot) headlessPort(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
+	target, known := targetOf(selected[0], p)
+	if v.Spec.ClusterIP != corev1.ClusterIPNone || !known || target == p.Port || cmp.Or(p.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP || s.inIngress(v, p) {
+		return Finding{}, false
+	}
+	refuses := slices.IndexFunc(selected, func(o *pod) bool {
+		return s.answers[placeOf(o, p.Port)].at() == closed && (ready(o) || !s.starting(o))
+	})
+	if refuses < 0 || slices.ContainsFunc(selected, func(o *pod) bool { return s.answers[placeOf(o, p.Port)].at() == open }) {
+		return Finding{}, false
+	}
+	f := s.ofService(v, "service-headless-port", Warning)
+	f.State = []Evidence{
+		{From: f.Object.String() + " spec.clusterIP", Says: v.Spec.ClusterIP},
+		{From: fmt.Sprintf("%s spec.ports[%d]", f.Object, p.Port), Says: fmt.Sprintf("targetPort %s/TCP, which is %d", p.TargetPort.String(), target)},
+	}
+	f.dialled(refOf("pod", selected[refuses]), p.Port, s.answers[placeOf(selected[refuses], p.Port)], s.Now)
+	f.Summary = fmt.Sprintf("it is headless, and its port %d/TCP is %d in its pods, which refuse %d: who calls its name at %d is not led to %d", p.Port, target, p.Port, p.Port, target)
+	f.Why = "its name has the pods' own addresses, and no load balancer that would translate a port; only SRV records, and what reads its EndpointSlices, have the right one"
+	f.Next = []string{fmt.Sprintf("set port: %d: %s; or make the Service anew without clusterIP: None", target, f.edit())}
+	return f, true
+}
+
+// inIngress tells whether an Ingress sends to that port of v: its controller takes the right one from the EndpointSlices.
+func (s *Snapshot) inIngress(v *corev1.Service, p corev1.ServicePort) bool {
+	return slices.ContainsFunc(s.Ingresses, func(ing networkingv1.Ingress) bool {
+		return ing.Namespace == v.Namespace && slices.ContainsFunc(backends(&ing), func(b networkingv1.IngressServiceBackend) bool {
+			return b.Name == v.Name && (b.Port.Number == p.Port || b.Port.Name != "" && b.Port.Name == p.Name)
+		})
+	})
+}
+
+// nameInSome is about a named targetPort that some of the pods do not have: these get nothing.
+func (s *Snapshot) nameInSome(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
+	if p.TargetPort.Type != intstr.String || v.Spec.ClusterIP == corev1.ClusterIPNone || slices.ContainsFunc(selected, s.rolling) { // a rollout may bring the name, or take it
+		return Finding{}, false
+	}
+	var without []string
+	for _, o := range selected {
+		if _, has := targetOf(o, p); !has && ready(o) {
+			without = append(without, refOf("pod", o).String())
+		}
+	}
+	if len(without) == 0 {
+		return Finding{}, false
+	}
+	f := s.ofService(v, "service-port-name-absent", Warning)
+	f.Summary = fmt.Sprintf("its port %d goes to a port named %q, which %d of its %d pods do not have, and these get nothing: %s", p.Port, p.TargetPort.StrVal, len(without), len(selected), few(without))
+	f.Why = "the others have all its traffic"
+	f.State = []Evidence{{From: fmt.Sprintf("%s spec.ports[%d]", f.Object, p.Port), Says: "targetPort " + p.TargetPort.StrVal}}
+	f.Next = []string{"name the port in the ports of all its pods, or have the selector leave these out: " + f.edit()}
+	return f, true
+}
+
 // portFinding is about a Service's port that no pod of its has.
 func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
 	target := p.TargetPort
@@ -300,7 +428,7 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 		{From: refOf("pod", selected[0]).String() + " ports", Says: cmp.Or(strings.Join(declared, ", "), "none declared")},
 	}
 	if slices.ContainsFunc(same, func(c corev1.ContainerPort) bool { return cmp.Or(c.Protocol, corev1.ProtocolTCP) == protocol }) {
-		return f, false
+		return s.nameInSome(v, p, selected)
 	}
 	switch {
 	case len(same) > 0:
@@ -326,7 +454,6 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 		if len(declared) > 0 {
 			f.Summary += "; the containers declare only " + list(declared)
 		}
-		f.Next = []string{"set targetPort to the port that the program listens on: " + f.edit()}
 		if !slices.ContainsFunc(selected, func(p *pod) bool { return !s.starting(p) }) {
 			f.may()
 		}

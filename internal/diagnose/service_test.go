@@ -18,6 +18,14 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 	daemonSet := func(nodes string) string {
 		return "\n---\nkind: DaemonSet\nmetadata: {name: agent}\nspec: {selector: {matchLabels: {app: it}}, template: {metadata: {labels: {app: it}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {currentNumberScheduled: " + nodes + ", desiredNumberScheduled: " + nodes + ", numberMisscheduled: 0, numberReady: 0}\n"
 	}
+	const (
+		refused = "\n---\nkind: Port\nport: 80\nloopback: 2\naddress: 2\n"
+		aSlice  = "\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\n"
+	)
+	headless := aService("clusterIP: None, selector: {app: it}, ports: [{name: web, port: 80, targetPort: http}]")
+	anIngress := func(port string) string {
+		return "\n---\nkind: Ingress\nmetadata: {name: it}\nspec: {defaultBackend: {service: {name: it, port: {" + port + "}}}}\n"
+	}
 	severities := func(documents string, want ...Severity) {
 		t.Helper()
 		var got []Severity
@@ -44,12 +52,25 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"another key", good + aService("selector: {ap: it}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-ap=it +app=it"},
 		{"one label too many", good + aService("selector: {app: it, tier: web}, ports: [{port: 80, targetPort: http}]"), "service-selector-mismatch", "-tier=web"},
 		{"a key alone", good + aService("selector: {app: payments}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels"},
-		{"one that has failed", strings.Replace(withPod("", "", "reason: DeadlineExceeded"), "phase: Pending", "phase: Failed", 1) + aService("selector: {app: ti}, ports: [{port: 80}]"), "service-no-pods", ""},
+		{"one that has failed", strings.Replace(withPod("", "", "reason: DeadlineExceeded"), "phase: Pending", "phase: Failed", 1) + aService("selector: {app: ti}, ports: [{port: 80}]"), "service-no-pods pod-failed", "no pod in shop has the labels"},
+		{"one that has failed, and has its labels", strings.Replace(withPod("", "", ""), "phase: Pending", "phase: Succeeded", 1) + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "the only pods that it selects have ended: pod/it"},
 		{"a DaemonSet without nodes", daemonSet("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "no node is one of daemonset/agent"},
 		{"a DaemonSet without pods", daemonSet("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of daemonset/agent"},
 		{"nobody at all", good + aService("selector: {role: db}, ports: [{port: 80}]"), "service-no-pods", "kubectl get pods --show-labels -n shop"},
 		{"scaled to 0", deployment("0") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-scaled-to-zero", "kubectl scale deployment/orders --replicas 1 -n shop"},
 		{"its workload has no pods", deployment("2") + aService("selector: {app: it}, ports: [{port: 80}]"), "service-no-pods", "those of deployment/orders"},
+		{"headless, at another port", good + headless + refused, "service-headless-port", "set port: 8080"},
+		{"headless, and its target answers", good + headless + refused + "\n---\nkind: Port\nport: 8080\naddress: 1\n", "service-headless-port", "its port 80/TCP is 8080 in its pods"},
+		{"headless, and nothing was dialled", good + headless, "", ""},
+		{"headless, and its port is not told by its address", good + headless + "\n---\nkind: Port\nport: 80\nloopback: 2\nmayNot: true\n", "", ""},
+		{"headless, at the same", good + aService("clusterIP: None, selector: {app: it}, ports: [{port: 8080, targetPort: http}]"), "", ""},
+		{"headless, and something listens there", good + headless + "\n---\nkind: Port\nport: 80\naddress: 1\n", "", ""},
+		{"headless, for an Ingress by the port's name", good + headless + refused + aSlice + anIngress("name: web"), "", ""},
+		{"headless, for an Ingress by the port's number", good + headless + refused + aSlice + anIngress("number: 80"), "", ""},
+		{"headless, and an Ingress has another port", good + strings.Replace(headless, "ports: [", "ports: [{name: same, port: 8080}, ", 1) + refused + aSlice + anIngress("number: 8080"), "service-headless-port", ""},
+		{"headless, of both protocols", strings.Replace(good, "containerPort: 8080}", "containerPort: 8080}, {name: dns, containerPort: 8080, protocol: UDP}", 1) + strings.Replace(headless, "ports: [", "ports: [{name: dns, port: 80, targetPort: dns, protocol: UDP}, ", 1) + refused, "service-headless-port", "80/TCP"},
+		{"headless, while it starts", strings.NewReplacer(`"True"`, `"False"`, "ready: true", "ready: false", "T11:00:00Z", "T11:59:58Z").Replace(good) + headless + refused, "pod-not-ready", ""},
+		{"headless, to no port at all", good + aService("clusterIP: None, selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", ""},
 		{"no such port", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", "set targetPort: http"},
 		{"a port nobody declares", good + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", "declare only http:8080/TCP"},
 		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
@@ -58,6 +79,10 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"... that are published all the same", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, publishNotReadyAddresses: true, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
 		{"no selector", aService("ports: [{port: 80}]"), "service-no-selector", "kubernetes.io/service-name: it"},
 		{"no selector, and endpoints", aService("ports: [{port: 80}]") + "\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\n", "", ""},
+		{"no selector, and endpoints of another name", aService("ports: [{name: http, port: 80}]") + "\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\nports: [{name: web, port: 80}]\n", "service-port-name-absent", "give the port the same name in both"},
+		{"no selector, and endpoints of its name", aService("ports: [{name: http, port: 80}]") + "\n---\nkind: EndpointSlice\nmetadata: {name: it, labels: {kubernetes.io/service-name: it}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\nports: [{name: http, port: 80}]\n", "", ""},
+		{"a named port that one of two pods has", withPod("ports: [{name: http, containerPort: 80}]", "", running) + "\n---\n" + strings.NewReplacer("name: it,", "name: other,", "uid: u1", "uid: u2").Replace(withPod("ports: [{name: web, containerPort: 80}]", "", running)) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "service-port-name-absent", "1 of its 2 pods do not have, and these get nothing: pod/other"},
+		{"a StatefulSet without its Service", "kind: StatefulSet\nmetadata: {name: db}\nspec: {serviceName: dbs, replicas: 0, selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: db}}, spec: {containers: []}}}\n", "statefulset-service-absent", "service/dbs, which is to give its pods their names"},
 		{"an external name", aService("type: ExternalName, externalName: example.test"), "", ""},
 		{"an external address", aService("type: ExternalName, externalName: 10.1.2.3"), "service-external-name", "is an address"},
 		{"an external name in here", aService("type: ExternalName, externalName: orders.shop.svc.cluster.local"), "service-external-name", "service/orders, which does not exist in shop"},
@@ -86,7 +111,7 @@ func TestIngressesThatLeadNowhere(t *testing.T) {
 		{"an annotation's action", good + ingress("{name: redirect, port: {name: use-annotation}}"), "", ""},
 		{"no Service", good + ingress("{name: its, port: {number: 80}}"), "ingress-service-absent", "if it is meant"},
 		{"no port", good + ingress("{name: it, port: {number: 8080}}"), "ingress-port-absent", "which has only web:80"},
-		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "secret/cert"},
+		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "kubectl create secret tls cert --cert FILE --key FILE -n shop"},
 		{"a Service that leads nowhere is the cause", strings.Replace(good, "selector: {app: it}", "selector: {app: ti}", 1)[:strings.Index(good, "\n---\nkind: EndpointSlice")] + ingress("{name: it, port: {number: 80}}"), "service-selector-mismatch", ""},
 	})
 }
@@ -113,6 +138,7 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 			policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: frontends}}}]}]"), "", ""},
 		{"it is about nobody", strings.Replace(good, "app: it}", "app: orders}", 1) + policy("open", "podSelector: {matchLabels: {app: ordres}}, policyTypes: [Ingress]"), "service-no-pods networkpolicy-selector-mismatch", ""},
 		{"too short to be misspelt", strings.Replace(good, "app: it}", "app: it, of: v1}", 1) + policy("open", "podSelector: {matchLabels: {of: v2}}, policyTypes: [Ingress]"), "", ""},
+		{"DNS by TCP alone", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53}]}]"), "networkpolicy-no-dns", "53/UDP"},
 		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
 		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
 		{"no calls at all", good + policy("out", "podSelector: {}, policyTypes: [Egress]"), "", ""},

@@ -201,16 +201,18 @@ func always() []reading {
 
 // asNeeded are the kinds that what was read before asks for.
 func (s *Snapshot) asNeeded(o Options) (out []reading) {
-	if slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0 {
-		out = append(out,
-			reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-				s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps)
-				return err
-			}},
-			reading{secrets, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-				s.Secrets, err = names(ctx, k, s.Namespace, secrets)
-				return err
-			}})
+	some := slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0
+	if some || refer(s.Pods, "configmap") {
+		out = append(out, reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+			s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps)
+			return err
+		}})
+	}
+	if some || refer(s.Pods, "secret") {
+		out = append(out, reading{secrets, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+			s.Secrets, err = names(ctx, k, s.Namespace, secrets)
+			return err
+		}})
 	}
 	if slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind }) || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
 		out = append(out, reading{argoRollouts, readRollouts})
@@ -308,7 +310,7 @@ func read(ctx context.Context, k *kube.Client, namespace string, o Options) (*Sn
 
 func (s *Snapshot) readAll(ctx context.Context, k *kube.Client, round []reading) error {
 	failed := make([]error, len(round))
-	atOnce(len(round), func(i int) { failed[i] = round[i].read(ctx, k, s) })
+	atOnce(aFew, len(round), func(i int) { failed[i] = round[i].read(ctx, k, s) })
 	if s.asked == nil {
 		s.asked = map[plural]bool{}
 	}

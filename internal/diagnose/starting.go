@@ -1,7 +1,6 @@
 package diagnose
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -26,17 +25,31 @@ func (s *Snapshot) starting(p *pod) bool {
 	return false
 }
 
-// startingContainer tells the same of one that runs: a startup probe says how long it may take.
+// startingContainer tells the same of one that runs.
 func (s *Snapshot) startingContainer(p *pod, c container) bool {
+	return c.status.State.Running != nil && (s.young(c) || s.rolling(p))
+}
+
+// young tells whether a container that runs has not yet had the time that a start may take: a startup probe says how long.
+func (s *Snapshot) young(c container) bool {
 	r := c.status.State.Running
 	if r == nil {
 		return false
 	}
 	patience := slowPatience
 	if probe := c.StartupProbe; probe != nil {
-		patience = time.Duration(probe.InitialDelaySeconds+cmp.Or(probe.FailureThreshold, 3)*cmp.Or(probe.PeriodSeconds, 10)) * time.Second
+		patience = time.Duration(probe.InitialDelaySeconds+timingOf(probe).longest()) * time.Second
 	}
-	return s.Now.Sub(r.StartedAt.Time) < patience || s.rolling(p)
+	return s.Now.Sub(r.StartedAt.Time) < patience
+}
+
+// mayOpen makes a warning of f, which is about a port of c that is closed, while c may be still starting. A pod's only container that listens elsewhere
+// by then has started, by all that is seen, and a rollout gives it no more time.
+func (s *Snapshot) mayOpen(f *Finding, p *pod, c container, elsewhere bool) {
+	elsewhere = elsewhere && len(containersOf(p)) == 1
+	if s.young(c) || !elsewhere && s.startingContainer(p, c) {
+		f.may()
+	}
 }
 
 // rolling tells whether p may be of a rollout that its Deployment has not given up.
@@ -75,14 +88,36 @@ func checkSandboxes(s *Snapshot) (out []Finding) {
 			continue
 		}
 		f := s.ofPod(p, "pod-sandbox-failed", Problem, Node)
-		f.Summary = "its node cannot make its sandbox, in which its containers are to run: " + firstLine(failed[0].Message)
+		f.Summary = "its node cannot make its sandbox, in which its containers are to run: " + firstLine(cause(failed[0].Message))
 		f.Why = "no container of the pod starts before it has one; the kubelet tries again by itself"
 		f.State = []Evidence{{From: f.Object.String() + " status.phase", Says: string(p.Status.Phase), At: p.CreationTimestamp.Time}}
 		f.Events = told(failed)
 		f.Next = []string{"the message is the runtime's or the network plugin's: look whether its pod on " + p.Spec.NodeName + " runs, and whether addresses are left: kubectl get pods -A --field-selector spec.nodeName=" + p.Spec.NodeName}
+		if says := tinyLimit(p); says != "" && strings.Contains(failed[0].Message, "OOM-killed") {
+			f.Summary, f.Next = says, []string{"raise resources.limits.memory: " + f.edit()}
+		}
 		out = append(out, f)
 	}
 	return out
+}
+
+// tinyLimit says which container has a memory limit that is less than any program takes, as where a unit was forgotten; "" for none, and where its pod may have
+// more, since the others' limits count together with it.
+func tinyLimit(p *pod) (says string) {
+	const least = 4 << 20
+	all := int64(0)
+	for _, c := range containersOf(p) {
+		q, limited := c.Resources.Limits[corev1.ResourceMemory]
+		if all += q.Value(); !limited || q.IsZero() || all >= least {
+			return ""
+		}
+		limit := q.String()
+		if q.Value() < 1<<20 {
+			limit += " (bytes; was a unit such as Mi forgotten?)"
+		}
+		says = fmt.Sprintf("%s has a memory limit of %s, in which nothing starts", c.what(), limit)
+	}
+	return says
 }
 
 // over tells whether all of p's containers have ended for good.
@@ -124,7 +159,12 @@ func checkUnexplained(s *Snapshot, found []Finding) (out []Finding) {
 // unexplained says of a pod as much as its status does; false for one that is not ready since its work is done.
 func (s *Snapshot) unexplained(p *pod) (Finding, bool) {
 	f := s.ofPod(p, "pod-not-ready", Problem, Node)
+	unsaid := "no event says why"
 	f.Summary = "it is not ready, and nothing says why"
+	if s.isUnread(events) {
+		unsaid = "its events, which may say why, were not read"
+		f.Summary = "it is not ready; " + unsaid
+	}
 	f.Why = "until it is ready no Service sends it anything"
 	f.State = []Evidence{{From: f.Object.String() + " status.phase", Says: string(p.Status.Phase), At: p.CreationTimestamp.Time}}
 	for _, t := range []corev1.PodConditionType{corev1.PodReady, corev1.PodReadyToStartContainers} {
@@ -153,7 +193,7 @@ func (s *Snapshot) unexplained(p *pod) (Finding, bool) {
 			f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %s", f.Object, c.field("state.running")), Says: "running", At: running.StartedAt.Time})
 		case running != nil:
 			f.Direction, f.log = Probes, currentLog
-			f.Summary = fmt.Sprintf("%s runs and is not ready, and no event says why", c.what())
+			f.Summary = fmt.Sprintf("%s runs and is not ready, and %s", c.what(), unsaid)
 			for _, probe := range c.probes() {
 				f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %sProbe of %s", f.Object, probe.kind, c.what()), Says: asked(probe.Probe) + ", " + timing(probe.Probe)})
 			}
@@ -168,7 +208,7 @@ func (s *Snapshot) unexplained(p *pod) (Finding, bool) {
 			f.Summary = "its node has told nothing of its containers"
 		}
 		if f.log == currentLog {
-			f.Next = append([]string{strings.TrimSpace(fmt.Sprintf("kubectl logs %s%s -c %s", p.Name, inOf(p), c.Name))}, f.Next...)
+			f.Next = append([]string{logsOf(p, c)}, f.Next...)
 		}
 	}
 	switch {

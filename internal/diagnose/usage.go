@@ -40,11 +40,19 @@ type usage struct {
 	window time.Duration
 }
 
-// hasLimits tells whether a container of p has a limit that what it uses can be held against.
+// hasLimits tells whether p or a container of p has a limit that what it uses can be held against.
 func hasLimits(p corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodRunning && slices.ContainsFunc(containersOf(&p), func(c container) bool {
-		return !c.Resources.Limits.Cpu().IsZero() || !c.Resources.Limits.Memory().IsZero()
-	})
+	bounds := func(l corev1.ResourceList) bool { return !l.Cpu().IsZero() || !l.Memory().IsZero() }
+	return p.Status.Phase == corev1.PodRunning && (bounds(together(&p).Limits) ||
+		slices.ContainsFunc(containersOf(&p), func(c container) bool { return bounds(c.Resources.Limits) }))
+}
+
+// together are the resources that a pod's containers share, for which it has a field of its own.
+func together(p *pod) corev1.ResourceRequirements {
+	if p.Spec.Resources == nil {
+		return corev1.ResourceRequirements{}
+	}
+	return *p.Spec.Resources
 }
 
 // shortOfMemory tells whether a node says that it is.
@@ -84,12 +92,48 @@ func (s *Snapshot) atLimit(p *pod, c container, name corev1.ResourceName) (usage
 	return u, known && !limit.IsZero() && used.AsApproximateFloat64() >= nearLimit*limit.AsApproximateFloat64()
 }
 
+// usedTogether is what the containers of p use that are known, and since when; false for none.
+func (s *Snapshot) usedTogether(p *pod) (sum usage, known bool) {
+	sum.ResourceList = corev1.ResourceList{}
+	for _, c := range containersOf(p) {
+		if u, has := s.used(p, c); has {
+			kube.Sum(sum.ResourceList, u.ResourceList)
+			sum.at, sum.window, known = u.at, u.window, true
+		}
+	}
+	return sum, known
+}
+
+// togetherAtLimit is about a pod whose containers use as much as they may together.
+func (s *Snapshot) togetherAtLimit(p *pod, name corev1.ResourceName, id string) (Finding, bool) {
+	u, known := s.usedTogether(p)
+	limit, used := together(p).Limits[name], u.ResourceList[name]
+	if !known || limit.IsZero() || used.AsApproximateFloat64() < nearLimit*limit.AsApproximateFloat64() {
+		return Finding{}, false
+	}
+	f := s.ofPod(p, id, Warning, Program)
+	f.State = append(f.State, u.evidence(p, "all containers", together(p), name))
+	f.Summary = fmt.Sprintf("its containers use %s of the %s that they may together", figure(name, used), amount(name, limit))
+	return f, true
+}
+
 // checkUsage is about containers that use as much as they may, or more than they ask for where that has them evicted.
 func checkUsage(s *Snapshot) (out []Finding) {
 	for i := range s.Pods {
 		p := &s.Pods[i]
 		if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
 			continue
+		}
+		if f, at := s.togetherAtLimit(p, corev1.ResourceMemory, "memory-near-limit"); at {
+			f.Why = "with more than that one of them is killed (OOMKilled), and its callers are refused until it runs again"
+			f.Next = []string{"raise the pod's own resources.limits.memory, or have the programs need less (GOMEMLIMIT, -Xmx): " + f.edit()}
+			out = append(out, f)
+		}
+		starting := func(c container) bool { return s.startingContainer(p, c) }
+		if f, at := s.togetherAtLimit(p, corev1.ResourceCPU, "cpu-at-limit"); at && s.jobOf(p) == nil && !slices.ContainsFunc(containersOf(p), starting) {
+			f.Why = "they are held up for a part of each tenth of a second: their callers and their probes wait"
+			f.Next = []string{"raise the pod's own resources.limits.cpu, leave it out, or have more pods: " + f.edit()}
+			out = append(out, f)
 		}
 		for _, c := range containersOf(p) {
 			if u, at := s.atLimit(p, c, corev1.ResourceMemory); at {
@@ -101,7 +145,7 @@ func checkUsage(s *Snapshot) (out []Finding) {
 			} else if f, evicted := s.firstEvicted(p, c); evicted {
 				out = append(out, f)
 			}
-			if u, at := s.atLimit(p, c, corev1.ResourceCPU); at && s.jobOf(p) == nil && !s.startingContainer(p, c) {
+			if u, at := s.atLimit(p, c, corev1.ResourceCPU); at && s.jobOf(p) == nil && !starting(c) {
 				f := s.ofUsage(p, c, "cpu-at-limit", u, corev1.ResourceCPU)
 				f.Summary = fmt.Sprintf("%s uses all of the %s that it may", c.what(), amount(corev1.ResourceCPU, c.Resources.Limits[corev1.ResourceCPU]))
 				f.Why = "it is held up for a part of each tenth of a second: its callers and its probes wait"
@@ -121,6 +165,12 @@ func (s *Snapshot) firstEvicted(p *pod, c container) (Finding, bool) {
 	if !known || !short || used.Cmp(wants) <= 0 {
 		return Finding{}, false
 	}
+	// What a pod asks for together is what the kubelet holds against it.
+	if asked, set := together(p).Requests[corev1.ResourceMemory]; set {
+		if sum, _ := s.usedTogether(p); sum.Memory().Cmp(asked) <= 0 {
+			return Finding{}, false
+		}
+	}
 	f := s.ofUsage(p, c, "memory-over-request", u, corev1.ResourceMemory)
 	asks := "asks for none"
 	if !wants.IsZero() {
@@ -136,21 +186,21 @@ func (s *Snapshot) firstEvicted(p *pod, c container) (Finding, bool) {
 // ofUsage begins a finding of what a container uses.
 func (s *Snapshot) ofUsage(p *pod, c container, id string, u usage, name corev1.ResourceName) Finding {
 	f := s.ofContainer(p, c, id, Warning, Program)
-	f.State = append(f.State, u.evidence(p, c, name))
+	f.State = append(f.State, u.evidence(p, c.what(), c.Resources, name))
 	return f
 }
 
-// evidence is what it uses beside what it asks for and may use.
-func (u usage) evidence(p *pod, c container, name corev1.ResourceName) Evidence {
+// evidence is what those of p use beside what they ask for and may use.
+func (u usage) evidence(p *pod, who string, r corev1.ResourceRequirements, name corev1.ResourceName) Evidence {
 	bound := func(l corev1.ResourceList) string {
 		if q, set := l[name]; set {
 			return figure(name, q)
 		}
 		return "none"
 	}
-	says := fmt.Sprintf("%s, request %s, limit %s", amount(name, u.ResourceList[name]), bound(c.Resources.Requests), bound(c.Resources.Limits))
+	says := fmt.Sprintf("%s, request %s, limit %s", amount(name, u.ResourceList[name]), bound(r.Requests), bound(r.Limits))
 	if u.window > 0 {
 		says += fmt.Sprintf(", over %v", u.window.Round(time.Second))
 	}
-	return Evidence{From: fmt.Sprintf("%s of %s, %s", refOf("pod", p), metricsGroup, c.what()), Says: says, At: u.at}
+	return Evidence{From: fmt.Sprintf("%s of %s, %s", refOf("pod", p), metricsGroup, who), Says: says, At: u.at}
 }

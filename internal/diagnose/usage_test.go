@@ -21,7 +21,13 @@ func TestWhatIsUsedAgainstRequestsAndLimits(t *testing.T) {
 		strings.Replace(it, "metadata: {", "metadata: {ownerReferences: [{apiVersion: batch/v1, kind: Job, name: work, uid: j1, controller: true}], ", 1)
 	const late = `Get "http://10.113.1.30:8080/healthz": context deadline exceeded (Client.Timeout exceeded while awaiting headers)`
 	slow := strings.Replace(withPod(resources+", readinessProbe: {httpGet: {port: 8080}}", "", notReady), "phase: Pending", "phase: Running", 1) + event("Pod/it", "Unhealthy", "Readiness probe failed: "+late)
+	shares := strings.Replace(it, resources, "resources: {requests: {memory: 1Mi}}", 1)
+	shares = strings.Replace(shares, "restartPolicy:", "resources: {requests: {memory: 60Mi}, limits: {cpu: 100m, memory: 64Mi}}\n  restartPolicy:", 1)
 	try(t, []tried{
+		{"its pod's limit", shares + uses("11:59:50", "1m", "62Mi"), "memory-near-limit", "its containers use 62Mi of the 64Mi memory that they may together"},
+		{"its pod's limit of CPU", shares + uses("11:59:50", "100m", "1Mi"), "cpu-at-limit", "the pod's own resources.limits.cpu"},
+		{"its answers are late for its pod's", strings.Replace(strings.Replace(slow, resources+", ", "", 1), "restartPolicy:", "resources: {limits: {cpu: 100m}}\n  restartPolicy:", 1) + uses("11:59:50", "100m", "1Mi"), "probe-timeout cpu-at-limit", "raise the pod's own resources.limits.cpu"},
+		{"less than its pod asks for", shares + uses("11:59:50", "1m", "50Mi") + node("True"), "node-memory-pressure", ""},
 		{"less than it may", it + uses("11:59:50", "80000000n", "61440Ki"), "", ""},
 		{"memory", it + uses("11:59:50", "1m", "62Mi"), "memory-near-limit", "container app uses 62Mi of the 64Mi memory that it may"},
 		{"memory of the run before", it + uses("10:59:50", "1m", "62Mi"), "", ""},

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"bridge/internal/servertest"
 )
 
 // BenchmarkCached asks one question after the other whose answer is remembered, and in turn with each a bare UDP echo, the least that
@@ -18,7 +20,7 @@ func BenchmarkCached(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			cluster := (&resolver{records: records(b, "orders.shop.svc.cluster.local. 3600 IN A 10.96.0.20")}).start(b)
 			answers := newClient(b, startServer(b, &Server{Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, System: cluster.servers}), name)
-			echoes := newClient(b, startEcho(b), name)
+			echoes := newClient(b, servertest.UDP(b, "127.0.0.1", servertest.Same), name)
 			answers.ask(b)
 			for b.Loop() {
 				answers.ask(b)
@@ -70,29 +72,4 @@ func (c *client) ask(b *testing.B) {
 func (c *client) median() time.Duration {
 	slices.Sort(c.took)
 	return c.took[len(c.took)/2]
-}
-
-func startEcho(b *testing.B) (addr string) {
-	b.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		buf := make([]byte, maxUDPQuery)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = pc.WriteTo(buf[:n], from)
-		}
-	}()
-	b.Cleanup(func() {
-		_ = pc.Close()
-		<-ended
-	})
-	return pc.LocalAddr().String()
 }

@@ -30,7 +30,7 @@ type cache struct {
 	next      func(context.Context, *dns.Msg) (*dns.Msg, error)
 	zone      string
 	unchanged Unchanged // nil: nothing is given again
-	flight    singleflight.Group
+	flight    flight[fetched]
 
 	mu      sync.Mutex
 	entries map[string]entry
@@ -93,34 +93,51 @@ func (c *cache) ask(ctx context.Context, q *dns.Msg) (m *dns.Msg, until time.Tim
 		}
 		m, until = f.m.Copy(), f.until
 	}
-	name := q.Question[0].Name
-	for _, rr := range m.Answer { // in this client's case, not the first one's
-		if h := rr.Header(); strings.EqualFold(h.Name, name) {
-			h.Name = name
-		}
-	}
+	spell(m, q.Question[0].Name)
 	shuffle(m.Answer)
 	return m, until, nil
 }
 
-// fetch asks next, or waits for who does already, and asks itself when that one had no time left. The answer is shared.
+// spell writes name in m in this client's case, not the first one's.
+func spell(m *dns.Msg, name string) {
+	for _, rr := range m.Answer {
+		if h := rr.Header(); strings.EqualFold(h.Name, name) {
+			h.Name = name
+		}
+	}
+}
+
+// fetch asks next, once when many do. The answer is shared.
 func (c *cache) fetch(ctx context.Context, k string, q *dns.Msg) (fetched, error) {
-	ask := func() (any, error) {
+	return c.flight.do(ctx, k, func() (fetched, error) {
 		asked := time.Now()
 		m, err := c.next(ctx, q)
 		if err != nil {
-			return nil, err
+			return fetched{}, err
 		}
 		return fetched{m, c.put(k, q, m, asked)}, nil
+	})
+}
+
+// flight asks a question once that many ask at the same time. What it brings is shared.
+type flight[T any] struct{ group singleflight.Group }
+
+// do asks, or waits for who does already, and asks itself when that one had no time left.
+func (f *flight[T]) do(ctx context.Context, k string, ask func() (T, error)) (T, error) {
+	asked := false
+	once := func() (any, error) {
+		asked = true
+		return ask()
 	}
-	v, err, shared := c.flight.Do(k, ask)
-	if err != nil && shared && ctx.Err() == nil {
-		v, err, _ = c.flight.Do(k, ask)
+	v, err, _ := f.group.Do(k, once)
+	if err != nil && !asked && ctx.Err() == nil {
+		v, err, _ = f.group.Do(k, once)
 	}
 	if err != nil {
-		return fetched{}, err
+		var none T
+		return none, err
 	}
-	return v.(fetched), nil
+	return v.(T), nil
 }
 
 // shuffle gives the addresses another order, so that clients spread over them as they do in a pod. Aliases stay before them.

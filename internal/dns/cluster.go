@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,18 @@ const (
 
 	// poolIdleTime is how long a connection waits for the next question; CoreDNS closes after 8 s.
 	poolIdleTime = 6 * time.Second
+
+	// otherTime is how long a resolver is silent over TCP, or UDP, before it is asked over the other, too: longer than most ways take, and
+	// short enough that a name of which only one is let through is there in time.
+	otherTime = 500 * time.Millisecond
+
+	// After a question that had no answer for silentTime the next wait for shortTime each, until one is answered: the way to the cluster may be
+	// dead and nobody have noticed, and who looks at a page asks for many names.
+	silentTime = time.Second
+	shortTime  = 300 * time.Millisecond
+
+	// udpFor is for how long UDP is asked first after it alone was answered.
+	udpFor = 5 * time.Minute
 )
 
 var errNoNameserver = errors.New("the pod has no nameserver")
@@ -38,7 +51,65 @@ func (p pools) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	return nil, err
 }
 
-// pool is one cluster resolver, asked over TCP through the dial function.
+// patient asks next, but waits no longer for each question than may help: see silentTime. One question at a time is waited for behind, after
+// its client has gone, so that a slow way is not taken for a dead one.
+type patient struct {
+	next   func(context.Context, *dns.Msg) (*dns.Msg, error)
+	ctx    context.Context // bounds what is waited for behind
+	behind sync.WaitGroup
+
+	silent, waiting atomic.Bool
+	answered        atomic.Pointer[time.Time] // when any question was, last
+}
+
+func (p *patient) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	if !p.silent.Load() {
+		return p.askFor(ctx, q)
+	}
+	short, cancel := context.WithTimeout(ctx, shortTime)
+	defer cancel()
+	if !p.waiting.CompareAndSwap(false, true) {
+		return p.askFor(short, q)
+	}
+	type result struct {
+		m   *dns.Msg
+		err error
+	}
+	answered := make(chan result, 1)
+	p.behind.Go(func() {
+		defer p.waiting.Store(false)
+		ctx, cancel := context.WithTimeout(p.ctx, expansionTime)
+		defer cancel()
+		m, err := p.askFor(ctx, q)
+		answered <- result{m, err}
+	})
+	select {
+	case r := <-answered:
+		return r.m, r.err
+	case <-short.Done():
+		return nil, fmt.Errorf("ask the cluster's resolver: %w", short.Err())
+	}
+}
+
+// askFor asks for as long as ctx allows, and notes whether there was silence.
+func (p *patient) askFor(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	began := time.Now()
+	m, err := p.next(ctx, q)
+	switch took := time.Since(began); {
+	case err == nil, took < shortTime && ctx.Err() == nil: // a failure at once, as of a tunnel that is known to be down, is no silence
+		now := time.Now()
+		p.answered.Store(&now)
+		p.silent.Store(false)
+	case took >= silentTime:
+		if last := p.answered.Load(); last == nil || !last.After(began) { // else it is this name's resolver that is silent, not all
+			p.silent.Store(true)
+		}
+	}
+	return m, err
+}
+
+// pool is one cluster resolver, asked through the dial function over TCP, as what is between may lose datagrams; over UDP where nothing
+// else is let through.
 type pool struct {
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	addr  string
@@ -47,6 +118,7 @@ type pool struct {
 	mu     sync.Mutex
 	idle   []idleConn  // the longest idle first
 	sweep  *time.Timer // closes what is idle for too long
+	udp    time.Time   // until when UDP is asked first
 	closed bool
 }
 
@@ -80,6 +152,101 @@ func (p *pool) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	type result struct {
+		network string
+		m       *dns.Msg
+		err     error
+	}
+	results := make(chan result, 2)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := func(network string) {
+		asking.Go(func() {
+			m, err := p.over(ctx, network, q)
+			results <- result{network, m, err}
+		})
+	}
+	first, second := "tcp", "udp"
+	if p.prefersUDP() {
+		first, second = second, first
+	}
+	over(first)
+	other := time.NewTimer(otherTime)
+	defer other.Stop()
+	var err error
+	for open, both := 1, false; open > 0; {
+		select {
+		case r := <-results:
+			if r.err == nil {
+				p.answered(r.network, first)
+				return r.m, nil
+			}
+			open--
+			if r.network == first {
+				err = r.err
+			}
+		case <-other.C:
+		}
+		if !both && ctx.Err() == nil {
+			both = true
+			open++
+			over(second)
+		}
+	}
+	return nil, err
+}
+
+// prefersUDP says whether UDP is to be asked first. Of those who come when that is over, one finds out whether TCP is answered again.
+func (p *pool) prefersUDP() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if now.Before(p.udp) {
+		return true
+	}
+	if !p.udp.IsZero() {
+		p.udp = now.Add(otherTime)
+	}
+	return false
+}
+
+// answered notes over which network there was an answer.
+func (p *pool) answered(network, first string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case network == "tcp":
+		p.udp = time.Time{}
+	case first == "tcp":
+		p.udp = time.Now().Add(udpFor)
+	}
+}
+
+// over asks over one network. What is too long for a datagram takes another round trip.
+func (p *pool) over(ctx context.Context, network string, q *dns.Msg) (*dns.Msg, error) {
+	if network == "tcp" {
+		return p.stream(ctx, q)
+	}
+	c, err := p.dial(ctx, network, p.addr)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	long := q
+	if q.IsEdns0() == nil {
+		long = q.Copy().SetEdns0(upstreamUDPSize, false)
+	}
+	m, err := datagrams(ctx, c, long)
+	if err != nil || !m.Truncated {
+		return m, err
+	}
+	return p.stream(ctx, q)
+}
+
+// stream asks over TCP, on a connection that is there already if there is one.
+func (p *pool) stream(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	if c := p.take(); c != nil {
 		m, err := roundTrip(ctx, c, q)
 		if err == nil {

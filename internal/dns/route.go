@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -29,15 +30,27 @@ type rules struct {
 	namespaced bool // as Server's
 }
 
-// Zone is the cluster's domain, with the final dot, as a pod's search list tells: what follows "svc.",
-// else cluster.local.
+// Zone is the cluster's domain, with the final dot, as a pod's search list tells: what follows "svc.", the first for which there is a
+// namespace's NS.svc, too, as one that is called svc has two; else cluster.local.
 func Zone(search []string) string {
+	var all []string
 	for _, d := range search {
-		if zone, ok := strings.CutPrefix(strings.ToLower(dns.Fqdn(d)), "svc."); ok && zone != "" {
+		all = append(all, strings.ToLower(dns.Fqdn(d)))
+	}
+	first := ""
+	for _, d := range all {
+		zone, ok := strings.CutPrefix(d, "svc.")
+		if !ok || zone == "" {
+			continue
+		}
+		if slices.ContainsFunc(all, func(ns string) bool { return strings.HasSuffix(ns, "."+d) }) {
 			return zone
 		}
+		if first == "" {
+			first = zone
+		}
 	}
-	return defaultZone
+	return cmp.Or(first, defaultZone)
 }
 
 func newRules(search []string, ndots int) rules {
@@ -56,10 +69,13 @@ func newRules(search []string, ndots int) rules {
 // inZone says whether rule 1 applies.
 func (r *rules) inZone(name string) bool { return dns.IsSubDomain(r.zone, name) }
 
+// dots are those within name.
+func dots(name string) int { return dns.CountLabel(name) - 1 }
+
 // expansions are the names of rule 3, in the order of the pod's search list.
 func (r *rules) expansions(name string) []string {
-	dots := dns.CountLabel(name) - 1
-	if dots < 0 || dots >= r.ndots {
+	dots := dots(name)
+	if dots < 0 {
 		return nil
 	}
 	var names []string
@@ -155,12 +171,16 @@ func (s *Server) newHandler(ctx context.Context, self netip.AddrPort) *handler {
 		}
 		h.pools = append(h.pools, newPool(s.Dial, addr))
 	}
-	h.cluster = newCache(pools(h.pools).ask)
+	h.patient = &patient{next: pools(h.pools).ask}
+	h.patient.ctx, h.stop = context.WithCancel(ctx)
+	h.cluster = newCache(h.patient.ask)
 	h.cluster.zone, h.cluster.unchanged = h.rules.zone, s.Unchanged
 	return h
 }
 
 func (h *handler) close() {
+	h.stop()
+	h.patient.behind.Wait()
 	for _, p := range h.pools {
 		p.close()
 	}
@@ -180,27 +200,62 @@ func (h *handler) resolve(ctx context.Context, q *dns.Msg) (m *dns.Msg, until ti
 		return m, until, err
 	}
 	if addr, ok := reversed(name); ok && qtype == dns.TypePTR {
+		var unsure error
 		if private(addr) {
-			short, cancel := context.WithTimeout(ctx, expansionTime)
-			m, until, err := h.cluster.ask(short, query(q, name))
-			cancel()
-			if err == nil && h.namesCluster(m) {
+			if m, until, unsure = h.reverse(ctx, q, name); m != nil {
 				return m, until, nil
 			}
 		}
 		m, err := h.system.ask(ctx, query(q, name))
-		return m, time.Time{}, err
+		return sure(m, err, unsure)
+	}
+	asIs := dots(name) >= h.rules.ndots
+	var known *dns.Msg // as it is
+	if asIs {
+		known, err = h.system.ask(ctx, query(q, name))
+		if err == nil && known.Rcode != dns.RcodeNameError || ctx.Err() != nil {
+			return known, time.Time{}, err
+		}
 	}
 	m, until, unsure := h.expand(ctx, q, name)
 	if m != nil {
 		h.learn(m)
 		return m, until, nil
 	}
-	m, err = h.system.ask(ctx, query(q, name))
+	if m = known; !asIs {
+		m, err = h.system.ask(ctx, query(q, name))
+	}
+	return sure(m, err, unsure)
+}
+
+// sure is what the system has answered, unless that is no name and the cluster may have one: unsure is why that is not known.
+func sure(m *dns.Msg, err, unsure error) (*dns.Msg, time.Time, error) {
 	if unsure != nil && (err != nil || m.Rcode == dns.RcodeNameError) {
 		return nil, time.Time{}, unsure
 	}
 	return m, time.Time{}, err
+}
+
+// reverse is rule 2: the cluster's answer with a name of its own, or why it is not known whether it has one, or neither.
+func (h *handler) reverse(ctx context.Context, q *dns.Msg, name string) (m *dns.Msg, until time.Time, unsure error) {
+	ctx, cancel := context.WithTimeout(ctx, expansionTime)
+	defer cancel()
+	m, until, err := h.cluster.ask(ctx, query(q, name))
+	switch {
+	case err != nil:
+		return nil, time.Time{}, err
+	case h.namesCluster(m):
+		return m, until, nil
+	}
+	return nil, time.Time{}, unknown(m, name)
+}
+
+// unknown is an error where m, an answer about name, does not tell whether that exists.
+func unknown(m *dns.Msg, name string) error {
+	if m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError {
+		return nil
+	}
+	return &rcodeError{name, m.Rcode}
 }
 
 // learn tells of the addresses in an answer of the cluster's.
@@ -277,8 +332,8 @@ func (h *handler) expand(ctx context.Context, q *dns.Msg, name string) (m *dns.M
 			unsure = r.err
 		case r.m.Rcode == dns.RcodeSuccess:
 			return alias(r.m, name, names[i]), until, nil
-		case r.m.Rcode != dns.RcodeNameError:
-			unsure = &rcodeError{names[i], r.m.Rcode}
+		default:
+			unsure = cmp.Or(unknown(r.m, names[i]), unsure)
 		}
 	}
 	return nil, time.Time{}, unsure

@@ -4,18 +4,17 @@
 //
 // A query is answered by the first of these rules that applies, but for the few names that are told it (Hosts):
 //
-//  1. A name in the cluster's zone (from the pod's search list: what follows "svc.", else
-//     cluster.local): the cluster's resolver, as asked, or its last answer while nothing has changed
+//  1. A name in the cluster's zone (Zone): the cluster's resolver, as asked, or its last answer while nothing has changed
 //     (again.go). Without either the answer is SERVFAIL.
 //  2. PTR of a private address (RFC 1918, RFC 6598, RFC 4193): the cluster's resolver, if it answers
 //     with a name in the cluster's zone.
-//  3. A name with fewer dots than the pod's ndots, as in the pod: each of the pod's search domains
-//     that lies in the cluster's zone is appended, and the first of these names that exists answers,
-//     behind a CNAME from the name that was asked. Names of a shape that the Kubernetes DNS
+//  3. A name with fewer dots than the pod's ndots, and another that rule 4 says does not exist, or has nobody to
+//     say it, as in the pod: each of the pod's search domains that lies in the cluster's zone is appended, and the
+//     first of these names that exists answers, behind a CNAME from the name that was asked. Names of a shape that the Kubernetes DNS
 //     specification does not have (www.example.com.shop.svc.cluster.local) are not asked for. A name
 //     without records of the wanted type exists: AAAA of an IPv4 Service is empty, at once. Of names with a dot
 //     those of a namespace alone are asked for where a whole machine asks (Namespaced).
-//  4. The system's resolvers. When rule 3 got no answer and the system says NXDOMAIN, the answer is
+//  4. The system's resolvers. When rule 2 or 3 got no answer and the system says NXDOMAIN, the answer is
 //     SERVFAIL: whether the name exists is not known.
 package dns
 
@@ -63,8 +62,8 @@ type Unchanged func(namespace, service string, exists bool) (since time.Time, ok
 
 // Server answers DNS queries. Its fields are not changed after Serve has begun.
 type Server struct {
-	// Dial connects to the cluster's resolvers; network is "tcp". It must return when ctx is done, and need not wait for the connection,
-	// of whose failure the first read may tell: a question then takes one round trip.
+	// Dial connects to the cluster's resolvers; network is "tcp", or "udp" where that is not answered, for a net.PacketConn with one peer. It must
+	// return when ctx is done, and need not wait for the connection, of whose failure the first read may tell: a question then takes one round trip.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// Nameservers, Search and Ndots are the pod's resolver file. A nameserver without a port means
@@ -124,10 +123,15 @@ func Listen(address string) (*net.UDPConn, *net.TCPListener, error) {
 // every query has ended. The end of ctx is not an error.
 func (s *Server) Serve(ctx context.Context, pc *net.UDPConn, ln *net.TCPListener) error {
 	g, gctx := errgroup.WithContext(ctx)
-	h := s.newHandler(gctx, pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	h := s.newHandler(gctx, at)
 	defer h.close()
+	var datagrams net.PacketConn = pc
+	if !at.Addr().IsUnspecified() {
+		datagrams = socket{pc}
+	}
 	for _, srv := range []*dns.Server{
-		{PacketConn: pc, Handler: h, UDPSize: maxUDPQuery, DecorateReader: h.packets.decorate},
+		{PacketConn: datagrams, Handler: h, UDPSize: maxUDPQuery, DecorateReader: h.packets.decorate},
 		{
 			Listener:      netutil.LimitListener(&chosen{ln, s.From}, maxTCPClients),
 			Handler:       h,
@@ -178,15 +182,17 @@ type handler struct {
 	cluster *cache
 	hosts   map[string]netip.Addr
 	known   func(netip.Addr)
-	pools   []*pool // under cluster
+	pools   []*pool  // under cluster
+	patient *patient // between these
 	system  *system
+	stop    context.CancelFunc // of what is waited for behind
 }
 
 // ServeDNS answers q, within the size that the client can take.
 func (h *handler) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	m, until := h.answer(q)
 	size := dns.MaxMsgSize
-	_, udp := w.RemoteAddr().(*net.UDPAddr)
+	udp := w.RemoteAddr().Network() == "udp"
 	if udp {
 		size = dns.MinMsgSize
 		if opt := q.IsEdns0(); opt != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,7 +155,11 @@ func (r *resolver) start(t testing.TB) *resolver {
 
 func (r *resolver) servers() ([]string, error) { return []string{r.addr}, nil }
 
+// dial is one over TCP alone: however slow the machine, nothing is asked twice.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if network != "tcp" {
+		return nil, syscall.ECONNREFUSED
+	}
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
 }
@@ -282,6 +287,80 @@ func TestWhoIsAsked(t *testing.T) {
 	}
 }
 
+// With as many dots as ndots a name is asked for as it is, and then as the pod's C library and Go do: with the search domains, if it does
+// not exist.
+func TestWhoIsAskedForANameWithManyDots(t *testing.T) {
+	const (
+		shop, full, data = "orders.shop.", "orders.shop.svc.cluster.local.", "db.data.svc.cluster.local."
+		isOrders, isData = full + "; " + full + " 30 A 10.96.0.20", data + "; " + data + " 30 A 10.96.0.21"
+	)
+	for _, tt := range []struct {
+		ndots        int
+		name, want   string
+		cluster, sys []string
+		namespaced   bool
+	}{
+		{ndots: 1, name: "orders.", want: "orders. 30 CNAME " + isOrders, cluster: []string{full}},
+		{ndots: 1, name: shop, want: shop + " 30 CNAME " + isOrders, cluster: []string{"orders.shop.shop.svc.cluster.local.", full}, sys: []string{shop}},
+		{ndots: 2, name: shop, want: shop + " 30 CNAME " + isOrders, cluster: []string{"orders.shop.shop.svc.cluster.local.", full}},
+		{ndots: 2, name: "db.data.svc.", want: "db.data.svc. 30 CNAME " + isData, cluster: []string{"db.data.svc.svc.cluster.local.", data}, sys: []string{"db.data.svc."}},
+		{ndots: 3, name: "db.data.svc.", want: "db.data.svc. 30 CNAME " + isData, cluster: []string{"db.data.svc.svc.cluster.local.", data}},
+		{ndots: 2, name: "www.example.com.", want: "www.example.com. 300 A 192.0.2.1", sys: []string{"www.example.com."}},
+		{ndots: 3, name: "www.example.com.", want: "www.example.com. 30 CNAME www.example.com.svc.cluster.local.; www.example.com.svc.cluster.local. 30 A 10.96.0.66",
+			cluster: []string{"www.example.com.svc.cluster.local."}},
+		{ndots: 1, name: "empty.example.", sys: []string{"empty.example."}}, // it exists
+		{ndots: 2, name: "no.example.com.", want: "NXDOMAIN", cluster: []string{"no.example.com.svc.cluster.local."}, sys: []string{"no.example.com."}},
+		{ndots: 2, name: "a.b.c.d.e.", want: "NXDOMAIN", sys: []string{"a.b.c.d.e."}},
+		{ndots: 2, name: "failed.x.y.", want: "SERVFAIL", sys: []string{"failed.x.y."}}, // a name that may exist is nobody else's
+		{ndots: 2, name: "broken.x.y.", want: "SERVFAIL", cluster: []string{"broken.x.y.svc.cluster.local."}, sys: []string{"broken.x.y."}},
+		{ndots: 1, name: "busy.db.", want: "NXDOMAIN", cluster: []string{"busy.db.svc.cluster.local."}, sys: []string{"busy.db."}, namespaced: true},
+	} {
+		cluster := (&resolver{records: records(t,
+			full+" 30 IN A 10.96.0.20", data+" 30 IN A 10.96.0.21",
+			"www.example.com.svc.cluster.local. 30 IN A 10.96.0.66",
+			"busy.db.shop.svc.cluster.local. 30 IN A 10.244.0.9",
+		), codes: map[string]int{"broken.x.y.svc.cluster.local.": dns.RcodeServerFailure}}).start(t)
+		sys := (&resolver{
+			records: records(t, "www.example.com. 300 IN A 192.0.2.1", "empty.example. 300 IN TXT exists"),
+			codes:   map[string]int{"failed.x.y.": dns.RcodeServerFailure},
+		}).start(t)
+		addr := startServer(t, &Server{
+			Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, Ndots: tt.ndots, System: sys.servers, Namespaced: tt.namespaced,
+		})
+		if got := text(ask(t, "udp", addr, tt.name, dns.TypeA)); got != tt.want {
+			t.Errorf("ndots %d, %s: %q, want %q", tt.ndots, tt.name, got, tt.want)
+		}
+		for who, of := range map[string]struct {
+			r    *resolver
+			want []string
+		}{"cluster": {cluster, tt.cluster}, "system": {sys, tt.sys}} {
+			got := of.r.asked()
+			for i, q := range got {
+				got[i] = strings.TrimSuffix(q, " A")
+			}
+			slices.Sort(of.want)
+			if got = slices.Compact(got); !slices.Equal(got, of.want) { // of SERVFAIL the system is asked twice
+				t.Errorf("ndots %d, %s: the %s was asked %q, want %q", tt.ndots, tt.name, who, got, of.want)
+			}
+		}
+	}
+}
+
+// Without a resolver of the system's a name that the cluster has is answered, as in a pod whose resolver has no way to others'.
+func TestNamesWithManyDotsWithoutASystemsResolver(t *testing.T) {
+	cluster := (&resolver{records: records(t, "orders.shop.svc.cluster.local. 30 IN A 10.96.0.20")}).start(t)
+	addr := startServer(t, &Server{
+		Dial: dial, Nameservers: []string{cluster.addr}, Search: podSearch, Ndots: 1, System: func() ([]string, error) { return nil, errors.New("none") },
+	})
+	for name, want := range map[string]string{
+		"orders.shop.": "orders.shop. 30 CNAME orders.shop.svc.cluster.local.; orders.shop.svc.cluster.local. 30 A 10.96.0.20", "nobody.shop.": "SERVFAIL",
+	} {
+		if got := text(ask(t, "udp", addr, name, dns.TypeA)); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestCaseIsKept(t *testing.T) {
 	addr := both(t, &resolver{records: records(t, "orders.shop.svc.cluster.local. 30 IN A 10.96.0.20")}, &resolver{})
 	for _, name := range []string{"OrDeRs.shop.svc.cluster.LOCAL.", "orders.SHOP.svc.cluster.local."} {
@@ -320,7 +399,7 @@ func TestLongAnswersAreTruncatedAndWholeOverTCP(t *testing.T) {
 }
 
 func TestErrorsPass(t *testing.T) {
-	cluster := &resolver{codes: map[string]int{"broken.shop.svc.cluster.local.": dns.RcodeServerFailure}}
+	cluster := &resolver{codes: map[string]int{"broken.shop.svc.cluster.local.": dns.RcodeServerFailure, "9.0.96.10.in-addr.arpa.": dns.RcodeServerFailure}}
 	sys := &resolver{codes: map[string]int{
 		"refused.a.b.c.d.e.": dns.RcodeRefused,
 		"failed.a.b.c.d.e.":  dns.RcodeServerFailure,
@@ -336,6 +415,7 @@ func TestErrorsPass(t *testing.T) {
 		{"failed.a.b.c.d.e.", dns.TypeA, "SERVFAIL"},
 		{"broken.", dns.TypeTXT, `broken. 1 TXT "found"`}, // the system knows it
 		{"broken.shop.", dns.TypeA, "SERVFAIL"},           // nobody does, and the cluster may
+		{"9.0.96.10.in-addr.arpa.", dns.TypePTR, "SERVFAIL"},
 		{"orders.", dns.TypeAXFR, "REFUSED"},
 	} {
 		if got := text(ask(t, "tcp", addr, tt.name, tt.qtype)); got != tt.want {
@@ -356,7 +436,7 @@ func TestErrorsPass(t *testing.T) {
 }
 
 func TestWithoutATunnelTheSystemStillAnswers(t *testing.T) {
-	sys := (&resolver{records: records(t, "www.example.com. 300 IN A 192.0.2.1")}).start(t)
+	sys := (&resolver{records: records(t, "www.example.com. 300 IN A 192.0.2.1", "1.0.0.10.in-addr.arpa. 300 IN PTR router.home.")}).start(t)
 	addr := startServer(t, &Server{
 		Dial:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no tunnel") },
 		Nameservers: []string{"10.96.0.10"}, Search: podSearch, System: sys.servers,
@@ -366,8 +446,15 @@ func TestWithoutATunnelTheSystemStillAnswers(t *testing.T) {
 		"orders.shop.svc.cluster.local.": "SERVFAIL",
 		"orders.":                        "SERVFAIL", // not NXDOMAIN: that would be believed for a while
 		"a.b.c.d.e.f.g.":                 "NXDOMAIN",
+		"10.0.96.10.in-addr.arpa.":       "SERVFAIL", // a Service's name is not to be forgotten either
+		"1.0.0.10.in-addr.arpa.":         "1.0.0.10.in-addr.arpa. 300 PTR router.home.",
+		"1.2.0.192.in-addr.arpa.":        "NXDOMAIN", // no cluster's
 	} {
-		m := ask(t, "udp", addr, name, dns.TypeA, func(q *dns.Msg) { q.SetEdns0(1232, false) })
+		qtype := dns.TypeA
+		if strings.HasSuffix(name, ".arpa.") {
+			qtype = dns.TypePTR
+		}
+		m := ask(t, "udp", addr, name, qtype, func(q *dns.Msg) { q.SetEdns0(1232, false) })
 		if got := text(m); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
@@ -434,12 +521,15 @@ func TestConnectionsToTheClusterAreReusedAndReplaced(t *testing.T) {
 	var last net.Conn
 	addr := startServer(t, &Server{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			dials.Add(1)
 			c, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			dials.Add(1)
 			mu.Lock()
 			defer mu.Unlock()
 			last = c
-			return c, err
+			return c, nil
 		},
 		Nameservers: []string{cluster.addr}, Search: podSearch, System: sys.servers,
 	})
@@ -496,6 +586,108 @@ func TestConcurrentQuestionsAreAskedOnce(t *testing.T) {
 	wg.Wait()
 	if got := cluster.asked(); len(got) != 1 {
 		t.Errorf("the cluster was asked %q", got)
+	}
+}
+
+// Of a flight all have the one result. Where the first has no more time the others ask once more.
+func TestOneFlightForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f flight[int]
+		var asked atomic.Int64
+		gate := make(chan struct{})
+		var wg sync.WaitGroup
+		first, giveUp := context.WithCancel(t.Context())
+		do := func(ctx context.Context, want int, wantErr error) {
+			wg.Go(func() {
+				n, err := f.do(ctx, "a", func() (int, error) {
+					n := asked.Add(1)
+					select {
+					case <-gate:
+						return int(n), nil
+					case <-ctx.Done():
+						return 0, ctx.Err()
+					}
+				})
+				if n != want || !errors.Is(err, wantErr) {
+					t.Errorf("%d, %v, want %d, %v", n, err, want, wantErr)
+				}
+			})
+			synctest.Wait()
+		}
+		do(first, 0, context.Canceled)
+		for range 50 {
+			do(t.Context(), 2, nil)
+		}
+		giveUp()
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+		if asked.Load() != 2 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+	})
+}
+
+// The system's resolvers are asked once what many ask at the same time, whatever its case.
+func TestTheSystemIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		gate := make(chan struct{})
+		s := &system{servers: func() ([]string, error) {
+			asked.Add(1)
+			<-gate
+			return nil, nil
+		}}
+		var wg sync.WaitGroup
+		for i := range 50 {
+			name := "a.b.c.d.e.f."
+			if i%2 == 1 {
+				name = strings.ToUpper(name)
+			}
+			wg.Go(func() {
+				if m, err := s.ask(t.Context(), new(dns.Msg).SetQuestion(name, dns.TypeA)); err == nil {
+					t.Error(m)
+				}
+			})
+		}
+		synctest.Wait()
+		if asked.Load() != 1 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+		close(gate)
+		wg.Wait()
+	})
+}
+
+// What is shared is each client's own: in its case, and without what another does to it.
+func TestASystemsAnswerIsTheClients(t *testing.T) {
+	sys := (&resolver{records: records(t, "a.b.c.d.e.f. 9 IN A 192.0.2.9")}).start(t)
+	shared := new(dns.Msg).SetQuestion("A.b.c.d.e.f.", dns.TypeA)
+	shared.Response, shared.Answer = true, records(t, "A.b.c.d.e.f. 9 IN A 192.0.2.9")
+	synctest.Test(t, func(t *testing.T) {
+		s := &system{servers: sys.servers}
+		gate := make(chan struct{})
+		var wg sync.WaitGroup
+		q := new(dns.Msg).SetQuestion("a.B.c.d.e.f.", dns.TypeA)
+		wg.Go(func() {
+			_, _ = s.flight.do(t.Context(), key(q), func() (*dns.Msg, error) { <-gate; return shared, nil })
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			m, err := s.ask(t.Context(), q)
+			if err != nil || m == shared || text(m) != "a.B.c.d.e.f. 9 A 192.0.2.9" {
+				t.Errorf("%v, %v", m, err)
+			}
+		})
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+	})
+	if got := text(shared); got != "A.b.c.d.e.f. 9 A 192.0.2.9" {
+		t.Error(got)
+	}
+	if got := sys.asked(); len(got) != 0 {
+		t.Errorf("the system was asked %q", got)
 	}
 }
 
@@ -561,7 +753,9 @@ func TestManyQuestionsShareAFewConnections(t *testing.T) {
 	var dials atomic.Int64
 	addr := startServer(t, &Server{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			dials.Add(1)
+			if network == "tcp" {
+				dials.Add(1)
+			}
 			return dial(ctx, network, address)
 		},
 		Nameservers: []string{cluster.addr}, Search: podSearch,
@@ -669,6 +863,12 @@ func TestZoneComesFromThePodsSearchList(t *testing.T) {
 		{podSearch, "cluster.local.", []string{"shop.svc.cluster.local.", "svc.cluster.local.", "cluster.local."}},
 		{[]string{"x.svc.K8S.example", "svc.K8S.example", "k8s.example"}, "k8s.example.",
 			[]string{"x.svc.k8s.example.", "svc.k8s.example.", "k8s.example."}},
+		{[]string{"svc.svc.cluster.local", "svc.cluster.local", "cluster.local"}, "cluster.local.", // a namespace called svc
+			[]string{"svc.svc.cluster.local.", "svc.cluster.local.", "cluster.local."}},
+		{[]string{"shop.svc.svc.example", "svc.svc.example", "svc.example"}, "svc.example.", []string{"shop.svc.svc.example.", "svc.svc.example.", "svc.example."}},
+		{[]string{"svc.svc.svc.example", "svc.svc.example", "svc.example"}, "svc.example.", []string{"svc.svc.svc.example.", "svc.svc.example.", "svc.example."}},
+		{[]string{"svc.corp.example", "x.svc.cluster.local", "svc.cluster.local"}, "cluster.local.", []string{"x.svc.cluster.local.", "svc.cluster.local."}},
+		{[]string{"svc.cluster.example", "cluster.example"}, "cluster.example.", []string{"svc.cluster.example.", "cluster.example."}},
 		{[]string{"corp.example"}, "cluster.local.", nil},
 		{nil, "cluster.local.", nil},
 	} {
@@ -704,9 +904,10 @@ func TestServeEndsWithItsQueries(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	done := make(chan error, 1)
+	enter := sync.OnceFunc(func() { close(entered) })
 	s := &Server{
 		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			close(entered)
+			enter()
 			<-ctx.Done()
 			return nil, ctx.Err()
 		},

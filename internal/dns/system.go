@@ -29,6 +29,7 @@ const (
 type system struct {
 	servers func() ([]string, error)
 	self    netip.AddrPort // where we answer: never asked
+	flight  flight[*dns.Msg]
 }
 
 // readResolvConf returns the nameservers of a resolver file (resolv.conf(5)).
@@ -44,9 +45,20 @@ func readResolvConf(path string) ([]string, error) {
 	return addrs, nil
 }
 
-// ask tries the resolvers in turn, as the C library does: the next one after no answer, SERVFAIL,
-// REFUSED or NOTIMP; when nobody has better, the last such answer.
+// ask answers q, of those that are asked at the same time by asking once; the answer is the caller's to change.
 func (s *system) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	m, err := s.flight.do(ctx, key(q), func() (*dns.Msg, error) { return s.try(ctx, q) })
+	if err != nil {
+		return nil, err
+	}
+	m = m.Copy()
+	spell(m, q.Question[0].Name)
+	return m, nil
+}
+
+// try tries the resolvers in turn, as the C library does: the next one after no answer, SERVFAIL,
+// REFUSED or NOTIMP; when nobody has better, the last such answer.
+func (s *system) try(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	servers, err := s.servers()
 	if err != nil {
 		return nil, err
@@ -123,9 +135,9 @@ func datagrams(ctx context.Context, c net.Conn, q *dns.Msg) (*dns.Msg, error) {
 	}
 	for {
 		m, err := dc.ReadMsg()
-		var nerr net.Error
+		var odd *dns.Error // no message
 		switch {
-		case errors.As(err, &nerr):
+		case m == nil && !errors.As(err, &odd):
 			return nil, err
 		case err == nil && answers(m, q):
 			return m, nil

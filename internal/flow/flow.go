@@ -119,7 +119,7 @@ func (t *Table[K]) run(ctx context.Context, k K, queue <-chan []byte) {
 		end = t.Begin(k)
 	}
 	err := t.carry(ctx, k, queue)
-	end(err)
+	defer func() { end(err) }() // which may take its time: the next datagram begins another flow
 	s, _, _ := t.share(k)
 	t.mu.Lock()
 	delete(t.open, k)

@@ -126,9 +126,7 @@ func (f *Forwarder) serve(ctx context.Context, local net.Conn) {
 		return
 	}
 	flow := &tunnel.Flow{OnMove: func(way tunnel.Direction, n int) { f.Stats.moved(way == tunnel.AToB, n) }}
-	stop := context.AfterFunc(ctx, func() { flow.Fail(local, remote) })
-	defer stop()
-	f.report(ctx, local, flow.Splice(local, remote))
+	f.report(ctx, local, flow.SpliceContext(ctx, local, remote))
 }
 
 func (f *Forwarder) report(ctx context.Context, local net.Conn, err error) {

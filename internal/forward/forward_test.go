@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"bridge/internal/hint"
+	"bridge/internal/servertest"
 
 	"go.uber.org/goleak"
 )
@@ -119,31 +120,8 @@ func TestListenTakesOneFreePortForBothLoopbacks(t *testing.T) {
 	}
 }
 
-// echo serves what it is sent until it is closed.
-func echo(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.Copy(c, c)
-			_ = c.Close()
-		}
-	}()
-	t.Cleanup(func() { _ = ln.Close(); <-done })
-	return ln.Addr().String()
-}
-
 func TestOneRefusedConnectionEndsOnlyItself(t *testing.T) {
-	target := echo(t)
+	target := servertest.TCP(t, servertest.Echo)
 	lns, err := Listen([]string{"127.0.0.1"}, 0)
 	if err != nil {
 		t.Fatal(err)

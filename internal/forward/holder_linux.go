@@ -7,10 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"bridge/internal/hint"
 	"bridge/internal/procnet"
 )
+
+// own is this process's number; another in tests.
+var own = strconv.Itoa(os.Getpid())
 
 // holder is " by PROGRAM (process PID)" for who has the address; empty when that cannot be seen, as of other users' processes.
 func holder(addr net.Addr) string {
@@ -40,6 +44,9 @@ func holder(addr net.Addr) string {
 			continue
 		}
 		process := filepath.Dir(filepath.Dir(fd))
+		if filepath.Base(process) == own {
+			return " by another port here: it is given twice"
+		}
 		name, _ := os.ReadFile(process + "/comm")
 		return fmt.Sprintf(" by %s (process %s)", hint.Printable(string(name)), filepath.Base(process))
 	}

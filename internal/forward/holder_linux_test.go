@@ -22,7 +22,13 @@ func TestTheHoldersNameIsNoOrderToTheTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	_, err = Listen([]string{"127.0.0.1"}, taken.Addr().(*net.TCPAddr).Port)
+	port := taken.Addr().(*net.TCPAddr).Port
+	if _, err = Listen([]string{"127.0.0.1"}, port); err == nil || !strings.HasSuffix(err.Error(), " is in use by another port here: it is given twice") {
+		t.Errorf("%q", err)
+	}
+	defer func(is string) { own = is }(own)
+	own = ""
+	_, err = Listen([]string{"127.0.0.1"}, port)
 	if err == nil || !strings.Contains(err.Error(), " by a[2Jbc (process ") {
 		t.Errorf("%q", err)
 	}

@@ -10,16 +10,16 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"bridge/internal/hint"
+	"bridge/internal/servertest"
 )
 
-func TestTheHolderOfAPortIsNamed(t *testing.T) {
+func TestTheHolderOfAPortIsSeen(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux says who has a port")
 	}
@@ -29,7 +29,7 @@ func TestTheHolderOfAPortIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = Listen([]string{"127.0.0.1"}, taken.Addr().(*net.TCPAddr).Port)
-		if err == nil || !strings.Contains(err.Error(), "(process "+strconv.Itoa(os.Getpid())+")") {
+		if err == nil || !strings.Contains(err.Error(), "is in use by another port here: it is given twice") {
 			t.Errorf("%s: %v", address, err)
 		}
 		_ = taken.Close()
@@ -40,7 +40,7 @@ func TestTheHolderOfAPortIsNamed(t *testing.T) {
 	}
 	defer taken.Close()
 	_, err = ListenUDP([]string{"127.0.0.1"}, taken.LocalAddr().(*net.UDPAddr).Port)
-	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "(process "+strconv.Itoa(os.Getpid())+")") {
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "is in use by another port here: it is given twice") {
 		t.Errorf("UDP: %v", err)
 	}
 }
@@ -137,31 +137,11 @@ func TestAListIsBoundedWhileItIsRead(t *testing.T) {
 	}
 }
 
-// echoUDP sends back what it is sent, and from where it came.
-func echoUDP(t *testing.T) string {
-	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		b := make([]byte, 64<<10)
-		for {
-			n, from, err := c.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = c.WriteTo(append([]byte(from.String()+" "), b[:n]...), from)
-		}
-	}()
-	t.Cleanup(func() { _ = c.Close(); <-done })
-	return c.LocalAddr().String()
-}
+// withSender is a datagram behind where it came from.
+func withSender(b []byte, from net.Addr) []byte { return append([]byte(from.String()+" "), b...) }
 
 func TestEachCallerHasAFlowOfItsOwn(t *testing.T) {
-	target := echoUDP(t)
+	target := servertest.UDP(t, "127.0.0.1", withSender)
 	sockets, err := ListenUDP([]string{"127.0.0.1"}, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +189,7 @@ func TestASocketThatFailsEndsItsFlows(t *testing.T) {
 		t.Fatal(err)
 	}
 	dialled := make(chan struct{})
-	target := echoUDP(t)
+	target := servertest.UDP(t, "127.0.0.1", withSender)
 	f := &Datagrams{Sockets: sockets, Address: target, Idle: time.Hour, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		defer close(dialled)
 		return new(net.Dialer).DialContext(ctx, network, address)
@@ -265,7 +245,7 @@ func TestAFlowThatCannotBeMadeIsReported(t *testing.T) {
 }
 
 func TestStatsCountWhileAConnectionLives(t *testing.T) {
-	target := echo(t)
+	target := servertest.TCP(t, servertest.Echo)
 	lns, err := Listen([]string{"127.0.0.1"}, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -53,6 +53,7 @@ type Client struct {
 	requestID atomic.Int64
 	requests  *requestConns
 	sessions  tls.ClientSessionCache // of port-forwards' connections
+	idle      idleSessions
 }
 
 // New reads the configuration that flags describe. userAgent is what the API server logs and audits. It does not talk to the cluster. Its errors carry

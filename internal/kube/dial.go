@@ -40,10 +40,19 @@ const maxRefusal = 64 << 10
 // ctx is given 30 seconds. A lost path to the API server is noticed within 15 seconds while somebody
 // reads.
 func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	return c.DialEndpoint(ctx, Endpoint{Namespace: namespace, Pod: pod, Port: port})
+}
+
+// DialEndpoint is DialPod to a pod whose UID may be known: then the port-forward of an earlier connection to it, which has ended well, is used again.
+func (c *Client) DialEndpoint(ctx context.Context, ep Endpoint) (net.Conn, error) {
+	namespace, pod, port := ep.Namespace, ep.Pod, ep.Port
+	remote := podAddr{namespace, pod, port}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	if conn := c.dialAgain(ctx, ep.UID, remote); conn != nil {
+		return conn, nil
+	}
 	u := c.Clientset.CoreV1().RESTClient().Post().Namespace(namespace).Resource("pods").Name(pod).SubResource("portforward").URL()
-	remote := podAddr{namespace, pod, port}
 	conn, err := c.ways.open(ctx, func(ctx context.Context, by way, lost func()) (*podConn, error) {
 		var car carrier
 		var err error
@@ -55,19 +64,11 @@ func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (
 		if err != nil {
 			return nil, err
 		}
-		// From here on the carrier is ours: closing it is what ends a wait.
-		stop := context.AfterFunc(ctx, func() { _ = car.NetConn().Close() })
-		conn, err := newPodConn(car, remote, c.requestID.Add(1), lost)
-		if conn != nil {
-			conn.requests = c.requests
+		s, err := newSession(car)
+		if err != nil {
+			return nil, err
 		}
-		if !stop() && ctx.Err() != nil {
-			if conn != nil {
-				_ = conn.Close()
-			}
-			return nil, context.Cause(ctx)
-		}
-		return conn, err
+		return c.openStreams(ctx, s, ep.UID, remote, lost)
 	})
 	if err != nil {
 		return nil, Explain(err, fmt.Sprintf("connect to port %d of pod %s/%s", port, namespace, pod))

@@ -26,6 +26,7 @@ import (
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/streaming/pkg/httpstream"
@@ -110,6 +111,12 @@ func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	defer conn.Close()
+	for s.pair(conn, streams) {
+	}
+}
+
+// pair serves one pair of streams, which follows the one before it; false is the connection's end.
+func (s *forwardServer) pair(conn httpstream.Connection, streams <-chan httpstream.Stream) bool {
 	var data, errs httpstream.Stream
 	for range 2 {
 		select {
@@ -120,7 +127,7 @@ func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				data = st
 			}
 		case <-conn.CloseChan():
-			return
+			return false
 		}
 	}
 	for _, st := range []httpstream.Stream{data, errs} {
@@ -133,7 +140,7 @@ func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = data.Close()
 	_ = errs.Close()
-	<-conn.CloseChan()
+	return true
 }
 
 func echoPort(data io.ReadWriteCloser, _ string) error {
@@ -211,6 +218,104 @@ func TestLaterConnectionsResumeTheTLSSession(t *testing.T) {
 		}
 		if !slices.Equal(resumed[1:], []bool{true, true}) {
 			t.Errorf("resumed: %v", resumed)
+		}
+	})
+}
+
+// A connection that has ended well leaves its port-forward to the next one to the same pod, and to that alone; one that has not leaves nothing.
+func TestAPortForwardCarriesOneConnectionAfterTheOther(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		s, c := newForwardServer(t, ws, func(data io.ReadWriteCloser, port string) error {
+			switch port {
+			case "9":
+				return errors.New("connection refused")
+			case "1":
+				return nil
+			}
+			return echoPort(data, port)
+		})
+		open := func(uid string, port int) net.Conn {
+			t.Helper()
+			conn, err := c.DialEndpoint(t.Context(), Endpoint{Namespace: "shop", Pod: "orders-0", UID: types.UID(uid), Port: port})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		ends := func(conn net.Conn, said string) {
+			t.Helper()
+			_, err := io.WriteString(conn, said)
+			err = errors.Join(err, conn.(*podConn).CloseWrite())
+			got, rerr := io.ReadAll(conn)
+			if err := errors.Join(err, rerr, conn.Close()); err != nil || string(got) != said {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+		ends(open("a", 80), "first") // in SPDY after a WebSocket that is refused
+		made := s.requests.Load()
+		fresh := func(what string, want int32) {
+			t.Helper()
+			if now := s.requests.Load(); now-made != want {
+				t.Errorf("%s: %d port-forwards more, want %d", what, now-made, want)
+			}
+			made = s.requests.Load()
+		}
+		for _, port := range []int{80, 81} {
+			for _, said := range []string{"", "short", strings.Repeat("long", 100_000)} {
+				ends(open("a", port), said)
+			}
+		}
+		fresh("one after the other", 0)
+		ends(open("b", 80), "other")
+		fresh("another pod", 1)
+		one, two := open("a", 80), open("a", 80)
+		ends(one, "one")
+		ends(two, "two")
+		fresh("two at once", 1)
+
+		// What its last owner does to a connection that is closed is nothing to the next.
+		conn := open("a", 80)
+		_ = one.SetDeadline(time.Unix(1, 0))
+		_ = two.SetDeadline(time.Unix(1, 0))
+		_, _ = one.Write([]byte("x"))
+		_ = errors.Join(one.Close(), two.Close())
+		ends(conn, "on")
+		fresh("a closed one", 0)
+
+		for range 2 { // both that wait
+			_ = open("a", 80).(*podConn).Reset()
+		}
+		ends(open("a", 80), "after a reset")
+		fresh("reset", 1)
+		_ = open("a", 80).Close()
+		ends(open("a", 80), "after a close")
+		fresh("closed before its end", 1)
+		conn = open("a", 9)
+		if _, err := io.ReadAll(conn); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Error(err)
+		}
+		_ = conn.Close()
+		ends(open("a", 80), "after a refusal")
+		fresh("refused", 1)
+
+		conn = open("a", 1)
+		_, err := io.ReadAll(conn) // the other side ends first
+		if err := errors.Join(err, conn.(*podConn).CloseWrite(), conn.Close()); err != nil {
+			t.Error(err)
+		}
+		ends(open("a", 80), "after an end")
+		fresh("ended by the other side", 1)
+
+		// One whose connection to the API server has gone meanwhile is nobody's error.
+		for _, waits := range c.idle.of["a"] {
+			_ = waits.NetConn().Close()
+		}
+		ends(open("a", 80), "again")
+		fresh("gone meanwhile", 1)
+		c.idle.drop("a")
+		c.idle.drop("b")
+		if c.idle.size != 0 || len(c.idle.of) != 0 {
+			t.Errorf("%d wait, %v", c.idle.size, c.idle.of)
 		}
 	})
 }
@@ -326,7 +431,7 @@ func TestALostConnectionIsAnErrorAndNotTheEnd(t *testing.T) {
 		conn := dial(t, c, 80)
 		// The kernel's end of the connection: no goodbye of any layer.
 		tcp := conn.(*podConn).c.NetConn().(*tls.Conn).NetConn()
-		if below, ok := conn.(*podConn).c.(*wsCarrier); ok {
+		if below, ok := conn.(*podConn).c.carrier.(*wsCarrier); ok {
 			tcp = below.below.Conn
 		}
 		if err := tcp.(*net.TCPConn).CloseRead(); err != nil {

@@ -33,6 +33,8 @@ const (
 	// attemptTimeout bounds one dial of one pod, maxAttempts how many pods a connection tries.
 	attemptTimeout = 10 * time.Second
 	maxAttempts    = 3
+	// dialsAtOnce is how many port-forwards are opened at the same time: of hundreds each would take longer than it may, and none would open.
+	dialsAtOnce = 32
 )
 
 // Endpoint is a port of a pod, or for Reach of something else.
@@ -64,8 +66,9 @@ type Endpoints struct {
 	byPods     bool // a Service whose EndpointSlices may not be read
 	seen       bool // the pod was there once: it is waited for when it goes
 	next       uint64
-	distrusted map[types.UID]time.Time // until when
-	only       types.UID               // of the one pod that is taken; empty: any
+	dials      chan struct{} // one token per port-forward that is being opened
+	distrusted map[types.UID]distrust
+	only       types.UID // of the one pod that is taken; empty: any
 }
 
 // part is one list that is followed.
@@ -116,8 +119,9 @@ func (e *Endpoints) Run(ctx context.Context) error {
 func (e *Endpoints) init() {
 	if e.changed == nil {
 		e.changed = make(chan struct{})
+		e.dials = make(chan struct{}, dialsAtOnce)
 		e.parts = make(map[string]*part)
-		e.distrusted = make(map[types.UID]time.Time)
+		e.distrusted = make(map[types.UID]distrust)
 		for _, name := range e.needs() {
 			e.parts[name] = &part{}
 		}
@@ -244,6 +248,18 @@ func (c *Client) PodSelector(ctx context.Context, namespace string, t Target) (l
 			return nil, err
 		}
 		ls = o.Spec.Selector
+	case Job:
+		o, err := c.Clientset.BatchV1().Jobs(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		ls = o.Spec.Selector
+	case ReplicationController:
+		o, err := c.Clientset.CoreV1().ReplicationControllers(namespace).Get(ctx, t.Name, opt)
+		if err != nil {
+			return nil, err
+		}
+		return labels.SelectorFromSet(o.Spec.Selector), nil
 	case Service:
 		o, err := c.Clientset.CoreV1().Services(namespace).Get(ctx, t.Name, opt)
 		if err != nil {
@@ -355,13 +371,7 @@ func (e *Endpoints) pick(ctx context.Context, w wanted) (Endpoint, error) {
 	defer timeout.Stop()
 	for {
 		e.mu.Lock()
-		e.init()
-		synced, err := e.state()
-		changed := e.changed
-		var ready []Endpoint
-		if synced && err == nil {
-			ready, err = e.resolve(w)
-		}
+		ready, changed, err := e.ready(w)
 		ep, retry := e.choose(ready)
 		e.mu.Unlock()
 		if err != nil {
@@ -385,6 +395,16 @@ func (e *Endpoints) pick(ctx context.Context, w wanted) (Endpoint, error) {
 	}
 }
 
+// ready needs mu. It returns what is ready of w, none before all has been read, and what is closed when that changes.
+func (e *Endpoints) ready(w wanted) (ready []Endpoint, changed <-chan struct{}, err error) {
+	e.init()
+	synced, err := e.state()
+	if synced && err == nil {
+		ready, err = e.resolve(w)
+	}
+	return ready, e.changed, err
+}
+
 // choose needs mu. It takes the next of ready that is trusted; if none is, it says how long to wait.
 func (e *Endpoints) choose(ready []Endpoint) (ep Endpoint, retry time.Duration) {
 	if len(ready) == 0 {
@@ -394,7 +414,7 @@ func (e *Endpoints) choose(ready []Endpoint) (ep Endpoint, retry time.Duration) 
 	now := time.Now()
 	for i := range ready {
 		ep := ready[(e.next+uint64(i))%uint64(len(ready))]
-		left := e.distrusted[ep.UID].Sub(now)
+		left := e.distrusted[ep.UID].until.Sub(now)
 		if left <= 0 {
 			return ep, 0
 		}
@@ -423,20 +443,95 @@ func (e *Endpoints) WaitGone(ctx context.Context, uid types.UID) error {
 // Dial connects to a ready endpoint for port, TCP, by a port-forward. A pod that cannot be reached any more is passed over.
 func (e *Endpoints) Dial(ctx context.Context, port string) (net.Conn, error) {
 	return e.dial(ctx, wanted{network: "tcp", port: port}, func(ctx context.Context, ep Endpoint) (conn net.Conn, final bool, err error) {
+		select {
+		case e.dials <- struct{}{}:
+			defer func() { <-e.dials }()
+		case <-ctx.Done():
+			return nil, true, context.Cause(ctx)
+		}
+		if err := e.distrusts(ep); err != nil { // others have found out meanwhile
+			return nil, false, err
+		}
 		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 		defer cancel()
-		conn, err = e.Client.DialPod(ctx, ep.Namespace, ep.Pod, ep.Port)
+		conn, err = e.Client.DialEndpoint(ctx, ep)
 		return conn, hint.CodeOf(err) == hint.Forbidden, err
 	})
 }
 
+// distrust is of a pod that could not be dialled.
+type distrust struct {
+	until time.Time
+	err   error
+}
+
+// passedOver is why a pod was not dialled: another caller has just met that.
+type passedOver struct{ error }
+
+// Unwrap returns it.
+func (p *passedOver) Unwrap() error { return p.error }
+
+// distrusts returns why ep could not be dialled just now, or nil.
+func (e *Endpoints) distrusts(ep Endpoint) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d, ok := e.distrusted[ep.UID]; ok && time.Now().Before(d.until) {
+		return &passedOver{d.err}
+	}
+	return nil
+}
+
 // DialBy connects to a ready endpoint for port by dial, which is given its address. A pod that is not at its address any more, of whose end nobody has
-// told yet, is passed over.
+// told yet, is passed over. What UDP has no end of its own for, the connection has: it closes when others are ready and its pod is not, so that who goes on
+// sending reaches those, as by kube-proxy.
 func (e *Endpoints) DialBy(ctx context.Context, network, port string, dial func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
-	return e.dial(ctx, wanted{network: network, port: port, foreign: true}, func(ctx context.Context, ep Endpoint) (conn net.Conn, final bool, err error) {
+	w := wanted{network: network, port: port, foreign: true}
+	return e.dial(ctx, w, func(ctx context.Context, ep Endpoint) (conn net.Conn, final bool, err error) {
 		conn, err = dial(ctx, ep.Address())
+		if err == nil && network == "udp" && ep.UID != "" {
+			conn = e.whileReady(conn, w, ep)
+		}
 		return conn, ep.UID == "" || !errors.Is(err, syscall.EHOSTUNREACH), err
 	})
+}
+
+// readyConn closes when it is to, too.
+type readyConn struct {
+	net.Conn
+	done  context.CancelFunc
+	ended chan struct{} // whoever looks whether it is to
+}
+
+// Close closes it.
+func (c *readyConn) Close() error {
+	c.done()
+	err := c.Conn.Close()
+	<-c.ended
+	return err
+}
+
+// whileReady is conn, closed when w has endpoints that are ready and ep is none of them.
+func (e *Endpoints) whileReady(conn net.Conn, w wanted, ep Endpoint) net.Conn {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &readyConn{conn, cancel, make(chan struct{})}
+	go func() {
+		defer close(c.ended)
+		for {
+			e.mu.Lock()
+			ready, changed, err := e.ready(w)
+			e.mu.Unlock()
+			if err == nil && len(ready) > 0 && !slices.Contains(ready, ep) {
+				_ = conn.Close()
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return c
 }
 
 func (e *Endpoints) dial(ctx context.Context, w wanted, dial func(context.Context, Endpoint) (conn net.Conn, final bool, err error)) (net.Conn, error) {
@@ -457,10 +552,14 @@ func (e *Endpoints) dial(ctx context.Context, w wanted, dial func(context.Contex
 		if final || ctx.Err() != nil {
 			return nil, err
 		}
+		if over := (*passedOver)(nil); errors.As(err, &over) {
+			last = over.error
+			continue
+		}
 		e.log("pod cannot be dialled", "pod", ep.Pod, "error", err)
 		last = err
 		e.mu.Lock()
-		e.distrusted[ep.UID] = time.Now().Add(distrustFor)
+		e.distrusted[ep.UID] = distrust{time.Now().Add(distrustFor), err}
 		e.mu.Unlock()
 	}
 	return nil, last
@@ -598,6 +697,9 @@ func (e *Endpoints) servicePort(network, port string) (*corev1.ServicePort, erro
 		if found == nil || networkOf(p.Protocol) == "tcp" {
 			found = p
 		}
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); found == nil && err == nil && n > 0 && e.service.Spec.Type == corev1.ServiceTypeExternalName {
+		return &corev1.ServicePort{Port: int32(n), Protocol: corev1.Protocol(strings.ToUpper(cmp.Or(network, "tcp")))}, nil // a name has every port
 	}
 	switch {
 	case found == nil && network == "udp":

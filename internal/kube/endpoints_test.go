@@ -2,7 +2,9 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -122,11 +124,11 @@ func TestConnectionsAreSpread(t *testing.T) {
 		if got := count(); got != "map[a:15 b:15]" {
 			t.Errorf("%s", got)
 		}
-		e.distrusted["a"] = time.Now().Add(distrustFor)
+		e.distrusted["a"] = distrust{until: time.Now().Add(distrustFor)}
 		if got := count(); got != "map[b:30]" {
 			t.Errorf("without a: %s", got)
 		}
-		e.distrusted["b"] = time.Now().Add(2 * distrustFor)
+		e.distrusted["b"] = distrust{until: time.Now().Add(2 * distrustFor)}
 		begin := time.Now()
 		if ep, err := e.Pick(t.Context(), "tcp", "53"); err != nil || ep.Pod != "a" || time.Since(begin) != distrustFor {
 			t.Errorf("where none is trusted: %v, %v after %v", ep, err, time.Since(begin))
@@ -156,6 +158,45 @@ func TestAPodThatIsGoneIsPassedOver(t *testing.T) {
 	})
 }
 
+// A flow of datagrams has no end of its own: it ends when its pod is ready no more and another is.
+func TestAFlowEndsWithItsPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := endpointsOf(t, dnsService, dnsSlice)
+		flow := func() (conn net.Conn, address string) {
+			near, far := net.Pipe()
+			t.Cleanup(func() { _ = far.Close() })
+			conn, err := e.DialBy(t.Context(), "udp", "53", func(_ context.Context, to string) (net.Conn, error) {
+				address = to
+				return near, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn, address
+		}
+		ended := func(c net.Conn) bool {
+			synctest.Wait()
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			_, err := c.Read(make([]byte, 1))
+			return errors.Is(err, io.ErrClosedPipe)
+		}
+		first, to := flow()
+		second, _ := flow()
+		all := e.slices
+		e.update(func() { e.slices = nil })
+		if ended(first) || ended(second) {
+			t.Error("it ends where nobody else is ready")
+		}
+		left := all[0]
+		left.Endpoints = slices.DeleteFunc(slices.Clone(left.Endpoints), func(x discoveryv1.Endpoint) bool { return x.Addresses[0]+":5353" == to })
+		e.update(func() { e.slices = []discoveryv1.EndpointSlice{left} })
+		if !ended(first) || ended(second) {
+			t.Errorf("of the two, that to %s is to end", to)
+		}
+		_ = second.Close()
+	})
+}
+
 func TestWhatIsNoPodIsReachedFromWithin(t *testing.T) {
 	const hand = "ports: [{port: 5432}]\naddressType: IPv4\nendpoints: [{addresses: [192.0.2.7]}]\n"
 	for _, c := range []struct {
@@ -164,6 +205,7 @@ func TestWhatIsNoPodIsReachedFromWithin(t *testing.T) {
 		beyond, to    string
 	}{
 		{"external name", "{type: ExternalName, externalName: db.example.com, ports: [{port: 5432}]}", nil, "is the name db.example.com", "@db.example.com:5432"},
+		{"external name without ports", "{type: ExternalName, externalName: db.example.com}", nil, "is the name db.example.com", "@db.example.com:5432"},
 		{"made by hand", "{ports: [{port: 5432}]}", []string{hand}, "are no pods", "@192.0.2.7:5432"},
 	} {
 		e := endpointsOf(t, c.service, c.slices...)

@@ -51,7 +51,7 @@ func (c *Client) Run(ctx context.Context, namespace, pod, container string, comm
 		return 0, nil
 	}
 	err = Explain(err, "run a command in pod "+namespace+"/"+pod)
-	if noProgram(err) {
+	if NoProgram(err) {
 		err = hint.New(hint.Other, err, "the container's image has no such program")
 	}
 	return 0, err
@@ -71,8 +71,11 @@ func BeforeUpgrade(err error) bool {
 	return err != nil && hint.CodeOf(err) != hint.Unreachable && strings.Contains(err.Error(), "unable to upgrade connection")
 }
 
-// noProgram reads what container runtimes say of a program that is not there.
-func noProgram(err error) bool {
+// NoProgram tells whether err, of Run, is that the container has no such program, by what container runtimes say.
+func NoProgram(err error) bool {
+	if err == nil {
+		return false
+	}
 	text := err.Error()
 	return strings.Contains(text, "executable file not found") ||
 		strings.Contains(text, "no such file or directory") && (strings.Contains(text, "OCI runtime exec failed") || strings.Contains(text, "failed to exec"))

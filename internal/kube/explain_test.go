@@ -152,12 +152,13 @@ func TestTargetsAreReadAsKubectlReadsThem(t *testing.T) {
 		{[]string{"svc/orders"}, "service/orders"}, {[]string{"deploy/x"}, "deployment/x"},
 		{[]string{"deployments.apps/x"}, "deployment/x"}, {[]string{"deployment", "x"}, "deployment/x"},
 		{[]string{"po/x"}, "pod/x"}, {[]string{"x-0"}, "pod/x-0"}, {[]string{"STS/x"}, "statefulset/x"},
+		{[]string{"job/x"}, "job/x"}, {[]string{"rc/x"}, "replicationcontroller/x"},
 	} {
 		if got, err := ParseTarget(c.args...); err != nil || got.String() != c.want {
 			t.Errorf("%q: %v, %v; want %s", c.args, got, err, c.want)
 		}
 	}
-	for _, args := range [][]string{nil, {""}, {"svc/"}, {"/x"}, {"job/x"}, {"svc/a/b"}, {"svc", "a", "b"}} {
+	for _, args := range [][]string{nil, {""}, {"svc/"}, {"/x"}, {"cronjob/x"}, {"svc/a/b"}, {"svc", "a", "b"}} {
 		if got, err := ParseTarget(args...); hint.CodeOf(err) != hint.Usage {
 			t.Errorf("%q: %v, %v; want a usage error", args, got, err)
 		}

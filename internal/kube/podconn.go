@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,15 +24,12 @@ import (
 )
 
 // A port-forward is SPDY/3.1 over a WebSocket or over the upgraded connection itself. One connection
-// here carries one pair of streams, so this file speaks the few frames that takes, without the
+// here carries one pair of streams at a time, so this file speaks the few frames that takes, without the
 // goroutines, queues and copies of a full SPDY library: Read reads from the socket into the caller's
 // buffer, and Write sends header and payload as one. That also makes a slow reader slow its own
 // sender only, and lets deadlines reach the socket.
 
 const (
-	errorStreamID = 1
-	dataStreamID  = 3
-
 	// maxFrame is the payload of one data frame: with its headers, SPDY's and WebSocket's of 8 bytes
 	// each, two full records of TLS. That measures fastest through the API server and the kubelet; larger ones only
 	// add delay.
@@ -80,27 +76,37 @@ func (a podAddr) String() string {
 	return "pod/" + a.namespace + "/" + a.pod + ":" + strconv.Itoa(a.port)
 }
 
+var _ net.Conn = (*podConn)(nil)
+
 // podConn is one port-forwarded connection. It follows net.Conn, with two remarks: a deadline that has
 // passed ends that direction for good (frames would be torn), and the far end, the container runtime,
 // gives an answer about one second after CloseWrite before it cuts the connection.
 type podConn struct {
-	c      carrier
+	c      *session
 	remote podAddr
 	closed chan struct{} // closed by Close
 	once   sync.Once
+	dmu    sync.Mutex            // held to set a deadline, and to close: c may be another's then
+	keep   func(*session)        // takes what Close has no more use for; nil closes it
+	spoilt func()                // is told that the runtime could not reach the port: what is kept may be of a sandbox that is gone; may be nil
 	lost   atomic.Pointer[error] // why the watchdog cut the carrier
 	onLost func()                // called when the carrier is lost
 
-	rmu      sync.Mutex // held by the reading goroutine
-	pending  int        // what remains of the current data frame
-	dataDone bool       // no data frame follows the current one
-	errDone  bool       // the error stream has ended
-	errText  []byte     // what the error stream said
-	rerr     error      // sticky
+	errID, dataID uint32 // of the streams
+
+	rmu      sync.Mutex  // held by the reading goroutine
+	pending  int         // what remains of the current data frame
+	dataDone bool        // no data frame follows the current one
+	farDone  atomic.Bool // dataDone, for others
+	errDone  bool        // the error stream has ended
+	whole    bool        // both have, with nothing said, and nothing of them is left to read
+	errText  []byte      // what the error stream said
+	rerr     error       // sticky
 
 	wmu    chan struct{} // holds one token while nobody writes: a mutex with a try
 	wbuf   [8]byte       // under wmu: the head of a data frame
 	sent   bool          // under wmu: the last data frame is out
+	first  bool          // under wmu: and nothing had come of the other side's last one, which then most likely has taken all
 	werr   error         // under wmu; sticky
 	answer atomic.Uint64 // a ping of the peer to answer: 1<<32|id, 0 for none
 
@@ -118,10 +124,10 @@ type podConn struct {
 	requests *requestConns // of Dead's
 }
 
-// newPodConn opens the pair of streams for port on c and waits for the other side to accept them.
+// newPodConn opens the next pair of streams for port on c and waits for the other side to accept them.
 // It owns c from here on. The caller bounds it by closing c. lost is called, perhaps more than once, when the
 // connection ends by losing c.
-func newPodConn(c carrier, remote podAddr, requestID int64, lost func()) (*podConn, error) {
+func newPodConn(c *session, remote podAddr, requestID int64, lost func()) (*podConn, error) {
 	p := &podConn{c: c, remote: remote, onLost: lost, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
 	p.pingID.Store(math.MaxUint32) // so that the first is 1
 	if err := p.open(requestID); err != nil {
@@ -144,26 +150,26 @@ func (p *podConn) start() {
 // open sends both requests in one flight. Data may follow only after the reply: until then the other
 // side would drop it.
 func (p *podConn) open(requestID int64) error {
+	s := p.c
 	h := http.Header{}
 	h.Set(corev1.PortHeader, strconv.Itoa(p.remote.port))
 	h.Set(corev1.PortForwardRequestIDHeader, strconv.FormatInt(requestID, 10))
-	var buf bytes.Buffer
-	framer, err := spdy.NewFramer(&buf, &buf)
-	if err != nil {
-		return err
-	}
+	p.errID, p.dataID = s.streams+1, s.streams+3
+	s.streams += 4
 	h.Set(corev1.StreamType, corev1.StreamTypeError)
 	// Nothing is ever written to the error stream, so it ends where it starts.
-	err = framer.WriteFrame(&spdy.SynStreamFrame{StreamId: errorStreamID, Headers: h,
+	err := s.framer.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(p.errID), Headers: h,
 		CFHeader: spdy.ControlFrameHeader{Flags: spdy.ControlFlagFin}})
 	if err != nil {
 		return err
 	}
 	h.Set(corev1.StreamType, corev1.StreamTypeData)
-	if err := framer.WriteFrame(&spdy.SynStreamFrame{StreamId: dataStreamID, Headers: h}); err != nil {
+	if err := s.framer.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(p.dataID), Headers: h}); err != nil {
 		return err
 	}
-	if err := p.c.WriteFrame(buf.Bytes(), nil); err != nil {
+	err = s.WriteFrame(s.head.Bytes(), nil)
+	s.head.Reset()
+	if err != nil {
 		return err
 	}
 	for {
@@ -171,7 +177,7 @@ func (p *podConn) open(requestID int64) error {
 		if err != nil {
 			return err
 		}
-		if kind == spdy.TypeSynReply && stream == dataStreamID {
+		if kind == spdy.TypeSynReply && stream == p.dataID {
 			return nil
 		}
 	}
@@ -205,7 +211,7 @@ func (p *podConn) readFrame() (kind spdy.ControlFrameType, stream uint32, err er
 	case spdy.TypePing:
 		p.handlePing(id)
 	case spdy.TypeRstStream:
-		if id == dataStreamID && !p.dataDone {
+		if id == p.dataID && !p.dataDone {
 			return kind, id, p.resetError()
 		}
 		p.ended(id)
@@ -221,9 +227,10 @@ func (p *podConn) readFrame() (kind spdy.ControlFrameType, stream uint32, err er
 
 func (p *podConn) ended(stream uint32) {
 	switch stream {
-	case dataStreamID:
+	case p.dataID:
 		p.dataDone = true
-	case errorStreamID:
+		p.farDone.Store(true)
+	case p.errID:
 		p.errDone = true
 	}
 }
@@ -232,12 +239,12 @@ func (p *podConn) readData(stream uint32, flags uint8, size int) error {
 	if flags&uint8(spdy.DataFlagFin) != 0 {
 		p.ended(stream)
 	}
-	if stream == dataStreamID {
+	if stream == p.dataID {
 		p.pending = size
 		return nil
 	}
 	keep := 0
-	if stream == errorStreamID {
+	if stream == p.errID {
 		keep = min(size, maxErrorText-len(p.errText))
 	}
 	old := len(p.errText)
@@ -260,6 +267,7 @@ func (p *podConn) Read(b []byte) (int, error) {
 	for p.rerr == nil && p.pending == 0 {
 		if p.dataDone && p.errDone {
 			p.rerr = p.readError(io.EOF, true) // the answer to our own Close is no end
+			p.whole = p.rerr == io.EOF         //nolint:errorlint // it is bare
 			break
 		}
 		ending := p.dataDone || p.errDone && len(p.errText) > 0
@@ -335,7 +343,7 @@ func (p *podConn) writeFrames(b []byte) error {
 
 // writeData needs wmu.
 func (p *podConn) writeData(b []byte, flags spdy.DataFlags) error {
-	binary.BigEndian.PutUint32(p.wbuf[:], dataStreamID)
+	binary.BigEndian.PutUint32(p.wbuf[:], p.dataID)
 	binary.BigEndian.PutUint32(p.wbuf[4:], uint32(len(b)))
 	p.wbuf[4] = uint8(flags)
 	return p.c.WriteFrame(p.wbuf[:], b)
@@ -351,7 +359,7 @@ func (p *podConn) CloseWrite() error {
 	if p.werr != nil || p.sent {
 		return p.werr
 	}
-	p.sent = true
+	p.sent, p.first = true, !p.farDone.Load()
 	p.werr = p.carrierError("close write", p.writeData(nil, spdy.DataFlagFin))
 	return p.werr
 }
@@ -365,13 +373,20 @@ func (p *podConn) Reset() error { return p.end(true) }
 
 func (p *podConn) end(reset bool) error {
 	p.once.Do(func() {
+		p.dmu.Lock()
 		close(p.closed)
+		p.dmu.Unlock()
 		p.timer.Stop()
 		select {
 		case <-p.wmu:
+			if !reset && p.keep != nil && p.over() {
+				_ = errors.Join(p.c.SetReadDeadline(time.Time{}), p.c.SetWriteDeadline(time.Time{}))
+				p.keep(p.c)
+				return
+			}
 			_ = p.c.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
 			if p.werr == nil {
-				_ = p.c.WriteFrame(goodbye(reset, p.sent), nil)
+				_ = p.c.WriteFrame(p.goodbye(reset), nil)
 			}
 		default: // somebody is inside Write: closing the carrier ends that
 		}
@@ -380,17 +395,28 @@ func (p *podConn) end(reset bool) error {
 	return nil
 }
 
-// goodbye is the end of the data stream and GOAWAY.
-func goodbye(reset, sent bool) []byte {
+// over tells whether both streams are, so that their carrier is as new: what is left untaken of one holds up others there. It needs wmu.
+func (p *podConn) over() bool {
+	if !p.first || p.werr != nil || p.pinged.Load() != 0 || p.lost.Load() != nil || !p.rmu.TryLock() {
+		return false
+	}
+	defer p.rmu.Unlock()
+	return p.whole
+}
+
+// goodbye is the end of the data stream and GOAWAY. It needs wmu.
+func (p *podConn) goodbye(reset bool) []byte { return goodbye(p.dataID, reset, p.sent) }
+
+func goodbye(stream uint32, reset, sent bool) []byte {
 	var b []byte
 	switch {
 	case reset:
 		b = binary.BigEndian.AppendUint32(b, 0x80030000|uint32(spdy.TypeRstStream))
 		b = binary.BigEndian.AppendUint32(b, 8)
-		b = binary.BigEndian.AppendUint32(b, dataStreamID)
+		b = binary.BigEndian.AppendUint32(b, stream)
 		b = binary.BigEndian.AppendUint32(b, uint32(spdy.Cancel))
 	case !sent:
-		b = binary.BigEndian.AppendUint32(b, dataStreamID)
+		b = binary.BigEndian.AppendUint32(b, stream)
 		b = binary.BigEndian.AppendUint32(b, uint32(spdy.DataFlagFin)<<24)
 	}
 	b = binary.BigEndian.AppendUint32(b, 0x80030000|uint32(spdy.TypeGoAway))
@@ -537,10 +563,21 @@ func (p *podConn) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline bounds Read.
-func (p *podConn) SetReadDeadline(t time.Time) error { return p.c.SetReadDeadline(t) }
+func (p *podConn) SetReadDeadline(t time.Time) error { return p.setDeadline(p.c.SetReadDeadline, t) }
 
 // SetWriteDeadline bounds Write.
-func (p *podConn) SetWriteDeadline(t time.Time) error { return p.c.SetWriteDeadline(t) }
+func (p *podConn) SetWriteDeadline(t time.Time) error { return p.setDeadline(p.c.SetWriteDeadline, t) }
+
+func (p *podConn) setDeadline(set func(time.Time) error, t time.Time) error {
+	p.dmu.Lock()
+	defer p.dmu.Unlock()
+	select {
+	case <-p.closed:
+		return p.opError("set deadline", net.ErrClosed)
+	default:
+		return set(t)
+	}
+}
 
 func (p *podConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Addr: p.remote, Err: err}
@@ -551,6 +588,9 @@ func (p *podConn) endError() error {
 	text := strings.TrimSpace(string(p.errText))
 	if text == "" {
 		return io.EOF
+	}
+	if p.spoilt != nil {
+		p.spoilt()
 	}
 	return p.opError("port-forward", portError(text))
 }

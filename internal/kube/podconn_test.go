@@ -28,11 +28,15 @@ func pipeConn(t *testing.T) (p *podConn, far net.Conn) {
 				return
 			}
 		}
-		for _, id := range []spdy.StreamId{dataStreamID, errorStreamID} {
+		for _, id := range []spdy.StreamId{3, 1} {
 			_ = framer.WriteFrame(&spdy.SynReplyFrame{StreamId: id})
 		}
 	}()
-	p, err := newPodConn(&rawCarrier{Conn: near, r: bufio.NewReader(near)}, podAddr{"shop", "orders-0", 80}, 1, func() {})
+	c, err := newSession(&rawCarrier{Conn: near, r: bufio.NewReader(near)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err = newPodConn(c, podAddr{"shop", "orders-0", 80}, 1, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,8 +153,8 @@ func TestThePeersPingIsAnsweredWhileAWriteWaits(t *testing.T) {
 
 // FuzzFrames has the cluster's side send anything.
 func FuzzFrames(f *testing.F) {
-	f.Add(append(pingFrame(2), goodbye(false, false)...))
-	f.Add(goodbye(true, false))
+	f.Add(append(pingFrame(2), goodbye(3, false, false)...))
+	f.Add(goodbye(3, true, false))
 	f.Add([]byte{0, 0, 0, 3, 1, 0, 0, 2, 'h', 'i'})
 	f.Add([]byte{0, 0, 0, 1, 1, 0, 0, 2, 'n', 'o', 0, 0, 0, 3, 1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -159,7 +163,11 @@ func FuzzFrames(f *testing.F) {
 			_, _ = far.Write(in)
 			_ = far.Close()
 		}()
-		p := &podConn{c: &rawCarrier{Conn: near, r: bufio.NewReader(near)}, closed: make(chan struct{}), onLost: func() {}, wmu: make(chan struct{}, 1)}
+		c, err := newSession(&rawCarrier{Conn: near, r: bufio.NewReader(near)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &podConn{c: c, errID: 1, dataID: 3, closed: make(chan struct{}), onLost: func() {}, wmu: make(chan struct{}, 1)}
 		n, err := io.Copy(io.Discard, p)
 		if n > int64(len(in)) || len(p.errText) > maxErrorText {
 			t.Errorf("%d bytes of %d, %d of error text, %v", n, len(in), len(p.errText), err)

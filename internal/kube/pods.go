@@ -16,6 +16,9 @@ import (
 // defaultContainer is the annotation of a pod that names the container meant where none is.
 const defaultContainer = "kubectl.kubernetes.io/default-container"
 
+// LogRemoved begins what the kubelet answers in place of a log whose container it has removed.
+const LogRemoved = "unable to retrieve container logs for "
+
 // Pods are those of t: the pod itself, or those that a workload's or a Service's selector matches, also the ended ones.
 func (c *Client) Pods(ctx context.Context, namespace string, t Target) ([]corev1.Pod, error) {
 	api := c.Clientset.CoreV1().Pods(namespace)

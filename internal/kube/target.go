@@ -18,6 +18,9 @@ const (
 	ReplicaSet  Kind = "replicaset"
 	DaemonSet   Kind = "daemonset"
 	Rollout     Kind = "rollout" // Argo's, where the cluster has it
+	Job         Kind = "job"
+
+	ReplicationController Kind = "replicationcontroller"
 )
 
 // WorkloadKinds are the kinds that a Workload may have.
@@ -26,8 +29,10 @@ func WorkloadKinds() []Kind { return []Kind{Deployment, StatefulSet, ReplicaSet,
 // APIVersion is that of the kind's objects: "apps/v1".
 func (k Kind) APIVersion() string {
 	switch k {
-	case Pod, Service:
+	case Pod, Service, ReplicationController:
 		return "v1"
+	case Job:
+		return "batch/v1"
 	case Rollout:
 		return "argoproj.io/v1alpha1"
 	}
@@ -35,8 +40,10 @@ func (k Kind) APIVersion() string {
 }
 
 // Group is the kind's API group; "" is the core group.
-func (k Kind) Group() string {
-	group, _, grouped := strings.Cut(k.APIVersion(), "/")
+func (k Kind) Group() string { return groupOf(k.APIVersion()) }
+
+func groupOf(apiVersion string) string {
+	group, _, grouped := strings.Cut(apiVersion, "/")
 	if !grouped {
 		return ""
 	}
@@ -55,6 +62,8 @@ func (k Kind) Object() string {
 		return "ReplicaSet"
 	case DaemonSet:
 		return "DaemonSet"
+	case ReplicationController:
+		return "ReplicationController"
 	}
 	return strings.ToUpper(string(k[:1])) + string(k[1:])
 }
@@ -112,6 +121,10 @@ func parseKind(s string) (Kind, bool) {
 		return DaemonSet, true
 	case "rollout", "rollouts", "ro":
 		return Rollout, true
+	case "job", "jobs":
+		return Job, true
+	case "replicationcontroller", "replicationcontrollers", "rc":
+		return ReplicationController, true
 	}
 	return "", false
 }

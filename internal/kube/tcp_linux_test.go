@@ -42,7 +42,7 @@ func TestAnUploadOverADeadPathIsLost(t *testing.T) {
 			if pause > alive && !probesOften(near) {
 				t.Skip("this kernel asks seldom")
 			}
-			p := &podConn{c: &rawCarrier{Conn: near, r: bufio.NewReader(near)}, onLost: func() {}, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+			p := &podConn{c: &session{carrier: &rawCarrier{Conn: near, r: bufio.NewReader(near)}}, onLost: func() {}, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
 			p.start()
 			var others sync.WaitGroup
 			defer others.Wait()
@@ -93,7 +93,7 @@ func TestASlowPathIsNotSentEverythingTwice(t *testing.T) {
 	if !probesOften(near) {
 		t.Skip("this kernel asks seldom")
 	}
-	p := &podConn{c: &rawCarrier{Conn: near, r: bufio.NewReader(near)}, onLost: func() {}, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
+	p := &podConn{c: &session{carrier: &rawCarrier{Conn: near, r: bufio.NewReader(near)}}, onLost: func() {}, closed: make(chan struct{}), wmu: make(chan struct{}, 1)}
 	p.start()
 	var others sync.WaitGroup
 	defer others.Wait()

@@ -113,7 +113,7 @@ func TestAWayThatLosesItsConnectionsComesSecond(t *testing.T) {
 	assertEchoes(t, conn)
 	s.CloseClientConnections()
 	// It was hijacked, so the test's server does not know it any more.
-	_ = conn.(*podConn).c.(*wsCarrier).below.Close()
+	_ = conn.(*podConn).c.carrier.(*wsCarrier).below.Close()
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("read: %v", err)
 	}

@@ -215,7 +215,7 @@ func (c *Client) Owner(ctx context.Context, namespace string, t Target) (Target,
 			return t, nil
 		}
 		next, err := ParseTarget(owner.Kind, owner.Name)
-		if group, _, _ := strings.Cut(owner.APIVersion, "/"); err != nil || group != next.Kind.Group() { // others have kinds of the same names
+		if err != nil || groupOf(owner.APIVersion) != next.Kind.Group() { // others have kinds of the same names
 			return t, hint.Newf(hint.Usage, fmt.Sprintf("bridge forward %s PORT -n %s%s reaches this one pod; bridge connect what it calls", t, namespace, c.Flags), "%s belongs to %s/%s (%s), and bridge does not know that kind", t,
 				hint.Printable(strings.ToLower(owner.Kind)), hint.Printable(owner.Name), hint.Printable(owner.APIVersion))
 		}

@@ -2,7 +2,9 @@ package logs
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -29,7 +31,11 @@ type cluster struct {
 	denied   bool          // who asks may read no pods
 	cut      chan struct{} // closed to cut what follows
 	cutOff   int           // so many answers with a previous run's log are cut in their first line
+	names    []string      // its containers; nil for "app" alone
+	broken   int           // the code with which the logs of those that are not "app" are refused
+	asked    []string      // the containers whose logs were asked for
 	refused  int           // so many requests that follow a log are answered "not now"
+	removed  int           // so many requests of a previous run's log are answered as where its container has just been removed
 	started  time.Time     // by the node's clock, when a run began
 	finished time.Time     // and the one before ended
 	requests []string
@@ -76,12 +82,24 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		status(404, metav1.StatusReasonNotFound)
 	case strings.HasSuffix(r.URL.Path, "/log"):
 		c.mu.Lock()
+		container := r.URL.Query().Get("container")
+		c.asked = append(c.asked, container)
 		refused := c.refused > 0 && r.URL.Query().Get("follow") == "true"
 		if refused {
 			c.refused--
 		}
 		c.mu.Unlock()
-		if refused {
+		switch {
+		case container == "app":
+		case c.broken == 500:
+			status(500, metav1.StatusReasonInternalError)
+			return
+		case c.broken == 405:
+			status(405, metav1.StatusReasonMethodNotAllowed)
+			return
+		}
+		switch {
+		case refused:
 			status(503, metav1.StatusReasonServiceUnavailable)
 			return
 		}
@@ -92,6 +110,12 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
 		p := corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "it", Namespace: "shop", UID: "u"},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+		if c.names != nil {
+			p.Spec.Containers = nil
+		}
+		for _, name := range c.names {
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name})
+		}
 		p.Status.Phase = corev1.PodRunning
 		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "app", RestartCount: int32(len(c.logs) - 1), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.started)}}}}
 		if len(c.logs) > 1 {
@@ -125,6 +149,12 @@ func (c *cluster) log(w http.ResponseWriter, r *http.Request) {
 	run, cut := len(c.logs)-1, c.cut
 	if q.Get("previous") == "true" {
 		run--
+		if c.removed > 0 {
+			c.removed--
+			c.mu.Unlock()
+			_, _ = w.Write([]byte(kube.LogRemoved + "containerd://0123"))
+			return
+		}
 		if c.cutOff > 0 {
 			c.cutOff--
 			c.mu.Unlock()
@@ -213,6 +243,57 @@ func newCluster(t *testing.T) (*cluster, *Log, *output, *output) {
 	}, out, said
 }
 
+// A log that cannot be read keeps nobody from the others; it is told at once, and once, and has the command end with an error. A fault that may
+// pass is waited for at the first log alone.
+func TestALogThatFailsDoesNotEndTheOthers(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		names     string
+		code      int
+		err, said string
+		asked     string // the containers, as their logs were asked for
+	}{
+		{"web app", 405, "1 of 2 logs could not be read", "note: read the log of pod/it/web: told so; the others go on\n", "web app"},
+		{"app web", 405, "read the log of pod/it/web: told so", "", "app web"},
+		{"web app db", 405, "2 of 3 logs could not be read", "note: read the log of pod/it/web: told so; the others go on\nnote: read the log of pod/it/db: told so\n", "web app db"},
+		{"web db app", 500, "2 of 3 logs could not be read", "note: read the log of pod/it/web: told so; the others go on\nnote: read the log of pod/it/db: told so; the others go on\n", "web web web web web db app"},
+	} {
+		t.Run(fmt.Sprint(tt.names, tt.code), func(t *testing.T) {
+			t.Parallel()
+			c, l, out, said := newCluster(t)
+			c.names, c.broken, l.Follow, l.Prefix = strings.Fields(tt.names), tt.code, false, true
+			c.says("one", "two")
+			err := l.Run(t.Context())
+			if err == nil || err.Error() != tt.err {
+				t.Errorf("%v, want %s", err, tt.err)
+			}
+			out.await(t, "[pod/it/app] two\n")
+			if text := said.text.String(); text != tt.said {
+				t.Errorf("it says %q, want %q", text, tt.said)
+			}
+			if asked := strings.Join(c.asked, " "); asked != tt.asked {
+				t.Errorf("asked for %s, want %s", asked, tt.asked)
+			}
+		})
+	}
+}
+
+// Who does not read what is printed ends it at once.
+func TestAReaderThatIsGoneEndsAllLogs(t *testing.T) {
+	c, l, _, said := newCluster(t)
+	l.Follow = false
+	c.says("one")
+	reader, writer := io.Pipe()
+	_ = reader.Close()
+	l.Out = writer
+	if err := l.Run(t.Context()); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("%v", err)
+	}
+	if text := said.text.String(); text != "" {
+		t.Errorf("it says %q", text)
+	}
+}
+
 // A restart while there is no connection, an API server that is away, and cuts: each line once.
 func TestFollowOverARestartWithoutAConnection(t *testing.T) {
 	c, l, out, said := newCluster(t)
@@ -269,6 +350,35 @@ func TestFollowWhenTheRestOfTheOldRunIsCut(t *testing.T) {
 	}
 	if got := out.text.String(); got != "1\n2\n3\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// While a container is restarted the kubelet may look for one that it has just removed: what it says then is no line of the log.
+func TestALogWhoseContainerHasJustBeenRemoved(t *testing.T) {
+	c, l, out, said := newCluster(t)
+	l.Follow, l.Previous = false, true
+	c.says("1")
+	c.restarts()
+	c.change(func() { c.removed = 2 })
+	if err := l.Run(t.Context()); err != nil || out.text.String() != "1\n" || said.text.String() != "" {
+		t.Errorf("%v, %q, %q", err, out.text.String(), said.text.String())
+	}
+	c.change(func() { c.removed = 100 })
+	if err := l.Run(t.Context()); hint.CodeOf(err) != hint.NotFound || out.text.String() != "1\n" || !strings.Contains(said.text.String(), "not there any more") {
+		t.Errorf("%v, %q, %q", err, out.text.String(), said.text.String())
+	}
+	l.Follow, l.Previous = true, false
+	c.change(func() { c.removed = 2 })
+	done := make(chan error, 1)
+	go func() { done <- l.Run(t.Context()) }()
+	c.says("2")
+	out.await(t, "2\n")
+	c.restarts()
+	c.says("3")
+	out.await(t, "3\n")
+	c.change(func() { c.gone = true })
+	if err := <-done; err != nil || out.text.String() != "1\n2\n3\n" {
+		t.Errorf("%v, %q", err, out.text.String())
 	}
 }
 

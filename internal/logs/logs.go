@@ -4,6 +4,7 @@ package logs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,7 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"bridge/internal/hint"
@@ -57,6 +60,7 @@ type Log struct {
 	last    types.UID // the pod that came last
 	turn    int       // its colour
 	full    bool      // that there are too many has been said
+	left    bool      // some were not begun at the last look, for want of room
 
 	mu      sync.Mutex
 	seen    map[types.UID]*corev1.Pod // nil before the first look
@@ -88,18 +92,38 @@ func (l *Log) Run(ctx context.Context) error {
 			"%s in %s has no pod", l.Target, l.Kube.Namespace)
 	}
 	var none []string
+	var failed []error
 	all := l.sources(pods, math.MaxInt)
-	for _, s := range all {
-		nothing, err := s.once(ctx)
-		if err != nil {
+	most := tries
+	for i, s := range all {
+		nothing, err := s.once(ctx, most)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil, hint.CodeOf(err) == hint.Forbidden, errors.As(err, new(*writeError)): // as all would be
 			return err
+		default: // such as of a node that does not answer
+			failed = append(failed, err)
+			if lost(err) {
+				most = 1 // the next may be of the same node, and those that can be read are not to wait for it again and again
+			}
+			switch {
+			case i < len(all)-1:
+				l.Say("note: " + err.Error() + "; the others go on")
+			case len(failed) == 1:
+				return err
+			default:
+				l.Say("note: " + err.Error())
+			}
 		}
 		if nothing != "" {
 			none = append(none, nothing)
 			l.Say("note: " + nothing)
 		}
 	}
-	if len(none) == len(all) {
+	switch {
+	case len(failed) > 0: // which is said by then
+		return hint.Worded(fmt.Sprintf("%d of %d logs could not be read", len(failed), len(all)), failed[0])
+	case len(none) == len(all):
 		return hint.Newf(hint.NotFound, fmt.Sprintf("bridge diagnose %s -n %s%s says what state it is in", l.Target, l.Kube.Namespace, l.Kube.Flags), "%s in %s has no such log", l.Target, l.Kube.Namespace)
 	}
 	return nil
@@ -123,6 +147,17 @@ func (l *Log) allOver(p *corev1.Pod) bool {
 	return l.Container != "" && over(p, l.Container, status)
 }
 
+// jobOver tells whether a Job has ended with all its pods: then it makes no more.
+func (l *Log) jobOver(ctx context.Context, pods []corev1.Pod) bool {
+	if slices.ContainsFunc(pods, func(p corev1.Pod) bool { return !kube.Ended(&p) }) {
+		return false
+	}
+	j, err := l.Kube.Clientset.BatchV1().Jobs(l.Kube.Namespace).Get(ctx, l.Target.Name, metav1.GetOptions{})
+	return err == nil && slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool {
+		return c.Status == corev1.ConditionTrue && (c.Type == batchv1.JobComplete || c.Type == batchv1.JobFailed)
+	})
+}
+
 // hasContainer is an error if no pod has the container named.
 func (l *Log) hasContainer(pods []corev1.Pod) error {
 	if l.Container == "" || len(pods) == 0 {
@@ -144,6 +179,7 @@ func (l *Log) hasContainer(pods []corev1.Pod) error {
 
 // sources are the logs of pods that were not begun yet, room of them at most, in the order of the pods' names and of their containers' starts.
 func (l *Log) sources(pods []corev1.Pod, room int) (out []*source) {
+	l.left = false
 	maps.DeleteFunc(l.begun, func(k key, _ bool) bool {
 		return !slices.ContainsFunc(pods, func(p corev1.Pod) bool { return p.UID == k.uid })
 	})
@@ -163,7 +199,7 @@ func (l *Log) sources(pods []corev1.Pod, room int) (out []*source) {
 				if !l.full {
 					l.Say(fmt.Sprintf("note: %d logs are followed, and no more: name a pod, or a container with -c", maxFollowed))
 				}
-				l.full = true
+				l.full, l.left = true, true
 				return out
 			}
 			l.begun[k] = true
@@ -194,7 +230,7 @@ func (l *Log) follow(outer context.Context) error {
 	defer enough()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	first, silent, checked, active := true, false, false, 0
+	first, some, silent, checked, active := true, false, false, false, 0
 	ended := make(chan struct{}, maxFollowed)
 	for over := false; ; {
 		began := time.Now()
@@ -218,6 +254,7 @@ func (l *Log) follow(outer context.Context) error {
 			l.look(began, pods) // before who looks for its pod there
 			for _, s := range l.sources(pods, maxFollowed-active) {
 				s.first = first
+				some = true
 				active++
 				group.Go(func() error {
 					defer func() { ended <- struct{}{} }()
@@ -225,7 +262,10 @@ func (l *Log) follow(outer context.Context) error {
 				})
 			}
 			first = false
-			over = l.Target.Kind == kube.Pod && l.allOver(&pods[0])
+			over = !l.left && (l.Target.Kind == kube.Pod && l.allOver(&pods[0]) || l.Target.Kind == kube.Job && l.jobOver(running, pods))
+			if over && !some {
+				return hint.Newf(hint.NotFound, "", "%s in %s has ended, and its pods are gone, with their logs", l.Target, l.Kube.Namespace)
+			}
 		case hint.CodeOf(err) == hint.NotFound:
 			if !over {
 				l.Say(l.Target.String() + " is gone")

@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,8 @@ const (
 	// longest is for reading a whole log: internal/kube gives one without an end of its own half a minute. A path that is dead
 	// is noticed without.
 	longest = 24 * time.Hour
-	// tries are how often a log that is printed once is begun when its connection is lost, tryEvery apart.
+	// tries are how often a log that is printed once is begun at most when its connection is lost, or its container has just been removed,
+	// tryEvery apart.
 	tries    = 5
 	tryEvery = time.Second
 )
@@ -36,6 +38,9 @@ type source struct {
 
 	reached mark
 }
+
+// errRemoved is of a log whose container the kubelet has just removed: it may know its successor in a moment.
+var errRemoved = errors.New("the container is not there any more, and neither is its log")
 
 func (s *source) String() string { return "pod/" + s.pod + "/" + s.container }
 
@@ -68,13 +73,26 @@ func (s *source) read(ctx context.Context, o *corev1.PodLogOptions, print func(l
 	}
 	defer body.Close()
 	s.opened, s.silent = true, false
-	return s.reached.read(body, print)
+	removed, printed, was := false, false, s.reached
+	err = s.reached.read(body, func(l line) error {
+		if !printed && l.stamp == nil && bytes.HasPrefix(l.text, []byte(kube.LogRemoved)) {
+			removed = true
+			return nil
+		}
+		printed = true
+		return print(l)
+	})
+	if err == nil && removed {
+		s.reached = was
+		return errRemoved
+	}
+	return err
 }
 
 func (s *source) print(l line) error { return s.log.printer.print(s, l) }
 
-// once prints the log as it is. nothing says why there is none.
-func (s *source) once(ctx context.Context) (nothing string, err error) {
+// once prints the log as it is. nothing says why there is none. most is how often it is tried without an answer.
+func (s *source) once(ctx context.Context, most int) (nothing string, err error) {
 	s.first = true
 	for try := 1; ; try++ {
 		o := s.options()
@@ -83,9 +101,12 @@ func (s *source) once(ctx context.Context) (nothing string, err error) {
 		switch {
 		case err == nil:
 			return "", nil
-		case apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
+		case errors.Is(err, errRemoved) && try < tries:
+		case errors.Is(err, errRemoved) && o.Previous:
+			return s.String() + ": " + err.Error() + "; without --previous it is that of the run after it", nil
+		case errors.Is(err, errRemoved), apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
 			return s.String() + ": " + err.Error(), nil
-		case try == tries || ctx.Err() != nil || !lost(err):
+		case try == tries || try >= most && !s.opened || ctx.Err() != nil || !lost(err):
 			return "", kube.Explain(err, "read the log of "+s.String())
 		}
 		select {
@@ -99,7 +120,7 @@ func (s *source) once(ctx context.Context) (nothing string, err error) {
 func lost(err error) bool {
 	var write *writeError
 	status := apierrors.APIStatus(nil)
-	if errors.As(err, &write) {
+	if errors.As(err, &write) || errors.Is(err, errRemoved) {
 		return false
 	}
 	return kube.Transient(err) || !errors.As(err, &status)
@@ -158,7 +179,11 @@ func (s *source) follow(ctx context.Context) error {
 			return nil
 		case err == nil && !running:
 			final = n
-		case err == nil, apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
+		case errors.Is(err, errRemoved) && !running:
+			if final = n; over(p, s.container, status) {
+				s.log.Say("note: " + s.String() + ": " + err.Error())
+			}
+		case err == nil, errors.Is(err, errRemoved), apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
 			// It has ended meanwhile, or somebody on the way has ended it; it is not started after all; its pod goes.
 		case errors.As(err, &write), !lost(err):
 			return kube.Explain(err, "follow the log of "+s.String())
@@ -179,7 +204,7 @@ func (s *source) sayLost(err error) {
 // before prints the rest of what the container printed before its restart number n. That may not be kept. It is not done when there was
 // another restart before it had been read.
 func (s *source) before(ctx context.Context, n int32) (done bool, err error) {
-	for {
+	for removed := 1; ; {
 		o := s.options()
 		o.Previous, o.TailLines, o.SinceSeconds = true, nil, nil
 		err := s.read(ctx, o, s.print)
@@ -189,8 +214,12 @@ func (s *source) before(ctx context.Context, n int32) (done bool, err error) {
 			return true, nil
 		case errors.As(err, &write):
 			return true, err
-		case lost(err):
-			s.sayLost(err)
+		case errors.Is(err, errRemoved) && removed < tries, lost(err):
+			if errors.Is(err, errRemoved) {
+				removed++
+			} else {
+				s.sayLost(err)
+			}
 			if p, _ := s.log.podAfter(ctx, s.uid, time.Now()); p != nil {
 				if status, _ := kube.ContainerStatus(p, s.container); status.RestartCount != n {
 					return false, nil

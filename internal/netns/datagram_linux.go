@@ -23,13 +23,49 @@ const (
 
 // And those where a device is in the place of nftables.
 const (
-	tun       = "tun"
-	namesPass = "names pass" // no socket
-	localPort = "local port"
+	tun        = "tun"
+	veth       = "veth"
+	namesPass  = "names pass" // no socket
+	redirected = "redirected" // no socket
+	localPort  = "local port"
 )
 
-// datagramSockets opens those of one version of IP that this kernel has, on none of the taken ports, and has datagrams and echo requests come to them.
-func datagramSockets(six bool, taken []uint16) (kinds []string, files []*os.File) {
+// datagramSockets opens those that this kernel has, on none of the taken ports, and has datagrams and echo requests come to them.
+func datagramSockets(o Options, taken []uint16) (kinds []string, files []*os.File) {
+	for _, six := range []bool{false, true} {
+		if !six || len(o.IPv6) > 0 {
+			names, more := socketsOf(six, taken)
+			kinds, files = append(kinds, names...), append(files, more...)
+		}
+	}
+	return kinds, files
+}
+
+// passEchoes has echo requests go to a device, and the kernel answer for itself again, where datagramSockets has opened names. What cannot be leaves them where
+// they were: without an answer.
+func passEchoes(names []string) {
+	for six, name := range map[bool]string{false: icmp4, true: icmp6} {
+		_ = ignoreEchoes(six, false)
+		if !slices.Contains(names, name) {
+			_ = letEchoes(six)
+		}
+	}
+}
+
+// ignoreEchoes has the kernel answer no echo request of one version, or answer them again.
+func ignoreEchoes(six, ignore bool) error {
+	file, text := "/proc/sys/net/ipv4/icmp_echo_ignore_all", "0"
+	if six {
+		file = "/proc/sys/net/ipv6/icmp/echo_ignore_all"
+	}
+	if ignore {
+		text = "1"
+	}
+	return os.WriteFile(file, []byte(text), 0)
+}
+
+// socketsOf opens those of one version of IP.
+func socketsOf(six bool, taken []uint16) (kinds []string, files []*os.File) {
 	family, udp, icmp, raw := unix.AF_INET, udp4, icmp4, raw4
 	if six {
 		family, udp, icmp, raw = unix.AF_INET6, udp6, icmp6, raw6
@@ -99,9 +135,9 @@ func transparent(six bool) (*os.File, uint16, error) {
 
 // echoes is a socket that hears the echo requests of one version, which the kernel answers no more: all addresses are its own.
 func echoes(six bool) (*os.File, error) {
-	family, protocol, ignore := unix.AF_INET, protocolICMP, "/proc/sys/net/ipv4/icmp_echo_ignore_all"
+	family, protocol := unix.AF_INET, protocolICMP
 	if six {
-		family, protocol, ignore = unix.AF_INET6, protocolICMPv6, "/proc/sys/net/ipv6/icmp/echo_ignore_all"
+		family, protocol = unix.AF_INET6, protocolICMPv6
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
@@ -113,7 +149,7 @@ func echoes(six bool) (*os.File, error) {
 		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1))
 	}
 	if err == nil {
-		err = os.WriteFile(ignore, []byte("1"), 0)
+		err = ignoreEchoes(six, true)
 	}
 	if err != nil {
 		_ = f.Close()

@@ -167,17 +167,23 @@ func setUp(o Options) (files []*os.File, kinds []string, err error) {
 		return nil, nil, fmt.Errorf("put a resolver file in place: %w", err)
 	}
 	without := errors.New("not wanted")
-	if !o.Device {
+	if o.Without&NFTables == 0 {
 		without = redirect(port4, port6, o.LocalPorts)
 	}
-	if without != nil {
-		more, err := device(o)
+	byDevice := func() error {
+		kind, more, err := device(o)
 		if err != nil {
-			return nil, nil, fmt.Errorf("nftables: %w; and a device in its place: %w", without, err)
+			return err
 		}
-		kinds, files = append(kinds, tun), append(files, more)
+		kinds, files = append(kinds, kind), append(files, more)
 		if catchNames(udp) != nil {
 			kinds = append(kinds, namesPass)
+		}
+		return nil
+	}
+	if without != nil {
+		if err := byDevice(); err != nil {
+			return nil, nil, fmt.Errorf("nftables: %w; and a device in its place: %w", without, err)
 		}
 		for _, p := range o.LocalPorts {
 			if _, err := listen("tcp4", fmt.Sprintf("127.0.0.1:%d", p)); err != nil {
@@ -187,17 +193,16 @@ func setUp(o Options) (files []*os.File, kinds []string, err error) {
 		}
 		return files, kinds, nil
 	}
+	names, more := datagramSockets(o, taken)
+	if (o.Without&TProxy != 0 || !slices.Contains(names, udp4)) && byDevice() == nil {
+		closeAll(more)
+		passEchoes(names)
+		return files, append(kinds, redirected), nil
+	}
 	if err := links(o, nil); err != nil {
 		return nil, nil, fmt.Errorf("set up the loopback device: %w", err)
 	}
-	for _, six := range []bool{false, true} {
-		if six && len(o.IPv6) == 0 {
-			break
-		}
-		names, more := datagramSockets(six, taken)
-		kinds, files = append(kinds, names...), append(files, more...)
-	}
-	return files, kinds, nil
+	return append(files, more...), names, nil
 }
 
 // listenApart listens at an address, on none of the taken ports.

@@ -24,8 +24,8 @@ func asInPods() {
 }
 
 const (
-	loopback = "lo"
-	tunName  = "bridge0"
+	loopback   = "lo"
+	deviceName = "bridge0"
 )
 
 // routing is where this network's addresses and routes are changed, and its loopback device's number.
@@ -38,8 +38,8 @@ func routing() (c *netlink.Conn, lo int, err error) {
 	return c, device.Index, err
 }
 
-// links gives the loopback device the namespace's addresses, and makes every address its own; or, if that is not nil, has those of others be the way of tun.
-func links(o Options, tun *net.Interface) error {
+// links gives the loopback device the namespace's addresses, and makes every address its own; or, if that is not nil, has those of others be the way of device.
+func links(o Options, device *net.Interface) error {
 	c, lo, err := routing()
 	if err != nil {
 		return err
@@ -50,14 +50,17 @@ func links(o Options, tun *net.Interface) error {
 			continue
 		}
 		err := addAddress(c, lo, own)
-		if err == nil && tun != nil && own.Is6() { // which else it is some time later
+		if errors.Is(err, unix.EEXIST) { // a device was tried before
+			err = nil
+		}
+		if err == nil && device != nil && own.Is6() { // which else it is some time later
 			err = addLocal(c, lo, netip.PrefixFrom(own, own.BitLen()), own)
 		}
 		for _, p := range others {
 			switch {
 			case err != nil:
-			case tun != nil:
-				err = addRoute(c, tun.Index, p, own)
+			case device != nil:
+				err = addRoute(c, device.Index, p, own)
 			default:
 				err = addLocal(c, lo, p, own)
 			}
@@ -69,37 +72,147 @@ func links(o Options, tun *net.Interface) error {
 	return nil
 }
 
-// device makes a TUN device that is the way to all others.
-func device(o Options) (*os.File, error) {
+// device makes one that is the way to all others, and says of which kind it is.
+func device(o Options) (kind string, f *os.File, err error) {
+	kind = tun
+	if o.Without&TUN != 0 {
+		err = errors.New("not wanted")
+	} else {
+		f, err = tunDevice(o)
+	}
+	if err != nil {
+		var other error
+		if f, other = vethDevice(o); other != nil {
+			return "", nil, fmt.Errorf("%w; nor a veth pair: %w", err, other)
+		}
+		kind = veth
+	}
+	way, err := net.InterfaceByName(deviceName)
+	if err == nil {
+		err = links(o, way)
+	}
+	if err != nil {
+		_ = f.Close()
+		if kind == veth { // which does not go with it
+			removeLink(way)
+		}
+		return "", nil, err
+	}
+	return kind, f, nil
+}
+
+// removeLink removes a device, its peer, and their routes.
+func removeLink(device *net.Interface) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil || device == nil {
+		return
+	}
+	defer func() { _ = c.Close() }()
+	head := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(head[4:], uint32(device.Index)) // ifi_index
+	_, _ = c.Execute(netlink.Message{Header: netlink.Header{Type: unix.RTM_DELLINK, Flags: netlink.Request | netlink.Acknowledge}, Data: head})
+}
+
+// tunDevice makes a TUN device.
+func tunDevice(o Options) (*os.File, error) {
 	const path = "/dev/net/tun"
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path)
-	r, err := unix.NewIfreq(tunName)
+	r, err := unix.NewIfreq(deviceName)
 	if err == nil {
 		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
 	}
 	if err == nil && o.MTU != 0 {
-		err = setMTU(tunName, o.MTU)
+		err = setMTU(deviceName, o.MTU)
 	}
 	if err == nil {
-		err = up(tunName)
-	}
-	var tun *net.Interface
-	if err == nil {
-		tun, err = net.InterfaceByName(tunName)
-	}
-	if err == nil {
-		err = links(o, tun)
+		err = up(deviceName)
 	}
 	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// vethAddress is that of the device of a veth pair. Without ARP the system sends to its own.
+var vethAddress = net.HardwareAddr{0x02, 'b', 'r', 'd', 'g', 'e'}
+
+// vethBuffer is what a packet socket keeps, in bytes, as far as the system lets it: more than a connection has under way.
+const vethBuffer = 1 << 20
+
+// vethDevice makes a pair of devices, and a packet socket at the other one, whose packets have Ethernet headers.
+func vethDevice(o Options) (*os.File, error) {
+	const other = "bridge1"
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	var head [unix.SizeofIfInfomsg]byte
+	named := func(e *netlink.AttributeEncoder, name string) {
+		e.String(unix.IFLA_IFNAME, name)
+		if o.MTU != 0 {
+			e.Uint32(unix.IFLA_MTU, o.MTU)
+		}
+	}
+	peer := netlink.NewAttributeEncoder()
+	named(peer, other)
+	attributes, err := peer.Encode()
+	if err != nil {
+		return nil, err
+	}
+	err = add(c, unix.RTM_NEWLINK, head[:], func(e *netlink.AttributeEncoder) {
+		named(e, deviceName)
+		e.Bytes(unix.IFLA_ADDRESS, vethAddress)
+		e.Nested(unix.IFLA_LINKINFO, func(info *netlink.AttributeEncoder) error {
+			info.String(unix.IFLA_INFO_KIND, "veth")
+			info.Nested(unix.IFLA_INFO_DATA, func(data *netlink.AttributeEncoder) error {
+				const vethInfoPeer = 1 // VETH_INFO_PEER, linux/veth.h
+				data.Bytes(vethInfoPeer, append(head[:], attributes...))
+				return nil
+			})
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a veth pair: %w", err)
+	}
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+other+"/disable_ipv6", []byte("1"), 0) // it has nothing to say
+	at, err := net.InterfaceByName(other)
+	if err != nil {
+		return nil, err
+	}
+	var f *os.File
+	if err = errors.Join(setFlags(deviceName, unix.IFF_UP|unix.IFF_NOARP), up(other)); err == nil {
+		f, err = packetSocket(at)
+	}
+	if err != nil {
+		removeLink(at)
+		return nil, err
+	}
+	return f, nil
+}
+
+// packetSocket has the packets that arrive at a device, and sends others from there.
+func packetSocket(at *net.Interface) (*os.File, error) {
+	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL}) // in the network's order
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(all))
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	for _, buffer := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, buffer, vethBuffer)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: at.Index}); err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return os.NewFile(uintptr(fd), at.Name), nil
 }
 
 // namesTable is the routing table of catchNames, and its rule's priority: behind what is local, and before all else.
@@ -144,12 +257,15 @@ func kernelRelease() (n [2]int) {
 	return n
 }
 
-func up(device string) error {
+func up(device string) error { return setFlags(device, unix.IFF_UP) }
+
+// setFlags adds flags to those of a device.
+func setFlags(device string, flags uint16) error {
 	return change(device, func(fd int, r *unix.Ifreq) error {
 		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
 			return err
 		}
-		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		r.SetUint16(r.Uint16() | flags)
 		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 	})
 }

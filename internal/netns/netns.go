@@ -13,7 +13,9 @@
 //   - /etc/resolv.conf names the DNS server, and /etc/nsswitch.conf has names looked up in files and in DNS alone;
 //   - Files are at their paths.
 //
-// Where nftables is missing a TUN device takes its place: all but the namespace's own loopback, and UDP to port 53, is routed to it, and its packets are handed out.
+// Where nftables is missing a device takes its place: all but the namespace's own loopback, and UDP to port 53, is routed to it, and its packets are handed out.
+// Where it cannot tell what a datagram was sent to (nft_tproxy), that device is for all but TCP. It is a TUN device or, where none may be opened, one end of a
+// veth pair, with a packet socket at the other.
 //
 // A second process (the guard) ends what is left in the namespace when the program has ended, or when bridge was killed. A third
 // (the maker), in there, makes the sockets with which bridge reaches the program's own ports (Control).
@@ -48,12 +50,24 @@ type Options struct {
 	// Dialled has Control and Listens work.
 	Dialled bool
 
-	// Device has all but the DNS server's come as packets of a device, as it does where nftables is not to be had. Its MTU is that of MTU, if there is one.
-	Device bool
-	MTU    uint32
+	// MTU is that of the device that takes the place of nftables, if it is not the usual one.
+	MTU uint32
+
+	// Without are features that are not used, as if this kernel had none of them.
+	Without Feature
 
 	Files Files
 }
+
+// Feature is what a kernel may have, and let one use, or several.
+type Feature uint8
+
+// The features that something else takes the place of.
+const (
+	NFTables Feature = 1 << iota
+	TProxy           // nftables' way to tell what a datagram was sent to
+	TUN              // /dev/net/tun
+)
 
 // Files are files and folders that are put in the place of what this machine has at their paths, for the programs in the namespace alone.
 // A folder follows what is made and changed in it; a file that is replaced by another stays as it was.
@@ -72,6 +86,10 @@ type Sockets struct {
 	// Device, which is not nil where there is no nftables, has the packets of all that is sent to others: of TCP there is at TCP what is sent to LocalPorts,
 	// and Datagrams is nil.
 	Device *os.File
+	// Link is the Device's address where each of its packets has an Ethernet header.
+	Link net.HardwareAddr
+	// Redirected tells that TCP is redirected in spite of the Device.
+	Redirected bool
 	// NamesPass tells that UDP to port 53 of others is among its packets, as this kernel routes no port apart.
 	NamesPass bool
 }

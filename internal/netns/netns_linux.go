@@ -349,12 +349,17 @@ func sockets(files []*os.File, ipv6 bool, more []string) (*Sockets, error) {
 	}
 	for _, kind := range more {
 		switch kind {
-		case tun:
+		case tun, veth:
 			if s.Device = next(); s.Device != nil {
 				errs = append(errs, nonblocking(s.Device)) // handing it over has undone it
 			}
+			if kind == veth {
+				s.Link = vethAddress
+			}
 		case namesPass:
 			s.NamesPass = true
+		case redirected:
+			s.Redirected = true
 		case localPort:
 			s.TCP = append(s.TCP, listener())
 		default:

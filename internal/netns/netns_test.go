@@ -266,7 +266,13 @@ func TestFreePortsAreTheProgramsOwn(t *testing.T) {
 
 // Where a device is in the place of nftables, what is sent to others are its packets, and what is the namespace's own is as ever.
 func TestADeviceInThePlaceOfNftables(t *testing.T) {
-	o := Options{Device: true, MTU: 9000, IPv6: []netip.Prefix{netip.MustParsePrefix("2001:db8:5::/64")}, LocalPorts: []uint16{6443}}
+	for _, without := range []Feature{NFTables, NFTables | TUN} {
+		t.Run(fmt.Sprint(without), func(t *testing.T) { testDevice(t, without) })
+	}
+}
+
+func testDevice(t *testing.T, without Feature) {
+	o := Options{Without: without, MTU: 9000, IPv6: []netip.Prefix{netip.MustParsePrefix("2001:db8:5::/64")}, LocalPorts: []uint16{6443}}
 	s := start(t, o, "say tcp 127.0.0.1:6443")
 	if s.Device == nil || s.Datagrams != nil || len(s.TCP) != 3 {
 		t.Fatalf("%+v", s.Sockets)
@@ -305,7 +311,43 @@ func TestADeviceInThePlaceOfNftables(t *testing.T) {
 	}
 }
 
-// read reads a packet of the device.
+// Where nftables cannot tell what a datagram was sent to, those are the device's packets, and TCP is redirected.
+func TestADeviceForDatagrams(t *testing.T) {
+	o := Options{Without: TProxy, MTU: 9000, LocalPorts: []uint16{6443}}
+	for _, to := range []string{"127.0.0.1:6443", "10.96.0.10:80"} {
+		s := start(t, o, "say tcp "+to)
+		if s.Device == nil || !s.Redirected || s.Datagrams != nil || len(s.TCP) != 1 {
+			t.Fatalf("%+v", s.Sockets)
+		}
+		answer(t, s.TCP[0])
+		if said, code := s.end(); code != 0 || !strings.HasPrefix(said, "you want "+to+" <nil>;") {
+			t.Errorf("%q, exit code %d", said, code)
+		}
+	}
+	for do, want := range map[string]string{"ping 127.0.0.1:0": "hello <nil>", "say udp 127.0.0.1:123": "connection refused", "say ip4:132 10.96.0.10": "operation not permitted"} {
+		s := start(t, o, do)
+		if said, _ := s.end(); !strings.Contains(said, want) {
+			t.Errorf("%s: %q", do, said)
+		}
+	}
+	for _, do := range []string{"say udp 10.96.0.10:123", "ping 10.96.0.10:0"} {
+		s := start(t, o, do)
+		b := make([]byte, 10_000)
+		for {
+			n, err := s.read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n > 20 && b[0]>>4 == 4 && bytes.Equal(b[16:20], []byte{10, 96, 0, 10}) {
+				break
+			}
+		}
+		_ = s.cmd.Process.Kill()
+		_, _ = s.end()
+	}
+}
+
+// read reads a packet of the device, without its Ethernet header.
 func (s *space) read(b []byte) (n int, err error) {
 	raw, err := s.Device.SyscallConn()
 	if err != nil {
@@ -319,7 +361,15 @@ func (s *space) read(b []byte) (n int, err error) {
 			}
 		}
 	})
-	return n, errors.Join(err, failed)
+	if err := errors.Join(err, failed); err != nil || s.Link == nil {
+		return n, err
+	}
+	const ethernet = 14
+	const group = 1 // as what asks for routers goes to
+	if n < ethernet || b[0]&group == 0 && !bytes.Equal(b[:6], s.Link) {
+		return 0, fmt.Errorf("to another device: % x", b[:n])
+	}
+	return copy(b, b[ethernet:n]), nil
 }
 
 // What does not leave the namespace fails as it does anywhere, at once.
@@ -344,16 +394,13 @@ func TestWhatIsNotThere(t *testing.T) {
 
 func TestDNSGetsWhatIsSentToAnyResolver(t *testing.T) {
 	for _, c := range []struct {
-		to     string
-		device bool
+		to      string
+		without Feature
 	}{
-		{"127.0.0.1:53", false}, {"10.96.0.10:53", false}, {"8.8.8.8:53", false},
-		{"127.0.0.1:53", true}, {"10.96.0.10:53", true}, {"8.8.8.8:53", true},
+		{"127.0.0.1:53", 0}, {"10.96.0.10:53", 0}, {"8.8.8.8:53", 0},
+		{"127.0.0.1:53", NFTables}, {"10.96.0.10:53", NFTables}, {"8.8.8.8:53", NFTables | TUN}, {"8.8.8.8:53", TProxy},
 	} {
-		if c.device && unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK) != nil {
-			continue // it is not everybody's everywhere
-		}
-		s := start(t, Options{Device: c.device}, "say udp "+c.to)
+		s := start(t, Options{Without: c.without}, "say udp "+c.to)
 		if s.NamesPass {
 			t.Fatal("this kernel does not tell them apart")
 		}

@@ -43,8 +43,8 @@ const (
 	// bufferSize bounds what is kept of a connection each way, in bytes: some packets of the longest. The way is short, more gains nothing.
 	bufferSize = 256 << 10
 
-	// dialTime bounds a dial that nobody answers: what the pod's own dials take at most.
-	dialTime = 30 * time.Second
+	// defaultDialTimeout is what the pod's own dials take at most.
+	defaultDialTimeout = 30 * time.Second
 
 	// waitTime is how long the ports of a connection that its target has ended first are not taken again. The program's system waits for nothing
 	// then, and takes its port for the next one; the way is this machine's own, where nothing arrives late.
@@ -68,8 +68,14 @@ type Stack struct {
 	// From tells whether packets from an address are carried. All others are dropped. Nil means those of everybody who reaches the device.
 	From func(netip.Addr) bool
 
+	// DialTimeout bounds one Dial. Zero means 30 seconds.
+	DialTimeout time.Duration
+
 	// MTU is the device's, if it is not the usual one.
 	MTU uint32
+
+	// Link is the address of the device where each packet has an Ethernet header, to it and from it. Nil means that there is none.
+	Link net.HardwareAddr
 
 	// Log gets what failed, at level debug. Nil means none.
 	Log *slog.Logger
@@ -88,7 +94,7 @@ type run struct {
 	conns sync.WaitGroup
 }
 
-// Run carries what is sent through device, the descriptor of one without a link layer, until ctx is done, which is no error, or the device is
+// Run carries what is sent through device, the descriptor of one, until ctx is done, which is no error, or the device is
 // gone. Then all connections are reset; it returns when all has ended. The device stays open, and is the caller's.
 func (s *Stack) Run(outer context.Context, device int) error {
 	ctx, cancel := context.WithCancel(outer)
@@ -99,6 +105,7 @@ func (s *Stack) Run(outer context.Context, device int) error {
 	gone := make(chan error, 1)
 	link, err := fdbased.New(&fdbased.Options{
 		FDs: []int{device}, MTU: cmp.Or(s.MTU, MTU),
+		EthernetHeader: s.Link != nil, Address: tcpip.LinkAddress(s.Link),
 		RXChecksumOffload: true, // they come from this machine's own memory
 		ClosedFunc: func(e tcpip.Error) {
 			err := errors.New("the device is gone")
@@ -121,7 +128,7 @@ func (s *Stack) Run(outer context.Context, device int) error {
 	})
 	r.flows = &flow.Table[flow.Pair]{
 		Dial: func(ctx context.Context, p flow.Pair) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, dialTime)
+			ctx, cancel := r.dialContext(ctx)
 			defer cancel()
 			return s.Dial(ctx, p.Network, p.To.String())
 		},
@@ -190,7 +197,7 @@ func (r *run) configure(link stack.LinkEndpoint) error {
 	forwarder := tcp.NewForwarder(r.stack, bufferSize, maxConns, r.connection)
 	r.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
 	r.stack.SetTransportProtocolHandler(udp.ProtocolNumber, r.datagram)
-	f := &filter{takes: r.Takes, from: r.From, put: r.put}
+	f := &filter{link: tcpip.LinkAddress(r.Link), takes: r.Takes, from: r.From, put: r.put}
 	if f.from == nil {
 		f.from = func(netip.Addr) bool { return true }
 	}
@@ -230,7 +237,7 @@ func (r *run) connection(request *tcp.ForwarderRequest) {
 		request.Complete(false) // as if the packet had been lost
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.ctx, dialTime)
+	ctx, cancel := r.dialContext(r.ctx)
 	target, err := r.Dial(ctx, "tcp", to.String())
 	cancel()
 	if err != nil {
@@ -248,13 +255,13 @@ func (r *run) connection(request *tcp.ForwarderRequest) {
 	}
 	endpoint.SocketOptions().SetDelayOption(false)
 	c := &conn{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}
-	defer context.AfterFunc(r.ctx, func() {
-		c.Reset()
-		tunnel.Abort(target)
-	})()
-	if err := tunnel.Splice(c, target); err != nil {
+	if err := new(tunnel.Flow).SpliceContext(r.ctx, c, target); err != nil {
 		r.Log.Debug("connection", "to", to, "error", err)
 	}
+}
+
+func (r *run) dialContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(r.DialTimeout, defaultDialTimeout))
 }
 
 // begin counts a connection, if there may be more.
@@ -368,6 +375,7 @@ func (r *run) send(p flow.Pair, message []byte) error {
 // filter takes echo requests, and drops packets that the stack would answer, or take, by itself: other ICMP, and those to or from other addresses.
 type filter struct {
 	nested.Endpoint
+	link        tcpip.LinkAddress
 	takes, from func(netip.Addr) bool
 	put         func(p flow.Pair, echo []byte)
 }
@@ -384,6 +392,17 @@ func (f *filter) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt 
 			f.put(flow.Pair{Network: "icmp", From: netip.AddrPortFrom(from, id), To: netip.AddrPortFrom(to, 0)}, echo)
 		}
 	}
+}
+
+// Capabilities are the device's, where nobody has to be asked for an address of the link: there is one.
+func (f *filter) Capabilities() stack.LinkEndpointCapabilities {
+	return f.Endpoint.Capabilities() &^ stack.CapabilityResolutionRequired
+}
+
+// AddHeader adds the Ethernet header, if there is one.
+func (f *filter) AddHeader(pkt *stack.PacketBuffer) {
+	pkt.EgressRoute.RemoteLinkAddress = f.link
+	f.Endpoint.AddHeader(pkt)
 }
 
 // ends says from where to where a packet goes, and whether ICMP is in it.

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bridge/internal/ping"
+	"bridge/internal/servertest"
 )
 
 // patience bounds every wait for something that has to happen.
@@ -275,29 +276,13 @@ func TestTheEndResets(t *testing.T) {
 
 // Datagrams keep their boundaries and their sender's address, the longest too, which are more than a packet.
 func TestDatagramsPass(t *testing.T) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		b := make([]byte, 64<<10)
-		for {
-			n, from, err := pc.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = pc.WriteTo(b[:n], from)
-		}
-	})
-	defer wg.Wait()
-	defer pc.Close()
+	echo := servertest.UDP(t, "127.0.0.1", servertest.Same)
 	t.Run("run", func(t *testing.T) {
 		p := newPlace(t, func(ctx context.Context, network, address string) (net.Conn, error) {
 			if network != "udp" || address != "10.77.0.10:53" && address != "[fd77::10]:53" {
 				t.Errorf("%s %s was dialled", network, address)
 			}
-			return new(net.Dialer).DialContext(ctx, network, pc.LocalAddr().String())
+			return new(net.Dialer).DialContext(ctx, network, echo)
 		})
 		for _, address := range []string{"10.77.0.10:53", "[fd77::10]:53"} {
 			c, err := p.dial("udp", address) // connected: takes answers from there alone

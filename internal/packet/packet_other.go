@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 )
 
 // MTU is what a device should have, in bytes.
@@ -15,11 +16,13 @@ const MTU = 65520
 
 // Stack carries what arrives at a device, on Linux.
 type Stack struct {
-	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
-	Takes func(netip.Addr) bool
-	From  func(netip.Addr) bool
-	MTU   uint32
-	Log   *slog.Logger
+	Dial        func(ctx context.Context, network, address string) (net.Conn, error)
+	Takes       func(netip.Addr) bool
+	From        func(netip.Addr) bool
+	DialTimeout time.Duration
+	MTU         uint32
+	Link        net.HardwareAddr
+	Log         *slog.Logger
 }
 
 // Run says that it is not to be had here.

@@ -158,7 +158,7 @@ func tcp(to end) (what string, check func(context.Context) Outcome) {
 }
 
 // httpGet succeeds with a status of 200 to 399. Redirects are followed to the same host only, and are a success when they lead
-// elsewhere. A body that breaks off gives no result.
+// elsewhere. A body that breaks off gives no result, unless the status is one of a failure.
 func httpGet(a *corev1.HTTPGetAction, to end) (what string, check func(context.Context) Outcome) {
 	u, err := url.Parse(a.Path)
 	if err != nil {
@@ -212,14 +212,14 @@ func httpGet(a *corev1.HTTPGetAction, to end) (what string, check func(context.C
 			return failed(ctx, err)
 		}
 		defer resp.Body.Close()
+		why := fmt.Sprintf("status %d", resp.StatusCode)
+		if resp.StatusCode < 200 || resp.StatusCode >= 400 {
+			return Outcome{Result: Failure, Why: why}
+		}
 		if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody)); err != nil {
 			return Outcome{Why: words("the answer's body: " + err.Error())}
 		}
-		why := fmt.Sprintf("status %d", resp.StatusCode)
-		switch {
-		case resp.StatusCode < 200 || resp.StatusCode >= 400:
-			return Outcome{Result: Failure, Why: why}
-		case resp.StatusCode >= 300:
+		if resp.StatusCode >= 300 {
 			why += ", not followed"
 		}
 		return Outcome{Result: Success, Why: why}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,7 +19,7 @@ import (
 func (w *work) dialPods(e *end) Dial {
 	return func(ctx context.Context, network, port string) (net.Conn, error) {
 		if e.fixed.Pod != "" {
-			return w.Kube.DialPod(ctx, e.fixed.Namespace, e.fixed.Pod, e.fixed.Port)
+			return w.Kube.DialEndpoint(ctx, e.fixed)
 		}
 		if w.Via == Pods || e.eps.Beyond(network) == "" {
 			c, err := e.eps.Dial(ctx, port)
@@ -90,7 +91,12 @@ func (w *work) dialProxy(ctx context.Context, e *end, pod *proxyPod, network, po
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		return pod.dial(ctx, network, address)
+		conn, err := pod.dial(ctx, network, address)
+		if errors.Is(err, late) && !errors.Is(err, tunnel.ErrNoSession) {
+			words := fmt.Sprintf("%s gives the proxy pod no answer within --dial-timeout %s", address, w.DialTimeout)
+			err = hint.New(hint.Other, hint.Worded(words, err), "nobody is at that address, or what is sent there is dropped: a NetworkPolicy, or a firewall")
+		}
+		return conn, err
 	}
 	switch {
 	case e.eps == nil:
@@ -146,16 +152,26 @@ const repeatAfter = 10 * time.Second
 func (s *Set) failed(e *end, err error) {
 	e.stats.Failed(err)
 	line := fmt.Sprintf("connection to %s: %v", e, err)
-	if next := hint.Of(err); next != "" {
-		line += "\n  hint: " + next
-	}
 	e.mu.Lock()
 	again := line == e.said && time.Since(e.saidAt) < repeatAfter
 	if !again {
 		e.said, e.saidAt = line, time.Now()
 	}
 	e.mu.Unlock()
-	if !again {
-		s.Say(line)
+	if again {
+		return
 	}
+	if s.Why != nil && e.ctx != nil {
+		err = s.Why(e.ctx, err)
+	}
+	s.Say(line + indentedHint(err))
+}
+
+// indentedHint is err's hint as a line of its own, or several.
+func indentedHint(err error) string {
+	next := hint.Of(err)
+	if next == "" {
+		return ""
+	}
+	return "\n  hint: " + strings.ReplaceAll(next, "\n", "\n        ")
 }

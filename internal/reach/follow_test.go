@@ -168,34 +168,9 @@ func again(t *testing.T, c net.Conn) {
 	}
 }
 
-// parrot sends back each byte at once.
-func parrot(t *testing.T) (port string) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				_, _ = io.Copy(c, c)
-				_ = c.Close()
-			})
-		}
-	})
-	t.Cleanup(func() { _ = ln.Close(); wg.Wait() })
-	_, port, _ = net.SplitHostPort(ln.Addr().String())
-	return port
-}
-
 // A port that comes, or another order, leaves the others and their connections; the connections of one that goes are reset.
 func TestPortsOfAServiceComeAndGo(t *testing.T) {
-	a, b := parrot(t), parrot(t)
+	a, b := echo(t), echo(t)
 	set := fake.NewClientset(external("x", a))
 	services := set.CoreV1().Services("shop")
 	f := follow(t, set, nil)
@@ -463,7 +438,7 @@ func TestThereIsNoEndOfWhatIsNoPod(t *testing.T) {
 // What was pods when bridge began, and becomes addresses or a name, is reached through a proxy pod from the next connection on; also one that waits for a pod. Who may
 // have none is told.
 func TestWhatIsNoPodsAnyMoreIsReachedThroughTheProxy(t *testing.T) {
-	text := parrot(t)
+	text := echo(t)
 	number, err := strconv.Atoi(text)
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,9 @@ const (
 	Proxy Way = "proxy" // the tunnel to a proxy pod
 )
 
+// sayWaiting is how long the start waits for a pod before it says so.
+const sayWaiting = 2 * time.Second
+
 // atOnce bounds the targets that are looked up at the same time.
 const atOnce = 16
 
@@ -68,6 +71,9 @@ type Set struct {
 	// Proxy runs a proxy pod, calls use when the tunnel is ready, and removes the pod when use returns.
 	Proxy func(ctx context.Context, use func(ctx context.Context, dial Dial) error) error
 
+	// Why, if set, adds to the hint of an error why something is not well.
+	Why func(ctx context.Context, err error) error
+
 	Print func(line string) // for stdout
 	Say   func(line string) // for the person
 	Log   *slog.Logger
@@ -84,6 +90,8 @@ type unit struct {
 	ctx  context.Context // done when nobody uses it any more
 	stop context.CancelFunc
 	used int // by how many; Set's mu
+	// waits is that it is waited for was said.
+	waits sync.Once
 	// at has an end for each port that is not to be begun again when the targets are told anew; nil: it was refused.
 	at map[forward.Port]*end
 }
@@ -194,10 +202,7 @@ func (s *Set) broken(what fmt.Stringer, err error) error {
 	if !s.Many || err == nil {
 		return err
 	}
-	s.Say(fmt.Sprintf("%s: %v", what, err))
-	if next := hint.Of(err); next != "" {
-		s.Say("  hint: " + strings.ReplaceAll(next, "\n", "\n        "))
-	}
+	s.Say(fmt.Sprintf("%s: %v", what, err) + indentedHint(err))
 	return nil
 }
 
@@ -438,7 +443,13 @@ func (e *end) needsProxy(err error) error {
 func (s *Set) open(ctx context.Context, e *end) error {
 	to := e.name(e.port, e.network)
 	if e.eps != nil && !e.Address.IsValid() {
+		waiting := time.AfterFunc(sayWaiting, func() {
+			e.waits.Do(func() {
+				s.Say(fmt.Sprintf("waiting until %s is ready, for %v at most (--pod-running-timeout)", e.Object, s.Wait))
+			})
+		})
 		ep, err := e.pick(ctx)
+		waiting.Stop()
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 
 	"bridge/internal/forward"
 	"bridge/internal/hint"
+	"bridge/internal/servertest"
 	"bridge/pkg/tunnel"
 )
 
@@ -100,29 +101,10 @@ func (r *running) ends() error {
 	return nil
 }
 
-// echo serves one connection after the other, and sends each back what it said before its half-close.
+// echo is the port of a server that sends back what it gets.
 func echo(t *testing.T) (port string) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			if b, err := io.ReadAll(c); err == nil {
-				_, _ = c.Write(b)
-			}
-			_ = c.Close()
-		}
-	}()
-	t.Cleanup(func() { _ = ln.Close(); <-done })
-	_, port, _ = net.SplitHostPort(ln.Addr().String())
+	_, port, _ = net.SplitHostPort(servertest.TCP(t, servertest.Echo))
 	return port
 }
 
@@ -225,7 +207,7 @@ func TestAConnectionThatFailsIsSaidCountedAndReset(t *testing.T) {
 	if err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("the caller sees %v, want a reset", err)
 	}
-	if line := r.next(r.said); !strings.HasPrefix(line, "connection to db:5432: no answer within --dial-timeout 1ms\n  hint: ") {
+	if line := r.next(r.said); !strings.HasPrefix(line, "connection to db:5432: db:5432 gives the proxy pod no answer within --dial-timeout 1ms\n  hint: ") {
 		t.Errorf("%q", line)
 	}
 	if st := r.Stats()[0]; !strings.Contains(st.LastError, "--dial-timeout") || st.LastErrorAt.IsZero() {

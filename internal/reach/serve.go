@@ -89,6 +89,9 @@ func (w *work) start(e *end) {
 		defer context.AfterFunc(e.ctx, func() { cancel(nil) })()
 		err := w.serve(mine, e)
 		gone := e.ctx.Err() != nil // the target, or its port
+		if err != nil && w.Many && w.Why != nil {
+			err = w.Why(mine, err)
+		}
 		w.drop(e)
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -36,8 +36,9 @@ func CheckMoving(ctx context.Context, k *kube.Client, t kube.Target) error {
 	return Restore.For(t.Kind).refuse(k.Namespace, "restore "+t.String()+", whose callers are moved,", lacking)
 }
 
-// CheckForward is Check for bridge forward, which needs less than its Role has: it depends on the target.
-func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
+// CheckForward is Check for bridge forward, which needs less than its Role has: it depends on the target, and on whether its first pod is
+// to be the only one, whose end is seen at the pod itself.
+func CheckForward(ctx context.Context, k *kube.Client, t kube.Target, once bool) error {
 	var ask []Right
 	for _, r := range Forward.Required(false) {
 		switch {
@@ -63,12 +64,17 @@ func CheckForward(ctx context.Context, k *kube.Client, t kube.Target) error {
 		ask = append(ask, follow...)
 	}
 	lacking, err := Missing(ctx, k, ask)
+	var unseen []Right
+	if err == nil && once && slices.Contains(lacking, follow[1]) {
+		unseen, err = Missing(ctx, k, []Right{{Resource: "pods", Verb: "get"}})
+	}
 	if err != nil {
 		return err
 	}
 	if t.Kind == kube.Service && slices.Contains(lacking, follow[0]) != slices.Contains(lacking, follow[1]) {
 		lacking = slices.DeleteFunc(lacking, func(r Right) bool { return slices.Contains(follow, r) })
 	}
+	lacking = append(lacking, unseen...)
 	return Forward.refuse(k.Namespace, "forward "+t.String(), lacking)
 }
 
@@ -180,12 +186,24 @@ func (c Command) refuse(namespace, doing string, lacking []Right) error {
 	case needsEphemeral:
 		first = "with --copy-to NAME it debugs a copy of the pod, for which the built-in role edit is enough"
 	}
-	if c == Debug && slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(copying()), r) }) {
-		first += " (in the Role here the rules for --copy-to are comments)"
+	how := "Or have this applied, and be bound to it"
+	switch {
+	case c == Debug && slices.ContainsFunc(lacking, func(r Right) bool { return slices.Contains(rightsOf(copying()), r) }):
+		how = "Or have this applied, without the # before its rules for --copy-to, and be bound to it"
+	case c == Capture:
+		how = "Have this applied, and be bound to it"
 	}
 	return hint.Newf(hint.Forbidden,
-		fmt.Sprintf("%s. Or have this applied, and be bound to it\n(bridge rbac %s -n %s --user YOU prints both):\n%s", first, c, namespace, strings.TrimSpace(c.Role(namespace, false))),
+		fmt.Sprintf("%s. %s\n(bridge rbac %s -n %s --user YOU prints both):\n%s", first, how, c, namespace, strings.TrimSpace(c.Role(namespace, false))),
 		"%s in %s: your account may not do this:\n  %s", doing, namespace, strings.Join(lines, "\n  "))
+}
+
+// Needed is err, and where it is of a right that is missing, with where c's Role is.
+func (c Command) Needed(k *kube.Client, err error) error {
+	if hint.CodeOf(err) != hint.Forbidden || !strings.Contains(err.Error(), " may not ") { // admission's refusals are no lack of rights
+		return err
+	}
+	return hint.New(0, err, strings.TrimSpace(fmt.Sprintf("bridge rbac %s -n %s --user YOU prints the Role with all that it takes\n%s", c, k.Namespace, hint.Of(err))))
 }
 
 // CheckRemove is Check for removing a connect, a forward or an env, kind, which have changed nothing of others.

@@ -300,8 +300,9 @@ func (c Command) rules() []rule {
 	case Forward:
 		return []rule{
 			{"Resolve what is forwarded to: a Service's ports, a workload's selector, the pods that are ready.",
-				required, "", list("services"), list("get")},
+				required, "", list("services", "replicationcontrollers"), list("get")},
 			{"", required, "apps", list("deployments", "statefulsets", "replicasets", "daemonsets"), list("get")},
+			{"", required, "batch", list("jobs"), list("get")},
 			{"", required, "", list("pods"), list("get", "list")},
 			{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("get")},
 			{"Follow them without asking every three seconds; optional.", optional, "", list("pods"), list("watch")},
@@ -364,8 +365,9 @@ func running() rule {
 func finding() []rule {
 	return []rule{
 		{"The pods of what is named.", required, "", list("pods"), list("get", "list")},
-		{"", required, "", list("services"), list("get")},
+		{"", required, "", list("services", "replicationcontrollers"), list("get")},
 		{"", required, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("get")},
+		{"", required, "batch", list("jobs"), list("get")},
 		{"The same for Argo's Rollouts, where there are any:", unusual, kube.Rollout.Group(), list("rollouts"), list("get")},
 	}
 }

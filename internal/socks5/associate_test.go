@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"bridge/internal/servertest"
 )
 
 const (
@@ -62,27 +64,10 @@ func (c *closing) Close() error {
 	return c.Conn.Close()
 }
 
-// echo answers each datagram with itself behind "echo ", until the test ends.
-func echo(t *testing.T, address string) string {
+// echo answers each datagram with itself behind "echo ".
+func echo(t *testing.T, ip string) (address string) {
 	t.Helper()
-	c, err := net.ListenPacket("udp", address)
-	if err != nil {
-		t.Skip(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		b := make([]byte, 64<<10)
-		for {
-			n, from, err := c.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = c.WriteTo(append([]byte("echo "), b[:n]...), from)
-		}
-	}()
-	t.Cleanup(func() { c.Close(); <-done })
-	return c.LocalAddr().String()
+	return servertest.UDP(t, ip, func(b []byte, _ net.Addr) []byte { return append([]byte("echo "), b...) })
 }
 
 // socket is a UDP socket for a client's datagrams.
@@ -140,11 +125,11 @@ func converse(t *testing.T, c *net.UDPConn, relay netip.AddrPort, send ...string
 }
 
 func TestDatagramsReachNamesAndBothFamilies(t *testing.T) {
-	v4 := netip.MustParseAddrPort(echo(t, "127.0.0.1:0"))
+	v4 := netip.MustParseAddrPort(echo(t, "127.0.0.1"))
 	targets := map[string]target{"name": {"dns.shop", 7}, "IPv4": {v4.Addr().String(), v4.Port()}}
 	if c, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
 		c.Close()
-		v6 := netip.MustParseAddrPort(echo(t, "[::1]:0"))
+		v6 := netip.MustParseAddrPort(echo(t, "::1"))
 		targets["IPv6"] = target{v6.Addr().String(), v6.Port()}
 	}
 	d := newDatagrams(&cluster{addrs: map[string]string{"dns.shop:7": v4.String()}})
@@ -167,7 +152,7 @@ func TestDatagramsReachNamesAndBothFamilies(t *testing.T) {
 
 // Datagrams come from the client alone: its address, and the port of its first one or the one that it has announced.
 func TestDatagramsOfOthersAreDropped(t *testing.T) {
-	d := newDatagrams(&cluster{addrs: map[string]string{"orders:7": echo(t, "127.0.0.1:0")}})
+	d := newDatagrams(&cluster{addrs: map[string]string{"orders:7": echo(t, "127.0.0.1")}})
 	proxy := startProxy(t, d.dial)
 	good, bad := target{"orders", 7}, target{"stolen", 7}
 	for _, tt := range []struct {
@@ -210,7 +195,7 @@ func TestDatagramsOfOthersAreDropped(t *testing.T) {
 // What cannot be sent on is lost, and the association goes on.
 func TestDatagramsThatAreDropped(t *testing.T) {
 	d := newDatagrams(&cluster{
-		addrs: map[string]string{"orders:7": echo(t, "127.0.0.1:0")},
+		addrs: map[string]string{"orders:7": echo(t, "127.0.0.1")},
 		errs:  map[string]error{"forbidden:7": syscall.EACCES},
 	})
 	_, relay := associate(t, startProxy(t, d.dial), nowhere)
@@ -237,7 +222,7 @@ func TestDatagramsThatAreDropped(t *testing.T) {
 }
 
 func TestAssociationEndsWithItsConnection(t *testing.T) {
-	d := newDatagrams(&cluster{addrs: map[string]string{"orders:7": echo(t, "127.0.0.1:0")}})
+	d := newDatagrams(&cluster{addrs: map[string]string{"orders:7": echo(t, "127.0.0.1")}})
 	for name, end := range map[string]func(*net.TCPConn){
 		"closed": func(c *net.TCPConn) { c.Close() },
 		"reset":  func(c *net.TCPConn) { c.SetLinger(0); c.Close() },

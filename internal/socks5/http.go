@@ -14,6 +14,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	"bridge/pkg/tunnel"
 )
 
 const (
@@ -172,9 +174,9 @@ func (s *session) answerConnect(conn net.Conn, buf *bufio.ReadWriter, target net
 			return err
 		}
 		local.first = append(early[:n:n], local.first...)
-		return splice(s.ctx, local, target)
+		return new(tunnel.Flow).SpliceContext(s.ctx, local, target)
 	}
-	return splice(s.ctx, local.TCPConn, target)
+	return new(tunnel.Flow).SpliceContext(s.ctx, local.TCPConn, target)
 }
 
 // refuseHTTP says in one line why there is no connection.

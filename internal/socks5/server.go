@@ -249,9 +249,12 @@ func (c *localConn) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{c})
 }
 
-// Close closes the connection; again is harmless.
+// Close closes the connection; again is harmless. At the end of Serve that is a reset: an answer may end where its connection does.
 func (c *localConn) Close() error {
 	c.once.Do(func() {
+		if c.s.ctx.Err() != nil {
+			_ = c.SetLinger(0)
+		}
 		c.s.mu.Lock()
 		delete(c.s.open, c)
 		c.s.mu.Unlock()

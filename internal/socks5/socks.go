@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"bridge/pkg/tunnel"
 )
 
 // The numbers of RFC 1928.
@@ -194,7 +196,7 @@ func (s *session) connect(ctx context.Context, c *net.TCPConn, to target) error 
 	if _, err := c.Write(appendReply(nil, replySucceeded, conn.LocalAddr())); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	return splice(ctx, c, conn)
+	return new(tunnel.Flow).SpliceContext(ctx, c, conn)
 }
 
 // refuseSOCKS answers with code and returns why.

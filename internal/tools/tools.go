@@ -62,6 +62,9 @@ const (
 	Hold   = "hold"
 )
 
+// Attended before a tool's name has the tool end with the standard input, on which nothing comes: who has started it is gone then.
+const Attended = "attended"
+
 // Names are the tools', sorted.
 func Names() []string { return slices.Sorted(maps.Keys(table())) }
 
@@ -70,6 +73,17 @@ func Run(ctx context.Context, args []string, s Streams) int {
 	if len(args) == 1 && args[0] == Hold {
 		hold(ctx)
 		return 0
+	}
+	if len(args) > 1 && args[0] == Attended {
+		ctx, gone := context.WithCancel(ctx)
+		defer gone()
+		attendant := s.In
+		go func() {
+			_, _ = io.Copy(io.Discard, attendant)
+			gone()
+		}()
+		s.In = strings.NewReader("")
+		return Run(ctx, args[1:], s)
 	}
 	if len(args) == 1 && args[0] == Prompt {
 		return prompt(s)

@@ -133,6 +133,31 @@ func TestAToolThatHangsIsInterrupted(t *testing.T) {
 	}
 }
 
+// A tool that waits ends with who has started it; one that has its answer does not wait for that.
+func TestAnAttendedToolEndsWithItsInput(t *testing.T) {
+	in, end := io.Pipe()
+	defer end.Close()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- Run(t.Context(), []string{Attended, "nc", "-l", "0"}, Streams{in, io.Discard, io.Discard})
+	}()
+	_ = end.Close()
+	select {
+	case code := <-ended:
+		if code != interrupted {
+			t.Errorf("exit code %d", code)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on")
+	}
+	open, still := io.Pipe()
+	defer still.Close()
+	var out bytes.Buffer
+	if code := Run(t.Context(), []string{Attended, "ls", "/"}, Streams{open, &out, io.Discard}); code != 0 || !strings.Contains(out.String(), "proc") {
+		t.Errorf("exit code %d, %q", code, out.String())
+	}
+}
+
 func TestProcesses(t *testing.T) {
 	want(t, 0, strings.Join(os.Args, " "), "ps")
 	t.Setenv("BRIDGE_TEST_SEEN", "yes")

@@ -139,7 +139,11 @@ func (r *Restorer) leftBehind(ctx context.Context, namespace string, held bool) 
 	}
 	entries = slices.DeleteFunc(entries, func(e Entry) bool {
 		if e.Alive {
-			r.Say(fmt.Sprintf("%s in %s is left to %s, who holds it; with --held it is given back too", e.Target, e.Namespace, e.Owner))
+			how := "who holds it"
+			if e.State == "unknown" { // killed, perhaps
+				how += " (" + e.Reason + ")"
+			}
+			r.Say(fmt.Sprintf("%s in %s is left to %s, %s; with --held it is given back too", e.Target, e.Namespace, e.Owner, how))
 		}
 		return e.Alive
 	})

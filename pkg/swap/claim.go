@@ -18,6 +18,7 @@ import (
 	"bridge/internal/kube"
 	"bridge/internal/member"
 	"bridge/internal/proxypod"
+	"bridge/internal/route"
 	"bridge/internal/undo"
 	"bridge/pkg/tunnel"
 )
@@ -56,12 +57,11 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 		case getErr == nil && held.Annotations[proxypod.ClientAnnotation] == l.Annotations[proxypod.ClientAnnotation]:
 			return &claim{kube: k, lease: held}, nil // created, and only the answer was lost
 		case getErr == nil:
-			if theirs, err := membersOf(held); err == nil {
-				if mine, err := membersOf(l); err == nil && len(theirs.Claiming(mine.Members[0].Choice)) == 0 {
-					return nil, fmt.Errorf("%w: %w", errFaster, errHeld(k, held, u.Target))
-				}
+			var mine route.Choice
+			if l, err := membersOf(l); err == nil {
+				mine = l.Members[0].Choice
 			}
-			return nil, errHeld(k, held, u.Target)
+			return nil, errTaken(k, held, u.Target, mine)
 		case !apierrors.IsNotFound(getErr) && !kube.Transient(getErr):
 			return nil, kube.Explain(getErr, "get the swap's Lease in "+l.Namespace)
 		}
@@ -71,11 +71,21 @@ func newClaim(ctx context.Context, k *kube.Client, l *coordinationv1.Lease, u *U
 	}
 }
 
-// FirstWasFaster tells whether err, of Swap.Run, is that somebody else has begun to swap the workload since it was planned to, in a way
+// FirstWasFaster tells whether err, of Gather or Swap.Run, is that somebody else has begun to swap the workload since there was nobody whose swap could be joined, in a way
 // that can be shared. Nothing was changed.
 func FirstWasFaster(err error) bool { return errors.Is(err, errFaster) }
 
 var errFaster = errors.New("somebody was faster")
+
+// errTaken is errHeld to who found nobody a moment ago; it is errFaster too where the swap that is there now can be shared by who wants these requests.
+func errTaken(k *kube.Client, held *coordinationv1.Lease, target Object, mine route.Choice) error {
+	err := errHeld(k, held, target)
+	theirs, listErr := membersOf(held)
+	if listErr != nil || !shareable(mine) || len(theirs.Claiming(mine)) > 0 || strings.HasPrefix(holder(held), proxypod.RestoreBy) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errFaster, err)
+}
 
 func errHeld(k *kube.Client, held *coordinationv1.Lease, target Object) error {
 	if by, ok := strings.CutPrefix(holder(held), proxypod.RestoreBy); ok {

@@ -21,9 +21,9 @@ import (
 // besideGone is the next step for a pod or a ReplicaSet that is not there: that of a workload is gone while that is swapped.
 const besideGone = "check the name and the namespace; while a workload is swapped its pods are gone, so name the workload itself: bridge status lists what is"
 
-// Gather checks the user's rights and reads what a plan is made from. It changes nothing. With askPodProxy it asks
-// for the right to pods/proxy too.
-func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Source, askPodProxy bool) (Facts, error) {
+// Gather checks the user's rights and reads what a plan by o is made from. It changes nothing. With o.PodProxy it asks
+// for the right to pods/proxy too. Where somebody else has begun to swap t FirstWasFaster tells whether that can be shared.
+func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Source, o Options) (Facts, error) {
 	ns := k.Namespace
 	if err := k.Serves(ctx, t.Kind); err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", t, ns))
@@ -42,14 +42,23 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 	if err != nil {
 		return Facts{}, kube.Explain(err, fmt.Sprintf("swap %s in %s", t, ns))
 	}
-	held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, leaseName(t), metav1.GetOptions{})
-	if err == nil {
-		return Facts{}, errHeld(k, held, objectOf(f.Workload))
+	untaken := func() error {
+		held, err := k.Clientset.CoordinationV1().Leases(ns).Get(ctx, leaseName(t), metav1.GetOptions{})
+		switch {
+		case err == nil:
+			return errTaken(k, held, objectOf(f.Workload), o.Choice)
+		case !apierrors.IsNotFound(err):
+			return kube.Explain(err, "get the swap's Lease in "+ns)
+		}
+		return nil
 	}
-	if !apierrors.IsNotFound(err) {
-		return Facts{}, kube.Explain(err, "get the swap's Lease in "+ns)
+	if err := untaken(); err != nil {
+		return Facts{}, err
 	}
 	if err := (&proxypod.Proxy{Kube: k, Namespace: ns, Lease: leaseName(t)}).AwaitNone(ctx); err != nil {
+		if taken := untaken(); hint.CodeOf(taken) == hint.Conflict { // the proxy is that of who came meanwhile
+			err = taken
+		}
 		return Facts{}, err
 	}
 	if f.Copies, err = replicaSetCopies(ctx, k, f.Workload); err != nil {
@@ -65,7 +74,7 @@ func Gather(ctx context.Context, k *kube.Client, t kube.Target, src proxypod.Sou
 		return Facts{}, err
 	}
 	f.MayPatchServices = len(lacking) == 0
-	if askPodProxy {
+	if o.PodProxy {
 		if lacking, err = rights.Missing(ctx, k, rights.PodProxy()); err != nil {
 			return Facts{}, err
 		}

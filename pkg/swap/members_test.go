@@ -795,3 +795,41 @@ func TestStatusOfMembers(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 }
+
+// Who finds nobody's swap, and then somebody's who was faster, shares it where that can be shared.
+func TestSomebodyWasFasterWhileItWasPlanned(t *testing.T) {
+	header := func(value string) route.Choice {
+		c, err := route.ParseChoice([]string{"x-user=" + value}, "", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	_, lease, _, _ := sharedShop(t)
+	unshared, goes := lease.DeepCopy(), lease.DeepCopy()
+	delete(unshared.Annotations, proxypod.MembersAnnotation)
+	by := proxypod.RestoreBy + "eve@pc"
+	goes.Spec.HolderIdentity = &by
+	for name, c := range map[string]struct {
+		mine   route.Choice
+		theirs *coordinationv1.Lease
+		faster bool
+	}{
+		"other requests":          {header("bob"), lease, true},
+		"the same requests":       {header("ada"), lease, false},
+		"all of them":             {route.Choice{}, lease, false},
+		"a copy":                  {route.Choice{Mirror: true}, lease, false},
+		"all of it is ada's":      {header("bob"), unshared, false},
+		"it is given back":        {header("bob"), goes, false},
+		"all of it is to be mine": {route.Choice{}, unshared, false},
+	} {
+		k := apiServer(t, map[string]any{
+			deploymentPath + "orders": deploymentWith(metav1.ObjectMeta{Namespace: "shop", Name: "orders", UID: "uid-orders"}),
+			"/apis/coordination.k8s.io/v1/namespaces/shop/leases/" + lease.Name: c.theirs,
+		}, noWrite(t))
+		_, err := Gather(t.Context(), k, orders, proxypod.Source{}, Options{Choice: c.mine})
+		if FirstWasFaster(err) != c.faster || hint.CodeOf(err) != hint.Conflict {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -166,7 +166,7 @@ func TestAPodThatIsGone(t *testing.T) {
 	k = apiServer(t, map[string]any{
 		"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews": authorizationv1.SelfSubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: true}},
 	}, func(*http.Request) int { return http.StatusOK })
-	_, err = Gather(t.Context(), k, gone, proxypod.Source{}, false)
+	_, err = Gather(t.Context(), k, gone, proxypod.Source{}, Options{})
 	if hint.CodeOf(err) != hint.NotFound || !strings.Contains(hint.Of(err), "name the workload itself") {
 		t.Errorf("swap: %v (%s)", err, hint.Of(err))
 	}

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"bridge/internal/servertest"
 )
 
 // The benchmarks compare what a tunnel over loopback TCP carries with the loopback itself, in the same run.
@@ -17,7 +19,7 @@ import (
 
 // benchPaths runs f with an opener that connects to a server served by serve: raw, and through the tunnel.
 func benchPaths(b *testing.B, serve func(*net.TCPConn), f func(b *testing.B, dial func() (net.Conn, error))) {
-	address := tcpServer(b, serve)
+	address := servertest.TCP(b, serve)
 	b.Run("raw", func(b *testing.B) {
 		f(b, func() (net.Conn, error) { return net.Dial("tcp", address) })
 	})

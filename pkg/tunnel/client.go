@@ -485,7 +485,7 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 		case <-ctx.Done():
 			err := fmt.Errorf("%w: %w", ErrNoSession, context.Cause(ctx))
 			if last != nil {
-				err = fmt.Errorf("%w (%w)", err, last)
+				err = fmt.Errorf("%w (%v)", err, last) //nolint:errorlint // what the carrier met is not what the target has: ECONNREFUSED, for one
 			}
 			return nil, err
 		}
@@ -497,6 +497,17 @@ func (c *Client) wait(ctx context.Context, ready bool) (*session, error) {
 // before the pod has answered; ctx bounds all of it. The error wraps syscall.ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT or EACCES (not allowed) or a *net.DNSError when the pod met
 // that, and ErrClosed when Run has returned.
 func (c *Client) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.dial(ctx, network, address, false)
+}
+
+// DialEarly is DialContext that does not wait for the pod: what is written goes right behind the header, so a question
+// and its answer take one round trip. Read's first error is what the pod met, or syscall.ECONNRESET when the session was lost before it
+// answered: that is not tried in the next.
+func (c *Client) DialEarly(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.dial(ctx, network, address, true)
+}
+
+func (c *Client) dial(ctx context.Context, network, address string, early bool) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
 	}
@@ -504,23 +515,12 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	if _, known := networks[network]; !known {
 		return fail(net.UnknownNetworkError(network))
 	}
-	st, err := c.open(ctx, h, false)
+	st, err := c.open(ctx, h, early)
 	switch {
 	case err != nil:
 		return fail(err)
 	case h.datagrams():
 		return st.Datagrams(), nil
-	}
-	return st, nil
-}
-
-// DialEarly is DialContext of network "tcp" that does not wait for the pod: what is written goes right behind the header, so a question
-// and its answer take one round trip. Read's first error is what the pod met, or syscall.ECONNRESET when the session was lost before it
-// answered: that is not tried in the next.
-func (c *Client) DialEarly(ctx context.Context, address string) (net.Conn, error) {
-	st, err := c.open(ctx, Header{Kind: Dial, Network: "tcp", Address: address}, true)
-	if err != nil {
-		return nil, fmt.Errorf("dial %s through the tunnel: %w", address, err)
 	}
 	return st, nil
 }
@@ -542,7 +542,11 @@ func (c *Client) open(ctx context.Context, h Header, early bool) (*Stream, error
 			return st, nil
 		}
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			err = context.Cause(ctx)
+			if !c.State().Phase.Carries() { // it was not the target that did not answer
+				err = fmt.Errorf("%w: %w", ErrNoSession, err)
+			}
+			return nil, err
 		}
 		if s.alive() {
 			return nil, err

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -154,6 +156,55 @@ func TestNoSession(t *testing.T) {
 	if new(Client).Run(context.Background()) == nil {
 		t.Error("a client without a key ran")
 	}
+}
+
+// What the carrier met is told, and is not what the target has.
+func TestADialWithoutATunnelHasNoErrorOfTheCarriers(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	met := make(chan struct{})
+	var once sync.Once
+	e.client.Carrier = func(context.Context) (net.Conn, string, error) {
+		once.Do(func() { close(met) })
+		return nil, "", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.EHOSTUNREACH}
+	}
+	e.start()
+	<-met
+	for e.client.State().Err == nil {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	_, err := e.client.DialContext(ctx, "tcp", "a:1")
+	wantErr(t, "dial", err, ErrNoSession)
+	if !strings.Contains(err.Error(), syscall.EHOSTUNREACH.Error()) || errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Error(err)
+	}
+}
+
+// A session outlives its carrier: a dial that has no answer then is not refused by its target's silence.
+func TestADialOverASessionWithoutACarrier(t *testing.T) {
+	e := newEnds(t, tcpNetwork(t))
+	first := make(chan net.Conn, 1)
+	dial := e.client.Carrier
+	var dialled atomic.Bool
+	e.client.Carrier = func(ctx context.Context) (net.Conn, string, error) {
+		if dialled.Swap(true) {
+			return nil, "", errors.New("cut")
+		}
+		c, peer, err := dial(ctx)
+		first <- c
+		return c, peer, err
+	}
+	e.start().waitReady()
+	_ = (<-first).Close()
+	for e.client.State().Phase.Carries() {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := e.client.DialContext(ctx, "tcp", "a:1")
+	wantErr(t, "dial", err, ErrNoSession)
+	wantErr(t, "dial", err, context.DeadlineExceeded)
 }
 
 // TestReconnect cuts the carrier of a session that does not outlive it, under load: each time all streams are reset on both ends, a

@@ -285,7 +285,7 @@ func TestEarlyDialWaitsForTheNextSession(t *testing.T) {
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() {
-			st, err := e.client.DialEarly(t.Context(), "nobody:53")
+			st, err := e.client.DialEarly(t.Context(), "tcp", "nobody:53")
 			if err != nil {
 				t.Error(err)
 				return
@@ -320,9 +320,9 @@ func TestEarlyDialTakesOneRoundTrip(t *testing.T) {
 		}
 		e.start().waitReady()
 		defer e.close()
-		ask := func(address string) (time.Duration, error) {
+		ask := func(network, address string) (time.Duration, error) {
 			start := time.Now()
-			c, err := e.client.DialEarly(t.Context(), address)
+			c, err := e.client.DialEarly(t.Context(), network, address)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -335,13 +335,15 @@ func TestEarlyDialTakesOneRoundTrip(t *testing.T) {
 			return time.Since(start), err
 		}
 		const most = 90 * time.Millisecond
-		if took, err := ask("resolver:53"); err != nil || took > most {
-			t.Errorf("%v, %v", took, err)
-		}
-		took, err := ask("nobody:53")
-		wantErr(t, "nobody", err, syscall.ECONNREFUSED)
-		if took > most {
-			t.Errorf("the refusal took %v", took)
+		for _, network := range []string{"tcp", "udp"} {
+			if took, err := ask(network, "resolver:53"); err != nil || took > most {
+				t.Errorf("%s: %v, %v", network, took, err)
+			}
+			took, err := ask(network, "nobody:53")
+			wantErr(t, network+" nobody", err, syscall.ECONNREFUSED)
+			if took > most {
+				t.Errorf("%s: the refusal took %v", network, took)
+			}
 		}
 	})
 }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"bridge/internal/servertest"
 )
 
 // heapNow is the memory in use that no collection frees.
@@ -182,7 +184,7 @@ func TestUnreadSpliceIsReset(t *testing.T) {
 	s.held.limit = callers / 2 * firstWindow // some of what is sent is in buffers of the kernel
 	var spliced sync.WaitGroup
 	data := make(chan error, callers)
-	address := tcpServer(t, func(c *net.TCPConn) {
+	address := servertest.TCP(t, func(c *net.TCPConn) {
 		_ = c.SetWriteBuffer(16 << 10)
 		st, err := e.server.Open(context.Background(), Header{Kind: Inbound, Network: "tcp", Address: ":80", Peer: c.RemoteAddr().(*net.TCPAddr).AddrPort()})
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"bridge/internal/servertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -243,43 +244,13 @@ func (e *ends) streams() (pod, laptop *Stream) {
 
 // echoTCP is a server's Dial to a TCP server that sends back what it gets.
 func echoTCP(t testing.TB) func(context.Context, string, string) (net.Conn, error) {
-	return dialTo(tcpServer(t, func(c *net.TCPConn) {
-		_, _ = io.Copy(c, c)
-		_ = c.CloseWrite()
-	}))
+	return dialTo(servertest.TCP(t, servertest.Echo))
 }
 
 func dialTo(address string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, address)
 	}
-}
-
-// tcpServer serves each connection with f and closes it after; it ends with the test.
-func tcpServer(t testing.TB, f func(*net.TCPConn)) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				f(c.(*net.TCPConn))
-				_ = c.Close()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = ln.Close()
-		wg.Wait()
-	})
-	return ln.Addr().String()
 }
 
 func wantErr(t testing.TB, what string, err, want error) {

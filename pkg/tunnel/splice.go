@@ -43,6 +43,7 @@ type Flow struct {
 	moving atomic.Int32 // directions that hold bytes which are read and not yet written
 	ended  atomic.Int32 // directions that are over
 	reset  atomic.Bool  // one side was reset, or failed, and so both are to be
+	until  context.Context
 }
 
 // flowEpoch makes the times in Flow.last small, and monotonic.
@@ -134,6 +135,13 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 	}
 }
 
+// SpliceContext is Splice until ctx is done, which is a reset of both: what was cut off is not taken for all there was.
+func (f *Flow) SpliceContext(ctx context.Context, a, b net.Conn) error {
+	f.until = ctx // whoever closes one of them after its end has not ended what it carries
+	defer context.AfterFunc(ctx, func() { f.Fail(a, b) })()
+	return f.Splice(a, b)
+}
+
 // Fail resets a and b, which Splice has, in the middle of what they carry: neither side takes that for all there was.
 func (f *Flow) Fail(a, b net.Conn) {
 	f.reset.Store(true)
@@ -143,7 +151,7 @@ func (f *Flow) Fail(a, b net.Conn) {
 // close closes both conns, or resets them where one was.
 func (f *Flow) close(a, b net.Conn) {
 	for _, c := range []net.Conn{a, b} {
-		if f.reset.Load() {
+		if f.reset.Load() || f.until != nil && f.until.Err() != nil {
 			Abort(c)
 		} else {
 			_ = c.Close()

@@ -8,14 +8,23 @@ import (
 	"errors"
 	"io"
 	"math"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+
+	"bridge/internal/netns"
 	"bridge/internal/packet"
 )
+
+func TestMain(m *testing.M) {
+	netns.Main()
+	os.Exit(m.Run())
+}
 
 // loopback is a route to a server in this process.
 func loopback(t *testing.T) *route {
@@ -89,7 +98,7 @@ func TestTheDeviceCarries(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, network, _ := strings.Cut(strings.TrimSpace(line), deviceReady+" ")
-		r := &route{variant: &variant{bridges: true}, dial: inNetwork(network, deviceTarget)}
+		r := &route{variant: &variant{bridges: true}, dial: inNetwork(network, elsewhere)}
 		for _, m := range entranceMeasures {
 			values, err := m.run(r, pace{20 * time.Millisecond, 200 * time.Millisecond})
 			if err != nil || slices.ContainsFunc(values[:1], func(v float64) bool { return !(v > 0) }) {
@@ -101,6 +110,82 @@ func TestTheDeviceCarries(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The redirect alone carries the same, to any address.
+func TestTheRedirectCarries(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to dial in another network takes root")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	said, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := redirect(ctx, out)
+		_ = out.CloseWithError(err)
+		done <- err
+	}()
+	line, err := bufio.NewReader(said).ReadString('\n')
+	if err == nil {
+		_, network, _ := strings.Cut(strings.TrimSpace(line), redirectReady+" ")
+		r := &route{variant: &variant{}, dial: inNetwork(network, elsewhere)}
+		for _, m := range entranceMeasures {
+			values, err := m.run(r, pace{20 * time.Millisecond, 200 * time.Millisecond})
+			if err != nil || !(values[0] > 0) {
+				t.Errorf("%s: %v, %v", m.figures[0].name, values, err)
+			}
+		}
+	}
+	cancel()
+	if ended := <-done; err != nil || ended != nil {
+		t.Error(err, ended)
+	}
+}
+
+// An echo of a question is what answers are compared with; an answer is to be the one that is right.
+func TestNamesAreAskedFor(t *testing.T) {
+	at := local(freePort())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- echoDatagrams(ctx, at) }()
+	r := &route{variant: resolvers[0], dial: datagrams(at)}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := r.ask(fresh, time.Now(), time.Now().Add(time.Millisecond)); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range nameMeasures {
+		values, err := m.run(r, pace{20 * time.Millisecond, 100 * time.Millisecond})
+		if err != nil || len(values) != len(m.figures) || !(values[0] > 0) {
+			t.Errorf("%s: %v, %v", m.figures[0].name, values, err)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	go func() {
+		buf := make([]byte, maxDatagram)
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		buf[2] |= 0x80 // an answer, and no such name
+		buf[3] |= byte(dnsmessage.RCodeNameError)
+		_, _ = pc.WriteTo(buf[:n], from)
+	}()
+	r.dial = datagrams(pc.LocalAddr().String())
+	if _, err := r.ask(cached(serviceName), time.Now(), time.Now().Add(time.Second)); err == nil {
+		t.Error("that there is no such Service counts as its answer")
 	}
 }
 

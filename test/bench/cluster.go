@@ -133,8 +133,8 @@ func openWorld(ctx context.Context) (*world, error) {
 	if w.yamux, err = w.pod(ctx, "yamux"); err != nil {
 		return nil, err
 	}
-	rule := fmt.Sprintf("PREROUTING -i laptop -d %s -p tcp --dport %d -j ACCEPT", w.node, serverPort)
-	script := fmt.Sprintf("iptables -t mangle -C %[1]s 2>/dev/null || iptables -t mangle -I %[1]s", rule)
+	rule := fmt.Sprintf("PREROUTING -i laptop -d %s -p $p --dport %d -j ACCEPT", w.node, serverPort)
+	script := fmt.Sprintf("for p in tcp udp; do iptables -t mangle -C %[1]s 2>/dev/null || iptables -t mangle -I %[1]s || exit 1; done", rule)
 	if out, err := exec.CommandContext(ctx, "nsenter", onNode("sh", "-c", script)...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%s: %w: %s", script, err, out)
 	}

@@ -26,12 +26,12 @@ of figures from the same run do.
 
 **A cell** is the ratio to kubectl port-forward, the better of its two protocols, then the median of the rounds and in brackets
 the best of them. Where more is better (rates) a ratio above 1 is better than kubectl; rows marked ↓ are better below 1. A dash is "does not apply".
-The last three tables have no kubectl: there the ratio is to their first column.
+The last five tables have no kubectl: there the ratio is to their first column.
 
 `, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	b.WriteString("| variant | what it is |\n| --- | --- |\n")
 	var told []*variant
-	for _, v := range slices.Concat(variants, entrances, alone, standbyVariants) {
+	for _, v := range slices.Concat(variants, entrances, alone, resolvers, farResolvers, standbyVariants) {
 		if slices.Contains(told, v) {
 			continue
 		}
@@ -58,6 +58,8 @@ The last three tables have no kubectl: there the ratio is to their first column.
 - Requests and echoes are %d bytes there and back, one at a time on a connection. Connections are made by %d at once.
 - CPU of the laptop's side is user and system time of the programs between; that of the cluster is all of its control group: the API
   server, the kubelet, the runtime, the pods (the server, too), and what the control plane does anyhow.
+- Names are asked for in datagrams, one at a time on a socket, and each answer is looked at. A cached name is a Service's, asked for before; a new one
+  was asked for by nobody before, and does not exist. Bridge's server answers from what it knows, or asks the cluster's resolver through the tunnel.
 - "Others answer": beside a download that nobody reads, a connection from before and a new one echo within %s.
 - Idle connections: the growth of resident memory for each, after one byte each way. Variants that use the API server and the
   kubelet for each connection, and the relays, are asked for %d only.
@@ -70,7 +72,7 @@ The last three tables have no kubectl: there the ratio is to their first column.
 
 - More than one machine, other networks than this emulation, several laptops at once, managed clusters' load balancers.
 - Open connections over a lost carrier, dead paths without a reset, sleep and wake: those are tests, not figures.
-- Traffic from the cluster to the laptop (what a swap takes in time, requests and memory is in [swap-figures.md](swap-figures.md)), UDP, DNS.
+- Traffic from the cluster to the laptop (what a swap takes in time, requests and memory is in [swap-figures.md](swap-figures.md)), UDP.
 - Memory of the API server, the kubelet and the runtime.
 `, o.time, "1.35", request, dialers, patience, fewIdle, reconnectTimeout)
 	failures(&b, s)

@@ -33,6 +33,7 @@ var (
 	}
 	alone = []*variant{
 		onLoopback,
+		{name: "CMD's redirect", what: "the first of its hops: nftables' redirect in a network of its own (internal/netns), to a server in bridge's place", open: openRedirect},
 		{name: "CMD's entrance", what: "bridge connect -- CMD, where host.bridge.internal is dialled: by nftables' redirect and bridge to a server on the laptop", bridges: true, open: openProgramAlone},
 		{name: "TUN", what: "a TUN device with the MTU that connect --tun has, and its stack (internal/packet), to a server on the laptop", bridges: true, open: openDevice(packet.MTU)},
 		{name: "TUN, MTU 1500", what: "the same with the MTU of Ethernet, as others ship it", bridges: true, open: openDevice(ethernetMTU)},
@@ -94,6 +95,15 @@ func openProgramAlone(_ context.Context, w *world, r *route) error {
 	return r.inProgram(w, net.JoinHostPort(netns.Host.String(), strconv.Itoa(port)))
 }
 
+func openRedirect(_ context.Context, w *world, r *route) (err error) {
+	if r.server, err = start(redirectReady, nil, w.program("bench"), "redirect"); err != nil {
+		return err
+	}
+	_, network, _ := strings.Cut(r.server.line(redirectReady), redirectReady+" ")
+	r.dial = inNetwork(network, elsewhere)
+	return nil
+}
+
 // openWhole changes the laptop, but not this machine's files: it has folders of its own in their place.
 func openWhole(ctx context.Context, w *world, r *route) error {
 	dir, err := os.MkdirTemp("", "bench-tun")
@@ -141,15 +151,55 @@ func openDevice(mtu int) func(context.Context, *world, *route) error {
 			return err
 		}
 		_, network, _ := strings.Cut(r.processes[0].line(deviceReady), deviceReady+" ")
-		r.dial = inNetwork(network, deviceTarget)
+		r.dial = inNetwork(network, elsewhere)
 		return nil
 	}
 }
 
 const (
-	deviceReady  = "the device is in"
-	deviceTarget = "10.77.0.1:80" // any port of any address in deviceRange
+	redirectReady = "redirected is what is sent in"
+	deviceReady   = "the device is in"
+	elsewhere     = "10.77.0.1:80" // any port of any address in deviceRange
 )
+
+// redirect is the server of all connections in a network as CMD has it, which it says.
+func redirect(ctx context.Context, out io.Writer) error {
+	n, err := netns.New(netns.Options{})
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	idle, err := exec.LookPath("sleep")
+	if err != nil {
+		return err
+	}
+	cmd := &exec.Cmd{Path: idle, Args: []string{"sleep", "infinity"}}
+	n.Enter(cmd)
+	if err := cmd.Start(); err != nil {
+		return n.Explain(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	sockets, err := n.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	if err := n.Run(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s /proc/%d/ns/net\n", redirectReady, cmd.Process.Pid)
+	return acceptFrom(ctx, sockets.TCP[0], func(c net.Conn) {
+		if to, err := netns.Original(c.(*net.TCPConn)); err != nil || to.String() != elsewhere {
+			fmt.Fprintln(os.Stderr, "sent to", to, err)
+			_ = c.Close()
+			return
+		}
+		answer(c)
+	})
+}
 
 var deviceRange = netip.MustParsePrefix("10.77.0.0/16")
 
@@ -213,6 +263,10 @@ func makeDevice(mtu int) (fd int, err error) {
 
 // inNetwork dials address in the network namespace at path. Going there takes a few µs of each dial.
 func inNetwork(path, address string) func() (net.Conn, error) {
+	return inNetworkOf(path, "tcp", address)
+}
+
+func inNetworkOf(path, network, address string) func() (net.Conn, error) {
 	return func() (net.Conn, error) {
 		there, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -229,7 +283,7 @@ func inNetwork(path, address string) func() (net.Conn, error) {
 		if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
 			return nil, fmt.Errorf("enter the network %s: %w", path, err)
 		}
-		c, err := net.DialTimeout("tcp", address, dialTimeout)
+		c, err := net.DialTimeout(network, address, dialTimeout)
 		if back := unix.Setns(here, unix.CLONE_NEWNET); back != nil {
 			panic(back) // this thread is where no other goroutine may be
 		}

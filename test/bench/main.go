@@ -7,7 +7,7 @@
 // Each way is a variant (variant.go): real programs that end in a port of the laptop. Each measure
 // (measure.go) is a function of one variant. The runner (run.go) goes through conditions, rounds,
 // measures and variants, in this order, so that what is compared was measured within seconds.
-// The same program is the server in the pod (server.go), the ends of yamux (yamux.go) and a device with its stack (entrance.go).
+// The same program is the server in the pod (server.go), the ends of yamux (yamux.go), a device with its stack and a redirect (entrance.go), and an echo of datagrams (names.go).
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"bridge/internal/netns"
 	"bridge/internal/packet"
 )
 
@@ -36,6 +37,7 @@ type options struct {
 }
 
 func main() {
+	netns.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
@@ -79,6 +81,12 @@ func run(ctx context.Context, args []string) error {
 		to := flags.String("to", "", "where it connects to")
 		_ = flags.Parse(args)
 		return relay(ctx, *listen, *to)
+	case "redirect":
+		return redirect(ctx, os.Stdout)
+	case "echo-datagrams":
+		listen := flags.String("listen", "127.0.0.1:0", "its address")
+		_ = flags.Parse(args)
+		return echoDatagrams(ctx, *listen)
 	case "device":
 		mtu := flags.Int("mtu", packet.MTU, "the device's")
 		to := flags.String("to", "", "where it connects to")

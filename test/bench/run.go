@@ -35,6 +35,8 @@ var conditions = []condition{
 	{"20 ms, 1 % lost", "A round trip of 20 ms, 1 Gbit/s, and 1 % of the packets are lost each way.", []string{"delay=10ms", "rate=1gbit", "loss=1%"}, time.Second, 2, farVariants, farMeasures, kubectls, false},
 	{"entrances", "How a program's connections get into the tunnel: by a local port of forward's, to which the others are compared, by SOCKS5, in a network of its own, and by a device for all of the laptop.", []string{"off"}, 300 * time.Millisecond, 1, entrances, entranceMeasures, []string{throughProxy.name}, false},
 	{"entrances alone", "The same without a tunnel: to a server on the laptop, compared to going there directly.", []string{"off"}, 300 * time.Millisecond, 1, alone, entranceMeasures, []string{onLoopback.name}, false},
+	{"names", "The DNS server of bridge connect: what it costs to ask, compared to a bare echo of the question on the loopback, the least that is possible.", []string{"off"}, 300 * time.Millisecond, 1, resolvers, nameMeasures, []string{bareEcho}, false},
+	{"names, 80 ms", "The same with a round trip of 80 ms, 1 Gbit/s each way, compared to a bare echo there.", []string{"delay=40ms", "rate=1gbit"}, time.Second, 2, farResolvers, nameMeasures, []string{linkEcho}, false},
 	{"standby", "In the cluster, from the node to the pods: what it costs callers that a swap in mode standby lies before the original, when that is who answers.", []string{"off"}, 300 * time.Millisecond, 1, standbyVariants, standbyMeasures, []string{direct}, false},
 }
 

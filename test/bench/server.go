@@ -66,35 +66,36 @@ func readOrder(r io.Reader) (o order, err error) {
 	return order{b[0], ms(b[1:]), ms(b[5:])}, nil
 }
 
-// serve answers orders until ctx is done. What goes wrong with a connection is for its client to find.
-func serve(ctx context.Context, address string) error {
-	return accept(ctx, address, func(c net.Conn) {
-		defer c.Close()
-		o, err := readOrder(c)
-		if o.what == orderHTTP {
-			answerHTTP(c, o)
-			return
-		}
-		if err != nil {
-			return
-		}
-		var one [1]byte
-		if _, err := c.Write(one[:]); err != nil {
-			return
-		}
-		if o.what == orderEcho {
-			echo(c)
-			return
-		}
-		if _, err := io.ReadFull(c, one[:]); err != nil {
-			return
-		}
-		if o.what == orderUp {
-			up(c, o)
-		} else {
-			down(c, o)
-		}
-	})
+// serve answers orders until ctx is done.
+func serve(ctx context.Context, address string) error { return accept(ctx, address, answer) }
+
+// answer does what one connection orders. What goes wrong with it is for its client to find.
+func answer(c net.Conn) {
+	defer c.Close()
+	o, err := readOrder(c)
+	if o.what == orderHTTP {
+		answerHTTP(c, o)
+		return
+	}
+	if err != nil {
+		return
+	}
+	var one [1]byte
+	if _, err := c.Write(one[:]); err != nil {
+		return
+	}
+	if o.what == orderEcho {
+		echo(c)
+		return
+	}
+	if _, err := io.ReadFull(c, one[:]); err != nil {
+		return
+	}
+	if o.what == orderUp {
+		up(c, o)
+	} else {
+		down(c, o)
+	}
 }
 
 func echo(c net.Conn) {
@@ -192,7 +193,11 @@ func accept(ctx context.Context, address string, handle func(net.Conn)) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("listening on", ln.Addr())
+	fmt.Println(listening, ln.Addr())
+	return acceptFrom(ctx, ln, handle)
+}
+
+func acceptFrom(ctx context.Context, ln net.Listener, handle func(net.Conn)) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	for {

@@ -78,6 +78,8 @@ func TestEachMissingRightIsNamed(t *testing.T) {
 		// A single right: the API server's own word.
 		{rights.Status, []string{"status"}, rights.Status.Required(false), nil, "may not "},
 		{rights.Forward, []string{"forward", "svc/orders", "0:80"}, forward(kube.Service), []rights.Right{{Group: "discovery.k8s.io", Resource: "endpointslices", Verb: "list"}}, ""},
+		{rights.Forward, []string{"forward", "svc/orders", "0:80", "--reconnect=never"}, forward(kube.Service, rights.Right{Resource: "pods", Verb: "get"}),
+			[]rights.Right{{Group: "discovery.k8s.io", Resource: "endpointslices", Verb: "list"}}, ""},
 		{rights.Forward, []string{"forward", "deployment/orders", "0:8080"}, forward(kube.Deployment, rights.Right{Resource: "pods", Verb: "list"}), nil, ""},
 		{rights.Forward, []string{"forward", "pod/" + pod, "0:8080"}, forward(kube.Pod), nil, ""},
 		{rights.Swap, orders("--mode", "standby"), stands, first, cannot},

@@ -179,11 +179,7 @@ for time in once twice; do check many --connections %d && echo $time && read lin
 	once := 0
 	for _, line := range []string{"once", "twice"} {
 		c.prints(line)
-		fds := fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)
-		w.await("the connections' descriptors to be closed", func() bool {
-			list, err := os.ReadDir(fds)
-			return err == nil && len(list) < 100
-		})
+		w.await("the connections' descriptors to be closed", func() bool { return c.descriptors() < 100 })
 		if once == 0 {
 			once = c.memory()
 		}
@@ -193,6 +189,39 @@ for time in once twice; do check many --connections %d && echo $time && read lin
 		}
 	}
 	c.exits(0)
+	w.assertSnapshot(before)
+}
+
+// CMD has the terminal: its size, also when that changes, its keys, and the signal that a key sends.
+func TestConnectAtATerminal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	c := w.atTerminal("connect", "--", "bash", "-c", `trap 'echo "size $(stty size)"' WINCH; trap 'echo caught' INT; stty size; echo ready
+until read -t 1 line; do :; done; echo "line $line"; until read -t 1 line; do :; done; exit $line`)
+	c.shows("24 80")
+	c.shows("ready")
+	c.resize(132, 50)
+	c.shows("size 50 132")
+	c.types("hello\r")
+	c.shows("line hello")
+	c.types("\x03")
+	c.shows("caught")
+	c.types("7\r")
+	c.exits(7)
+}
+
+// Where namespaces are forbidden that is said in a line, with what would allow them, and CMD has variables that name the proxy.
+func TestConnectWithoutNamespaces(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	before := w.snapshot()
+	script := `echo 0 > /proc/sys/user/max_user_namespaces; echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"`
+	c := start(t, "unshare", []string{"KUBECONFIG=" + s.kubeconfig, "GORACE=halt_on_error=1", "XDG_STATE_HOME=" + w.state},
+		"--user", "--map-root-user", "sh", "-c", script, "sh", s.bridge, "connect", "-n", w.ns, "--", "sh", "-c", `curl -sS --max-time 20 http://orders; echo; exit 7`)
+	c.says("not in a network of its own, but with proxy variables, which not every program heeds")
+	c.says("what would allow it: sysctl -w user.max_user_namespaces=1000")
+	c.prints("original")
+	c.exits(7)
 	w.assertSnapshot(before)
 }
 

@@ -3,10 +3,15 @@
 package e2e
 
 import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
 	"fmt"
-	"os/exec"
+	"io"
+	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,8 +70,8 @@ func toolsImage(t *testing.T) string {
 	archive := filepath.Join(t.TempDir(), "proxy.tar")
 	const name = "bridge-proxy:debug"
 	start(t, s.bridge, nil, "image", "save", "-o", archive, "--name", name).exits(0)
-	if out, err := exec.Command(filepath.Join(s.root, "bin", "cluster"), "load", "--name", clusterName, archive).CombinedOutput(); err != nil {
-		t.Fatalf("load: %v\n%s", err, out)
+	if err := s.cluster(t.Context(), "load", archive); err != nil {
+		t.Fatal(err)
 	}
 	return name
 }
@@ -138,6 +143,132 @@ func TestDebugBeside(t *testing.T) {
 	c.exits(6)
 }
 
+// shellImage gives the cluster an image with a shell and little else, and is its name.
+func shellImage(t *testing.T) string {
+	t.Helper()
+	if !s.embedded {
+		t.Skip("a registry of your own is needed")
+	}
+	const name = "bridge-shell:e2e"
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layer bytes.Buffer
+	files := tar.NewWriter(&layer)
+	put := func(to *tar.Writer, h tar.Header, data []byte) {
+		h.Size = int64(len(data))
+		if err := to.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := to.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(files, tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	put(files, tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil)
+	put(files, tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, busybox)
+	for _, tool := range strings.Fields("sh cat chmod head mkdir mv rm sleep tail uname wc") {
+		put(files, tar.Header{Name: "bin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
+	}
+	if err := files.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	image := tar.NewWriter(&archive)
+	config := fmt.Sprintf(`{"architecture":%q,"os":"linux","config":{"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`, runtime.GOARCH, sha256.Sum256(layer.Bytes()))
+	put(image, tar.Header{Name: "manifest.json", Typeflag: tar.TypeReg, Mode: 0o644}, []byte(`[{"Config":"config.json","RepoTags":["`+name+`"],"Layers":["layer.tar"]}]`))
+	put(image, tar.Header{Name: "config.json", Typeflag: tar.TypeReg, Mode: 0o644}, []byte(config))
+	put(image, tar.Header{Name: "layer.tar", Typeflag: tar.TypeReg, Mode: 0o644}, layer.Bytes())
+	if err := image.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "shell.tar")
+	if err := os.WriteFile(file, archive.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cluster(t.Context(), "load", file); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// Without an image of ours the tools are carried into a running pod by a shell: its own image's, or that of another one on the node.
+func TestDebugBesideByAShell(t *testing.T) {
+	t.Parallel()
+	image := shellImage(t)
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(mountedYAML, s.image))
+	w.awaitReady("app=orders", 1)
+	pod := w.pods("app=orders")[0].Name
+	user := w.as("ada", deployed(t, "debug"), deployed(t, "capture"))
+
+	p := w.bridgeAs(user, nil, "debug", "deployment/orders", "--", "ps")
+	p.exits(int(hint.Usage))
+	p.says("none of the images that run in pod " + w.ns + "/" + pod + " or beside it on its node has one")
+	p.says("--copy-to NAME")
+	if n := len(w.ephemeral(pod)); n != 0 {
+		t.Errorf("%d containers were added", n)
+	}
+
+	w.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: shell, labels: {app: shell}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: sh
+    image: ` + image + `
+    command: [sh, -c, "trap exit TERM; while :; do sleep 60 & wait; done"]
+    env: [{name: ITS, value: shell}]
+    volumeMounts: [{name: own, mountPath: /tmp/own}]
+` + strings.ReplaceAll(restrictedYAML, "        ", "    ")[1:] + `  volumes: [{name: own, emptyDir: {}}]
+`)
+	w.awaitReady("app=shell", 1)
+	p = w.bridgeAs(user, nil, "debug", "deployment/orders", "--", "env", "1")
+	p.exits(0)
+	p.prints("ITS=own")
+	p.says("on the image of container sh of pod/shell")
+	for _, c := range []struct{ args, words string }{
+		{"ls /proc/1/root", "sample"},
+		{"cat /etc/settings/a.conf", "a is set"},
+		{"ss -l", "/sample"},
+		{"curl -i http://localhost:8080", "original"},
+	} {
+		p := w.bridgeAs(user, nil, append([]string{"debug", "deployment/orders", "--"}, strings.Fields(c.args)...)...)
+		p.exits(0)
+		p.prints(c.words)
+		p.says("is there already")
+	}
+	if n := len(w.ephemeral(pod)); n != 1 {
+		t.Errorf("%d containers were added", n)
+	}
+
+	// Its own comes first.
+	c := w.atTerminal("debug", "pod/shell")
+	c.shows("on the image of container sh;")
+	c.shows("tools: cat, curl")
+	c.types("env 1\r")
+	c.shows("ITS=shell")
+	c.types("exit 3\r")
+	c.exits(3)
+
+	// So is what sees packets.
+	w.level("baseline")
+	file := filepath.Join(t.TempDir(), "orders.pcapng")
+	p = w.bridgeAs(user, nil, "capture", "deployment/orders", "--port", "http", "-w", file)
+	p.says("capturing port 8080")
+	if err := w.execIn(t.Context(), pod, "app", nil, io.Discard, "get", "--url", "http://127.0.0.1:8080/over-loopback"); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGINT)
+	p.exits(128 + int(syscall.SIGINT))
+	if text := readCapture(t, file); !strings.Contains(text, "GET /over-loopback") {
+		t.Errorf("not in\n%s", text)
+	}
+}
+
 func TestDebugWithAnImage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -164,6 +295,8 @@ func TestDebugWithAnImage(t *testing.T) {
 	c.shows("press Enter")
 	c.types("one\r")
 	c.shows(`line "one"`)
+	c.resize(132, 50)
+	c.shows("size 132x50")
 	n := len(w.ephemeral(pod))
 	c.signal(syscall.SIGTERM)
 	c.exits(128 + int(syscall.SIGTERM))

@@ -62,7 +62,7 @@ type broken struct {
 }
 
 // clusterWide are the kinds of the manifests that are in no namespace. They are named for the manifest's.
-var clusterWide = []string{"StorageClass", "RuntimeClass", "ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+var clusterWide = []string{"StorageClass", "PersistentVolume", "RuntimeClass", "ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 
 // readBroken reads a manifest and what its first comments say.
 func readBroken(t *testing.T, path string) *broken {
@@ -259,9 +259,8 @@ func (b *broken) differs(found []diagnose.Finding) string {
 }
 
 // Each cause on its own is found by its name, on a real cluster, and nothing beside it; of two faults the cause is told, and the other
-// stands behind it; where nothing is wrong nothing is found.
+// stands behind it; where nothing is wrong nothing is found. It is no parallel test: so many pods that crash and are made anew take the machine from the others.
 func TestDiagnose(t *testing.T) {
-	t.Parallel()
 	registry := readBroken(t, "testdata/registry.yaml")
 	if err := registry.put(t); err != nil {
 		t.Fatal(err)
@@ -339,7 +338,7 @@ func TestDiagnose(t *testing.T) {
 	p := run(healthy)
 	p.exits(0)
 	p.says("nothing wrong found in namespace " + healthy.ns)
-	p.says("note: dialled 2 ports of 2 pods in ")
+	p.says("note: dialled 3 ports of 3 pods in ")
 	p = run(beyond, "--inside", "--proxy-timeout", patience.String())
 	p.exits(0)
 	p.says("note: dialled 2 addresses of Services without pods, from a pod")
@@ -358,6 +357,15 @@ func TestDiagnose(t *testing.T) {
 	p = run(find("probe-status"), "--inside", "--proxy-timeout", patience.String())
 	p.exits(int(hint.Problems))
 	p.prints("readinessProbe of container app, run from a pod: failure: status 503")
+	// Where else the program listens is found: at a usual port, and at one that it is started with.
+	for name, words := range map[string]string{
+		"port-closed":         "correct the port; something listens at 8080: ",
+		"service-port-closed": "set targetPort to the port that the program listens on; something listens at 8123: ",
+	} {
+		p = run(find(name))
+		p.exits(int(hint.Problems))
+		p.prints(words)
+	}
 	// Without the right to pods/proxy, which finds a port on the loopback, the pod finds it.
 	other := &world{t: t, ns: find("port-loopback").ns}
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + other.as("asks", deployed(t, "diagnose"), deployed(t, "connect"))}, "diagnose", "-n", other.ns, "--inside", "--proxy-timeout", patience.String())
@@ -379,7 +387,7 @@ func TestDiagnose(t *testing.T) {
 	kubeconfig := w.as("diagnose", deployed(t, "diagnose"))
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns)
 	p.exits(0)
-	p.says("not read: nodes, secrets (your account may not)")
+	p.says("not read: nodes, secrets, pods/proxy (your account may not)")
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns, "--inside")
 	p.exits(0)
 	p.says("not read: what a pod in the cluster reaches (")
@@ -448,6 +456,39 @@ func TestDiagnoseInsideThatStays(t *testing.T) {
 	w.assertSnapshot(before)
 }
 
+// What keeps other pods from a port, and not the API server, a pod finds out: here it is in the network of the pod that listens.
+func TestDiagnoseAPortThatPodsDoNotReach(t *testing.T) {
+	t.Parallel()
+	embedded(t)
+	w := newWorld(t).withOrders()
+	ids := processesIn(t, string(w.pods("app=orders")[0].UID), "serve")
+	if len(ids) == 0 {
+		t.Fatal("no process in the pod")
+	}
+	inPod := func(args ...string) string {
+		out, err := exec.Command("nsenter", append([]string{"--net=/proc/" + ids[0] + "/ns/net"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	_, route, _ := strings.Cut(inPod("ip", "-4", "route", "show", "default"), " via ")
+	node, _, _ := strings.Cut(route, " ") // its address on the pods' network
+	before := w.snapshot()
+	p := w.bridge("diagnose", "--inside")
+	p.exits(int(hint.Warnings)) // of its probes' timing
+	if out := strings.Join(p.stdout.all(), "\n"); strings.Contains(out, "port-not-reached") {
+		t.Errorf("before anything keeps it away:\n%s", out)
+	}
+	inPod("iptables", "-w", "-A", "INPUT", "-p", "tcp", "--dport", "8080", "!", "-i", "lo", "!", "-s", node, "-j", "DROP")
+	p = w.bridge("diagnose", "--inside")
+	p.exits(int(hint.Warnings))
+	p.prints("warning port-not-reached: deployment/orders, pod/orders-")
+	p.prints("port 8080 at its address: something listens")
+	p.prints("port 8080 at its address, from a pod: no answer")
+	w.awaitSnapshot(before)
+}
+
 // What containers use is held against their limits, by what the cluster's metrics API says of it. It is no parallel test: a kubelet that has its hands
 // full measures nothing.
 func TestDiagnoseUse(t *testing.T) {
@@ -478,6 +519,47 @@ func TestDiagnoseUse(t *testing.T) {
 			if time.Now().After(until) {
 				t.Fatal(d)
 			}
+		}
+	}
+	if !s.embedded { // nobody else's node is said to be short of memory
+		return
+	}
+	over := readBroken(t, "testdata/broken/memory-over-request.yaml")
+	if err := over.put(t); err != nil {
+		t.Fatal(err)
+	}
+	if err := over.await(t, "ready"); err != nil {
+		t.Fatal(err)
+	}
+	pod, err := s.client.CoreV1().Pods(over.ns).Get(t.Context(), "it", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := pod.Spec.NodeName
+	say := func(ctx context.Context, short corev1.ConditionStatus) {
+		patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"MemoryPressure","status":%q,"reason":"SaidByATest"}]}}`, short)
+		if _, err := s.client.CoreV1().Nodes().Patch(ctx, node, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() { // the next test finds the node as it was
+		say(context.Background(), corev1.ConditionFalse)
+		for begin := time.Now(); time.Since(begin) < patience; time.Sleep(time.Second) {
+			n, err := s.client.CoreV1().Nodes().Get(context.Background(), node, metav1.GetOptions{})
+			if err == nil && !slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeMemoryPressure }) {
+				return
+			}
+		}
+		t.Error("the node is still said to be short of memory")
+	})
+	for until := time.Now().Add(patience); ; time.Sleep(time.Second) {
+		say(t.Context(), corev1.ConditionTrue) // the kubelet says otherwise every ten seconds
+		d := over.differs(diagnosed(t, "-n", over.ns, "--no-dial"))
+		if d == "" {
+			return
+		}
+		if time.Now().After(until) {
+			t.Fatal(d)
 		}
 	}
 }

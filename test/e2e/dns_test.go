@@ -587,18 +587,20 @@ func TestShortNamesAreAsInAPod(t *testing.T) {
 			search = append(search, word)
 		}
 	}
-	if len(search) < 3 || ndots < 2 {
+	if len(search) < 3 || ndots < 1 {
 		t.Fatalf("the pod's resolver file has %q", resolver)
 	}
-	// What the C library in a pod asks, one after the other, until a name exists.
+	// What the C library in a pod asks, one after the other, until a name exists: of a name with enough dots first what it is.
 	tries := make([][]question, len(table))
 	for i, q := range table {
-		if strings.Count(q.name, ".")-1 < ndots {
-			for _, domain := range search {
-				tries[i] = append(tries[i], question{q.network, q.edns, q.name + domain + ".", q.kind})
-			}
+		for _, domain := range search {
+			tries[i] = append(tries[i], question{q.network, q.edns, q.name + domain + ".", q.kind})
 		}
-		tries[i] = append(tries[i], q)
+		at := len(search)
+		if strings.Count(q.name, ".")-1 >= ndots {
+			at = 0
+		}
+		tries[i] = slices.Insert(tries[i], at, q)
 	}
 	var want []answer
 	w.await("the pod's resolver", func() bool {
@@ -668,16 +670,34 @@ func TestNamesWhileTheTunnelIsDown(t *testing.T) {
 	if got := dig(full); !strings.Contains(got, "status: NOERROR") {
 		t.Fatal(got)
 	}
-	p.swallow()
-	b.says("tunnel: reconnecting (")
-	// Another name: that one is remembered.
-	w.await("failing at once", func() bool { return strings.Contains(dig("pods."+w.ns+".svc.cluster.local"), "status: SERVFAIL") })
-	for _, name := range []string{"kubernetes.default.svc.cluster.local", "kubernetes.default", "nobody"} {
-		got := dig(name)
-		if !strings.Contains(got, "status: SERVFAIL") || !regexp.MustCompile(`EDE: 23 \(Network Error\): \(ask the cluster's resolver .*the tunnel is down`).MatchString(got) {
-			t.Errorf("%s: %s", name, got)
+	kubernetes, err := s.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// fails asks for what the cluster has, or may have.
+	fails := func(when, why string, questions ...string) {
+		t.Helper()
+		for _, q := range append(questions, "-x "+kubernetes.Spec.ClusterIP) {
+			got := dig(strings.Fields(q)...)
+			if !strings.Contains(got, "status: SERVFAIL") || !regexp.MustCompile(`EDE: 23 \(Network Error\): \(ask the cluster's resolver.*`+why).MatchString(got) {
+				t.Errorf("%s, %s: %s", when, q, got)
+			}
 		}
 	}
+	p.swallow()
+	// Nobody has noticed, or just has: the laptop's names are there, and nothing is said not to exist that may.
+	fails("at once", "", "void."+w.ns+".svc.cluster.local", "named", "nobody.example", "www.nobody.example")
+	if got := dig("+short", "printer"); strings.TrimSpace(got) != "192.0.2.2" {
+		t.Errorf("printer, at once: %s", got)
+	}
+	b.says("tunnel: reconnecting (")
+	// Another name: that one is remembered.
+	w.await("failing at once", func() bool {
+		got := dig("pods." + w.ns + ".svc.cluster.local")
+		return strings.Contains(got, "status: SERVFAIL") && strings.Contains(got, "the tunnel is down")
+	})
+	fails("while it is down", "the tunnel is down",
+		"kubernetes.default.svc.cluster.local", "kubernetes.default", "nobody", "nobody.example", "www.nobody.example")
 	if got := dig("+short", "printer"); strings.TrimSpace(got) != "192.0.2.2" {
 		t.Errorf("printer: %s", got)
 	}
@@ -686,7 +706,12 @@ func TestNamesWhileTheTunnelIsDown(t *testing.T) {
 	}
 	p.pass()
 	b.saysTimes("tunnel: ready", 2)
-	if got := dig("kubernetes.default.svc.cluster.local"); !strings.Contains(got, "status: NOERROR") {
+	for _, args := range [][]string{{"kubernetes.default.svc.cluster.local"}, {"-x", kubernetes.Spec.ClusterIP}} {
+		if got := dig(args...); !strings.Contains(got, "status: NOERROR") {
+			t.Error(got)
+		}
+	}
+	if got := dig("nobody.example"); !strings.Contains(got, "status: NXDOMAIN") {
 		t.Error(got)
 	}
 }

@@ -48,6 +48,16 @@ func (p *process) memory() (kib int) {
 	return kib
 }
 
+// descriptors is how many the process has open.
+func (p *process) descriptors() int {
+	p.t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(list)
+}
+
 // assertMemory wants it to have no more, but for what varies, than once, after half of the connections.
 func (p *process) assertMemory(once, connections int) {
 	p.t.Helper()
@@ -113,6 +123,15 @@ func TestForwardThroughTheProxy(t *testing.T) {
 	st.exits(0)
 	st.prints("service/orders:tcp")
 	f.terminate()
+
+	// What the last connection met is in the status, too.
+	f = w.bridge("forward", "deployment/orders", ":9", "--via", "proxy")
+	resets(t, f.from("Forwarding from 127."))
+	w.await("status to tell of the refusal", func() bool {
+		list := w.forwards()
+		return len(list) == 1 && len(list[0].Forwards) == 1 && strings.Contains(list[0].Forwards[0].LastError, "connection refused")
+	})
+	f.terminate()
 	w.assertSnapshot(before)
 }
 
@@ -137,6 +156,33 @@ func TestForwardDatagrams(t *testing.T) {
 	f.exits(int(hint.Usage))
 	f.says("a port-forward carries no UDP")
 	w.assertSnapshot(before)
+}
+
+// Who goes on sending from one socket has answers again when the pod is another.
+func TestForwardDatagramsFollowTheirPod(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.apply(fmt.Sprintf(echoYAML, s.image))
+	w.awaitReady("app=echo", 1)
+	f := w.bridge("forward", "svc/echo", ":7000")
+	c, err := net.Dial("udp", f.from("Forwarding from 127."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 64)
+	answered := func(by string) func() bool {
+		return func() bool {
+			_, _ = c.Write([]byte("hello"))
+			_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			n, _ := c.Read(buf)
+			return string(buf[:n]) == by+"hello"
+		}
+	}
+	w.await("an answer", answered("original"))
+	w.apply(fmt.Sprintf(strings.Replace(echoYAML, "original", "renewed", 1), s.image))
+	w.await("the next pod's answer", answered("renewed"))
+	f.terminate()
 }
 
 const elsewhereYAML = `
@@ -383,6 +429,7 @@ func TestForwardAllServices(t *testing.T) {
 	}
 	resets(t, at["service/broken:80"])
 	f.says("connection to service/broken:80: service/broken in " + w.ns + " has no ready pod after 1s: no pod matches its selector")
+	f.says("bridge diagnose service/broken") // and what that would say, before it
 
 	// One that comes is added, and one that goes ends.
 	if err := s.client.CoreV1().Services(w.ns).Delete(t.Context(), "broken", metav1.DeleteOptions{}); err != nil {
@@ -413,6 +460,37 @@ func TestForwardAllServices(t *testing.T) {
 	w.assertSnapshot(before)
 }
 
+// Where the kernel keeps the ports below 1024 for root, a Service has another there, and its own above.
+func TestForwardAllServicesWithoutTheirRealPorts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	path, env := forAnybody(t)
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first := strings.TrimSpace(string(b)); first != "1024" {
+		t.Skip("anybody may listen from port", first)
+	}
+	f := start(t, "setpriv", env, "--reuid", "65534", "--regid", "65534", "--clear-groups", path, "forward", "--all", "-n", w.ns)
+	local := func(target string) (address, port string) {
+		address = strings.Fields(f.prints("-> service/orders:" + target))[1]
+		_, port, _ = net.SplitHostPort(address)
+		return address, port
+	}
+	at, port := local("80")
+	if port == "80" {
+		t.Error("it has port 80")
+	}
+	f.says("has another port here")
+	f.assertAnswers(at, "original")
+	if _, port := local("7000"); port != "7000" {
+		t.Errorf("the real port is %s", port)
+	}
+	f.signal(syscall.SIGINT)
+	f.exits(130)
+}
+
 // The proxy pod is deleted in mid-transfer: that transfer is reset, and the next goes by the pod that comes.
 func TestForwardOutlivesItsProxyPod(t *testing.T) {
 	t.Parallel()
@@ -431,6 +509,19 @@ func TestForwardOutlivesItsProxyPod(t *testing.T) {
 	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || line != "hello\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
+	bulk, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bulk.Close()
+	if _, err := io.WriteString(bulk, "download 1000000000000\n"); err != nil {
+		t.Fatal(err)
+	}
+	cut := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, bulk)
+		cut <- err
+	}()
 	zero := int64(0)
 	for _, p := range w.pods("bridge.internal/proxy") {
 		if err := s.client.CoreV1().Pods(w.ns).Delete(t.Context(), p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil {
@@ -440,6 +531,10 @@ func TestForwardOutlivesItsProxyPod(t *testing.T) {
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the open connection: %v, want a reset", err)
+	}
+	_ = bulk.SetDeadline(time.Now().Add(patience))
+	if err := <-cut; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the transfer: %v, want a reset: an end would be all there was", err)
 	}
 	f.checks(address, "download", "--bytes", "1000000")
 	f.terminate()
@@ -506,6 +601,36 @@ func TestForwardSaysWhoHasThePort(t *testing.T) {
 	w.assertSnapshot(before)
 }
 
+// Straight to pods a port where nobody listens refuses its callers, says so, and takes nothing from the others; a hundred at once beside one that
+// nobody reads are answered, and nothing is left of them.
+func TestForwardStraightToPods(t *testing.T) {
+	t.Parallel()
+	const many = 100
+	w := newWorld(t).withOrders()
+	f := w.bridge("forward", "deployment/orders", ":7000", ":9")
+	address, closed := f.from("-> 7000"), f.from("-> 9")
+	open := lineTo(t, address)
+	before := f.descriptors()
+	resets(t, closed)
+	f.says("nothing listens on pod/" + w.ns + "/orders-")
+	open.lives()
+	slow, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	if _, err := io.WriteString(slow, "download 100000000\n"); err != nil { // and reads nothing
+		t.Fatal(err)
+	}
+	f.checks(address, "many", "--connections", fmt.Sprint(many))
+	f.checks(address, "download", "--bytes", "20000000")
+	open.lives()
+	_ = slow.Close()
+	const own = 10 // questions to the API server
+	w.await("the connections' descriptors to be closed", func() bool { return f.descriptors() <= before+own })
+	f.terminate()
+}
+
 // Thousands of connections at once, a slow reader among them, and nothing is left of them.
 func TestForwardManyConnections(t *testing.T) {
 	t.Parallel()
@@ -529,11 +654,7 @@ func TestForwardManyConnections(t *testing.T) {
 	f.checks(address, "many", "--connections", fmt.Sprint(many))
 	f.assertMemory(once, 2*many)
 	_ = slow.Close()
-	fds := fmt.Sprintf("/proc/%d/fd", f.cmd.Process.Pid)
-	w.await("the connections' descriptors to be closed", func() bool {
-		list, err := os.ReadDir(fds)
-		return err == nil && len(list) < 100
-	})
+	w.await("the connections' descriptors to be closed", func() bool { return f.descriptors() < 100 })
 	w.await("status to count them", func() bool {
 		list := w.forwards()
 		return len(list) == 1 && len(list[0].Forwards) == 1 && list[0].Forwards[0].Total >= 2*many && list[0].Forwards[0].Open == 0

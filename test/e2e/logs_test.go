@@ -114,6 +114,18 @@ func TestLogs(t *testing.T) {
 	c := w.atTerminal("logs", pod, "--tail", "1", "--since", "1h")
 	c.exits(0)
 
+	// What is older than it is asked for is left out.
+	w.await("a line that is old enough", func() bool {
+		p = w.bridge("logs", pod, "-c", "app", "--since", "1s")
+		p.exits(0)
+		return len(p.stdout.all()) == 0
+	})
+	p = w.bridge("logs", pod, "-c", "app", "--since", "1h")
+	p.exits(0)
+	if runs := counted(p.stdout.all()); len(runs) != 1 {
+		t.Errorf("of the last hour: %q", p.stdout.all())
+	}
+
 	// Long lines come whole, and of many lines the last.
 	w.pod("wide", `count, --until, "3", --width, "3000000", --every, 0s`)
 	w.await("the lines", func() bool {
@@ -133,6 +145,45 @@ func TestLogs(t *testing.T) {
 		out := p.stdout.all()
 		return len(out) == 1 && strings.HasPrefix(out[0], "[pod/many/app] ") && strings.HasSuffix(out[0], " 50 x")
 	})
+}
+
+// The run before is printed whole, and it alone, while the next one prints.
+func TestLogsOfTheRunBefore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pod("it", `count, --until, "100", --every, 200ms`)
+	w.await("its second run", func() bool {
+		p, err := s.client.CoreV1().Pods(w.ns).Get(t.Context(), "it", metav1.GetOptions{})
+		if err != nil {
+			return false
+		}
+		app := p.Status.ContainerStatuses[0]
+		return app.RestartCount > 0 && app.State.Running != nil && app.LastTerminationState.Terminated != nil
+	})
+	p := w.bridge("logs", "it", "--previous")
+	p.exits(0)
+	before := counted(p.stdout.all())
+	if len(before) != 1 {
+		t.Fatalf("%d runs: %q", len(before), p.stdout.all())
+	}
+	var now map[string][]string
+	w.await("the first line of the run that there is now", func() bool {
+		p = w.bridge("logs", "it")
+		p.exits(0)
+		now = counted(p.stdout.all())
+		return len(now) > 0
+	})
+	if len(now) != 1 {
+		t.Errorf("%d runs that there are now: %q", len(now), p.stdout.all())
+	}
+	for run, numbers := range before {
+		if err := exactly(numbers, 1); err != nil || len(numbers) != 100 {
+			t.Errorf("the run before: %v, %d lines", err, len(numbers))
+		}
+		if len(now[run]) > 0 {
+			t.Error("the run that there is now is the same")
+		}
+	}
 }
 
 // Every line is printed once, over a restart of the container and connections that are cut and cut.

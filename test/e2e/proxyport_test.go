@@ -217,6 +217,54 @@ func TestConnectSaysWhatThePodMeets(t *testing.T) {
 	c.terminate()
 }
 
+// While the tunnel is down a program waits for --dial-timeout, and is not told that its target refused; what is made meanwhile, and when it is back, is
+// answered.
+func TestConnectWhileTheTunnelIsDown(t *testing.T) {
+	embedded(t)
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	p := newPath(t)
+	c := w.connect(p.kubeconfig, nil, "--dial-timeout", "3s", "--resume-window", "0")
+	address := c.socks()
+	svc, err := s.client.CoreV1().Services(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := w.bridgeAs(p.kubeconfig, nil, "connect", "--dial-timeout", "3s", "--resume-window", "0", "--", "sh", "-c",
+		`code=0; while [ $code = 0 ]; do curl -sS --max-time 60 http://`+svc.Spec.ClusterIP+`; code=$?; echo; sleep 0.2; done; echo code $code; sleep 1000`)
+	program.prints("original")
+	if got := socksReply(t, address, "orders:80"); got != 0 {
+		t.Fatalf("SOCKS5 reply %d", got)
+	}
+	p.swallow()
+	c.says("tunnel: reconnecting (")
+	program.says("tunnel: reconnecting (")
+	if got := socksReply(t, address, "orders:80"); got != 6 {
+		t.Errorf("SOCKS5 reply %d, want 6, no answer in time", got)
+	}
+	tr := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: address})}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Get("http://orders/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if got := resp.Header.Get("Proxy-Status"); resp.StatusCode != http.StatusGatewayTimeout || got != "bridge; error=connection_timeout" || !strings.Contains(string(body), "the tunnel is down") {
+		t.Errorf("%s, Proxy-Status %q, %q", resp.Status, got, body)
+	}
+	program.says("Connection reset by peer")
+	program.prints("code 56")
+	p.pass()
+	c.saysTimes("tunnel: ready", 2)
+	if got := socksReply(t, address, "orders:80"); got != 0 {
+		t.Errorf("afterwards: SOCKS5 reply %d", got)
+	}
+	c.terminate()
+	program.signal(syscall.SIGTERM)
+	program.exits(128 + int(syscall.SIGTERM))
+}
+
 // A link-local address is dialled where that was allowed, and nowhere else.
 func TestConnectDialsWhatIsAllowed(t *testing.T) {
 	embedded(t)
@@ -298,11 +346,7 @@ func TestConnectManyConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fds := fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)
-	before, err := os.ReadDir(fds)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := c.descriptors()
 	conns := make([]net.Conn, many)
 	defer func() {
 		for _, conn := range conns {
@@ -346,9 +390,6 @@ func TestConnectManyConnections(t *testing.T) {
 	each(func(i int) error { return conns[i].Close() })
 	// Goroutines are counted by internal/socks5's tests. Some descriptors may be bridge's own questions to the API server.
 	const own = 10
-	w.await("the connections' descriptors to be closed", func() bool {
-		list, err := os.ReadDir(fds)
-		return err == nil && len(list) <= len(before)+own
-	})
+	w.await("the connections' descriptors to be closed", func() bool { return c.descriptors() <= before+own })
 	c.terminate()
 }

@@ -67,6 +67,24 @@ func TestForward(t *testing.T) {
 	w.assertSnapshot(before)
 }
 
+// The port-forward of a connection that has ended carries the next one: the API server is asked for no other.
+func TestForwardUsesAPortForwardAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	kubeconfig, requests := countedAPI(t)
+	f := w.bridgeAs(kubeconfig, nil, "forward", "pod/"+w.pods("app=orders")[0].Name, ":8080")
+	address := f.from("Forwarding from 127.")
+	f.assertAnswers(address, "original")
+	if paths := strings.Join(requests(), "\n"); strings.Count(paths, "/portforward") != 1 {
+		t.Errorf("the first connection asks for\n%s", paths)
+	}
+	w.await("a connection without a port-forward of its own", func() bool { // the runtime takes a second over the end of one
+		f.assertAnswers(address, "original")
+		return !strings.Contains(strings.Join(requests(), "\n"), "/portforward")
+	})
+	f.terminate()
+}
+
 // One forward outlives the pods behind it.
 func TestForwardSurvivesPodReplacement(t *testing.T) {
 	t.Parallel()
@@ -93,6 +111,60 @@ func TestForwardSurvivesPodReplacement(t *testing.T) {
 	w.awaitReady("app=orders", 2)
 	f.assertAnswers(address, "original")
 	f.terminate()
+}
+
+const jobYAML = `
+apiVersion: batch/v1
+kind: Job
+metadata: {name: once}
+spec:
+  template:
+    metadata: {labels: {app: once}}
+    spec:
+      restartPolicy: Never
+      containers:
+      - name: app
+        image: %s
+        args: [serve, --name, once]` + restrictedYAML
+
+// A rollout is followed at once: when it is done, a new pod has each connection. A Job's pod is reached, too.
+func TestForwardFollowsARollout(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	ways := map[string]*process{}
+	at := map[string]string{}
+	for _, via := range []string{"pods", "proxy"} {
+		ways[via] = w.bridge("forward", "svc/orders", ":80", "--via", via)
+		at[via] = ways[via].from("Forwarding from 127.")
+		ways[via].assertAnswers(at[via], "original")
+	}
+	w.apply(fmt.Sprintf(strings.Replace(ordersYAML, "original", "renewed", 1), s.image))
+	w.await("the rollout", func() bool {
+		d, err := s.client.AppsV1().Deployments(w.ns).Get(t.Context(), "orders", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Status.ObservedGeneration == d.Generation && d.Status.UpdatedReplicas == 2 && d.Status.AvailableReplicas == 2 && d.Status.Replicas == 2
+	})
+	for via, f := range ways {
+		w.await("a new pod's answer", func() bool { // the endpoints follow a moment later
+			out, err := exec.Command(s.sample, "get", "--url", "http://"+at[via]).Output()
+			return err == nil && strings.TrimSpace(string(out)) == "renewed"
+		})
+		for range 10 {
+			f.assertAnswers(at[via], "renewed")
+		}
+		f.terminate()
+	}
+
+	w.apply(fmt.Sprintf(jobYAML, s.image))
+	w.awaitReady("app=once", 1)
+	f := w.bridge("forward", "job/once", ":8080")
+	f.assertAnswers(f.from("Forwarding from 127."), "once")
+	f.terminate()
+	l := w.bridge("logs", "job/once")
+	l.exits(0)
+	l.prints("listens on")
 }
 
 func TestConnect(t *testing.T) {

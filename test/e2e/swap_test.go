@@ -5,7 +5,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -291,8 +290,8 @@ func TestSwapWithAnImage(t *testing.T) {
 	const name = "bridge-proxy:e2e"
 	p := start(t, s.bridge, nil, "image", "save", "-o", archive, "--name", name)
 	p.exits(0)
-	if out, err := exec.Command(filepath.Join(s.root, "bin", "cluster"), "load", "--name", clusterName, archive).CombinedOutput(); err != nil {
-		t.Fatalf("load: %v\n%s", err, out)
+	if err := s.cluster(t.Context(), "load", archive); err != nil {
+		t.Fatal(err)
 	}
 	w := newWorld(t).withOrders()
 	before := w.snapshot()
