@@ -31,12 +31,18 @@ func types() map[string]dnsmessage.Type {
 }
 
 func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
-	if err := parse(f, args, 1, 4); err != nil {
+	of := f.String("x", "", "")
+	if err := parse(f, args, 0, 5); err != nil {
 		return err
 	}
-	name, server, search, kind := "", "", false, "A"
+	name, server, search, short, kind := *of, "", false, false, "A"
+	if *of != "" {
+		kind = "PTR"
+	}
 	for _, a := range f.Args() {
 		switch {
+		case a == "+short":
+			short = true
 		case strings.HasPrefix(a, "@"):
 			server = a[1:]
 		case a == "+search":
@@ -76,7 +82,7 @@ func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	var last error
 	for _, n := range names {
 		var found bool
-		if found, last = ask(ctx, s.Out, servers, n, t); found || last != nil && !errors.Is(last, exitCode(1)) {
+		if found, last = ask(ctx, s.Out, servers, n, t, short); found || last != nil && !errors.Is(last, exitCode(1)) {
 			return last
 		}
 	}
@@ -112,7 +118,7 @@ func reverse(a netip.Addr) string {
 }
 
 // ask asks the servers in turn until one answers, and prints what it says. The error is exitCode(1) for an answer without a record.
-func ask(ctx context.Context, w io.Writer, servers []string, name string, t dnsmessage.Type) (found bool, err error) {
+func ask(ctx context.Context, w io.Writer, servers []string, name string, t dnsmessage.Type, short bool) (found bool, err error) {
 	n, err := dnsmessage.NewName(name)
 	if err != nil {
 		return false, fmt.Errorf("%q is no name", name)
@@ -136,6 +142,12 @@ func ask(ctx context.Context, w io.Writer, servers []string, name string, t dnsm
 		if err != nil {
 			wrong = errors.Join(wrong, err)
 			continue
+		}
+		if short {
+			for _, r := range answer.Answers {
+				_, _ = fmt.Fprintln(w, hint.Printable(data(r.Body)))
+			}
+			return answered(answer)
 		}
 		return show(w, answer, fmt.Sprintf("%s by %s in %s", address, over, time.Since(begin).Round(time.Millisecond)))
 	}
@@ -208,6 +220,10 @@ func show(w io.Writer, m dnsmessage.Message, from string) (found bool, err error
 	if err := t.Flush(); err != nil {
 		return false, err
 	}
+	return answered(m)
+}
+
+func answered(m dnsmessage.Message) (found bool, err error) {
 	if m.RCode != dnsmessage.RCodeSuccess || len(m.Answers) == 0 {
 		return false, exitCode(1)
 	}

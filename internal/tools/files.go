@@ -20,6 +20,7 @@ import (
 
 func list(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	long := f.Bool("l", false, "")
+	ignore(f, "aA1h")
 	if err := parse(f, args, 0, -1); err != nil {
 		return err
 	}
@@ -154,6 +155,10 @@ func processes() (list []process, err error) {
 }
 
 func ps(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
+	if len(args) > 0 && strings.Trim(args[0], "aux") == "" { // as on BSD
+		args = args[1:]
+	}
+	ignore(f, "eAfaxlw")
 	if err := parse(f, args, 0, 0); err != nil {
 		return err
 	}

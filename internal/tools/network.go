@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"os"
 	"strings"
 	"time"
 )
@@ -43,20 +44,30 @@ func request(ctx context.Context, method, url, body string, h headers) (*http.Re
 	return req, nil
 }
 
+// curlFailed is curl's own exit code for a status of 400 or more with -f.
+const curlFailed = 22
+
 func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	verbose, head, insecure := f.Bool("v", false, ""), f.Bool("i", false, ""), f.Bool("k", false, "")
-	method, data := f.String("X", "", ""), f.String("d", "", "")
+	headOnly, follow, fail := f.Bool("I", false, ""), f.Bool("L", false, ""), f.Bool("f", false, "")
+	method, data, file := f.String("X", "", ""), f.String("d", "", ""), f.String("o", "", "")
 	seconds := f.Float64("m", 0, "")
+	ignore(f, "sS")
 	var h headers
 	f.Var(&h, "H", "")
 	if err := parse(f, args, 1, 1); err != nil {
 		return err
 	}
-	if *method == "" {
-		if *method = http.MethodGet; *data != "" {
-			*method = http.MethodPost
-		}
+	switch {
+	case *method != "":
+	case *headOnly:
+		*method = http.MethodHead
+	case *data != "":
+		*method = http.MethodPost
+	default:
+		*method = http.MethodGet
 	}
+	*head = *head || *headOnly
 	req, err := request(ctx, *method, f.Arg(0), *data, h)
 	if err != nil {
 		return err
@@ -76,23 +87,38 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error 
 			TLSClientConfig:   &tls.Config{InsecureSkipVerify: *insecure}, // the user's own -k
 			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
 		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	if !*follow {
+		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	out := s.Out
+	if *file != "" && *file != "-" {
+		to, err := os.OpenFile(*file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return err
+		}
+		defer to.Close()
+		out = to
+	}
 	if *verbose || *head {
 		if b, err := httputil.DumpResponse(resp, false); err == nil {
 			if *head {
-				_, _ = s.Out.Write(b)
+				_, _ = out.Write(b)
 			} else {
 				_, _ = fmt.Fprint(s.Err, marked("< ", string(b)))
 			}
 		}
 	}
-	_, err = io.Copy(s.Out, resp.Body)
+	if *fail && resp.StatusCode >= 400 {
+		_, _ = fmt.Fprintf(s.Err, "curl: status %d\n", resp.StatusCode)
+		return exitCode(curlFailed)
+	}
+	_, err = io.Copy(out, resp.Body)
 	return err
 }
 
@@ -154,6 +180,7 @@ func httpProbe(ctx context.Context, s Streams, f *flag.FlagSet, args []string) e
 func netcat(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	udp, scan, listen := f.Bool("u", false, ""), f.Bool("z", false, ""), f.Bool("l", false, "")
 	seconds := f.Float64("w", dialTimeout.Seconds(), "")
+	ignore(f, "vn")
 	if err := parse(f, args, 1, 2); err != nil {
 		return err
 	}

@@ -16,7 +16,8 @@ import (
 var states = [...]string{1: "ESTAB", 2: "SYN-SENT", 3: "SYN-RECV", 4: "FIN-WAIT-1", 5: "FIN-WAIT-2", 6: "TIME-WAIT", 7: "CLOSED", 8: "CLOSE-WAIT", 9: "LAST-ACK", 10: "LISTEN", 11: "CLOSING", 12: "NEW-SYN-RECV"}
 
 func ss(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
-	only := f.Bool("l", false, "")
+	only, tcpOnly, udpOnly := f.Bool("l", false, ""), f.Bool("t", false, ""), f.Bool("u", false, "")
+	ignore(f, "anp")
 	if err := parse(f, args, 0, 0); err != nil {
 		return err
 	}
@@ -26,6 +27,9 @@ func ss(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	read := 0
 	var wrong error
 	for _, proto := range []string{"tcp", "tcp6", "udp", "udp6"} {
+		if tcp := strings.HasPrefix(proto, "tcp"); *tcpOnly != *udpOnly && tcp != *tcpOnly {
+			continue
+		}
 		b, err := os.ReadFile("/proc/net/" + proto)
 		if err != nil {
 			wrong = err // a node without IPv6 has two of them

@@ -44,13 +44,13 @@ var errUsage = errors.New("wrong arguments")
 
 func table() map[string]tool {
 	return map[string]tool{
-		"ls":         {"ls [-l] [PATH...]", "list folders", list},
+		"ls":         {"ls [-l] [PATH...]", "list folders, with what is hidden", list},
 		"cat":        {"cat [FILE...]", "print files", cat},
-		"ps":         {"ps", "the processes that are seen from here", ps},
+		"ps":         {"ps", "all processes that are seen from here", ps},
 		"env":        {"env [PID]", "the environment, or a process's: env 1", env},
-		"ss":         {"ss [-l]", "TCP and UDP sockets of the pod; -l those that are listened at", ss},
-		"dig":        {"dig [@SERVER] [+search] NAME [TYPE]", "ask a DNS server, by default the pod's", dig},
-		"curl":       {"curl [-v] [-i] [-k] [-X METHOD] [-H HEADER]... [-d DATA] [-m SECONDS] URL", "an HTTP request", curl},
+		"ss":         {"ss [-l] [-t] [-u]", "sockets of the pod; -l those that are listened at, -t TCP's, -u UDP's", ss},
+		"dig":        {"dig [@SERVER] [+search] [+short] NAME [TYPE], or dig -x ADDRESS", "ask a DNS server, by default the pod's", dig},
+		"curl":       {"curl [-v] [-i] [-I] [-k] [-L] [-f] [-X METHOD] [-H HEADER]... [-d DATA] [-m SECONDS] [-o FILE] URL", "an HTTP request", curl},
 		"nc":         {"nc [-u] [-z] [-w SECONDS] HOST PORT, or nc -l [-u] PORT", "a connection to the standard streams; -z only opens it, -l waits for one", netcat},
 		"http-probe": {"http-probe [-timeout 1s] [-H HEADER]... URL", "one probe as the kubelet makes it: exit code 0 when it succeeds", httpProbe},
 	}
@@ -148,7 +148,7 @@ func help(w io.Writer) {
 
 // parse reads flags; what is wrong with them the flag package has said.
 func parse(f *flag.FlagSet, args []string, least, most int) error {
-	if err := f.Parse(args); err != nil {
+	if err := f.Parse(ordered(f, args)); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return err
 		}
@@ -158,6 +158,50 @@ func parse(f *flag.FlagSet, args []string, least, most int) error {
 		return errUsage
 	}
 	return nil
+}
+
+// ignore are flags that people write by habit, of what these tools do anyway or have no use for.
+func ignore(f *flag.FlagSet, letters string) {
+	for _, l := range letters {
+		f.Bool(string(l), false, "")
+	}
+}
+
+// ordered has the flags before the operands, and those apart that are written in one, as getopt does: of "PATH -lw5" it makes "-l -w 5 -- PATH".
+func ordered(f *flag.FlagSet, args []string) []string {
+	isSwitch := func(name string) bool {
+		known := f.Lookup(name)
+		if known == nil {
+			return false
+		}
+		b, ok := known.Value.(interface{ IsBoolFlag() bool })
+		return ok && b.IsBoolFlag()
+	}
+	inOne := func(name string) bool { return len(name) > 1 && name[1] != '=' && f.Lookup(name) == nil }
+	var flags, operands []string
+	for i := 0; i < len(args); i++ {
+		name, isFlag := strings.CutPrefix(args[i], "-")
+		if args[i] == "--" {
+			return slices.Concat(flags, args[i:i+1], operands, args[i+1:])
+		}
+		if !isFlag || name == "" {
+			operands = append(operands, args[i])
+			continue
+		}
+		for inOne(name) && isSwitch(name[:1]) {
+			flags, name = append(flags, "-"+name[:1]), name[1:]
+		}
+		if inOne(name) && f.Lookup(name[:1]) != nil {
+			flags = append(flags, "-"+name[:1], name[1:])
+			continue
+		}
+		flags = append(flags, "-"+name)
+		if bare := strings.TrimPrefix(name, "-"); f.Lookup(bare) != nil && !isSwitch(bare) && i+1 < len(args) {
+			i++
+			flags = append(flags, args[i])
+		}
+	}
+	return slices.Concat(flags, []string{"--"}, operands)
 }
 
 // headers is a flag that may be given more than once.

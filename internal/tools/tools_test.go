@@ -51,6 +51,9 @@ func TestFiles(t *testing.T) {
 	want(t, 0, "link -> nowhere", "ls", "-l", dir)
 	want(t, 0, fmt.Sprintf("-rw-r----- %d:%d 5 ", os.Getuid(), os.Getgid()), "ls", "-l", path)
 	want(t, 1, "no such file", "ls", path+"2", path)
+	want(t, 0, "link -> nowhere", "ls", dir, "-la")
+	want(t, 1, "-la: no such file", "ls", "--", "-la")
+	want(t, 2, "not defined: -q", "ls", "-lq", dir)
 	want(t, 0, "text\n", "cat", path)
 	want(t, 1, "no such file", "cat", path+"2", path)
 	if out, _, code := run(t, "from stdin", "cat"); out != "from stdin" || code != 0 {
@@ -58,7 +61,7 @@ func TestFiles(t *testing.T) {
 	}
 	want(t, 2, "there are cat, curl", "vim")
 	want(t, 2, "usage: ls", "ls", "-q")
-	want(t, 2, "usage: ps", "ps", "x")
+	want(t, 2, "usage: ps", "ps", "1")
 	want(t, 0, "http-probe [-timeout", "help")
 }
 
@@ -91,7 +94,7 @@ func TestNamesAreOnlyText(t *testing.T) {
 	for _, c := range []struct {
 		args  []string
 		words string
-	}{{[]string{"ls", dir}, "a]0;bc\n"}, {[]string{"ls", "-l", dir}, "a]0;bc\n"}, {[]string{"env"}, "BRIDGE_TEST_SEEN=[2Jyes\n"}, {[]string{"ps"}, "read x ]0;d\n"}} {
+	}{{[]string{"ls", dir}, "a]0;bc\n"}, {[]string{"ls", "-l", dir}, "a]0;bc\n"}, {[]string{"env"}, "BRIDGE_TEST_SEEN=[2Jyes\n"}, {[]string{"ps", "aux"}, "read x ]0;d\n"}} {
 		out, _, _ := run(t, "", c.args...)
 		if !strings.Contains(out, c.words) || strings.Contains(out, "\x1b") {
 			t.Errorf("%q: %q", c.args, out)
@@ -207,7 +210,12 @@ func TestSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	want(t, 0, conn.LocalAddr().String(), "ss")
+	for _, args := range [][]string{{"ss"}, {"ss", "-lunp"}, {"ss", "-tua"}} {
+		want(t, 0, conn.LocalAddr().String(), args...)
+	}
+	if out, _, code := run(t, "", "ss", "-tlnp"); code != 0 || strings.Contains(out, "udp") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
 }
 
 func TestHTTP(t *testing.T) {
@@ -215,6 +223,8 @@ func TestHTTP(t *testing.T) {
 		switch r.URL.Path {
 		case "/bad":
 			w.WriteHeader(503)
+		case "/moved":
+			http.Redirect(w, r, "/to", http.StatusFound)
 		case "/away":
 			http.Redirect(w, r, "http://elsewhere.invalid/", http.StatusFound)
 		case "/hangs":
@@ -229,6 +239,15 @@ func TestHTTP(t *testing.T) {
 	want(t, 0, `POST`, "curl", "-k", "-d", "x=1", server.URL)
 	want(t, 0, "HTTP/1.1 503", "curl", "-k", "-i", server.URL+"/bad")
 	want(t, 0, "> PUT / HTTP", "curl", "-k", "-v", "-X", "PUT", server.URL)
+	want(t, 0, `PUT 127.0.0.1`, "curl", "-skXPUT", server.URL)
+	want(t, 0, "Location: /to", "curl", "-sk", "-I", server.URL+"/moved")
+	want(t, 0, "GET ", "curl", "-skL", server.URL+"/moved")
+	want(t, 22, "status 503", "curl", server.URL+"/bad", "-sfk")
+	file := filepath.Join(t.TempDir(), "answer")
+	want(t, 0, "", "curl", "-sko", file, server.URL)
+	if b, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(b), "GET ") {
+		t.Errorf("%q, %v", b, err)
+	}
 	want(t, 1, "certificate", "curl", server.URL)
 	want(t, 1, "Client.Timeout", "curl", "-k", "-m", "0.05", server.URL+"/hangs")
 	want(t, 2, "want NAME: VALUE", "curl", "-H", "x", server.URL)
@@ -261,6 +280,7 @@ func TestNetcat(t *testing.T) {
 		t.Errorf("%q %q %d", out, wrong, code)
 	}
 	want(t, 0, "open", "nc", "-z", "127.0.0.1", port)
+	want(t, 0, "open", "nc", "-zvw5", "127.0.0.1", port)
 	want(t, 1, "refused", "nc", "-z", "127.0.0.1", "1")
 	want(t, 2, "usage", "nc", "127.0.0.1")
 	want(t, 2, "usage", "nc", "-l", "a", "1")
@@ -334,6 +354,11 @@ func TestDig(t *testing.T) {
 	server := "@" + nameserver(t)
 	want(t, 0, "10.96.1.2", "dig", server, "orders.shop.svc.cluster.local")
 	want(t, 0, "by tcp", "dig", server, "orders.shop.svc.cluster.local.")
+	if out, _, code := run(t, "", "dig", "+short", server, "orders.shop.svc.cluster.local"); out != "10.96.1.2\n" || code != 0 {
+		t.Errorf("%q, %d", out, code)
+	}
+	want(t, 1, ";; NameError", "dig", server, "-x", "10.96.1.2")
+	want(t, 2, "usage", "dig", server)
 	want(t, 1, ";; NameError", "dig", server, "none.shop")
 	want(t, 1, ";; Success", "dig", server, "orders.shop.svc.cluster.local", "SRV")
 	want(t, 2, "usage", "dig", server, "x", "NONE")
