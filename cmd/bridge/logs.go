@@ -34,6 +34,9 @@ restarts, rollouts and lost connections, until Ctrl-C, or until the pod that was
 			if o.Since < 0 {
 				return hint.Newf(hint.Usage, "write for example --since 5m", "--since %s is in the future", o.Since)
 			}
+			if o.Tail < -1 {
+				return hint.Newf(hint.Usage, "write a number of lines, or -1 for all", "--tail %d is no number of lines", o.Tail)
+			}
 			if !cmd.Flags().Changed("prefix") {
 				o.Prefix = t.Kind != kube.Pod || o.Container == ""
 			}

@@ -31,6 +31,7 @@ type cluster struct {
 	denied   bool          // who asks may read no pods
 	cut      chan struct{} // closed to cut what follows
 	cutOff   int           // so many answers with a previous run's log are cut in their first line
+	holdsUp  string        // why no container of it starts; "" when they run
 	names    []string      // its containers; nil for "app" alone
 	broken   int           // the code with which the logs of those that are not "app" are refused
 	asked    []string      // the containers whose logs were asked for
@@ -120,6 +121,16 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "app", RestartCount: int32(len(c.logs) - 1), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.started)}}}}
 		if len(c.logs) > 1 {
 			p.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{FinishedAt: metav1.NewTime(c.finished)}
+		}
+		if c.holdsUp != "" {
+			p.Status.ContainerStatuses = nil
+			for _, container := range p.Spec.Containers {
+				p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: container.Name, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: c.holdsUp}}})
+			}
+		}
+		if c.holdsUp == corev1.PodReasonUnschedulable {
+			p.Status.ContainerStatuses = nil
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: c.holdsUp}}
 		}
 		list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
 		if !c.none {
@@ -241,6 +252,35 @@ func newCluster(t *testing.T) (*cluster, *Log, *output, *output) {
 		Kube: k, Target: kube.Target{Kind: kube.Pod, Name: "it"}, Options: Options{Follow: true, Tail: -1}, Out: out,
 		Say: func(line string) { fmt.Fprintln(said, line) },
 	}, out, said
+}
+
+// What is followed says why it is silent when its container does not start, once, and begins when it does.
+func TestFollowSaysWhatHoldsUpTheStart(t *testing.T) {
+	t.Parallel()
+	for reason, want := range map[string]string{
+		"ImagePullBackOff":            "note: pod/it/app does not start: ImagePullBackOff. See bridge diagnose pod/it -n shop\nnote: pod/it/web does not start: ImagePullBackOff. See bridge diagnose pod/it -n shop\n",
+		corev1.PodReasonUnschedulable: "note: pod/it does not start: Unschedulable. See bridge diagnose pod/it -n shop\n",
+		"ContainerCreating":           "",
+	} {
+		c, l, out, said := newCluster(t)
+		c.holdsUp, c.names = reason, []string{"app", "web"}
+		done := make(chan error, 1)
+		go func() { done <- l.Run(t.Context()) }()
+		for _, line := range strings.SplitAfter(want, "\n") {
+			said.await(t, line)
+		}
+		c.change(func() { c.holdsUp, c.names = "", nil })
+		c.says("here")
+		out.await(t, "here\n")
+		c.change(func() { c.gone = true })
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		all := said.text.String()
+		if n := strings.Count(want, "\n"); strings.Count(all, "note: ") != n {
+			t.Errorf("%s: %q", reason, all)
+		}
+	}
 }
 
 // A log that cannot be read keeps nobody from the others; it is told at once, and once, and has the command end with an error. A fault that may

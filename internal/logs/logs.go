@@ -63,6 +63,7 @@ type Log struct {
 	left    bool      // some were not begun at the last look, for want of room
 
 	mu      sync.Mutex
+	said    map[string]bool           // by sayOnce
 	seen    map[types.UID]*corev1.Pod // nil before the first look
 	at      time.Time                 // the look was begun then
 	changed chan struct{}             // closed and replaced at each look
@@ -76,7 +77,7 @@ type key struct {
 // Run prints. With Follow it goes on until ctx ends or there is nothing left that could come, which is nil.
 func (l *Log) Run(ctx context.Context) error {
 	l.printer = printer{out: l.Out, prefix: l.Prefix, stamps: l.Timestamps}
-	l.begun, l.changed = map[key]bool{}, make(chan struct{})
+	l.begun, l.changed, l.said = map[key]bool{}, make(chan struct{}), map[string]bool{}
 	pods, err := l.pods(ctx)
 	if err != nil {
 		return err
@@ -293,6 +294,16 @@ func (l *Log) follow(outer context.Context) error {
 				waiting = false
 			}
 		}
+	}
+}
+
+func (l *Log) sayOnce(text string) {
+	l.mu.Lock()
+	again := l.said[text]
+	l.said[text] = true
+	l.mu.Unlock()
+	if !again {
+		l.Say(text)
 	}
 }
 
