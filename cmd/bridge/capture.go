@@ -28,7 +28,7 @@ Of a workload or a Service it takes a pod that is ready, or else one that runs, 
 It adds a container to the pod, on the image of one that runs there or beside it on its node and has a shell, by which the program is carried there, or on the
 proxy's image, which --proxy-image names. To see packets takes CAP_NET_RAW, which a namespace of Pod Security level restricted lets nobody have.`,
 		Example: `  bridge capture deployment/orders --port http -w orders.pcapng
-  bridge capture svc/orders --port 8080 | tcpdump -A -r -
+  bridge capture svc/orders --port 80 | tcpdump -A -r -
   bridge capture pod/orders-0 --port 8080 | wireshark -k -i -`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args) > 2 {
@@ -55,7 +55,7 @@ proxy's image, which --proxy-image names. To see packets takes CAP_NET_RAW, whic
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.port, "port", "", "the pod's port: its number, or the name that its container gives it")
+	f.StringVar(&o.port, "port", "", "the pod's port: its number, or the name that its container gives it; of a Service, a port of its own is that behind it")
 	f.StringVarP(&o.file, "write", "w", "-", "the file to write, - for stdout")
 	f.StringVar(&o.proxyImage, "proxy-image", os.Getenv("BRIDGE_PROXY_IMAGE"), "the image with the program that sees packets: bridge image push makes it (default: none is needed where an image with a shell runs, by which it is carried)")
 	f.StringVar(&o.arch, "arch", "", "architecture of the program that is carried, amd64 or arm64 (default: that of the pod's node)")

@@ -24,7 +24,7 @@ import (
 type Capture struct {
 	Kube       *kube.Client
 	Target     kube.Target
-	Port       string // a number, or a name that a container of the pod has given one
+	Port       string // a number, or a name that a container of the pod has given one; of a Service its own port comes first
 	ProxyImage string // "": the program is carried, by the shell of an image that the node has
 	Arch       string // of the program that is carried; "" asks the container
 	// Out gets the capture as pcapng, whole blocks alone, Err what is said of it in the pod.
@@ -44,7 +44,11 @@ func (c *Capture) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	port, err := portOf(pod, c.Port)
+	asked, err := c.behindService(ctx)
+	if err != nil {
+		return err
+	}
+	port, err := portOf(pod, asked)
 	if err != nil {
 		return err
 	}
@@ -62,6 +66,38 @@ func (c *Capture) Run(ctx context.Context) error {
 		return err
 	}
 	return c.copy(ctx, pod, container, append(program, "tool", tools.Capture, port))
+}
+
+// behindService is the port of the pods that is asked for: of a Service's own port that behind it, which is said.
+func (c *Capture) behindService(ctx context.Context) (string, error) {
+	if c.Target.Kind != kube.Service {
+		return c.Port, nil
+	}
+	s, err := c.Kube.Clientset.CoreV1().Services(c.Kube.Namespace).Get(ctx, c.Target.Name, metav1.GetOptions{})
+	if err != nil {
+		return "", kube.Explain(err, "read "+c.Target.String())
+	}
+	to := targetPort(s.Spec.Ports, c.Port)
+	if to != c.Port {
+		c.Say(fmt.Sprintf("port %s of %s is port %s of its pods", c.Port, c.Target, to))
+	}
+	return to, nil
+}
+
+// targetPort is the pods' port behind one of a Service's, by its number or name; a port that the Service has not is as it is.
+func targetPort(ports []corev1.ServicePort, port string) string {
+	for _, p := range ports {
+		switch {
+		case port != p.Name && port != strconv.Itoa(int(p.Port)):
+		case p.TargetPort.StrVal != "":
+			return p.TargetPort.StrVal
+		case p.TargetPort.IntVal != 0:
+			return strconv.Itoa(int(p.TargetPort.IntVal))
+		default:
+			return strconv.Itoa(int(p.Port))
+		}
+	}
+	return port
 }
 
 // portOf is the number of a port of pod's.

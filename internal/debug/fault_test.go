@@ -17,6 +17,7 @@ import (
 	"github.com/gorilla/websocket"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	streaming "k8s.io/apimachinery/pkg/util/remotecommand"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -409,6 +410,15 @@ func TestThePortIsThePods(t *testing.T) {
 	for in, want := range map[string]string{"http": "8080", "81": "81", "": "", "grpc": "", "0": "", "65536": ""} {
 		if got, err := portOf(pod, in); got != want || (err != nil) != (want == "") || err != nil && !strings.Contains(hint.Of(err), "8080 http") {
 			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+}
+
+func TestAServicesPortIsThatBehindIt(t *testing.T) {
+	ports := []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "grpc", Port: 81, TargetPort: intstr.FromInt32(9090)}, {Name: "old", Port: 82}}
+	for in, want := range map[string]string{"80": "http", "web": "http", "81": "9090", "grpc": "9090", "old": "82", "82": "82", "http": "http", "9090": "9090"} {
+		if got := targetPort(ports, in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}
 }

@@ -69,8 +69,9 @@ func TestCapture(t *testing.T) {
 	}
 
 	// Restricted: there is no way, and it is said what there would be to do.
-	p := w.bridgeAs(user, nil, "capture", "pod/"+pod.Name, "--port", "8080", "--proxy-image", image, "-w", file)
+	p := w.bridgeAs(user, nil, "capture", "svc/orders", "--port", "80", "--proxy-image", image, "-w", file)
 	p.exits(int(hint.Forbidden))
+	p.says("port 80 of service/orders is port http of its pods")
 	p.says("CAP_NET_RAW")
 	p.says(`violates PodSecurity "restricted`)
 	p.says("enforce=baseline")
