@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -31,7 +32,7 @@ func checkConfiguration(s *Snapshot) (out []Finding) {
 			f.Why = "the container is not made before that is mended; the kubelet tries again by itself"
 			f.Summary = fmt.Sprintf("%s cannot be made: %s", c.what(), firstLine(message))
 			f.Next = []string{"mend what the message names: " + f.edit()}
-			f.Events = told(s.eventsOf("pod", p, "Failed"))
+			f.Events = told(s.eventsIn(p, c, "Failed"))
 			s.explainConfig(&f, p, c, message)
 			missing = slices.DeleteFunc(missing, func(m missingRef) bool { return strings.Contains(f.Summary, m.ref()+" does not exist") })
 			out = append(out, f)
@@ -56,6 +57,8 @@ var (
 	// The kubelet's words for what a container's environment refers to.
 	absentObject = regexp.MustCompile(`(configmap|secret) "([^"]+)" not found`)
 	absentKey    = regexp.MustCompile(`couldn't find key (\S+) in (ConfigMap|Secret) [^/\s]+/(\S+)`)
+	// And for what a volume takes of one.
+	absentItem = regexp.MustCompile(`for volume "([^"]+)".*references non-existent (?:config|secret) key: (\S+)`)
 )
 
 func (s *Snapshot) explainConfig(f *Finding, p *pod, c container, message string) {
@@ -118,10 +121,14 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 			summary = fmt.Sprintf("%s/%s, which a volume is made of, does not exist in %s", m[1], m[2], p.Namespace)
 			next = s.nextForMissing(m[1], m[2], p.Namespace, &f)
 			*missing = slices.DeleteFunc(*missing, func(r missingRef) bool { return r.kind == m[1] && r.name == m[2] })
-		} else if strings.Contains(e.Message, "references non-existent config key") || strings.Contains(e.Message, "references non-existent secret key") {
+		} else if m := absentItem.FindStringSubmatch(e.Message); m != nil {
 			f.ID, f.Direction = "config-key-absent", Configuration
-			summary = "a volume takes a key that its ConfigMap or Secret does not have: " + firstLine(e.Message)
+			from := sourceOf(p, m[1], m[2])
+			summary = fmt.Sprintf("volume %s takes key %s, which %s has not", m[1], m[2], cmp.Or(from.String(), "its ConfigMap or Secret"))
 			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
+			if from != (Ref{}) {
+				next = append([]string{fmt.Sprintf("look which keys it has: kubectl describe %s %s%s", from.Kind, from.Name, from.in())}, next...)
+			}
 		} else if says := tinyLimit(p); says != "" && strings.Contains(e.Message, "no space left on device") { // a volume in memory is as large at most
 			summary, next = says, []string{"raise resources.limits.memory: " + f.edit()}
 		} else if mountLate(e) {
@@ -142,6 +149,32 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 		out = append(out, f)
 	}
 	return out
+}
+
+// sourceOf is the ConfigMap or Secret from which a volume of p takes a key; the zero value where that is not known.
+func sourceOf(p *pod, volume, key string) Ref {
+	takes := func(items []corev1.KeyToPath) bool {
+		return slices.ContainsFunc(items, func(i corev1.KeyToPath) bool { return i.Key == key })
+	}
+	for _, v := range p.Spec.Volumes {
+		switch {
+		case v.Name != volume:
+		case v.ConfigMap != nil:
+			return Ref{"configmap", p.Namespace, v.ConfigMap.Name}
+		case v.Secret != nil:
+			return Ref{"secret", p.Namespace, v.Secret.SecretName}
+		case v.Projected != nil:
+			for _, src := range v.Projected.Sources {
+				if c := src.ConfigMap; c != nil && takes(c.Items) {
+					return Ref{"configmap", p.Namespace, c.Name}
+				}
+				if c := src.Secret; c != nil && takes(c.Items) {
+					return Ref{"secret", p.Namespace, c.Name}
+				}
+			}
+		}
+	}
+	return Ref{}
 }
 
 // missingRef is a ConfigMap or Secret that a pod refers to.

@@ -257,6 +257,22 @@ func TestChecksThatAreLeftOutInPart(t *testing.T) {
 	}
 }
 
+// A Service that no pod of its namespace belongs to may have its pods in another.
+func TestPodsOfAServiceInAnotherNamespace(t *testing.T) {
+	const service = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"selector":{"app":"it"},"ports":[{"port":80}]}}`
+	k, asked := apiServer(t, map[string]string{"services": service, "pods": `|{"metadata":{"name":"it-1","namespace":"tools"}}`})
+	r, err := Run(t.Context(), k, Options{NoDial: true})
+	if err != nil || len(r.Findings) != 1 || r.Findings[0].ID != "service-no-pods" || !strings.Contains(r.Findings[0].Summary, "pod/it-1 in tools has them") {
+		t.Errorf("%v, %+v", err, r)
+	}
+	if !slices.Contains(*asked, "/api/v1/pods") {
+		t.Errorf("asked for %q", *asked)
+	}
+	if len(r.Unread) > 0 {
+		t.Errorf("unread are %+v", r.Unread)
+	}
+}
+
 // What may not be read is not taken for what is not there.
 func TestEventsThatMayNotBeRead(t *testing.T) {
 	const pod = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"nodeName":"node1","containers":[{"name":"app"}]},"status":{"phase":"Running","containerStatuses":[{"name":"app","state":%s}]}}`

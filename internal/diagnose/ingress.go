@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -89,6 +90,24 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 					f.because = append(f.because, refOf("pod", p))
 				}
 				f.Next = []string{"bridge diagnose service/" + v.Name + f.Object.in()}
+				out = append(out, f)
+			}
+		}
+		if class := ing.Spec.IngressClassName; class != nil && s.has(ingressClasses) {
+			var have []string
+			for _, c := range s.IngressClasses {
+				have = append(have, c.Name)
+			}
+			if !slices.Contains(have, *class) {
+				f := begin("ingress-class-absent", "")
+				f.Severity = Warning // a few controllers go by the name alone
+				f.Summary = fmt.Sprintf("its class %s does not exist", *class)
+				f.Why = "as a rule no controller takes it up, and nobody answers at its hosts"
+				f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: *class}, {From: "ingressclasses", Says: cmp.Or(strings.Join(have, ", "), "none")}}
+				if like := nearest(*class, have); like != "" {
+					f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
+				}
+				f.Next = append(f.Next, "name one that there is, or install its controller: kubectl get ingressclass")
 				out = append(out, f)
 			}
 		}

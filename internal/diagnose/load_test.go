@@ -30,7 +30,7 @@ func load(t *testing.T, documents ...string) *Snapshot {
 	for _, r := range always() {
 		s.asked[r.resource] = true
 	}
-	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, podsElsewhere, metrics} {
+	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, ingressClasses, podsElsewhere, metrics} {
 		s.asked[r] = true
 	}
 	for doc := range strings.SplitSeq(strings.Join(documents, "\n---\n"), "\n---\n") {
@@ -121,6 +121,8 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		if err := yaml.UnmarshalStrict([]byte(doc), s.Space); err != nil {
 			t.Fatal(err)
 		}
+	case "IngressClass":
+		decode(t, doc, &s.IngressClasses, func(o *networkingv1.IngressClass) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "StorageClass":
 		decode(t, doc, &s.StorageClasses, func(o *storagev1.StorageClass) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "ConfigMap":

@@ -192,7 +192,7 @@ func (s *Snapshot) listening(p *pod, but int32) (out []string) {
 // listens tells whether a pod was found to listen at port.
 func (s *Snapshot) listens(selected []*pod, port int32) bool {
 	return slices.ContainsFunc(selected, func(p *pod) bool {
-		return s.answers[placeOf(p, port)].listens()
+		return s.answers[placeOf(p, port)].listens() || slices.ContainsFunc(s.portsToDial(p, nil), func(a ask) bool { return a.port == port && a.proved })
 	})
 }
 

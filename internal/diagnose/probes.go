@@ -174,9 +174,6 @@ func (s *Snapshot) explainProbe(f *Finding, p *pod, c container, probe asking, f
 		if n, byNumber := probe.number(); byNumber && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
 			what += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
 		}
-		if probe.HTTPGet != nil && probe.HTTPGet.Host != "" || probe.TCPSocket != nil && probe.TCPSocket.Host != "" {
-			f.Next = append([]string{"leave out host, if the pod itself is meant: " + f.edit()}, f.Next...)
-		}
 		if n, has := probe.numberIn(c); has {
 			if others := s.listening(p, n); len(others) > 0 {
 				elsewhere = true
@@ -219,7 +216,7 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 			f.Next = append(f.Next, fmt.Sprintf("write %s, which there is: %s", like, f.edit()))
 		}
 		f.Next = append(f.Next, "name the port in ports, or give its number: "+f.edit())
-		f.Events = told(s.eventsOf("pod", p, "Unhealthy"))
+		f.Events = told(s.eventsIn(p, c, "Unhealthy"))
 		return f, true
 	}
 	if e := s.failure(p, c, probe); e != nil && (probe.kind != "liveness" || probe.cannotRun(e, c.status.State.Running.StartedAt.Time) || inARow(e, probe)) {
@@ -244,6 +241,9 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 			var what string
 			what, elsewhere = s.explainProbe(&f, p, c, probe, fault, f.Next[0])
 			f.Summary = fmt.Sprintf("the %s probe of %s, %s, fails: %s", probe.kind, c.what(), asked(probe.Probe), what)
+		}
+		if probe.host() != "" {
+			f.Next = append([]string{"leave out host, if the pod itself is meant: " + f.edit()}, f.Next...)
 		}
 		f.Events = told([]*corev1.Event{e})
 		if slices.Contains(slowFaults, f.ID) && !strings.Contains(f.Summary, undeclared) {
@@ -401,9 +401,20 @@ func (p asking) number() (int32, bool) {
 	return port.IntVal, has && port.Type == intstr.Int
 }
 
+// host is whom it asks, "" for the pod.
+func (p asking) host() string {
+	switch {
+	case p.HTTPGet != nil:
+		return p.HTTPGet.Host
+	case p.TCPSocket != nil:
+		return p.TCPSocket.Host
+	}
+	return ""
+}
+
 // numberIn is the number of the port of c that it asks; false for none, and where it asks another host.
 func (p asking) numberIn(c container) (int32, bool) {
-	if p.HTTPGet != nil && p.HTTPGet.Host != "" || p.TCPSocket != nil && p.TCPSocket.Host != "" {
+	if p.host() != "" {
 		return 0, false
 	}
 	if name, byName := p.portName(); byName {

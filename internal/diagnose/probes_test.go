@@ -26,6 +26,8 @@ func TestProbesThatFail(t *testing.T) {
 		{"gRPC, and no more is known", failing("{grpc: {port: 9090}}", `timeout: failed to connect service "10.113.1.27:9090" within 1s: context deadline exceeded`), "probe-timeout", "no connection comes about"},
 		{"a liveness probe's command is not there", withPod("livenessProbe: {exec: {command: [pgrep]}, periodSeconds: 2}", "", running) + event("Pod/it", "Unhealthy", `(combined from similar events): Liveness probe errored and resulted in unknown state: unable to start container process: exec: "pgrep": executable file not found in $PATH: unknown`), "probe-command", "the command is not in the container"},
 		{"refused", failing("{httpGet: {port: 9090}}", `Get "http://10.113.1.27:9090/": dial tcp 10.113.1.27:9090: connect: connection refused`), "probe-refused", "declares 8080 and not 9090"},
+		{"another host that refuses", failing("{httpGet: {port: 80, host: 10.9.9.9}}", `Get "http://10.9.9.9:80/": dial tcp 10.9.9.9:80: connect: connection refused`), "probe-refused", "leave out host"},
+		{"another host that there is none of", failing("{httpGet: {port: 80, host: nowhere.test}}", `Get "http://nowhere.test:80/": dial tcp: lookup nowhere.test: no such host`), "probe-failing", "leave out host"},
 		{"no path", failing(get, "HTTP probe failed with statuscode: 404"), "probe-path", "GET http://:8080/healthz"},
 		{"not well", failing(get, "HTTP probe failed with statuscode: 503"), "probe-status", "kubectl logs it -n shop -c app"},
 		{"late", failing(get, `Get "http://10.113.1.30:8080/healthz": context deadline exceeded (Client.Timeout exceeded while awaiting headers)`), "probe-timeout", "timeoutSeconds"},

@@ -72,7 +72,7 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 	if c.status.State.Terminated != nil {
 		f.log = currentLog
 	}
-	f.Events = told(s.eventsOf("pod", p, "Killing", "BackOff", "Failed", "Unhealthy", "FailedPostStartHook"))
+	f.Events = told(s.eventsIn(p, c, "Killing", "BackOff", "Failed", "Unhealthy", "FailedPostStartHook"))
 	s.explainEnd(&f, p, c, end)
 	if end.ExitCode != unknownExit {
 		ran := ""
@@ -104,8 +104,8 @@ func (s *Snapshot) programFinding(p *pod, c container) (Finding, bool) {
 
 // backsOff tells whether a container that has ended waits for its next start, by the kubelet's events.
 func (s *Snapshot) backsOff(p *pod, c container) bool {
-	return c.status.State.Terminated != nil && slices.ContainsFunc(s.eventsOf("pod", p, "BackOff"), func(e *corev1.Event) bool {
-		return about(e, c) && strings.Contains(e.Message, " restarting ")
+	return c.status.State.Terminated != nil && slices.ContainsFunc(s.eventsIn(p, c, "BackOff"), func(e *corev1.Event) bool {
+		return strings.Contains(e.Message, " restarting ")
 	})
 }
 
@@ -329,6 +329,11 @@ func (f *Finding) explainHook(c container, message string) {
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s lifecycle.postStart of %s", f.Object, c.what()), Says: says})
 	}
 	f.Next = []string{"mend lifecycle.postStart, which may run before the program listens, or leave it out: " + f.edit()}
+}
+
+// eventsIn are those of p that are, or may be, about its container c.
+func (s *Snapshot) eventsIn(p *pod, c container, reasons ...string) []*corev1.Event {
+	return slices.DeleteFunc(s.eventsOf("pod", p, reasons...), func(e *corev1.Event) bool { return !about(e, c) })
 }
 
 // about tells whether an event names this container as its object's field; an event that names none may be about any.

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 
@@ -108,9 +109,9 @@ var (
 		{"find available persistent volumes to bind", "unschedulable-volume", "no volume is there for a claim of it", "kubectl describe pvc%s"},
 		{"not have enough free storage", "unschedulable-volume", "the nodes have not as much storage free as a claim of it wants", "have the claim ask for less, or free some: kubectl describe pvc%s"},
 		{"exceed max volume count", "unschedulable-volume", "its nodes have as many volumes as they can", "use another node, or fewer volumes"},
-		{"pod anti-affinity rules", "unschedulable-affinity", "its anti-affinity keeps it from pods that are on the nodes", "make it preferred rather than required, or add nodes: "},
+		{keepsApart, "unschedulable-affinity", "its anti-affinity keeps it from pods that are on the nodes", "make it preferred rather than required, or add nodes: "},
 		{"anti-affinity rules", "unschedulable-affinity", "anti-affinity keeps it from the nodes", "make it preferred rather than required, or add nodes: "},
-		{"pod affinity rules", "unschedulable-affinity", "no node has the pods its affinity wants beside it", "start those pods, or make the affinity preferred: "},
+		{besideOthers, "unschedulable-affinity", "no node has the pods its affinity wants beside it", "start those pods, or make the affinity preferred: "},
 		{"(missing required label)", "unschedulable-spread", "no node has the label by which its topology spread constraints tell places apart, their topologyKey", "label the nodes with it, or use another topologyKey: "},
 		{"topology spread constraints", "unschedulable-spread", "its topology spread constraints leave no node", "use whenUnsatisfiable: ScheduleAnyway, or a larger maxSkew: "},
 	}
@@ -171,6 +172,10 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 	switch {
 	case w != nil:
 		f.ID, f.Summary, f.Next = w.id, w.what, []string{w.advice(f, p)}
+		if near := neighbours(s, p, w.text); len(near) > 0 {
+			f.Summary += ": " + near[0].Says
+			f.State = append(f.State, near...)
+		}
 	case !known:
 		f.Summary = "the scheduler finds no node for it: " + firstLine(message)
 		f.Next = []string{"kubectl describe pod " + p.Name + inOf(p)}
@@ -214,6 +219,35 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 	if hidden != nil {
 		f.Next = append(f.Next, fmt.Sprintf("if that does not help, of other nodes the scheduler says: %s; %s", hidden.what, hidden.advice(f, p)))
 	}
+}
+
+const (
+	besideOthers = "pod affinity rules"
+	keepsApart   = "pod anti-affinity rules"
+)
+
+// neighbours are the pods that p has to be beside, or to keep apart from, as the scheduler's words have it, with how many of them are known to be on nodes.
+func neighbours(s *Snapshot, p *pod, words string) (out []Evidence) {
+	a, field, terms := p.Spec.Affinity, "", []corev1.PodAffinityTerm(nil)
+	switch {
+	case a != nil && a.PodAffinity != nil && words == besideOthers:
+		field, terms = "podAffinity", a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	case a != nil && a.PodAntiAffinity != nil && words == keepsApart:
+		field, terms = "podAntiAffinity", a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	}
+	for _, t := range terms {
+		selector, err := metav1.LabelSelectorAsSelector(t.LabelSelector)
+		if err != nil {
+			continue
+		}
+		there := ""
+		if len(t.Namespaces) == 0 && t.NamespaceSelector == nil {
+			onNodes := slices.DeleteFunc(s.matching(p.Namespace, selector), func(o *pod) bool { return over(o) || o.Spec.NodeName == "" })
+			there = fmt.Sprintf(" (on nodes in %s: %s)", p.Namespace, counted(len(onNodes), "pod"))
+		}
+		out = append(out, Evidence{From: fmt.Sprintf("%s spec.affinity.%s", refOf("pod", p), field), Says: fmt.Sprintf("labels %s%s, by %s", selector, there, t.TopologyKey)})
+	}
+	return out
 }
 
 // fits are all nodes, the nearest to taking p first, and those last of which it is not known why they do not; none where nodes could not be read.

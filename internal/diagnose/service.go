@@ -260,11 +260,17 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 			f.Summary = "the only pods that it selects have ended: " + few(ended)
 			return f
 		}
-		for _, o := range s.Pods {
-			if s.Namespace == "" && o.Namespace != v.Namespace && selector.Matches(labels.Set(o.Labels)) {
-				f.Summary += fmt.Sprintf("; %s in %s has them, and a Service selects in its own namespace", refOf("pod", &o), o.Namespace)
+		stray := s.Strays[f.Object]
+		for i := range s.Pods {
+			if o := &s.Pods[i]; s.Namespace == "" && o.Namespace != v.Namespace && selector.Matches(labels.Set(o.Labels)) {
+				stray = refOf("pod", o)
 				break
 			}
+		}
+		if stray.Name != "" {
+			f.Summary += fmt.Sprintf("; %s in %s has them, and a Service selects in its own namespace", stray, stray.Namespace)
+			f.State = append(f.State, Evidence{From: stray.String() + " metadata.namespace", Says: stray.Namespace})
+			f.Next = []string{fmt.Sprintf("make the Service in %s, and call it %s.%s from elsewhere", stray.Namespace, v.Name, stray.Namespace)}
 		}
 		return f
 	}

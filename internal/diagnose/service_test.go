@@ -73,6 +73,7 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"headless, to no port at all", good + aService("clusterIP: None, selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", ""},
 		{"no such port", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", "set targetPort: http"},
 		{"a port nobody declares", good + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", "declare only http:8080/TCP"},
+		{"a port nobody declares, which a probe asks", strings.Replace(good, "containers: [", "initContainers: [{name: side, image: x, restartPolicy: Always, readinessProbe: {tcpSocket: {port: 80}}}]\n  containers: [", 1) + "  initContainerStatuses: [{name: side, ready: true, started: true, restartCount: 0, image: '', imageID: '', state: {running: {startedAt: '2026-11-28T11:00:00Z'}}}]\n" + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"another protocol", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), "service-protocol", "set protocol: TCP"},
 		{"pods that are not ready", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
@@ -111,6 +112,8 @@ func TestIngressesThatLeadNowhere(t *testing.T) {
 		{"an annotation's action", good + ingress("{name: redirect, port: {name: use-annotation}}"), "", ""},
 		{"no Service", good + ingress("{name: its, port: {number: 80}}"), "ingress-service-absent", "if it is meant"},
 		{"no port", good + ingress("{name: it, port: {number: 8080}}"), "ingress-port-absent", "which has only web:80"},
+		{"no class", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {ingressClassName: ngnix, ", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "ingress-class-absent", "if nginx is meant"},
+		{"a class", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {ingressClassName: nginx, ", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
 		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "kubectl create secret tls cert --cert FILE --key FILE -n shop"},
 		{"a Service that leads nowhere is the cause", strings.Replace(good, "selector: {app: it}", "selector: {app: ti}", 1)[:strings.Index(good, "\n---\nkind: EndpointSlice")] + ingress("{name: it, port: {number: 80}}"), "service-selector-mismatch", ""},
 	})

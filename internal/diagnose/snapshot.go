@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -51,6 +52,7 @@ const (
 	configMaps     plural = "configmaps"
 	secrets        plural = "secrets"
 	storageClasses plural = "storageclasses"
+	ingressClasses plural = "ingressclasses"
 	namespaces     plural = "namespaces"
 	leases         plural = "leases"
 	podsElsewhere  plural = "pods of other namespaces"
@@ -85,9 +87,12 @@ type Snapshot struct {
 	// These are read when something that was read before asks for them. Of ConfigMaps and Secrets it is the names alone.
 	ConfigMaps, Secrets []metav1.PartialObjectMetadata
 	StorageClasses      []storagev1.StorageClass
+	IngressClasses      []networkingv1.IngressClass
 	// AllPods are those of all namespaces, which share the nodes.
 	AllPods     []corev1.Pod
 	PullSecrets map[Ref]pullSecret
+	// Strays are pods of other namespaces that have the labels which a Service selects, by the Service.
+	Strays map[Ref]Ref
 	// Metrics are what the pods use. They are read where it can be held against something.
 	Metrics []podMetrics
 
@@ -204,13 +209,13 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	some := slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0
 	if some || refer(s.Pods, "configmap") {
 		out = append(out, reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-			s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps)
+			s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps, metav1.ListOptions{})
 			return err
 		}})
 	}
 	if some || refer(s.Pods, "secret") {
 		out = append(out, reading{secrets, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-			s.Secrets, err = names(ctx, k, s.Namespace, secrets)
+			s.Secrets, err = names(ctx, k, s.Namespace, secrets, metav1.ListOptions{})
 			return err
 		}})
 	}
@@ -221,6 +226,18 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 		out = append(out, reading{storageClasses, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
 			l, err := k.Clientset.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{})
 			return kept(&s.StorageClasses, func() []storagev1.StorageClass { return l.Items }, err)
+		}})
+	}
+	if slices.ContainsFunc(s.Ingresses, func(i networkingv1.Ingress) bool { return i.Spec.IngressClassName != nil }) {
+		out = append(out, reading{ingressClasses, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			l, err := k.Clientset.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{})
+			return kept(&s.IngressClasses, func() []networkingv1.IngressClass { return l.Items }, err)
+		}})
+	}
+	if lonely := s.lonely(); len(lonely) > 0 {
+		out = append(out, reading{"pods of lonely Services", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			s.readStrays(ctx, k, lonely)
+			return nil // who may not read them is told less
 		}})
 	}
 	if s.Namespace != "" && slices.ContainsFunc(s.Pods, func(p corev1.Pod) bool { return unscheduled(&p) != nil }) {
@@ -241,9 +258,38 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	return out
 }
 
+// lonely are Services whose labels no pod of their namespace has, a few of them.
+func (s *Snapshot) lonely() (out []*corev1.Service) {
+	for i := range s.Services {
+		v := &s.Services[i]
+		if len(v.Spec.Selector) == 0 || s.Namespace == "" {
+			continue
+		}
+		selector := labels.SelectorFromSet(v.Spec.Selector)
+		if len(out) < aFew && !slices.ContainsFunc(s.Pods, func(p corev1.Pod) bool { return selector.Matches(labels.Set(p.Labels)) }) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// readStrays asks for one pod of another namespace for each of these Services.
+func (s *Snapshot) readStrays(ctx context.Context, k *kube.Client, lonely []*corev1.Service) {
+	s.Strays = map[Ref]Ref{}
+	for _, v := range lonely {
+		found, err := names(ctx, k, "", pods, metav1.ListOptions{Limit: 1, LabelSelector: labels.FormatLabels(v.Spec.Selector)})
+		if apierrors.IsForbidden(err) {
+			return
+		}
+		if len(found) > 0 {
+			s.Strays[refOf("service", v)] = refOf("pod", &found[0])
+		}
+	}
+}
+
 // names reads what the objects of a kind are called, and nothing of what they hold.
-func names(ctx context.Context, k *kube.Client, namespace string, r plural) ([]metav1.PartialObjectMetadata, error) {
-	b, err := k.Clientset.CoreV1().RESTClient().Get().Resource(string(r)).Namespace(namespace).
+func names(ctx context.Context, k *kube.Client, namespace string, r plural, o metav1.ListOptions) ([]metav1.PartialObjectMetadata, error) {
+	b, err := k.Clientset.CoreV1().RESTClient().Get().Resource(string(r)).Namespace(namespace).VersionedParams(&o, scheme.ParameterCodec).
 		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").DoRaw(ctx)
 	if err != nil {
 		return nil, err
