@@ -331,6 +331,9 @@ func hopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	return hint.Printable(strings.Join(strings.Fields(whyHopeless(p, state)), " "))
 }
 
+// noImage are a runtime's words for an image that is not there, or not for this node.
+var noImage = []string{": not found", "no such host", "unauthorized", "denied", "no match for platform"}
+
 func whyHopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	if t := state.Terminated; t != nil {
 		return fmt.Sprintf("it has ended with exit code %d: %s %s", t.ExitCode, t.Reason, t.Message)
@@ -345,7 +348,10 @@ func whyHopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	}
 	if w := state.Waiting; w != nil {
 		switch w.Reason {
-		// The first ErrImagePull may be followed by a success.
+		case "ErrImagePull": // which may be followed by a success, unless there is no such image
+			if slices.ContainsFunc(noImage, func(says string) bool { return strings.Contains(w.Message, says) }) {
+				return w.Reason + " " + w.Message
+			}
 		case "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
 			return w.Reason + " " + w.Message
 		}

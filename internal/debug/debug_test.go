@@ -284,6 +284,11 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 			t.Errorf("%s: %q", reason, hopeless(p, waiting(reason)))
 		}
 	}
+	none := waiting("ErrImagePull")
+	none.Waiting.Message = `failed to resolve reference "registry.example/bsybox:1": registry.example/bsybox:1: not found`
+	if why := hopeless(p, none); !strings.Contains(why, "bsybox") {
+		t.Errorf("an image that is not there: %q", why)
+	}
 	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: "one\n\x1b[2Jtwo"}}
 	if why := hopeless(p, ended); why != "it has ended with exit code 1: Error one [2Jtwo" {
 		t.Errorf("%q", why)

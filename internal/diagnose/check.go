@@ -52,7 +52,7 @@ func checks() []check {
 			either:   "port-closed port-loopback"},
 		{name: "probes", behind: []string{"nodes", "programs", "ports"}, run: checkProbes,
 			problems: "probe-port-name-absent",
-			warnings: "probe-timing probe-early",
+			warnings: "probe-timing probe-early readiness-lost",
 			either:   "probe-refused probe-timeout probe-path probe-status probe-scheme probe-unauthorized probe-command probe-exec probe-failing readiness-gate"},
 		{name: "evictions", behind: []string{"nodes"}, run: checkEvictions,
 			warnings: "pod-evicted pod-failed"},

@@ -254,6 +254,9 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 	if f, ok := s.earlyFinding(p, c, probe, begin); ok {
 		return f, true
 	}
+	if f, ok := s.lostFinding(p, c, probe, begin); ok {
+		return f, true
+	}
 	return s.timingFinding(probe, begin)
 }
 
@@ -301,6 +304,42 @@ func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(st
 		f.State = append(f.State, Evidence{From: fmt.Sprintf("%s %s", f.Object, c.field("state.running.startedAt")), Says: started.UTC().Format(time.RFC3339), At: started})
 		f.Events = told([]*corev1.Event{e})
 		f.Next = []string{fmt.Sprintf("add a startupProbe, for which it waits, or set initialDelaySeconds above %.0f: %s", took.Seconds(), f.edit())}
+		return f, true
+	}
+	return Finding{}, false
+}
+
+// silence is how long the kubelet may be silent of what happens again: of each object it tells 25 events at once, and then one in that time.
+const silence = 5 * time.Minute
+
+// lostFinding is about a readiness probe that has failed while the program ran, after it had succeeded, and succeeds again since not long ago.
+func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(string, Severity) Finding) (Finding, bool) {
+	running, again := c.status.State.Running, condition(p, corev1.PodReady)
+	if probe.kind != "readiness" || running == nil || !c.status.Ready || again == nil || again.Status != corev1.ConditionTrue || s.Now.Sub(again.LastTransitionTime.Time) > recent {
+		return Finding{}, false
+	}
+	const attempts = 3
+	begins := running.StartedAt.Add(time.Duration(probe.InitialDelaySeconds)*time.Second + attempts*probe.period() + startPatience)
+	if c.StartupProbe != nil {
+		startup := asking{"startup", c.StartupProbe}
+		begins = begins.Add(time.Duration(startup.InitialDelaySeconds)*time.Second + time.Duration(cmp.Or(startup.FailureThreshold, attempts))*startup.period())
+	}
+	failures := slices.DeleteFunc(s.eventsIn(p, c, "Unhealthy"), func(e *corev1.Event) bool { return !probe.tells(e, c) || lastSeen(e).Before(running.StartedAt.Time) })
+	for _, e := range failures {
+		first := firstSeen(e)
+		// Before it no other is to be, for it may have failed all the time, in other words.
+		if first.Before(begins) || first.After(again.LastTransitionTime.Time) || slices.ContainsFunc(failures, func(o *corev1.Event) bool {
+			return firstSeen(o).Before(first) && first.Sub(lastSeen(o)) <= silence+probe.period()
+		}) {
+			continue
+		}
+		f := begin("readiness-lost", Warning)
+		f.because = append(f.because, partOf(f.Object, c.Name))
+		f.Summary = fmt.Sprintf("the readiness probe of %s succeeded, failed for a while, and succeeds again: %s", c.what(), firstLine(said(e)))
+		f.Why = "while it failed no Service sent the pod anything"
+		f.condition(f.Object, string(again.Type), string(again.Status), again.Reason, again.Message, again.LastTransitionTime)
+		f.Events = told([]*corev1.Event{e})
+		f.Next = []string{"its log of that time may say why: " + logsOf(p, c)}
 		return f, true
 	}
 	return Finding{}, false

@@ -22,7 +22,21 @@ func TestProbesThatFail(t *testing.T) {
 		return strings.Replace(event("Pod/it", "Killing", "Container app failed liveness probe, will be restarted"), "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T"+at+"Z", 1)
 	}
 	const get = "{httpGet: {path: /healthz, port: 8080}}"
+	// lost is a pod that is ready again, and what its readiness probe has got: each what, first and last.
+	lost := func(again string, events ...[3]string) string {
+		out := withPod("readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 10}", "", strings.Replace(running, `type: Ready, status: "True"`, `type: Ready, status: "True", lastTransitionTime: "2026-11-28T`+again+`Z"`, 1))
+		for _, e := range events {
+			out += strings.NewReplacer("kind: Event", "kind: Event\nfirstTimestamp: 2026-11-28T"+e[1]+"Z\nlastTimestamp: 2026-11-28T"+e[2]+"Z", "unhealthyit", "unhealthy-"+e[0]).Replace(event("Pod/it", "Unhealthy", "Readiness probe failed: "+e[0]))
+		}
+		return out
+	}
 	try(t, []tried{
+		{"readiness lost", lost("11:58:00", [3]string{"503", "11:57:00", "11:57:50"}), "readiness-lost", "its log of that time"},
+		{"readiness lost, long ago", lost("11:48:00", [3]string{"503", "11:47:00", "11:47:50"}), "", ""},
+		{"readiness lost at the start", lost("11:01:00", [3]string{"503", "11:00:10", "11:00:50"}), "", ""},
+		{"readiness that came late", lost("11:58:00", [3]string{"refused", "11:00:10", "11:54:00"}, [3]string{"503", "11:57:00", "11:57:50"}), "", ""},
+		{"readiness that came, and was lost later", lost("11:58:00", [3]string{"refused", "11:00:10", "11:00:40"}, [3]string{"503", "11:57:00", "11:57:50"}), "readiness-lost", ""},
+		{"an attempt that failed, and did not matter", lost("11:01:00", [3]string{"503", "11:57:00", "11:57:00"}), "", ""},
 		{"gRPC, and no more is known", failing("{grpc: {port: 9090}}", `timeout: failed to connect service "10.113.1.27:9090" within 1s: context deadline exceeded`), "probe-timeout", "no connection comes about"},
 		{"a liveness probe's command is not there", withPod("livenessProbe: {exec: {command: [pgrep]}, periodSeconds: 2}", "", running) + event("Pod/it", "Unhealthy", `(combined from similar events): Liveness probe errored and resulted in unknown state: unable to start container process: exec: "pgrep": executable file not found in $PATH: unknown`), "probe-command", "the command is not in the container"},
 		{"refused", failing("{httpGet: {port: 9090}}", `Get "http://10.113.1.27:9090/": dial tcp 10.113.1.27:9090: connect: connection refused`), "probe-refused", "declares 8080 and not 9090"},
