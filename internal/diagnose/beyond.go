@@ -81,10 +81,8 @@ func (s *Snapshot) beyondPods(near map[Ref]bool) (out []beyond) {
 				out = append(out, named(v)...)
 			}
 		case len(v.Spec.Selector) == 0:
-			for j := range s.EndpointSlices {
-				if e := &s.EndpointSlices[j]; e.Namespace == v.Namespace && e.Labels[discoveryv1.LabelServiceName] == v.Name {
-					out = append(out, listed(r, e)...)
-				}
+			for _, e := range s.slicesOf(v) {
+				out = append(out, listed(r, e)...)
 			}
 		}
 	}

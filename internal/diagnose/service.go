@@ -69,12 +69,19 @@ func (s *Snapshot) ofService(v *corev1.Service, id string, severity Severity) Fi
 	return Finding{ID: id, Severity: severity, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: "who calls it is refused, or waits in vain"}
 }
 
+// slicesOf are a Service's EndpointSlices.
+func (s *Snapshot) slicesOf(v *corev1.Service) (out []*discoveryv1.EndpointSlice) {
+	for i := range s.EndpointSlices {
+		if e := &s.EndpointSlices[i]; e.Namespace == v.Namespace && e.Labels[discoveryv1.LabelServiceName] == v.Name {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // endpoints counts a Service's, and those that are ready.
 func (s *Snapshot) endpoints(v *corev1.Service) (all, ready int) {
-	for _, e := range s.EndpointSlices {
-		if e.Namespace != v.Namespace || e.Labels[discoveryv1.LabelServiceName] != v.Name {
-			continue
-		}
+	for _, e := range s.slicesOf(v) {
 		for _, p := range e.Endpoints {
 			all++
 			if p.Conditions.Ready == nil || *p.Conditions.Ready {
@@ -140,11 +147,9 @@ func (s *Snapshot) nameInSlices(v *corev1.Service) (Finding, bool) {
 		return Finding{}, false // its name leads to the addresses, whatever the ports are called
 	}
 	var have []string
-	for _, e := range s.EndpointSlices {
-		if e.Namespace == v.Namespace && e.Labels[discoveryv1.LabelServiceName] == v.Name {
-			for _, p := range e.Ports {
-				have = append(have, *cmp.Or(p.Name, new(string)))
-			}
+	for _, e := range s.slicesOf(v) {
+		for _, p := range e.Ports {
+			have = append(have, *cmp.Or(p.Name, new(string)))
 		}
 	}
 	for _, p := range v.Spec.Ports {
