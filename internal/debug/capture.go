@@ -68,7 +68,7 @@ func (c *Capture) Run(ctx context.Context) error {
 	return c.copy(ctx, pod, container, append(program, "tool", tools.Capture, port))
 }
 
-// behindService is the port of the pods that is asked for: of a Service's own port that behind it, which is said.
+// behindService is the port of the pods that is asked for: of a Service's own port that behind it, where somebody translates it, which is said.
 func (c *Capture) behindService(ctx context.Context) (string, error) {
 	if c.Target.Kind != kube.Service {
 		return c.Port, nil
@@ -77,7 +77,7 @@ func (c *Capture) behindService(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", kube.Explain(err, "read "+c.Target.String())
 	}
-	to := targetPort(s.Spec.Ports, c.Port)
+	to := targetPort(s, c.Port)
 	if to != c.Port {
 		c.Say(fmt.Sprintf("port %s of %s is port %s of its pods", c.Port, c.Target, to))
 	}
@@ -85,9 +85,11 @@ func (c *Capture) behindService(ctx context.Context) (string, error) {
 }
 
 // targetPort is the pods' port behind one of a Service's, by its number or name; a port that the Service has not is as it is.
-func targetPort(ports []corev1.ServicePort, port string) string {
-	for _, p := range ports {
+func targetPort(s *corev1.Service, port string) string {
+	for _, p := range s.Spec.Ports {
 		switch {
+		case port == strconv.Itoa(int(p.Port)) && s.Spec.ClusterIP == corev1.ClusterIPNone:
+			return port // its name leads to the pods themselves, at the port that is called
 		case port != p.Name && port != strconv.Itoa(int(p.Port)):
 		case p.TargetPort.StrVal != "":
 			return p.TargetPort.StrVal

@@ -331,8 +331,8 @@ func hopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	return hint.Printable(strings.Join(strings.Fields(whyHopeless(p, state)), " "))
 }
 
-// noImage are a runtime's words for an image that is not there, or not for this node.
-var noImage = []string{": not found", "no such host", "unauthorized", "denied", "no match for platform"}
+// noImage are runtimes' words for an image that is not there, not for this node or not for who asks, in lower case.
+var noImage = []string{": not found", "manifest unknown", "unauthorized", "403 forbidden", "access denied", "access to the resource is denied", "no match for platform"}
 
 func whyHopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	if t := state.Terminated; t != nil {
@@ -349,7 +349,7 @@ func whyHopeless(p *corev1.Pod, state corev1.ContainerState) string {
 	if w := state.Waiting; w != nil {
 		switch w.Reason {
 		case "ErrImagePull": // which may be followed by a success, unless there is no such image
-			if slices.ContainsFunc(noImage, func(says string) bool { return strings.Contains(w.Message, says) }) {
+			if slices.ContainsFunc(noImage, func(says string) bool { return strings.Contains(strings.ToLower(w.Message), says) }) {
 				return w.Reason + " " + w.Message
 			}
 		case "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError":

@@ -284,6 +284,15 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 			t.Errorf("%s: %q", reason, hopeless(p, waiting(reason)))
 		}
 	}
+	for says, is := range map[string]bool{
+		"reading manifest 1 in registry.example/x: manifest unknown": true, "unexpected status: 401 Unauthorized": true, "403 Forbidden": true,
+		"dial tcp: lookup registry.example: no such host": false, "open /var/lib/x: permission denied": false,
+	} {
+		state := waiting("ErrImagePull")
+		if state.Waiting.Message = says; (hopeless(p, state) != "") != is {
+			t.Errorf("%s: %q", says, hopeless(p, state))
+		}
+	}
 	none := waiting("ErrImagePull")
 	none.Waiting.Message = `failed to resolve reference "registry.example/bsybox:1": registry.example/bsybox:1: not found`
 	if why := hopeless(p, none); !strings.Contains(why, "bsybox") {

@@ -415,10 +415,17 @@ func TestThePortIsThePods(t *testing.T) {
 }
 
 func TestAServicesPortIsThatBehindIt(t *testing.T) {
-	ports := []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "grpc", Port: 81, TargetPort: intstr.FromInt32(9090)}, {Name: "old", Port: 82}}
+	of := &corev1.Service{}
+	of.Spec.Ports = []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "grpc", Port: 81, TargetPort: intstr.FromInt32(9090)}, {Name: "old", Port: 82}}
 	for in, want := range map[string]string{"80": "http", "web": "http", "81": "9090", "grpc": "9090", "old": "82", "82": "82", "http": "http", "9090": "9090"} {
-		if got := targetPort(ports, in); got != want {
+		if got := targetPort(of, in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	of.Spec.ClusterIP = corev1.ClusterIPNone
+	for in, want := range map[string]string{"80": "80", "web": "http"} {
+		if got := targetPort(of, in); got != want {
+			t.Errorf("headless, %q: %q, want %q", in, got, want)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package diagnose
 
 import (
-	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -58,7 +57,7 @@ var (
 	absentObject = regexp.MustCompile(`(configmap|secret) "([^"]+)" not found`)
 	absentKey    = regexp.MustCompile(`couldn't find key (\S+) in (ConfigMap|Secret) [^/\s]+/(\S+)`)
 	// And for what a volume takes of one.
-	absentItem = regexp.MustCompile(`for volume "([^"]+)".*references non-existent (?:config|secret) key: (\S+)`)
+	absentItem = regexp.MustCompile(`for volume "([^"]+)".*references non-existent (?:config|secret) key: ([-._a-zA-Z0-9]+)`)
 )
 
 func (s *Snapshot) explainConfig(f *Finding, p *pod, c container, message string) {
@@ -123,12 +122,13 @@ func (s *Snapshot) mountFindings(p *pod, missing *[]missingRef) (out []Finding) 
 			*missing = slices.DeleteFunc(*missing, func(r missingRef) bool { return r.kind == m[1] && r.name == m[2] })
 		} else if m := absentItem.FindStringSubmatch(e.Message); m != nil {
 			f.ID, f.Direction = "config-key-absent", Configuration
-			from := sourceOf(p, m[1], m[2])
-			summary = fmt.Sprintf("volume %s takes key %s, which %s has not", m[1], m[2], cmp.Or(from.String(), "its ConfigMap or Secret"))
+			from, what := sourceOf(p, m[1], m[2]), "its ConfigMap or Secret"
 			next = []string{"correct the key in the volume's items, or add it: " + f.edit()}
 			if from != (Ref{}) {
+				what = from.String()
 				next = append([]string{fmt.Sprintf("look which keys it has: kubectl describe %s %s%s", from.Kind, from.Name, from.in())}, next...)
 			}
+			summary = fmt.Sprintf("volume %s takes key %s, which %s has not", m[1], m[2], what)
 		} else if says := tinyLimit(p); says != "" && strings.Contains(e.Message, "no space left on device") { // a volume in memory is as large at most
 			summary, next = says, []string{"raise resources.limits.memory: " + f.edit()}
 		} else if mountLate(e) {

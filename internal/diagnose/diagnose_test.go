@@ -271,6 +271,27 @@ func TestPodsOfAServiceInAnotherNamespace(t *testing.T) {
 	if len(r.Unread) > 0 {
 		t.Errorf("unread are %+v", r.Unread)
 	}
+	// Nor is anything asked of a workload's that has no pods now, and in a hurry.
+	const deployment = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"replicas":0,"template":{"metadata":{"labels":{"app":"it"}}}}}`
+	for _, o := range []struct {
+		deployments string
+		brief       bool
+	}{{deployment, false}, {"", true}} {
+		k, asked = apiServer(t, map[string]string{"services": service, "deployments": o.deployments})
+		if _, err := Run(t.Context(), k, Options{NoDial: true, brief: o.brief}); err != nil || slices.Contains(*asked, "/api/v1/pods") {
+			t.Errorf("%v, asked for %q", err, *asked)
+		}
+	}
+}
+
+// An IngressClass that may not be read is not taken for one that does not exist.
+func TestIngressClassesThatMayNotBeRead(t *testing.T) {
+	const ingress = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"ingressClassName":"nginx"}}`
+	k, _ := apiServer(t, map[string]string{"ingresses": ingress}, "ingressclasses")
+	r, err := Run(t.Context(), k, Options{NoDial: true})
+	if err != nil || len(r.Findings) > 0 || len(r.Unread) != 1 || !slices.Equal(r.Unread[0].Checks, []string{"ingresses (in part)"}) {
+		t.Errorf("%v, %+v", err, r)
+	}
 }
 
 // What may not be read is not taken for what is not there.

@@ -248,10 +248,10 @@ func (s *Snapshot) portsToDial(p *pod, sent map[int32]sending) (out []ask) {
 			if n, has := probe.numberIn(c); has {
 				a := at(n)
 				e := s.failure(p, c, probe)
-				a.proved = a.proved || c.status.Ready && e == nil
+				a.proved = a.proved || c.status.Ready && e == nil && s.hasRun(c, probe)
 				a.refused = a.refused || e != nil && strings.Contains(e.Message, "connection refused") && !s.startingContainer(p, c)
 				a.tls = a.tls || probe.TCPSocket != nil
-				if probe.TCPSocket == nil && probe.kind != "startup" && c.status.Ready && e == nil {
+				if probe.TCPSocket == nil && probe.kind != "startup" && c.status.Ready && e == nil && s.hasRun(c, probe) {
 					answered = append(answered, n)
 				}
 			}

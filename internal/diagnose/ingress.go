@@ -99,8 +99,7 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 				have = append(have, c.Name)
 			}
 			if !slices.Contains(have, *class) {
-				f := begin("ingress-class-absent", "")
-				f.Severity = Warning // a few controllers go by the name alone
+				f := Finding{ID: "ingress-class-absent", Severity: Warning, Direction: Network, Object: refOf("ingress", ing), Owner: s.owner(ing)} // a few controllers go by the name alone
 				f.Summary = fmt.Sprintf("its class %s does not exist", *class)
 				f.Why = "as a rule no controller takes it up, and nobody answers at its hosts"
 				f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: *class}, {From: "ingressclasses", Says: cmp.Or(strings.Join(have, ", "), "none")}}

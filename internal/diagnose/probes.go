@@ -18,7 +18,7 @@ func asked(p *corev1.Probe) string {
 	case p.HTTPGet != nil:
 		return fmt.Sprintf("GET %s://%s:%s%s", strings.ToLower(string(cmp.Or(p.HTTPGet.Scheme, corev1.URISchemeHTTP))), p.HTTPGet.Host, p.HTTPGet.Port.String(), cmp.Or(p.HTTPGet.Path, "/"))
 	case p.TCPSocket != nil:
-		return "TCP to port " + p.TCPSocket.Port.String()
+		return strings.TrimSuffix("TCP to port "+p.TCPSocket.Port.String()+" of "+p.TCPSocket.Host, " of ")
 	case p.GRPC != nil:
 		return fmt.Sprintf("gRPC health of port %d", p.GRPC.Port)
 	case p.Exec != nil:
@@ -45,6 +45,19 @@ type asking struct {
 // period is from one attempt to the next.
 func (p asking) period() time.Duration {
 	return time.Duration(cmp.Or(p.PeriodSeconds, 10)) * time.Second
+}
+
+// timeout is how long one attempt may take.
+func (p asking) timeout() time.Duration {
+	return time.Duration(cmp.Or(p.TimeoutSeconds, 1)) * time.Second
+}
+
+// failures is how many in a row are one.
+func (p asking) failures() int32 { return cmp.Or(p.FailureThreshold, 3) }
+
+// most is how long after the container's start it has failed at last, if it never succeeds.
+func (p asking) most() time.Duration {
+	return time.Duration(p.InitialDelaySeconds)*time.Second + time.Duration(p.failures())*(p.period()+p.timeout())
 }
 
 func (c container) probes() (out []asking) {
@@ -171,7 +184,7 @@ func (s *Snapshot) explainProbe(f *Finding, p *pod, c container, probe asking, f
 			f.Next = append([]string{"its pod uses all the CPU that it may: raise the pod's own resources.limits.cpu: " + f.edit()}, f.Next...)
 		}
 	case "probe-refused":
-		if n, byNumber := probe.number(); byNumber && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
+		if n, byNumber := probe.number(); byNumber && probe.host() == "" && len(c.Ports) > 0 && !slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n }) {
 			what += fmt.Sprintf(undeclared+"%s and not %d", portsOf(c), n)
 		}
 		if n, has := probe.numberIn(c); has {
@@ -309,8 +322,11 @@ func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(st
 	return Finding{}, false
 }
 
-// silence is how long the kubelet may be silent of what happens again: of each object it tells 25 events at once, and then one in that time.
-const silence = 5 * time.Minute
+// The kubelet tells burst events of an object at once, and then one in each silence (client-go's EventCorrelator).
+const (
+	burst   = 25
+	silence = 5 * time.Minute
+)
 
 // lostFinding is about a readiness probe that has failed while the program ran, after it had succeeded, and succeeds again since not long ago.
 func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(string, Severity) Finding) (Finding, bool) {
@@ -318,31 +334,58 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	if probe.kind != "readiness" || running == nil || !c.status.Ready || again == nil || again.Status != corev1.ConditionTrue || s.Now.Sub(again.LastTransitionTime.Time) > recent {
 		return Finding{}, false
 	}
-	const attempts = 3
-	begins := running.StartedAt.Add(time.Duration(probe.InitialDelaySeconds)*time.Second + attempts*probe.period() + startPatience)
+	until := again.LastTransitionTime.Time
+	// From then on a failure is none of the start.
+	begins := running.StartedAt.Add(probe.most() + startPatience)
 	if c.StartupProbe != nil {
-		startup := asking{"startup", c.StartupProbe}
-		begins = begins.Add(time.Duration(startup.InitialDelaySeconds)*time.Second + time.Duration(cmp.Or(startup.FailureThreshold, attempts))*startup.period())
+		begins = begins.Add(asking{"startup", c.StartupProbe}.most())
 	}
-	failures := slices.DeleteFunc(s.eventsIn(p, c, "Unhealthy"), func(e *corev1.Event) bool { return !probe.tells(e, c) || lastSeen(e).Before(running.StartedAt.Time) })
-	for _, e := range failures {
-		first := firstSeen(e)
-		// Before it no other is to be, for it may have failed all the time, in other words.
-		if first.Before(begins) || first.After(again.LastTransitionTime.Time) || slices.ContainsFunc(failures, func(o *corev1.Event) bool {
-			return firstSeen(o).Before(first) && first.Sub(lastSeen(o)) <= silence+probe.period()
-		}) {
-			continue
+	var lost []*corev1.Event // the newest first
+	var before time.Time     // the last of those that may be of the start
+	var first time.Time
+	var times int32
+	for _, e := range s.eventsIn(p, c, "Unhealthy") {
+		switch last := lastSeen(e); {
+		case !probe.tells(e, c) || errored(e) || last.Before(running.StartedAt.Time) || last.After(until):
+		case firstSeen(e).Before(begins):
+			if last.After(before) {
+				before = last
+			}
+		default:
+			lost, times = append(lost, e), times+timesSeen(e)
+			if first.IsZero() || firstSeen(e).Before(first) {
+				first = firstSeen(e)
+			}
 		}
-		f := begin("readiness-lost", Warning)
-		f.because = append(f.because, partOf(f.Object, c.Name))
-		f.Summary = fmt.Sprintf("the readiness probe of %s succeeded, failed for a while, and succeeds again: %s", c.what(), firstLine(said(e)))
-		f.Why = "while it failed no Service sent the pod anything"
-		f.condition(f.Object, string(again.Type), string(again.Status), again.Reason, again.Message, again.LastTransitionTime)
-		f.Events = told([]*corev1.Event{e})
-		f.Next = []string{"its log of that time may say why: " + logsOf(p, c)}
-		return f, true
 	}
-	return Finding{}, false
+	attempt := probe.period() + probe.timeout()
+	ended := time.Duration(max(probe.SuccessThreshold, 1))*attempt + noticed
+	if times >= burst {
+		ended += silence
+	}
+	switch {
+	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > ended: // others have had the pod lose its readiness
+		return Finding{}, false
+	case !before.IsZero() && first.Sub(before) <= silence+attempt: // it may have failed all the time, in other words
+		return Finding{}, false
+	}
+	f := begin("readiness-lost", Warning)
+	f.because = append(f.because, partOf(f.Object, c.Name))
+	f.Summary = fmt.Sprintf("the readiness probe of %s succeeded, failed for a while, and succeeds again: %s", c.what(), firstLine(said(lost[0])))
+	f.Why = "while it failed the pod was not ready, and as a rule Services sent it nothing"
+	f.condition(f.Object, string(again.Type), string(again.Status), again.Reason, again.Message, again.LastTransitionTime)
+	f.Events = told(lost)
+	f.Next = []string{"its log of that time may say why: " + logsOf(p, c)}
+	return f, true
+}
+
+// hasRun tells whether a probe of a container that is ready has told something by now: that it has not failed means little before.
+func (s *Snapshot) hasRun(c container, probe asking) bool {
+	if probe.kind != "liveness" {
+		return true // without its success the container would not be ready
+	}
+	first := time.Duration(probe.InitialDelaySeconds)*time.Second + probe.timeout() + noticed
+	return s.has(events) && c.status.State.Running != nil && s.Now.Sub(c.status.State.Running.StartedAt.Time) > first
 }
 
 // failure is the kubelet's event of a probe that fails now, nil for none. Of a liveness probe it is one that may not be long past.

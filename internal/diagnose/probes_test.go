@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -30,13 +31,23 @@ func TestProbesThatFail(t *testing.T) {
 		}
 		return out
 	}
+	often := func(n int, documents string) string {
+		return strings.ReplaceAll(documents, "kind: Event\n", fmt.Sprintf("kind: Event\ncount: %d\n", n))
+	}
 	try(t, []tried{
-		{"readiness lost", lost("11:58:00", [3]string{"503", "11:57:00", "11:57:50"}), "readiness-lost", "its log of that time"},
-		{"readiness lost, long ago", lost("11:48:00", [3]string{"503", "11:47:00", "11:47:50"}), "", ""},
-		{"readiness lost at the start", lost("11:01:00", [3]string{"503", "11:00:10", "11:00:50"}), "", ""},
-		{"readiness that came late", lost("11:58:00", [3]string{"refused", "11:00:10", "11:54:00"}, [3]string{"503", "11:57:00", "11:57:50"}), "", ""},
-		{"readiness that came, and was lost later", lost("11:58:00", [3]string{"refused", "11:00:10", "11:00:40"}, [3]string{"503", "11:57:00", "11:57:50"}), "readiness-lost", ""},
-		{"an attempt that failed, and did not matter", lost("11:01:00", [3]string{"503", "11:57:00", "11:57:00"}), "", ""},
+		{"readiness lost", often(3, lost("11:58:00", [3]string{"503", "11:57:00", "11:57:50"})), "readiness-lost", "its log of that time"},
+		{"readiness lost, long ago", often(3, lost("11:48:00", [3]string{"503", "11:47:00", "11:47:50"})), "", ""},
+		{"readiness lost at the start", often(3, lost("11:01:00", [3]string{"503", "11:00:10", "11:00:50"})), "", ""},
+		{"readiness that came late", often(3, lost("11:58:00", [3]string{"refused", "11:00:10", "11:54:00"}, [3]string{"503", "11:57:00", "11:57:50"})), "", ""},
+		{"readiness that came, and was lost later", often(3, lost("11:58:00", [3]string{"refused", "11:00:10", "11:00:40"}, [3]string{"503", "11:57:00", "11:57:50"})), "readiness-lost", ""},
+		{"readiness lost in several words", often(2, lost("11:58:00", [3]string{"503", "11:57:00", "11:57:20"}, [3]string{"500", "11:57:30", "11:57:50"})), "readiness-lost", "its log of that time"},
+		{"readiness lost for long", often(25, lost("11:58:00", [3]string{"503", "11:40:00", "11:54:00"})), "readiness-lost", ""},
+		{"an attempt that failed, and did not matter", often(3, lost("11:01:00", [3]string{"503", "11:57:00", "11:57:00"})), "", ""},
+		{"one attempt, and others have lost it", lost("11:58:00", [3]string{"503", "11:57:50", "11:57:50"}), "", ""},
+		{"attempts long before others have lost it", often(3, lost("11:58:00", [3]string{"503", "11:07:00", "11:08:00"})), "", ""},
+		{"what could not be run", strings.ReplaceAll(often(3, lost("11:58:00", [3]string{"unknown state", "11:57:00", "11:57:50"})), "Readiness probe failed", "Readiness probe errored and resulted in unknown state"), "", ""},
+		{"a slow start with a long timeout", strings.Replace(often(3, lost("11:03:10", [3]string{"timeout", "11:01:00", "11:03:00"})), "periodSeconds: 10", "periodSeconds: 10, timeoutSeconds: 60", 1), "probe-timing", ""},
+		{"readiness that came when the startup probe had succeeded", strings.NewReplacer("readinessProbe:", "startupProbe: {tcpSocket: {port: 8080}, failureThreshold: 300}, readinessProbe:").Replace(often(3, lost("11:53:00", [3]string{"503", "11:52:00", "11:52:50"}))), "", ""},
 		{"gRPC, and no more is known", failing("{grpc: {port: 9090}}", `timeout: failed to connect service "10.113.1.27:9090" within 1s: context deadline exceeded`), "probe-timeout", "no connection comes about"},
 		{"a liveness probe's command is not there", withPod("livenessProbe: {exec: {command: [pgrep]}, periodSeconds: 2}", "", running) + event("Pod/it", "Unhealthy", `(combined from similar events): Liveness probe errored and resulted in unknown state: unable to start container process: exec: "pgrep": executable file not found in $PATH: unknown`), "probe-command", "the command is not in the container"},
 		{"refused", failing("{httpGet: {port: 9090}}", `Get "http://10.113.1.27:9090/": dial tcp 10.113.1.27:9090: connect: connection refused`), "probe-refused", "declares 8080 and not 9090"},

@@ -226,7 +226,8 @@ const (
 	keepsApart   = "pod anti-affinity rules"
 )
 
-// neighbours are the pods that p has to be beside, or to keep apart from, as the scheduler's words have it, with how many of them are known to be on nodes.
+// neighbours are the pods that p has to be beside, or to keep apart from, as the scheduler's words have it, with how many of them are known to be
+// on nodes: those first that are in its way by that.
 func neighbours(s *Snapshot, p *pod, words string) (out []Evidence) {
 	a, field, terms := p.Spec.Affinity, "", []corev1.PodAffinityTerm(nil)
 	switch {
@@ -240,12 +241,22 @@ func neighbours(s *Snapshot, p *pod, words string) (out []Evidence) {
 		if err != nil {
 			continue
 		}
-		there := ""
+		there, inTheWay := "", false
 		if len(t.Namespaces) == 0 && t.NamespaceSelector == nil {
 			onNodes := slices.DeleteFunc(s.matching(p.Namespace, selector), func(o *pod) bool { return over(o) || o.Spec.NodeName == "" })
 			there = fmt.Sprintf(" (on nodes in %s: %s)", p.Namespace, counted(len(onNodes), "pod"))
+			inTheWay = (len(onNodes) == 0) == (words == besideOthers)
 		}
-		out = append(out, Evidence{From: fmt.Sprintf("%s spec.affinity.%s", refOf("pod", p), field), Says: fmt.Sprintf("labels %s%s, by %s", selector, there, t.TopologyKey)})
+		which := "labels " + selector.String()
+		if selector.Empty() {
+			which = "any labels"
+		}
+		one := Evidence{From: fmt.Sprintf("%s spec.affinity.%s", refOf("pod", p), field), Says: fmt.Sprintf("%s%s, by %s", which, there, t.TopologyKey)}
+		if inTheWay {
+			out = append([]Evidence{one}, out...)
+		} else {
+			out = append(out, one)
+		}
 	}
 	return out
 }

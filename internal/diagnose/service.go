@@ -267,7 +267,7 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 		}
 		stray := s.Strays[f.Object]
 		for i := range s.Pods {
-			if o := &s.Pods[i]; s.Namespace == "" && o.Namespace != v.Namespace && selector.Matches(labels.Set(o.Labels)) {
+			if o := &s.Pods[i]; s.Namespace == "" && o.Namespace != v.Namespace && !over(o) && o.DeletionTimestamp == nil && selector.Matches(labels.Set(o.Labels)) {
 				stray = refOf("pod", o)
 				break
 			}
@@ -275,7 +275,7 @@ func (s *Snapshot) nobodySelected(v *corev1.Service) Finding {
 		if stray.Name != "" {
 			f.Summary += fmt.Sprintf("; %s in %s has them, and a Service selects in its own namespace", stray, stray.Namespace)
 			f.State = append(f.State, Evidence{From: stray.String() + " metadata.namespace", Says: stray.Namespace})
-			f.Next = []string{fmt.Sprintf("make the Service in %s, and call it %s.%s from elsewhere", stray.Namespace, v.Name, stray.Namespace)}
+			f.Next = append(f.Next, fmt.Sprintf("start its workload in %s; or, if the pods in %s are meant, call a Service there, as NAME.%s", v.Namespace, stray.Namespace, stray.Namespace))
 		}
 		return f
 	}

@@ -74,6 +74,7 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"no such port", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: htpp}]"), "service-port-name-absent", "set targetPort: http"},
 		{"a port nobody declares", good + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", "declare only http:8080/TCP"},
 		{"a port nobody declares, which a probe asks", strings.Replace(good, "containers: [", "initContainers: [{name: side, image: x, restartPolicy: Always, readinessProbe: {tcpSocket: {port: 80}}}]\n  containers: [", 1) + "  initContainerStatuses: [{name: side, ready: true, started: true, restartCount: 0, image: '', imageID: '', state: {running: {startedAt: '2026-11-28T11:00:00Z'}}}]\n" + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
+		{"a port nobody declares, which a probe will ask", strings.NewReplacer("}]}]", "}], livenessProbe: {tcpSocket: {port: 80}, initialDelaySeconds: 7200}}]").Replace(good) + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", ""},
 		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"another protocol", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), "service-protocol", "set protocol: TCP"},
 		{"pods that are not ready", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},

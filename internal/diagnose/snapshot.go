@@ -234,7 +234,7 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 			return kept(&s.IngressClasses, func() []networkingv1.IngressClass { return l.Items }, err)
 		}})
 	}
-	if lonely := s.lonely(); len(lonely) > 0 {
+	if lonely := s.lonely(); len(lonely) > 0 && !o.brief {
 		out = append(out, reading{"pods of lonely Services", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
 			s.readStrays(ctx, k, lonely)
 			return nil // who may not read them is told less
@@ -258,14 +258,14 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	return out
 }
 
-// lonely are Services whose labels no pod of their namespace has, a few of them.
+// lonely are Services whose labels no pod of their namespace has, and no workload would give one, a few of them.
 func (s *Snapshot) lonely() (out []*corev1.Service) {
 	for i := range s.Services {
 		v := &s.Services[i]
-		if len(v.Spec.Selector) == 0 || s.Namespace == "" {
+		selector := labels.SelectorFromSet(v.Spec.Selector)
+		if len(v.Spec.Selector) == 0 || s.Namespace == "" || s.makes(v.Namespace, selector) {
 			continue
 		}
-		selector := labels.SelectorFromSet(v.Spec.Selector)
 		if len(out) < aFew && !slices.ContainsFunc(s.Pods, func(p corev1.Pod) bool { return selector.Matches(labels.Set(p.Labels)) }) {
 			out = append(out, v)
 		}
@@ -275,14 +275,16 @@ func (s *Snapshot) lonely() (out []*corev1.Service) {
 
 // readStrays asks for one pod of another namespace for each of these Services.
 func (s *Snapshot) readStrays(ctx context.Context, k *kube.Client, lonely []*corev1.Service) {
+	found := make([][]metav1.PartialObjectMetadata, len(lonely))
+	atOnce(aFew, len(lonely), func(i int) {
+		found[i], _ = names(ctx, k, "", pods, metav1.ListOptions{
+			Limit: 1, LabelSelector: labels.FormatLabels(lonely[i].Spec.Selector), FieldSelector: "status.phase=Running", ResourceVersion: "0", // of the cache
+		})
+	})
 	s.Strays = map[Ref]Ref{}
-	for _, v := range lonely {
-		found, err := names(ctx, k, "", pods, metav1.ListOptions{Limit: 1, LabelSelector: labels.FormatLabels(v.Spec.Selector)})
-		if apierrors.IsForbidden(err) {
-			return
-		}
-		if len(found) > 0 {
-			s.Strays[refOf("service", v)] = refOf("pod", &found[0])
+	for i, v := range lonely {
+		if len(found[i]) > 0 {
+			s.Strays[refOf("service", v)] = refOf("pod", &found[i][0])
 		}
 	}
 }

@@ -63,7 +63,7 @@ type Log struct {
 	left    bool      // some were not begun at the last look, for want of room
 
 	mu      sync.Mutex
-	said    map[string]bool           // by sayOnce
+	said    map[types.UID][]string    // of each pod, by sayOnce
 	seen    map[types.UID]*corev1.Pod // nil before the first look
 	at      time.Time                 // the look was begun then
 	changed chan struct{}             // closed and replaced at each look
@@ -77,7 +77,7 @@ type key struct {
 // Run prints. With Follow it goes on until ctx ends or there is nothing left that could come, which is nil.
 func (l *Log) Run(ctx context.Context) error {
 	l.printer = printer{out: l.Out, prefix: l.Prefix, stamps: l.Timestamps}
-	l.begun, l.changed, l.said = map[key]bool{}, make(chan struct{}), map[string]bool{}
+	l.begun, l.changed, l.said = map[key]bool{}, make(chan struct{}), map[types.UID][]string{}
 	pods, err := l.pods(ctx)
 	if err != nil {
 		return err
@@ -297,10 +297,13 @@ func (l *Log) follow(outer context.Context) error {
 	}
 }
 
-func (l *Log) sayOnce(text string) {
+// sayOnce says something of a pod that may be found again and again.
+func (l *Log) sayOnce(pod types.UID, text string) {
 	l.mu.Lock()
-	again := l.said[text]
-	l.said[text] = true
+	again := slices.Contains(l.said[pod], text)
+	if !again {
+		l.said[pod] = append(l.said[pod], text)
+	}
 	l.mu.Unlock()
 	if !again {
 		l.Say(text)
@@ -315,6 +318,7 @@ func (l *Log) look(began time.Time, pods []corev1.Pod) {
 	for i := range pods {
 		l.seen[pods[i].UID] = &pods[i]
 	}
+	maps.DeleteFunc(l.said, func(pod types.UID, _ []string) bool { return l.seen[pod] == nil })
 	close(l.changed)
 	l.changed = make(chan struct{})
 }

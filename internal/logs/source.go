@@ -35,7 +35,6 @@ type source struct {
 	first          bool // it was there at the start, so that Tail and Since are for it
 	opened         bool // what it has since is new
 	silent         bool // that there is no connection has been said
-	stuck          bool // that it does not start has been said
 
 	reached mark
 }
@@ -152,8 +151,8 @@ func (s *source) follow(ctx context.Context) error {
 			if over(p, s.container, status) {
 				return nil
 			}
-			if !started && !s.stuck {
-				s.stuck = s.sayStuck(p, status)
+			if !started {
+				s.sayStuck(p, status)
 			}
 			after = at
 			continue
@@ -238,22 +237,24 @@ func (s *source) before(ctx context.Context, n int32) (done bool, err error) {
 	}
 }
 
-// sayStuck says what holds up the start of the container, if something is known to: of a pod without a node once for all of its containers.
-func (s *source) sayStuck(p *corev1.Pod, status corev1.ContainerStatus) bool {
+// sayStuck says what holds up the start of the container, if something is known to, each once: of a pod without a node for all of its containers.
+func (s *source) sayStuck(p *corev1.Pod, status corev1.ContainerStatus) {
 	who, why := "", ""
-	if w := status.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
-		who, why = s.String(), w.Reason
+	if w := status.State.Waiting; w != nil {
+		switch w.Reason {
+		case "ContainerCreating", "PodInitializing", "ErrImagePull": // the last goes on to ImagePullBackOff
+		default:
+			who, why = s.String(), w.Reason
+		}
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
 			who, why = "pod/"+s.pod, c.Reason
 		}
 	}
-	if why == "" {
-		return false
+	if why != "" {
+		s.log.sayOnce(s.uid, fmt.Sprintf("note: %s does not start: %s. See bridge diagnose pod/%s -n %s%s", who, why, s.pod, s.log.Kube.Namespace, s.log.Kube.Flags))
 	}
-	s.log.sayOnce(fmt.Sprintf("note: %s does not start: %s. See bridge diagnose pod/%s -n %s%s", who, why, s.pod, s.log.Kube.Namespace, s.log.Kube.Flags))
-	return true
 }
 
 // steppedBack tells whether the node's clock was set back between the container's last two runs, so that the new one's lines seem older than

@@ -36,9 +36,6 @@ func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 		return err
 	}
 	name, server, search, short, kind := *of, "", false, false, "A"
-	if *of != "" {
-		kind = "PTR"
-	}
 	for _, a := range f.Args() {
 		switch {
 		case a == "+short":
@@ -53,12 +50,16 @@ func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 			kind = strings.ToUpper(a)
 		}
 	}
+	address, addressErr := netip.ParseAddr(name)
+	if *of != "" {
+		kind = "PTR"
+	}
 	t, ok := types()[kind]
-	if !ok || name == "" {
+	if !ok || name == "" || *of != "" && addressErr != nil {
 		return errUsage
 	}
-	if a, err := netip.ParseAddr(name); err == nil && kind == "PTR" {
-		name = reverse(a)
+	if addressErr == nil && kind == "PTR" {
+		name = reverse(address)
 	}
 	conf, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && server == "" {

@@ -155,10 +155,10 @@ func processes() (list []process, err error) {
 }
 
 func ps(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
-	if len(args) > 0 && strings.Trim(args[0], "aux") == "" { // as on BSD
+	if len(args) > 0 && args[0] != "" && strings.Trim(args[0], "auxwfel") == "" { // as on BSD
 		args = args[1:]
 	}
-	ignore(f, "eAfaxlw")
+	ignore(f, "eAfaxuwl")
 	if err := parse(f, args, 0, 0); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package tools
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -47,8 +48,9 @@ func request(ctx context.Context, method, url, body string, h headers) (*http.Re
 // curlFailed is curl's own exit code for a status of 400 or more with -f.
 const curlFailed = 22
 
-func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
+func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err error) {
 	verbose, head, insecure := f.Bool("v", false, ""), f.Bool("i", false, ""), f.Bool("k", false, "")
+	// As of curl's own: -f leaves a file as it is when the request fails.
 	headOnly, follow, fail := f.Bool("I", false, ""), f.Bool("L", false, ""), f.Bool("f", false, "")
 	method, data, file := f.String("X", "", ""), f.String("d", "", ""), f.String("o", "", "")
 	seconds := f.Float64("m", 0, "")
@@ -88,38 +90,56 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error 
 			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
 		},
 	}
-	if !*follow {
-		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	var heads bytes.Buffer
+	show := func(resp *http.Response) {
+		b, err := httputil.DumpResponse(resp, false)
+		switch {
+		case err != nil:
+		case *head:
+			heads.Write(b)
+		case *verbose:
+			_, _ = fmt.Fprint(s.Err, marked("< ", string(b)))
+		}
+	}
+	client.CheckRedirect = func(to *http.Request, via []*http.Request) error {
+		if !*follow {
+			return http.ErrUseLastResponse
+		}
+		show(to.Response)
+		return fewRedirects(via)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	out := s.Out
-	if *file != "" && *file != "-" {
-		to, err := os.OpenFile(*file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-		if err != nil {
-			return err
-		}
-		defer to.Close()
-		out = to
-	}
-	if *verbose || *head {
-		if b, err := httputil.DumpResponse(resp, false); err == nil {
-			if *head {
-				_, _ = out.Write(b)
-			} else {
-				_, _ = fmt.Fprint(s.Err, marked("< ", string(b)))
-			}
-		}
-	}
+	show(resp)
 	if *fail && resp.StatusCode >= 400 {
 		_, _ = fmt.Fprintf(s.Err, "curl: status %d\n", resp.StatusCode)
 		return exitCode(curlFailed)
 	}
+	out := s.Out
+	if *file != "" && *file != "-" {
+		to, openErr := os.OpenFile(*file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if openErr != nil {
+			return openErr
+		}
+		defer func() { err = errors.Join(err, to.Close()) }()
+		out = to
+	}
+	if _, err := heads.WriteTo(out); err != nil {
+		return err
+	}
 	_, err = io.Copy(out, resp.Body)
 	return err
+}
+
+// fewRedirects is an error when there were too many.
+func fewRedirects(via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("ten redirects")
+	}
+	return nil
 }
 
 func marked(mark, text string) string {
@@ -155,10 +175,7 @@ func httpProbe(ctx context.Context, s Streams, f *flag.FlagSet, args []string) e
 			if to.URL.Hostname() != via[0].URL.Hostname() {
 				return http.ErrUseLastResponse
 			}
-			if len(via) >= 10 {
-				return errors.New("ten redirects")
-			}
-			return nil
+			return fewRedirects(via)
 		},
 	}
 	begin := time.Now()
@@ -180,11 +197,16 @@ func httpProbe(ctx context.Context, s Streams, f *flag.FlagSet, args []string) e
 func netcat(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	udp, scan, listen := f.Bool("u", false, ""), f.Bool("z", false, ""), f.Bool("l", false, "")
 	seconds := f.Float64("w", dialTimeout.Seconds(), "")
+	port := f.String("p", "", "") // of -l, as some have it
 	ignore(f, "vn")
-	if err := parse(f, args, 1, 2); err != nil {
+	if err := parse(f, args, 0, 2); err != nil {
 		return err
 	}
-	if *listen != (f.NArg() == 1) || *listen && *scan {
+	operands := f.Args()
+	if *listen && *port != "" {
+		operands = append(operands, *port)
+	}
+	if *listen != (len(operands) == 1) || len(operands) == 0 || *listen && *scan {
 		return errUsage
 	}
 	network := "tcp"
@@ -192,7 +214,7 @@ func netcat(ctx context.Context, s Streams, f *flag.FlagSet, args []string) erro
 		network = "udp"
 	}
 	if *listen {
-		return serveOne(ctx, s, network, ":"+f.Arg(0))
+		return serveOne(ctx, s, network, ":"+operands[0])
 	}
 	address := net.JoinHostPort(f.Arg(0), f.Arg(1))
 	conn, err := (&net.Dialer{Timeout: time.Duration(*seconds * float64(time.Second))}).DialContext(ctx, network, address)

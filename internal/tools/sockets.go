@@ -17,7 +17,7 @@ var states = [...]string{1: "ESTAB", 2: "SYN-SENT", 3: "SYN-RECV", 4: "FIN-WAIT-
 
 func ss(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	only, tcpOnly, udpOnly := f.Bool("l", false, ""), f.Bool("t", false, ""), f.Bool("u", false, "")
-	ignore(f, "anp")
+	ignore(f, "anpe")
 	if err := parse(f, args, 0, 0); err != nil {
 		return err
 	}
@@ -27,7 +27,8 @@ func ss(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	read := 0
 	var wrong error
 	for _, proto := range []string{"tcp", "tcp6", "udp", "udp6"} {
-		if tcp := strings.HasPrefix(proto, "tcp"); *tcpOnly != *udpOnly && tcp != *tcpOnly {
+		tcp := strings.HasPrefix(proto, "tcp")
+		if *tcpOnly != *udpOnly && tcp != *tcpOnly {
 			continue
 		}
 		b, err := os.ReadFile("/proc/net/" + proto)
@@ -41,7 +42,6 @@ func ss(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 			if !ok {
 				continue
 			}
-			tcp := strings.HasPrefix(proto, "tcp")
 			open := tcp && sock.State == procnet.Listening || !tcp && sock.State == procnet.Closed
 			if *only && !open {
 				continue

@@ -196,8 +196,10 @@ func ordered(f *flag.FlagSet, args []string) []string {
 			continue
 		}
 		flags = append(flags, "-"+name)
-		if bare := strings.TrimPrefix(name, "-"); f.Lookup(bare) != nil && !isSwitch(bare) && i+1 < len(args) {
-			i++
+		if bare := strings.TrimPrefix(name, "-"); f.Lookup(bare) != nil && !isSwitch(bare) {
+			if i++; i == len(args) {
+				return flags // whose last wants a value
+			}
 			flags = append(flags, args[i])
 		}
 	}

@@ -62,6 +62,10 @@ func TestFiles(t *testing.T) {
 	want(t, 2, "there are cat, curl", "vim")
 	want(t, 2, "usage: ls", "ls", "-q")
 	want(t, 2, "usage: ps", "ps", "1")
+	want(t, 2, "usage: ps", "ps", "")
+	for _, flags := range []string{"auxww", "axf", "-aux", "-ef"} {
+		want(t, 0, "PARENT", "ps", flags)
+	}
 	want(t, 0, "http-probe [-timeout", "help")
 }
 
@@ -210,7 +214,7 @@ func TestSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for _, args := range [][]string{{"ss"}, {"ss", "-lunp"}, {"ss", "-tua"}} {
+	for _, args := range [][]string{{"ss"}, {"ss", "-lunp"}, {"ss", "-tua"}, {"ss", "-tulpen"}} {
 		want(t, 0, conn.LocalAddr().String(), args...)
 	}
 	if out, _, code := run(t, "", "ss", "-tlnp"); code != 0 || strings.Contains(out, "udp") {
@@ -225,6 +229,8 @@ func TestHTTP(t *testing.T) {
 			w.WriteHeader(503)
 		case "/moved":
 			http.Redirect(w, r, "/to", http.StatusFound)
+		case "/circle":
+			http.Redirect(w, r, "/circle", http.StatusFound)
 		case "/away":
 			http.Redirect(w, r, "http://elsewhere.invalid/", http.StatusFound)
 		case "/hangs":
@@ -242,11 +248,22 @@ func TestHTTP(t *testing.T) {
 	want(t, 0, `PUT 127.0.0.1`, "curl", "-skXPUT", server.URL)
 	want(t, 0, "Location: /to", "curl", "-sk", "-I", server.URL+"/moved")
 	want(t, 0, "GET ", "curl", "-skL", server.URL+"/moved")
+	for _, flags := range []string{"-skLi", "-skLv"} {
+		want(t, 0, "302 Found", "curl", flags, server.URL+"/moved")
+	}
+	want(t, 1, "ten redirects", "curl", "-skL", server.URL+"/circle")
+	for _, flag := range []string{"-X", "-d", "-o", "-H", "-m"} {
+		want(t, 2, "needs an argument", "curl", server.URL, flag)
+	}
 	want(t, 22, "status 503", "curl", server.URL+"/bad", "-sfk")
 	file := filepath.Join(t.TempDir(), "answer")
 	want(t, 0, "", "curl", "-sko", file, server.URL)
 	if b, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(b), "GET ") {
 		t.Errorf("%q, %v", b, err)
+	}
+	want(t, 22, "status 503", "curl", server.URL+"/bad", "-sfk", "-o", file)
+	if b, err := os.ReadFile(file); err != nil || len(b) == 0 {
+		t.Errorf("a request that failed leaves %q, %v", b, err)
 	}
 	want(t, 1, "certificate", "curl", server.URL)
 	want(t, 1, "Client.Timeout", "curl", "-k", "-m", "0.05", server.URL+"/hangs")
@@ -283,11 +300,15 @@ func TestNetcat(t *testing.T) {
 	want(t, 0, "open", "nc", "-zvw5", "127.0.0.1", port)
 	want(t, 1, "refused", "nc", "-z", "127.0.0.1", "1")
 	want(t, 2, "usage", "nc", "127.0.0.1")
+	want(t, 2, "usage", "nc")
+	want(t, 2, "needs an argument", "nc", "-z", "127.0.0.1", port, "-w")
 	want(t, 2, "usage", "nc", "-l", "a", "1")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if code := Run(ctx, []string{"nc", "-l", "0"}, Streams{strings.NewReader(""), io.Discard, io.Discard}); code != interrupted {
-		t.Errorf("exit code %d", code)
+	for _, args := range []string{"-l 0", "-lvnp 0"} {
+		if code := Run(ctx, append([]string{"nc"}, strings.Fields(args)...), Streams{strings.NewReader(""), io.Discard, io.Discard}); code != interrupted {
+			t.Errorf("%s: exit code %d", args, code)
+		}
 	}
 }
 
@@ -358,6 +379,8 @@ func TestDig(t *testing.T) {
 		t.Errorf("%q, %d", out, code)
 	}
 	want(t, 1, ";; NameError", "dig", server, "-x", "10.96.1.2")
+	want(t, 1, ";; NameError", "dig", server, "-x", "10.96.1.2", "A")
+	want(t, 2, "usage", "dig", server, "-x", "orders")
 	want(t, 2, "usage", "dig", server)
 	want(t, 1, ";; NameError", "dig", server, "none.shop")
 	want(t, 1, ";; Success", "dig", server, "orders.shop.svc.cluster.local", "SRV")
