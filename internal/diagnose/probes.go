@@ -322,9 +322,9 @@ func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(st
 	return Finding{}, false
 }
 
-// The kubelet tells burst events of an object at once, and then one in each silence (client-go's EventCorrelator).
+// Of a pod the kubelet tells 25 events at once, and then one in each silence (client-go's EventCorrelator). burst is how many a probe may have of them.
 const (
-	burst   = 25
+	burst   = 15
 	silence = 5 * time.Minute
 )
 
@@ -343,11 +343,12 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	var lost []*corev1.Event // the newest first
 	var before time.Time     // the last of those that may be of the start
 	var first time.Time
-	var times int32
+	var times, timesBefore int32
 	for _, e := range s.eventsIn(p, c, "Unhealthy") {
 		switch last := lastSeen(e); {
 		case !probe.tells(e, c) || errored(e) || last.Before(running.StartedAt.Time) || last.After(until):
 		case firstSeen(e).Before(begins):
+			timesBefore += timesSeen(e)
 			if last.After(before) {
 				before = last
 			}
@@ -358,15 +359,18 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 			}
 		}
 	}
-	attempt := probe.period() + probe.timeout()
-	ended := time.Duration(max(probe.SuccessThreshold, 1))*attempt + noticed
-	if times >= burst {
-		ended += silence
+	// quiet is how long nothing is told of a probe that fails, attempts of which succeed in between.
+	quiet := func(attempts, told int32) time.Duration {
+		d := time.Duration(attempts)*(probe.period()+probe.timeout()) + noticed
+		if told >= burst {
+			d += silence
+		}
+		return d
 	}
 	switch {
-	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > ended: // others have had the pod lose its readiness
+	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > quiet(max(probe.SuccessThreshold, 1), times): // others have had the pod lose its readiness
 		return Finding{}, false
-	case !before.IsZero() && first.Sub(before) <= silence+attempt: // it may have failed all the time, in other words
+	case !before.IsZero() && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
 		return Finding{}, false
 	}
 	f := begin("readiness-lost", Warning)

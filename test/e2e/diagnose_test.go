@@ -52,7 +52,7 @@ type broken struct {
 	dialled    bool   // its ports are, which those of other tests' pods are not
 	measured   bool   // what it uses is
 	inside     bool   // a pod dials what it has beyond the pods, too
-	alone      bool   // it is diagnosed so: what it finds is also about what others share
+	alone      bool   // it is diagnosed so, until it is found once: what it finds is also about what others share, or comes and goes
 	restricted bool   // the namespace's Pod Security level
 	deleted    bool   // the pod is, once it is there
 	ending     bool   // the namespace is
