@@ -30,8 +30,7 @@ const (
 	// readyTimeout is how long a container may take to run, lookEvery how often is looked.
 	readyTimeout = 90 * time.Second
 	lookEvery    = 300 * time.Millisecond
-	// namePrefix begins the names of our ephemeral containers.
-	namePrefix = "bridge-debug-"
+	namePrefix   = kube.DebugPrefix
 )
 
 // proxyPath is the program in the proxy's own image.
@@ -299,7 +298,8 @@ func (e *Ephemeral) container(pod *corev1.Pod, target string, s source) (c *core
 // await waits until a container runs, or, where that will do, has ended.
 func await(ctx context.Context, k *kube.Client, namespace string, uid types.UID, pod, container string, mayEnd bool) error {
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, lookEvery, readyTimeout, true, func(ctx context.Context) (bool, error) {
+	// Each look has a time of its own: what the last one has found is to be told at the end, and not that there was no time for another.
+	err := wait.PollUntilContextTimeout(ctx, lookEvery, readyTimeout, true, func(context.Context) (bool, error) {
 		p, err := k.Clientset.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})
 		if err != nil {
 			last = kube.Explain(err, "look at pod "+namespace+"/"+pod)
@@ -316,7 +316,11 @@ func await(ctx context.Context, k *kube.Client, namespace string, uid types.UID,
 			return true, nil
 		}
 		if why := hopeless(p, state); why != "" {
-			return false, hint.Newf(hint.ProxyNotReady, fmt.Sprintf("bridge diagnose pod/%s -n %s%s", pod, namespace, k.Flags), "container %s of pod %s/%s does not run: %s", container, namespace, pod, why)
+			next := fmt.Sprintf("bridge diagnose pod/%s -n %s%s", pod, namespace, k.Flags)
+			if w := state.Waiting; w != nil && strings.Contains(w.Reason, "Image") {
+				next = "correct the image's name, or name one that the node can pull; kubectl describe pod " + pod + " -n " + namespace + k.Flags + " has all that it says"
+			}
+			return false, hint.Newf(hint.ProxyNotReady, next, "container %s of pod %s/%s does not run: %s", container, namespace, pod, why)
 		}
 		return false, nil
 	})

@@ -2,12 +2,15 @@ package diagnose
 
 import (
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -17,13 +20,53 @@ var refusals = []struct{ says, id, what, next string }{
 	{"failed calling webhook", "pods-refused-webhook", "an admission webhook does not answer", "look at the webhook's own service: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
 	{"admission webhook", "pods-refused-webhook", "an admission webhook refuses them", "its message says what it wants"},
 	{"validatingadmissionpolicy '", "pods-refused-policy", "a policy of the cluster refuses them", "its message says what it wants: kubectl get validatingadmissionpolicies"},
-	{"exceeded quota", "pods-refused-quota", "a quota of the namespace is used up", "free some of it or raise it: kubectl describe resourcequota%s"},
+	{usedUp, "pods-refused-quota", "a quota of the namespace is used up", "free some of it or raise it: kubectl describe resourcequota%s"},
 	{"failed quota", "pods-refused-quota", "a quota of the namespace wants requests or limits that its pods do not have", "set resources.requests and limits; a LimitRange can give defaults: kubectl describe resourcequota%s"},
 	{"violates podsecurity", "pods-refused-podsecurity", "the namespace's Pod Security level does not allow such pods", "set what the message names in securityContext; the level is a label: kubectl get namespace%s --show-labels"},
 	{"error looking up service account", "pods-refused-serviceaccount", "its ServiceAccount does not exist", "make it, or name another in spec.serviceAccountName: kubectl get serviceaccounts%s"},
 	{"no priorityclass with name", "pods-refused-priorityclass", "their PriorityClass does not exist", "name one that does: kubectl get priorityclasses"},
 	{"maximum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
 	{"minimum ", "pods-refused-limitrange", "a LimitRange of the namespace does not allow what they ask for", "change their resources: kubectl describe limitrange%s"},
+}
+
+const usedUp = "exceeded quota"
+
+var (
+	// quotaSays are the words of the quota admission plugin.
+	quotaSays = regexp.MustCompile(`exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)`)
+	// namedIn is the ServiceAccount or PriorityClass that the words name.
+	namedIn = regexp.MustCompile(`serviceaccount "([^"]+)" not found|no PriorityClass with name (\S+) was found`)
+)
+
+// explainQuota says which quota it is, and of what there is how much: whatever else is free, more than all of it cannot be had.
+func explainQuota(f *Finding, begins, message string) {
+	m := quotaSays.FindStringSubmatch(message)
+	if m == nil {
+		return
+	}
+	amounts := func(text string) map[string]resource.Quantity {
+		out := map[string]resource.Quantity{}
+		for one := range strings.SplitSeq(text, ",") {
+			name, amount, _ := strings.Cut(one, "=")
+			if q, err := resource.ParseQuantity(amount); err == nil {
+				out[name] = q
+			}
+		}
+		return out
+	}
+	requested, used, limited := amounts(m[2]), amounts(m[3]), amounts(m[4])
+	never := false
+	var short []string
+	for _, name := range slices.Sorted(maps.Keys(requested)) {
+		want, most, taken := requested[name], limited[name], used[name]
+		never = never || want.Cmp(most) > 0
+		short = append(short, fmt.Sprintf("%s %s asked for, and %s of %s used", name, want.String(), taken.String(), most.String()))
+	}
+	f.Summary = fmt.Sprintf("%squota %s is used up: %s", begins, m[1], list(short))
+	if never {
+		f.Summary = fmt.Sprintf("%sone asks for more than quota %s has in all: %s", begins, m[1], list(short))
+		f.Next = []string{fmt.Sprintf("ask for less: %s; or raise the quota: kubectl edit resourcequota %s%s", f.edit(), m[1], f.Object.in())}
+	}
 }
 
 // checkAdmission is about pods that never came to be: who makes them is refused.
@@ -54,6 +97,9 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 			if strings.Contains(lower, r.says) {
 				f.ID = r.id
 				f.Summary = fmt.Sprintf("%d of %d pods cannot be made: %s", wants-has, wants, r.what)
+				if name := namedIn.FindStringSubmatch(message); name != nil {
+					f.Summary += " (" + name[1] + name[2] + ")"
+				}
 				next := r.next
 				if strings.Contains(next, "%s") {
 					flag := f.Object.in()
@@ -63,6 +109,9 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 					next = fmt.Sprintf(next, flag)
 				}
 				f.Next = []string{next}
+				if r.says == usedUp {
+					explainQuota(&f, fmt.Sprintf("%d of %d pods cannot be made: ", wants-has, wants), message)
+				}
 				break
 			}
 		}

@@ -26,13 +26,14 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"a Job that empties a queue", job("parallelism: 3", "active: 1, succeeded: 1", "FailedCreate") + ofJob, "", ""},
 		{"a Job that is not refused", job("parallelism: 3", "active: 1", "SuccessfulCreate") + ofJob, "", ""},
 		{"a Job that is held", job("parallelism: 3, suspend: true", "", "FailedCreate"), "", ""},
-		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "kubectl describe resourcequota -n shop"},
+		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "one asks for more than quota small has in all: pods 1 asked for, and 0 of 0 used"},
+		{"quota that is used up", refused("exceeded quota: small, requested: pods=1,requests.cpu=100m, used: pods=2,requests.cpu=200m, limited: pods=2,requests.cpu=1"), "pods-refused-quota", "quota small is used up: pods 1 asked for, and 2 of 2 used and requests.cpu 100m asked for, and 200m of 1 used"},
 		{"quota that wants limits", refused("failed quota: small: must specify limits.cpu for: app"), "pods-refused-quota", "resources.requests"},
 		{"Pod Security", refused(`violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false`), "pods-refused-podsecurity", "kubectl get namespace shop --show-labels"},
-		{"ServiceAccount", refused(`error looking up service account shop/nobody: serviceaccount "nobody" not found`), "pods-refused-serviceaccount", ""},
+		{"ServiceAccount", refused(`error looking up service account shop/nobody: serviceaccount "nobody" not found`), "pods-refused-serviceaccount", "does not exist (nobody)"},
 		{"a policy of OpenShift's", refused("unable to validate against any security context constraint: [provider anyuid: Forbidden: not usable by user or serviceaccount, provider privileged: Forbidden: not usable by user or serviceaccount]"), "pods-refused", "unable to validate"},
 		{"LimitRange", refused("maximum memory usage per Container is 64Mi, but limit is 1Gi"), "pods-refused-limitrange", ""},
-		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", ""},
+		{"PriorityClass", refused("no PriorityClass with name urgent was found"), "pods-refused-priorityclass", "does not exist (urgent)"},
 		{"webhook", refused(`admission webhook "policy.example.test" denied the request: no`), "pods-refused-webhook", ""},
 		{"webhook that does not answer", set + event("ReplicaSet/it-1", "FailedCreate", `Error creating: Internal error occurred: failed calling webhook "policy.example.test": failed to call webhook: Post "https://hook.shop.svc:443/?timeout=10s": service "hook" not found`), "pods-refused-webhook", "does not answer"},
 		{"policy", refused("ValidatingAdmissionPolicy ''small'' with binding ''small'' denied request: the maximum is 1"), "pods-refused-policy", "validatingadmissionpolicies"},
@@ -41,6 +42,31 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"in the past", strings.Replace(refused("exceeded quota: small"), "replicas: 0", "replicas: 2", 1), "", ""},
 		{"one was made since", refused("exceeded quota: small") + "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, creationTimestamp: '2026-11-28T11:59:30Z', ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: it-1, uid: '', controller: true}]", 1), "", ""},
 		{"in a condition", strings.Replace(set, "status: {replicas: 0}", `status: {replicas: 0, conditions: [{type: ReplicaFailure, status: "True", reason: FailedCreate, message: "exceeded quota: small"}]}`, 1), "pods-refused-quota", "2 of 2 pods"},
+	})
+}
+
+// A Job's pod in which the work is done and a sidecar goes on, and CronJobs of which the events alone tell.
+func TestJobsThatAreHeldOrNotMade(t *testing.T) {
+	job := "\n---\nkind: Job\nmetadata: {name: it, uid: j1}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {active: 1}\n---\n"
+	held := func(exit, at string) string {
+		return job + strings.Replace(strings.Replace(withPod("", "", `containerStatuses: [{name: app, ready: false, restartCount: 0, image: "", imageID: "", state: {terminated: {exitCode: `+exit+`, finishedAt: "2026-11-28T`+at+`Z"}}}, {name: proxy, ready: true, restartCount: 0, image: "", imageID: "", state: {running: {startedAt: "2026-11-28T11:00:00Z"}}}]`),
+			"uid: u1", "uid: u1, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}]", 1), "restartPolicy: Always", "restartPolicy: Never", 1)
+	}
+	two := func(documents string) string {
+		return strings.NewReplacer("phase: Pending", "phase: Running", "containers: [{name: app, image: registry.example/app:1}]", "containers: [{name: app, image: x}, {name: proxy, image: x}]").Replace(documents)
+	}
+	at := func(clock, documents string) string {
+		return strings.Replace(documents, "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T"+clock+"Z", 1)
+	}
+	refused := at("11:50:00", event("CronJob/nightly", "FailedCreate", "Error creating job: jobs.batch is forbidden: exceeded quota: none"))
+	left := at("11:50:00", event("CronJob/nightly", "JobAlreadyActive", "Not starting job because prior execution is running and concurrency policy is Forbid"))
+	try(t, []tried{
+		{"a sidecar holds it", two(held("0", "11:50:00")), "job-held", "app has done its work, and proxy goes on"},
+		{"for a moment", two(held("0", "11:59:50")), "", ""},
+		{"a CronJob whose run is refused", refused, "cronjob-refused", "its Job cannot be made"},
+		{"... and was made since", refused + at("11:55:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "", ""},
+		{"... and was made before", refused + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "cronjob-refused", ""},
+		{"a CronJob whose last run goes on", left + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "cronjob-skipped", "kubectl get jobs -n shop"},
 	})
 }
 

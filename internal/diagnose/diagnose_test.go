@@ -93,6 +93,21 @@ func TestAround(t *testing.T) {
 	}
 }
 
+// An Ingress is looked at with its Services, and not with the other Ingresses that have them.
+func TestAroundAnIngress(t *testing.T) {
+	ingress := func(name string) string {
+		return "\n---\nkind: Ingress\nmetadata: {name: " + name + "}\nspec: {defaultBackend: {service: {name: it, port: {number: 80}}}}\n"
+	}
+	s := load(t, withPod("", "", running), aService("selector: {app: it}, ports: [{port: 80}]"), ingress("one"), ingress("two"))
+	near := s.around([]Ref{{"ingress", "shop", "one"}})
+	if !near[Ref{"service", "shop", "it"}] || near[Ref{"ingress", "shop", "two"}] {
+		t.Errorf("%v", near)
+	}
+	if near := s.around([]Ref{{"service", "shop", "it"}}); !near[Ref{"ingress", "shop", "one"}] || !near[Ref{"ingress", "shop", "two"}] {
+		t.Errorf("%v", near)
+	}
+}
+
 // Who makes something may be of a kind of its own that is called as one of Kubernetes' is, or say that it made itself.
 func TestMakersWithTheSameName(t *testing.T) {
 	for _, group := range []string{"example.test/v1", "apps/v1"} {

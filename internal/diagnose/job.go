@@ -9,8 +9,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// checkJobs is about jobs that were given up.
+// checkJobs is about jobs that were given up, are held, or were never made.
 func checkJobs(s *Snapshot) (out []Finding) {
+	out = append(s.heldJobs(), s.cronJobs()...)
 	for i := range s.Jobs {
 		j := &s.Jobs[i]
 		if !is(j, batchv1.JobFailed) || s.succeededSince(j) {
@@ -29,6 +30,9 @@ func checkJobs(s *Snapshot) (out []Finding) {
 				f.Next = []string{"raise activeDeadlineSeconds, or leave it out"}
 			} else {
 				f.Next = []string{fmt.Sprintf("kubectl logs job/%s%s", j.Name, f.Object.in())}
+				if !slices.ContainsFunc(s.podsIn[j.Namespace], func(p *pod) bool { return metav1.IsControlledBy(p, j) }) {
+					f.Next = []string{"its pods are gone, and their logs: with restartPolicy Never they stay"}
+				}
 			}
 			f.Next = append(f.Next, "a job's template cannot be changed: delete it, and make it anew when its cause is mended")
 			for _, p := range s.podsIn[j.Namespace] {
@@ -38,6 +42,77 @@ func checkJobs(s *Snapshot) (out []Finding) {
 			}
 			out = append(out, f)
 		}
+	}
+	return out
+}
+
+// heldJobs are about pods of Jobs in which a container has done its work, and another goes on: a sidecar that nobody ends.
+func (s *Snapshot) heldJobs() (out []Finding) {
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if !s.jobGoesOn(p) || p.DeletionTimestamp != nil {
+			continue
+		}
+		var done, on []string
+		var last metav1.Time
+		for _, c := range containersOf(p) {
+			switch t := c.status.State.Terminated; {
+			case c.init:
+			case t != nil && t.ExitCode == 0:
+				if done = append(done, c.Name); last.Before(&t.FinishedAt) {
+					last = t.FinishedAt
+				}
+			case c.status.State.Running != nil:
+				on = append(on, c.Name)
+			}
+		}
+		if len(done) == 0 || len(on) == 0 || s.Now.Sub(last.Time) < slowPatience {
+			continue
+		}
+		f := s.ofPod(p, "job-held", Warning, Program)
+		f.Container = on[0]
+		f.because = append(f.because, f.Object)
+		f.Summary = fmt.Sprintf("%s has done its work, and %s goes on: its Job is not complete before that has ended", list(done), list(on))
+		f.Why = "a Job's pod is done when all its containers are, but for sidecars that are init containers"
+		f.State = []Evidence{{From: fmt.Sprintf("%s status.containerStatuses[%s].state.terminated", f.Object, done[0]), Says: "exit code 0", At: last.Time}}
+		f.Next = []string{fmt.Sprintf("if %s is a sidecar, make it an init container with restartPolicy: Always, which the kubelet ends; or have it end by itself: %s", on[0], f.edit())}
+		out = append(out, f)
+	}
+	return out
+}
+
+// cronJobs are about CronJobs of which a run was refused, or left out since the last: their events alone say so.
+func (s *Snapshot) cronJobs() (out []Finding) {
+	newest := func(r Ref, reason string) *corev1.Event {
+		if i := slices.IndexFunc(s.eventsAbout[r], func(e *corev1.Event) bool { return e.Reason == reason }); i >= 0 {
+			return s.eventsAbout[r][i]
+		}
+		return nil
+	}
+	for r := range s.eventsAbout {
+		if r.Kind != "cronjob" {
+			continue
+		}
+		made := newest(r, "SuccessfulCreate")
+		since := func(e *corev1.Event) bool { return e != nil && (made == nil || lastSeen(e).After(lastSeen(made))) }
+		f := Finding{Object: r, Severity: Problem, Direction: Admission}
+		switch refused, left := newest(r, "FailedCreate"), newest(r, "JobAlreadyActive"); {
+		case since(refused):
+			f.ID, f.Summary = "cronjob-refused", "its Job cannot be made: "+firstLine(refused.Message)
+			f.Why = "its work is not done; the next time it is tried again"
+			f.Events = told([]*corev1.Event{refused})
+			f.Next = []string{"mend what the message names: " + f.edit()}
+		case since(left):
+			f.ID, f.Severity, f.Direction = "cronjob-skipped", Warning, Program
+			f.Summary = "a run of it still goes on, so that later ones are left out"
+			f.Why = "concurrencyPolicy Forbid has one run at a time"
+			f.Events = told([]*corev1.Event{left})
+			f.because = s.made[r]
+			f.Next = []string{"see what it does: kubectl get jobs" + r.in() + "; activeDeadlineSeconds in its jobTemplate ends one that hangs: " + f.edit()}
+		default:
+			continue
+		}
+		out = append(out, f)
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"os"
 	"slices"
 	"strings"
@@ -137,9 +138,10 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		}
 		s.Secrets = append(s.Secrets, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Namespace: "shop"}})
 		s.PullSecrets[Ref{"secret", "shop", o.Name}] = pullSecretOf(&o)
-	case "Port": // what one of pod "it" answered
+	case "Port": // what one of pod "it" answered, or another's
 		var o struct {
 			metav1.TypeMeta
+			Pod               string
 			Port              int32
 			Loopback, Address reply
 			MayNot, TLS       bool
@@ -147,7 +149,7 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
 			t.Fatal(err)
 		}
-		s.answers[place{"shop", "it", o.Port}] = answer{loopback: o.Loopback, address: o.Address, mayNot: o.MayNot, tls: o.TLS}
+		s.answers[place{"shop", cmp.Or(o.Pod, "it"), o.Port}] = answer{loopback: o.Loopback, address: o.Address, mayNot: o.MayNot, tls: o.TLS}
 	default:
 		t.Fatalf("the tests do not know a %q", kind.Kind)
 	}

@@ -45,7 +45,7 @@ func manifestFindings(tried []kube.Tried) (out []Finding, may []Unread) {
 		said := hint.Printable(strings.Join(strings.Fields(t.Err.Error()), " "))
 		f.State = []Evidence{{From: t.File + ", tried on the API server", Says: said}}
 		f.Summary, f.Why = "the API server would not take it: "+firstLine(said), "what is applied of it is not there, and what was there before goes on"
-		f.Next = []string{"correct it, and look again: bridge diagnose -f " + t.File}
+		f.Next = []string{"correct it, and look again: bridge diagnose -f " + t.File + f.Object.in()}
 		var status apierrors.APIStatus
 		switch fields := fieldsIn(said); {
 		case len(fields) > 0:

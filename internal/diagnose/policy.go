@@ -51,12 +51,16 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 					continue
 				}
 				f := Finding{ID: "networkpolicy-denies", Severity: Warning, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: why}
-				f.Summary = fmt.Sprintf("nobody may reach %s on port %d/%s: %s hold for it, and none lets that in", cmp.Or(s.owner(pod), refOf("pod", pod)), port, protocol, policyNames(held))
+				f.Summary = fmt.Sprintf("nobody may reach %s on port %d/%s, since none of the policies that hold for it lets that in: %s", cmp.Or(s.owner(pod), refOf("pod", pod)), port, protocol, policyNames(held))
 				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: counted(len(held[0].Spec.Ingress), "rule")}}
 				if a, dialled := s.answers[placeOf(pod, port)]; dialled && protocol == corev1.ProtocolTCP {
 					f.dialled(refOf("pod", pod), port, a, s.Now)
 				}
 				f.Next = []string{fmt.Sprintf("add a policy that lets callers in on port %d: kubectl get networkpolicies%s", port, f.Object.in())}
+				if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return p.Port != port && letsIn(o, pod, p.Port, protocol) }); i >= 0 {
+					f.Summary += fmt.Sprintf("; networkpolicy/%s lets in port %d, which is the Service's, and policies go by the pods'", held[i].Name, p.Port)
+					f.Next = []string{fmt.Sprintf("write %d in its place: kubectl edit networkpolicy %s%s", port, held[i].Name, f.Object.in())}
+				}
 				out = append(out, f)
 				break
 			}
@@ -73,7 +77,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			continue
 		}
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
-		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses: %s hold for it, and none lets port 53/UDP out", policyNames(held))
+		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out: %s", policyNames(held))
 		f.Why = why
 		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53/UDP"}}
 		f.Next = []string{"let it ask: egress to port 53, UDP and TCP: kubectl edit networkpolicy " + held[0].Name + inOf(pod)}

@@ -129,7 +129,7 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		others := s.listening(p, u.port)
 		if len(others) > 0 {
 			f.listens(others, s.Now)
-			f.Next[1] = fmt.Sprintf("correct the port; something listens at %s: %s", list(others), f.edit())
+			f.Next[1] = fmt.Sprintf("correct the port, or take it out of ports if it is not used; something listens at %s: %s", list(others), f.edit())
 		}
 		s.mayOpen(&f, p, c, len(others) > 0)
 		return f, true
@@ -153,7 +153,8 @@ func (s *Snapshot) portAnswer(p *pod, c container, u use) (f Finding, ok bool) {
 		return f, true
 	}
 	for _, probe := range u.probes {
-		if probe.TCPSocket == nil || !a.tls {
+		asksHTTPS := func(o asking) bool { return o.HTTPGet != nil && o.HTTPGet.Scheme == corev1.URISchemeHTTPS }
+		if probe.TCPSocket == nil || !a.tls || slices.ContainsFunc(u.probes, asksHTTPS) {
 			continue
 		}
 		begin("probe-tls")

@@ -53,6 +53,7 @@ func TestPorts(t *testing.T) {
 		row("gRPC, and what listens speaks another language", asks("{grpc: {port: 8080}}", notReady)+event("Pod/it", "Unhealthy", `Readiness probe failed: timeout: failed to connect service "10.113.1.27:8080" within 1s: context deadline exceeded`), 8080, both, "probe-timeout", "does not speak gRPC"),
 		row("it starts", strings.Replace(declares, "T11:00:00Z", "T11:59:58Z", 1), 8080, neither, "port-closed", "it may be still starting"),
 		row("TLS", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: open, address: open, tls: true}, "probe-tls", "scheme: HTTPS"),
+		row("TLS, and another probe asks HTTPS", withPod("ports: [{name: http, containerPort: 8080}], livenessProbe: {tcpSocket: {port: 8080}}, readinessProbe: {httpGet: {port: 8080, scheme: HTTPS}}", "", running), 8080, answer{loopback: open, address: open, tls: true}, "", ""),
 		row("it hangs", declares+service, 8080, hangs, "port-silent", "container app declares and service/it sends to"),
 		row("it hangs, and the address may not be asked", declares+service, 8080, answer{loopback: silent, mayNot: true}, "port-silent", "livenessProbe"),
 		row("it hangs, and a probe is content with a connection", asks("{tcpSocket: {port: 8080}}", running), 8080, answer{loopback: silent, address: open}, "port-silent", "its readiness probe asks"),

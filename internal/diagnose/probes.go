@@ -346,8 +346,8 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	var times, timesBefore int32
 	for _, e := range s.eventsIn(p, c, "Unhealthy") {
 		switch last := lastSeen(e); {
-		case !probe.tells(e, c) || errored(e) || last.Before(running.StartedAt.Time) || last.After(until):
-		case firstSeen(e).Before(begins):
+		case !probe.tells(e, c) || errored(e) || last.Before(running.StartedAt.Time) || firstSeen(e).After(until):
+		case firstSeen(e).Before(begins) && !probe.succeededBetween(e):
 			timesBefore += timesSeen(e)
 			if last.After(before) {
 				before = last
@@ -370,17 +370,27 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	switch {
 	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > quiet(max(probe.SuccessThreshold, 1), times): // others have had the pod lose its readiness
 		return Finding{}, false
-	case !before.IsZero() && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
+	case !before.IsZero() && !slices.ContainsFunc(lost, probe.succeededBetween) && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
 		return Finding{}, false
 	}
 	f := begin("readiness-lost", Warning)
 	f.because = append(f.because, partOf(f.Object, c.Name))
 	f.Summary = fmt.Sprintf("the readiness probe of %s succeeded, failed for a while, and succeeds again: %s", c.what(), firstLine(said(lost[0])))
+	if slices.ContainsFunc(lost, probe.succeededBetween) {
+		f.Summary = fmt.Sprintf("the readiness probe of %s fails again and again, and succeeds now: %s", c.what(), firstLine(said(lost[0])))
+	}
 	f.Why = "while it failed the pod was not ready, and as a rule Services sent it nothing"
 	f.condition(f.Object, string(again.Type), string(again.Status), again.Reason, again.Message, again.LastTransitionTime)
 	f.Events = told(lost)
 	f.Next = []string{"its log of that time may say why: " + logsOf(p, c)}
 	return f, true
+}
+
+// succeededBetween tells whether an event of a probe's failures is of too few for the time from the first to the last. The kubelet counts those
+// that it does not tell, too.
+func (p asking) succeededBetween(e *corev1.Event) bool {
+	attempt := max(p.period(), p.timeout())
+	return lastSeen(e).Sub(firstSeen(e)) > time.Duration(timesSeen(e))*attempt*3/2+noticed
 }
 
 // hasRun tells whether a probe of a container that is ready has told something by now: that it has not failed means little before.

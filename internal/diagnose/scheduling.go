@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -176,6 +177,14 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 			f.Summary += ": " + near[0].Says
 			f.State = append(f.State, near...)
 		}
+		if w.id == "unschedulable-spread" {
+			for _, t := range p.Spec.TopologySpreadConstraints {
+				f.State = append(f.State, Evidence{From: refOf("pod", p).String() + " spec.topologySpreadConstraints", Says: fmt.Sprintf("topologyKey %s, maxSkew %d, %s", t.TopologyKey, t.MaxSkew, t.WhenUnsatisfiable)})
+			}
+		}
+		if w.text == keepsApart {
+			s.ownInTheWay(f, p)
+		}
 	case !known:
 		f.Summary = "the scheduler finds no node for it: " + firstLine(message)
 		f.Next = []string{"kubectl describe pod " + p.Name + inOf(p)}
@@ -207,6 +216,9 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 		return
 	}
 	f.ID = near.refusals[0].id
+	if f.ID == "unschedulable-ports" {
+		defer s.ownInTheWay(f, p)
+	}
 	var what, changes []string
 	for _, r := range near.refusals {
 		what, changes = append(what, r.what), append(changes, r.change)
@@ -259,6 +271,21 @@ func neighbours(s *Snapshot, p *pod, words string) (out []Evidence) {
 		}
 	}
 	return out
+}
+
+// ownInTheWay adds that pods of the same Deployment may be in the way, of the version before: one waits for the other.
+func (s *Snapshot) ownInTheWay(f *Finding, p *pod) {
+	d := s.deployed[f.Owner]
+	if d == nil || d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
+		return
+	}
+	by, _ := maker(p)
+	for _, o := range s.podsIn[p.Namespace] {
+		if of, made := maker(o); made && of != by && s.owner(o) == f.Owner && !over(o) && o.Spec.NodeName != "" {
+			f.Next = append([]string{fmt.Sprintf("if its own %s, of the version before, is in the way: strategy type Recreate, or maxSurge: 0 and maxUnavailable: 1: %s", refOf("pod", o), f.edit())}, f.Next...)
+			return
+		}
+	}
 }
 
 // fits are all nodes, the nearest to taking p first, and those last of which it is not known why they do not; none where nodes could not be read.

@@ -19,7 +19,17 @@ func TestPodsWithoutANode(t *testing.T) {
 	one := aNode("node1", "", "disk: hdd")
 	tainted := aNode("node2", "taints: [{key: pool, value: gpu, effect: NoSchedule}]", "disk: ssd")
 	busy := "\n---\nkind: Pod\nmetadata: {name: busy, namespace: other}\nspec: {nodeName: node1, containers: [{name: app, image: x, resources: {requests: {cpu: 1500m}}, ports: [{containerPort: 80, hostPort: 80}]}]}\nstatus: {phase: Running, conditions: [{type: Ready, status: \"True\"}]}\n"
+	ofSecond := func(pod string) string {
+		return strings.Replace(owned(pod), "orders-1", "orders-2", 1)
+	}
+	second := orders[strings.LastIndex(orders, "---")-1:]
+	deployment := strings.NewReplacer(`status: "False", reason: ProgressDeadlineExceeded`, `status: "True", reason: ReplicaSetUpdated`).Replace(orders) + strings.ReplaceAll(second, "orders-1", "orders-2")
+	apart := ofSecond(unscheduledPod("", "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: zone, labelSelector: {matchLabels: {app: it}}}]}}", "0/1 nodes are available: 1 node(s) didn''t match pod anti-affinity rules."))
+	before := "\n---\n" + owned(strings.NewReplacer("name: it,", "name: before,", "u1", "u2").Replace(withPod("ports: [{containerPort: 80, hostPort: 80}]", "", running)))
 	try(t, []tried{
+		{"its own of the version before is in the way", apart + one + before + deployment, "unschedulable-affinity", "if its own pod/before, of the version before, is in the way: strategy type Recreate"},
+		{"... and its port", ofSecond(unscheduledPod("ports: [{containerPort: 80, hostPort: 80}]", "", "0/1 nodes are available: 1 node(s) didn''t have free ports for the requested pod ports.")) + one + before + deployment, "unschedulable-ports", "strategy type Recreate"},
+		{"... and it is replaced at once", apart + one + before + strings.Replace(deployment, "spec: {selector", "spec: {strategy: {type: Recreate}, selector", 1), "unschedulable-affinity", "make it preferred"},
 		{"more than there is", unscheduledPod("resources: {requests: {cpu: 500}}", "", "0/1 nodes are available: 1 Insufficient cpu.") + one + busy, "unschedulable-resources", "ask for 500m cpu at most (resources.requests.cpu), or add a node that has as much"},
 		{"cpu", unscheduledPod("resources: {requests: {cpu: 1}}", "", "0/1 nodes are available: 1 Insufficient cpu.") + one + busy, "unschedulable-resources", "1 cpu asked for, and of 2 cpu only 500m free"},
 		{"cpu, the smallest change", unscheduledPod("resources: {requests: {cpu: 1}}", "", "0/1 nodes are available: 1 Insufficient cpu.") + one + busy, "unschedulable-resources", "ask for 500m cpu at most"},

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -20,6 +21,9 @@ func checkServices(s *Snapshot) (out []Finding) {
 	out = s.namelessSets()
 	for i := range s.Services {
 		v := &s.Services[i]
+		if f, ok := s.noAddress(v); ok {
+			out = append(out, f)
+		}
 		switch {
 		case v.Spec.Type == corev1.ServiceTypeExternalName:
 			if f, ok := s.externalName(v); ok {
@@ -36,6 +40,23 @@ func checkServices(s *Snapshot) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// addressPatience is how long a load balancer may take to be made: minutes, in clouds.
+const addressPatience = 10 * time.Minute
+
+// noAddress is about a Service that nobody has given a load balancer.
+func (s *Snapshot) noAddress(v *corev1.Service) (Finding, bool) {
+	if v.Spec.Type != corev1.ServiceTypeLoadBalancer || len(v.Status.LoadBalancer.Ingress) > 0 || s.Now.Sub(v.CreationTimestamp.Time) < addressPatience {
+		return Finding{}, false
+	}
+	f := s.ofService(v, "service-no-address", Warning)
+	f.Summary = "it is of type LoadBalancer, and nobody has given it one: it has no address outside the cluster"
+	f.Why = "inside the cluster it works as any other"
+	f.State = []Evidence{{From: f.Object.String() + " status.loadBalancer", Says: "none", At: v.CreationTimestamp.Time}}
+	f.Events = told(s.eventsOf("service", v))
+	f.Next = []string{"its events may say why; a cluster without load balancers needs a program that gives addresses, or type NodePort or ClusterIP: " + f.edit()}
+	return f, true
 }
 
 // namelessSets are about StatefulSets whose pods have no names in DNS, since the Service that would give them does not exist.
@@ -408,6 +429,38 @@ func (s *Snapshot) nameInSome(v *corev1.Service, p corev1.ServicePort, selected 
 	return f, true
 }
 
+// closedInSome is about a TCP port of a Service at which something listens in some of its pods, and nothing in others, which do not declare it: of those
+// that do, the container is told.
+func (s *Snapshot) closedInSome(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
+	var without []string
+	f := s.ofService(v, "service-port-closed", Problem)
+	for _, o := range selected {
+		n, has := targetOf(o, p)
+		a := s.answers[placeOf(o, n)]
+		declared := slices.ContainsFunc(containersOf(o), func(c container) bool {
+			return slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n })
+		})
+		if !has || declared || !ready(o) || s.starting(o) || a.loopback != closed || a.at() != closed {
+			continue
+		}
+		if without = append(without, refOf("pod", o).String()); len(without) > 1 {
+			continue
+		}
+		f.State = []Evidence{{From: fmt.Sprintf("%s spec.ports[%d]", f.Object, p.Port), Says: fmt.Sprintf("targetPort %s/TCP, which is %d", p.TargetPort.String(), n)}}
+		f.dialled(refOf("pod", o), n, a, s.Now)
+		if others := s.listening(o, n); len(others) > 0 {
+			f.listens(others, s.Now)
+		}
+	}
+	if len(without) == 0 || cmp.Or(p.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
+		return Finding{}, false
+	}
+	f.Summary = fmt.Sprintf("its port %d goes to %s, where nothing listens in %d of its %d pods: %s", p.Port, p.TargetPort.String(), len(without), len(selected), few(without))
+	f.Why = "these refuse their part of its traffic"
+	f.Next = []string{"have the selector leave these pods out, if they are another program's: " + f.edit(), "or have their program listen there"}
+	return f, true
+}
+
 // portFinding is about a Service's port that no pod of its has.
 func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
 	target := p.TargetPort
@@ -439,7 +492,10 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 		{From: refOf("pod", selected[0]).String() + " ports", Says: cmp.Or(strings.Join(declared, ", "), "none declared")},
 	}
 	if slices.ContainsFunc(same, func(c corev1.ContainerPort) bool { return cmp.Or(c.Protocol, corev1.ProtocolTCP) == protocol }) {
-		return s.nameInSome(v, p, selected)
+		if f, ok := s.nameInSome(v, p, selected); ok {
+			return f, true
+		}
+		return s.closedInSome(v, p, selected)
 	}
 	switch {
 	case len(same) > 0:
@@ -458,7 +514,7 @@ func (s *Snapshot) portFinding(v *corev1.Service, p corev1.ServicePort, selected
 		}
 		f.Next = append(f.Next, "name the port in the container's ports, or give targetPort a number: "+f.edit())
 	case protocol == corev1.ProtocolTCP && s.listens(selected, target.IntVal):
-		return f, false // declaring is for people
+		return s.closedInSome(v, p, selected) // declaring is for people
 	case protocol == corev1.ProtocolTCP && s.nobodyListens(&f, selected, target.IntVal):
 		f.ID = "service-port-closed"
 		f.Summary = fmt.Sprintf("its port %d goes to %d/%s, where nothing listens in its pods", p.Port, target.IntVal, protocol)

@@ -75,6 +75,10 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"a port nobody declares", good + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", "declare only http:8080/TCP"},
 		{"a port nobody declares, which a probe asks", strings.Replace(good, "containers: [", "initContainers: [{name: side, image: x, restartPolicy: Always, readinessProbe: {tcpSocket: {port: 80}}}]\n  containers: [", 1) + "  initContainerStatuses: [{name: side, ready: true, started: true, restartCount: 0, image: '', imageID: '', state: {running: {startedAt: '2026-11-28T11:00:00Z'}}}]\n" + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"a port nobody declares, which a probe will ask", strings.NewReplacer("}]}]", "}], livenessProbe: {tcpSocket: {port: 80}, initialDelaySeconds: 7200}}]").Replace(good) + aService("selector: {app: it}, ports: [{port: 80}]"), "service-port-undeclared", ""},
+		{"no load balancer", good + aService("type: LoadBalancer, selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "service-no-address", "NodePort"},
+		{"a load balancer that is made", good + strings.Replace(aService("type: LoadBalancer, selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "name: it}", "name: it, creationTimestamp: '2026-11-28T11:55:00Z'}", 1), "", ""},
+		{"a port that is closed in one of two pods", good + "\n---\n" + strings.NewReplacer("name: it,", "name: other,", "u1", "u2", "containerPort: 8080", "containerPort: 9090").Replace(good) + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080}]") +
+			"\n---\nkind: Port\nport: 8080\naddress: 1\n\n---\nkind: Port\npod: other\nport: 8080\nloopback: 2\naddress: 2\n\n---\nkind: Port\npod: other\nport: 9090\naddress: 1\n", "service-port-closed", "nothing listens in 1 of its 2 pods: pod/other"},
 		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"another protocol", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), "service-protocol", "set protocol: TCP"},
 		{"pods that are not ready", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
@@ -130,6 +134,7 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 	try(t, []tried{
 		{"closed", good + closed, "networkpolicy-denies", "networkpolicy/closed"},
 		{"closed, and another lets in", good + closed + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{ports: [{port: http}]}]"), "", ""},
+		{"... to the Service's port", good + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 80}]}]"), "networkpolicy-denies", "write 8080 in its place: kubectl edit networkpolicy open -n shop"},
 		{"... to another port", good + closed + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 9090, endPort: 9099}]}]"), "networkpolicy-denies", "port 8080/TCP"},
 		{"for others", good + policy("closed", "podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]"), "", ""},
 		{"closed, and it was dialled", good + closed + "\n---\nkind: Port\nport: 8080\nloopback: 1\naddress: 3\n", "networkpolicy-denies", ""},

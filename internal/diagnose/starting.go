@@ -52,7 +52,10 @@ func (s *Snapshot) mayOpen(f *Finding, p *pod, c container, elsewhere bool) {
 	}
 }
 
-// rolling tells whether p may be of a rollout that its Deployment has not given up.
+// longestStart is how long a program of a rollout may take that says nothing of it, as by a startup probe.
+const longestStart = 5 * time.Minute
+
+// rolling tells whether p may be of a rollout that its Deployment has not given up, and still start.
 func (s *Snapshot) rolling(p *pod) bool {
 	d := s.deployed[s.owner(p)]
 	if d == nil {
@@ -64,7 +67,7 @@ func (s *Snapshot) rolling(p *pod) bool {
 	}
 	for _, c := range d.Status.Conditions {
 		if c.Type == appsv1.DeploymentProgressing && c.Status == corev1.ConditionTrue && c.Reason == "ReplicaSetUpdated" {
-			return s.Now.Sub(p.CreationTimestamp.Time) < time.Duration(deadline)*time.Second
+			return s.Now.Sub(p.CreationTimestamp.Time) < min(time.Duration(deadline)*time.Second, longestStart)
 		}
 	}
 	return false

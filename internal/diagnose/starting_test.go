@@ -68,6 +68,7 @@ func TestSlowStarts(t *testing.T) {
 		{"after that", startup("11:54:00"), "probe-status", Problem},
 		{"... with a timeout above its period", strings.Replace(startup("11:54:00"), "failureThreshold: 30", "failureThreshold: 30, timeoutSeconds: 20", 1), "probe-status", Warning},
 		{"in a rollout", owned(young(unreadyPod(probe, "11:56:00"))) + refused + rolling + service, "probe-refused", Warning},
+		{"in a rollout, for six minutes", owned(strings.Replace(unreadyPod(probe, "11:54:00"), "uid: u1", "uid: u1, creationTimestamp: '2026-11-28T11:54:00Z'", 1)) + refused + rolling, "probe-refused", Problem},
 		{"in one that was given up", owned(young(unreadyPod(probe, "11:56:00"))) + refused + orders, "probe-refused", Problem},
 		{"... where it listens elsewhere", owned(young(unreadyPod(probe, "11:56:00"))) + refused + rolling + "\n---\nkind: Port\nport: 9090\naddress: 1\n", "probe-refused", Problem},
 		{"... for less than a minute", owned(young(unreadyPod(probe, "11:59:10"))) + strings.Replace(refused, "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T11:59:55Z", 1) + rolling + "\n---\nkind: Port\nport: 9090\naddress: 1\n", "probe-refused", Warning},

@@ -879,7 +879,7 @@ func (e *Endpoints) whyNone(ctx context.Context, waited time.Duration) error {
 		return e.notFound("pods")
 	}
 	if len(pods) == 0 {
-		return e.unhealthy(hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? "+show, "%s: no pod matches its selector", base))
+		return e.unhealthy(hint.Newf(hint.Other, "it may be scaled to 0, or its selector is wrong: "+show, "%s: no pod matches its selector", base))
 	}
 	var why []string
 	for i := range pods {

@@ -74,7 +74,7 @@ func (c *Client) RunningPod(ctx context.Context, namespace string, t Target) (*c
 
 func (c *Client) running(namespace string, t Target, pods []corev1.Pod) (*corev1.Pod, error) {
 	if len(pods) == 0 {
-		return nil, hint.Newf(hint.Other, "is it scaled to 0, or is the selector wrong? bridge diagnose "+t.String()+" -n "+namespace+c.Flags, "%s in %s has no pod", t, namespace)
+		return nil, hint.Newf(hint.Other, "it may be scaled to 0, suspended, done or refused: bridge diagnose "+t.String()+" -n "+namespace+c.Flags, "%s in %s has no pod", t, namespace)
 	}
 	var best *corev1.Pod
 	var why []string
@@ -86,7 +86,12 @@ func (c *Client) running(namespace string, t Target, pods []corev1.Pod) (*corev1
 		if isReady(p) {
 			return p, nil
 		}
-		if p.DeletionTimestamp == nil && !Ended(p) && slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.State.Running != nil }) {
+		runs := func(s corev1.ContainerStatus) bool { return s.State.Running != nil }
+		switch {
+		case p.DeletionTimestamp != nil || Ended(p):
+		case slices.ContainsFunc(p.Status.ContainerStatuses, runs):
+			best = p
+		case best == nil && slices.ContainsFunc(p.Status.InitContainerStatuses, runs): // it may be that one that is meant
 			best = p
 		}
 	}
@@ -95,6 +100,9 @@ func (c *Client) running(namespace string, t Target, pods []corev1.Pod) (*corev1
 	}
 	return best, nil
 }
+
+// DebugPrefix begins the names of the containers that bridge debug and bridge capture add to pods.
+const DebugPrefix = "bridge-debug-"
 
 // Ended tells whether nothing of the pod's runs any more, or will again.
 func Ended(p *corev1.Pod) bool {

@@ -283,6 +283,24 @@ func TestFollowSaysWhatHoldsUpTheStart(t *testing.T) {
 	}
 }
 
+// The log of what has never run is empty, which is no log.
+func TestTheLogOfWhatHasNeverRun(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []string{corev1.PodReasonUnschedulable, "RunContainerError"} {
+		c, l, _, said := newCluster(t)
+		c.holdsUp, l.Follow = reason, false
+		if err := l.Run(t.Context()); hint.CodeOf(err) != hint.NotFound || !strings.Contains(said.text.String(), "does not start: "+reason) {
+			t.Errorf("%v, said %q", err, said.text.String())
+		}
+	}
+	c, l, out, _ := newCluster(t)
+	c.names, l.Follow = []string{"app", "bridge-debug-1234abcd-xyz12"}, false
+	c.says("here")
+	if err := l.Run(t.Context()); err != nil || out.text.String() != "here\n" || len(c.asked) != 1 {
+		t.Errorf("%v, %q, asked for %q", err, out.text.String(), c.asked)
+	}
+}
+
 // A log that cannot be read keeps nobody from the others; it is told at once, and once, and has the command end with an error. A fault that may
 // pass is waited for at the first log alone.
 func TestALogThatFailsDoesNotEndTheOthers(t *testing.T) {

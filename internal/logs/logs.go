@@ -89,7 +89,7 @@ func (l *Log) Run(ctx context.Context) error {
 		return l.follow(ctx)
 	}
 	if len(pods) == 0 {
-		return hint.Newf(hint.Other, fmt.Sprintf("is it scaled to 0, or is the selector wrong? bridge diagnose %s -n %s%s", l.Target, l.Kube.Namespace, l.Kube.Flags),
+		return hint.Newf(hint.Other, fmt.Sprintf("it may be scaled to 0, suspended, done or refused: bridge diagnose %s -n %s%s", l.Target, l.Kube.Namespace, l.Kube.Flags),
 			"%s in %s has no pod", l.Target, l.Kube.Namespace)
 	}
 	var none []string
@@ -97,7 +97,8 @@ func (l *Log) Run(ctx context.Context) error {
 	all := l.sources(pods, math.MaxInt)
 	most := tries
 	for i, s := range all {
-		nothing, err := s.once(ctx, most)
+		at := slices.IndexFunc(pods, func(p corev1.Pod) bool { return p.UID == s.uid })
+		nothing, err := s.once(ctx, &pods[at], most)
 		switch {
 		case err == nil:
 		case ctx.Err() != nil, hint.CodeOf(err) == hint.Forbidden, errors.As(err, new(*writeError)): // as all would be
@@ -193,7 +194,8 @@ func (l *Log) sources(pods []corev1.Pod, room int) (out []*source) {
 		last := first + len(p.Spec.InitContainers)
 		for _, name := range slices.Concat(names[first:last], names[:first], names[last:]) {
 			k := key{p.UID, name}
-			if l.begun[k] || l.Container != "" && name != l.Container {
+			ours := strings.HasPrefix(name, kube.DebugPrefix) // what bridge debug has added says nothing of the workload
+			if l.begun[k] || l.Container != "" && name != l.Container || l.Container == "" && ours {
 				continue
 			}
 			if len(out) == room {
@@ -250,7 +252,7 @@ func (l *Log) follow(outer context.Context) error {
 				checked = true
 			}
 			if first && len(pods) == 0 {
-				l.Say(l.Target.String() + " has no pod yet")
+				l.Say(fmt.Sprintf("%s has no pod yet: it may be scaled to 0, suspended, done or refused: bridge diagnose %s -n %s%s", l.Target, l.Target, l.Kube.Namespace, l.Kube.Flags))
 			}
 			l.look(began, pods) // before who looks for its pod there
 			for _, s := range l.sources(pods, maxFollowed-active) {

@@ -91,14 +91,21 @@ func (s *source) read(ctx context.Context, o *corev1.PodLogOptions, print func(l
 
 func (s *source) print(l line) error { return s.log.printer.print(s, l) }
 
-// once prints the log as it is. nothing says why there is none. most is how often it is tried without an answer.
-func (s *source) once(ctx context.Context, most int) (nothing string, err error) {
+// once prints the log as it is, of a container as p has it. nothing says why there is none. most is how often it is tried without an answer.
+func (s *source) once(ctx context.Context, p *corev1.Pod, most int) (nothing string, err error) {
 	s.first = true
 	for try := 1; ; try++ {
 		o := s.options()
 		o.Previous = s.log.Previous
 		err := s.read(ctx, o, s.print)
 		switch {
+		case err == nil && s.reached.last.IsZero():
+			// The API server has an empty log, too, for what has never run.
+			status, _ := kube.ContainerStatus(p, s.container)
+			if who, why := s.heldUp(p, status); why != "" {
+				return fmt.Sprintf("%s does not start: %s", who, why), nil
+			}
+			return "", nil
 		case err == nil:
 			return "", nil
 		case errors.Is(err, errRemoved) && try < tries:
@@ -151,9 +158,7 @@ func (s *source) follow(ctx context.Context) error {
 			if over(p, s.container, status) {
 				return nil
 			}
-			if !started {
-				s.sayStuck(p, status)
-			}
+			s.sayStuck(p, status)
 			after = at
 			continue
 		}
@@ -239,22 +244,26 @@ func (s *source) before(ctx context.Context, n int32) (done bool, err error) {
 
 // sayStuck says what holds up the start of the container, if something is known to, each once: of a pod without a node for all of its containers.
 func (s *source) sayStuck(p *corev1.Pod, status corev1.ContainerStatus) {
-	who, why := "", ""
-	if w := status.State.Waiting; w != nil {
-		switch w.Reason {
-		case "ContainerCreating", "PodInitializing", "ErrImagePull": // the last goes on to ImagePullBackOff
-		default:
-			who, why = s.String(), w.Reason
-		}
-	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			who, why = "pod/"+s.pod, c.Reason
-		}
-	}
-	if why != "" {
+	if who, why := s.heldUp(p, status); why != "" && why != "ErrImagePull" { // which goes on to ImagePullBackOff
 		s.log.sayOnce(s.uid, fmt.Sprintf("note: %s does not start: %s. See bridge diagnose pod/%s -n %s%s", who, why, s.pod, s.log.Kube.Namespace, s.log.Kube.Flags))
 	}
+}
+
+// heldUp is what keeps the container, or its pod, from starting; "" for nothing that is known.
+func (s *source) heldUp(p *corev1.Pod, status corev1.ContainerStatus) (who, why string) {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return "pod/" + s.pod, c.Reason
+		}
+	}
+	if w := status.State.Waiting; w != nil {
+		switch w.Reason {
+		case "ContainerCreating", "PodInitializing", "CrashLoopBackOff": // it is on its way, or has been there
+		default:
+			return s.String(), w.Reason
+		}
+	}
+	return "", ""
 }
 
 // steppedBack tells whether the node's clock was set back between the container's last two runs, so that the new one's lines seem older than

@@ -28,6 +28,9 @@ type capturing struct {
 	written  uint64
 }
 
+// stampDelay is how much later than it came a packet may be said to have come: what comes just after the socket was made has its time when it is read.
+const stampDelay = 100 * time.Millisecond
+
 // capture writes the packets of the pod's network from and to port until ctx ends.
 func capture(ctx context.Context, s Streams, port uint16) (err error) {
 	c := &capturing{loopback: map[int]bool{}}
@@ -48,7 +51,7 @@ func capture(ctx context.Context, s Streams, port uint16) (err error) {
 	defer context.AfterFunc(ctx, func() { _ = c.socket.SetReadDeadline(time.Now()) })()
 	if err = c.copy(time.Time{}); errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = c.socket.SetReadDeadline(time.Time{})
-		err = c.copy(time.Now())
+		err = c.copy(time.Now().Add(stampDelay))
 	}
 	return errors.Join(err, c.finish(s))
 }

@@ -32,10 +32,10 @@ func types() map[string]dnsmessage.Type {
 
 func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	of := f.String("x", "", "")
-	if err := parse(f, args, 0, 5); err != nil {
+	if err := parse(f, args, 0, -1); err != nil {
 		return err
 	}
-	name, server, search, short, kind := *of, "", false, false, "A"
+	name, server, search, short, kind, typed := *of, "", false, false, "A", false
 	for _, a := range f.Args() {
 		switch {
 		case a == "+short":
@@ -44,11 +44,17 @@ func dig(ctx context.Context, s Streams, f *flag.FlagSet, args []string) error {
 			server = a[1:]
 		case a == "+search":
 			search = true
+		case strings.HasPrefix(a, "+"): // how it is printed, mostly
+		case types()[strings.ToUpper(a)] != 0 && !typed: // in either order; a name of one label may be called so
+			kind, typed = strings.ToUpper(a), true
 		case name == "":
 			name = a
 		default:
 			kind = strings.ToUpper(a)
 		}
+	}
+	if name == "" && typed { // which was a name after all
+		name, kind = kind, "A"
 	}
 	address, addressErr := netip.ParseAddr(name)
 	if *of != "" {

@@ -2,6 +2,7 @@ package tools
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -14,12 +15,13 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"bridge/internal/hint"
 )
 
 func list(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
-	long := f.Bool("l", false, "")
+	long, byTime, backwards := f.Bool("l", false, ""), f.Bool("t", false, ""), f.Bool("r", false, "")
 	ignore(f, "aA1h")
 	if err := parse(f, args, 0, -1); err != nil {
 		return err
@@ -31,14 +33,33 @@ func list(_ context.Context, s Streams, f *flag.FlagSet, args []string) error {
 	var wrong error
 	w := tabwriter.NewWriter(s.Out, 0, 0, 1, ' ', 0)
 	for _, p := range paths {
-		if err := listOne(w, p, *long, len(paths) > 1); err != nil {
+		if err := listOne(w, p, *long, len(paths) > 1, order(*byTime, *backwards)); err != nil {
 			wrong = errors.Join(wrong, err)
 		}
 	}
 	return errors.Join(w.Flush(), wrong)
 }
 
-func listOne(w io.Writer, path string, long, headed bool) error {
+// order is that of a folder's entries: by their names, or the newest first.
+func order(byTime, backwards bool) func(a, b fs.DirEntry) int {
+	return func(a, b fs.DirEntry) (c int) {
+		if byTime {
+			at := func(e fs.DirEntry) (t time.Time) {
+				if info, err := e.Info(); err == nil {
+					t = info.ModTime()
+				}
+				return t
+			}
+			c = at(b).Compare(at(a))
+		}
+		if c = cmp.Or(c, strings.Compare(a.Name(), b.Name())); backwards {
+			c = -c
+		}
+		return c
+	}
+}
+
+func listOne(w io.Writer, path string, long, headed bool, by func(a, b fs.DirEntry) int) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		// A link to nowhere is something too.
@@ -53,6 +74,7 @@ func listOne(w io.Writer, path string, long, headed bool) error {
 		_, _ = fmt.Fprintf(w, "%s:\n", hint.Printable(path))
 	}
 	entries, err := os.ReadDir(path)
+	slices.SortStableFunc(entries, by)
 	for _, e := range entries {
 		info, e2 := e.Info()
 		if errors.Is(e2, fs.ErrNotExist) {

@@ -10,10 +10,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+
+	"bridge/internal/hint"
 )
 
 // dialTimeout is how long a host that does not answer is waited for.
@@ -53,7 +57,8 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err e
 	// As of curl's own: -f leaves a file as it is when the request fails.
 	headOnly, follow, fail := f.Bool("I", false, ""), f.Bool("L", false, ""), f.Bool("f", false, "")
 	method, data, file := f.String("X", "", ""), f.String("d", "", ""), f.String("o", "", "")
-	seconds := f.Float64("m", 0, "")
+	seconds, connecting := f.Float64("m", 0, ""), f.Float64("connect-timeout", dialTimeout.Seconds(), "")
+	written := f.String("w", "", "")
 	ignore(f, "sS")
 	var h headers
 	f.Var(&h, "H", "")
@@ -78,14 +83,21 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err e
 		req.Header.Set("User-Agent", "bridge-tools")
 	}
 	if *verbose {
-		if b, err := httputil.DumpRequestOut(req, false); err == nil {
-			_, _ = fmt.Fprint(s.Err, marked("> ", string(b)))
-		}
+		head, _ := httputil.DumpRequestOut(req, false)
+		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			DNSDone: func(d httptrace.DNSDoneInfo) {
+				for _, a := range d.Addrs {
+					_, _ = fmt.Fprintf(s.Err, "* %s is %s\n", hint.Printable(req.URL.Hostname()), a.String())
+				}
+			},
+			GotConn:      func(c httptrace.GotConnInfo) { _, _ = fmt.Fprintf(s.Err, "* connected to %s\n", c.Conn.RemoteAddr()) },
+			WroteHeaders: func() { _, _ = fmt.Fprint(s.Err, marked("> ", string(head))) },
+		}))
 	}
 	client := http.Client{
 		Timeout: time.Duration(*seconds * float64(time.Second)),
 		Transport: &http.Transport{
-			DialContext:       (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			DialContext:       (&net.Dialer{Timeout: time.Duration(*connecting * float64(time.Second))}).DialContext,
 			TLSClientConfig:   &tls.Config{InsecureSkipVerify: *insecure}, // the user's own -k
 			DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
 		},
@@ -108,11 +120,18 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err e
 		show(to.Response)
 		return fewRedirects(via)
 	}
+	begin := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	defer func() {
+		if err == nil {
+			_, err = io.WriteString(s.Out, strings.NewReplacer("%{http_code}", strconv.Itoa(resp.StatusCode), "%{response_code}", strconv.Itoa(resp.StatusCode),
+				"%{time_total}", fmt.Sprintf("%.6f", time.Since(begin).Seconds()), "%{content_type}", resp.Header.Get("Content-Type"), `\n`, "\n", `\t`, "\t").Replace(*written))
+		}
+	}()
 	show(resp)
 	if *fail && resp.StatusCode >= 400 {
 		_, _ = fmt.Fprintf(s.Err, "curl: status %d\n", resp.StatusCode)
@@ -223,10 +242,28 @@ func netcat(ctx context.Context, s Streams, f *flag.FlagSet, args []string) erro
 	}
 	defer conn.Close()
 	if *scan {
-		_, err := fmt.Fprintf(s.Err, "%s: open\n", address)
+		says := "open"
+		if *udp {
+			says, err = knockUDP(conn)
+		}
+		if err == nil {
+			_, err = fmt.Fprintf(s.Err, "%s: %s\n", address, says)
+		}
 		return err
 	}
 	return join(ctx, conn, s)
+}
+
+// knockUDP sends an empty datagram, which says more than nothing where the port is closed: an ICMP error comes back.
+func knockUDP(conn net.Conn) (says string, err error) {
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err = conn.Write(nil); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		return "not refused, and no answer to an empty datagram: of UDP there is no more to know", nil
+	}
+	return "open", err
 }
 
 // serveOne takes one connection; of UDP it prints what comes, from anybody.

@@ -44,13 +44,13 @@ var errUsage = errors.New("wrong arguments")
 
 func table() map[string]tool {
 	return map[string]tool{
-		"ls":         {"ls [-l] [PATH...]", "list folders, with what is hidden", list},
+		"ls":         {"ls [-l] [-t] [-r] [PATH...]", "list folders, with what is hidden; -t the newest first, -r backwards", list},
 		"cat":        {"cat [FILE...]", "print files", cat},
 		"ps":         {"ps", "all processes that are seen from here", ps},
 		"env":        {"env [PID]", "the environment, or a process's: env 1", env},
 		"ss":         {"ss [-l] [-t] [-u]", "sockets of the pod; -l those that are listened at, -t TCP's, -u UDP's", ss},
-		"dig":        {"dig [@SERVER] [+search] [+short] NAME [TYPE], or dig -x ADDRESS", "ask a DNS server, by default the pod's", dig},
-		"curl":       {"curl [-v] [-i] [-I] [-k] [-L] [-f] [-X METHOD] [-H HEADER]... [-d DATA] [-m SECONDS] [-o FILE] URL", "an HTTP request", curl},
+		"dig":        {"dig [@SERVER] [+search] [+short] [TYPE] NAME, or dig -x ADDRESS", "ask a DNS server, by default the pod's", dig},
+		"curl":       {"curl [-v] [-i] [-I] [-k] [-L] [-f] [-X METHOD] [-H HEADER]... [-d DATA] [-m SECONDS] [-connect-timeout SECONDS] [-o FILE] [-w FORMAT] URL", "an HTTP request", curl},
 		"nc":         {"nc [-u] [-z] [-w SECONDS] HOST PORT, or nc -l [-u] PORT", "a connection to the standard streams; -z only opens it, -l waits for one", netcat},
 		"http-probe": {"http-probe [-timeout 1s] [-H HEADER]... URL", "one probe as the kubelet makes it: exit code 0 when it succeeds", httpProbe},
 	}
@@ -135,7 +135,9 @@ func (t tool) do(ctx context.Context, name string, s Streams, args []string) int
 		f.Usage()
 		return 2
 	}
-	_, _ = fmt.Fprintf(s.Err, "%s: %s\n", name, hint.Printable(err.Error()))
+	for line := range strings.SplitSeq(err.Error(), "\n") { // of several files
+		_, _ = fmt.Fprintf(s.Err, "%s: %s\n", name, hint.Printable(line))
+	}
 	return 1
 }
 

@@ -52,10 +52,17 @@ func TestFiles(t *testing.T) {
 	want(t, 0, fmt.Sprintf("-rw-r----- %d:%d 5 ", os.Getuid(), os.Getgid()), "ls", "-l", path)
 	want(t, 1, "no such file", "ls", path+"2", path)
 	want(t, 0, "link -> nowhere", "ls", dir, "-la")
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	want(t, 0, "file\nlink\n", "ls", "-t", dir)
+	want(t, 0, "link\nfile\n", "ls", "-tr", dir)
+	want(t, 0, "link\nfile\n", "ls", "-r", dir)
 	want(t, 1, "-la: no such file", "ls", "--", "-la")
 	want(t, 2, "not defined: -q", "ls", "-lq", dir)
 	want(t, 0, "text\n", "cat", path)
 	want(t, 1, "no such file", "cat", path+"2", path)
+	want(t, 1, "no such file or directory\ncat: open", "cat", path+"2", path+"3")
 	if out, _, code := run(t, "from stdin", "cat"); out != "from stdin" || code != 0 {
 		t.Errorf("%q, %d", out, code)
 	}
@@ -245,6 +252,11 @@ func TestHTTP(t *testing.T) {
 	want(t, 0, `POST`, "curl", "-k", "-d", "x=1", server.URL)
 	want(t, 0, "HTTP/1.1 503", "curl", "-k", "-i", server.URL+"/bad")
 	want(t, 0, "> PUT / HTTP", "curl", "-k", "-v", "-X", "PUT", server.URL)
+	want(t, 0, "* connected to 127.0.0.1:", "curl", "-kv", server.URL)
+	want(t, 0, "\n503 ", "curl", "-sk", "-w", `\n%{http_code} %{time_total}`, server.URL+"/bad")
+	if _, wrong, code := run(t, "", "curl", "-v", "--connect-timeout", "5", "127.0.0.1:1"); code != 1 || strings.Contains(wrong, "> GET") {
+		t.Errorf("%q, %d", wrong, code)
+	}
 	want(t, 0, `PUT 127.0.0.1`, "curl", "-skXPUT", server.URL)
 	want(t, 0, "Location: /to", "curl", "-sk", "-I", server.URL+"/moved")
 	want(t, 0, "GET ", "curl", "-skL", server.URL+"/moved")
@@ -298,6 +310,15 @@ func TestNetcat(t *testing.T) {
 	}
 	want(t, 0, "open", "nc", "-z", "127.0.0.1", port)
 	want(t, 0, "open", "nc", "-zvw5", "127.0.0.1", port)
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	_, deaf, _ := net.SplitHostPort(silent.LocalAddr().String())
+	want(t, 0, "not refused, and no answer", "nc", "-zu", "127.0.0.1", deaf)
+	_ = silent.Close()
+	want(t, 1, "refused", "nc", "-zu", "127.0.0.1", deaf)
 	want(t, 1, "refused", "nc", "-z", "127.0.0.1", "1")
 	want(t, 2, "usage", "nc", "127.0.0.1")
 	want(t, 2, "usage", "nc")
@@ -385,6 +406,8 @@ func TestDig(t *testing.T) {
 	want(t, 1, ";; NameError", "dig", server, "none.shop")
 	want(t, 1, ";; Success", "dig", server, "orders.shop.svc.cluster.local", "SRV")
 	want(t, 2, "usage", "dig", server, "x", "NONE")
+	want(t, 1, ";; Success", "dig", server, "SRV", "+noall", "+answer", "orders.shop.svc.cluster.local")
+	want(t, 1, ";; NameError", "dig", server, "mx")
 	want(t, 1, "refused", "dig", "@127.0.0.1:1", "x")
 	servers, domains := resolvConf("nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local\noptions ndots:5\n")
 	if !slices.Equal(servers, []string{"10.96.0.10"}) || len(domains) != 2 {
