@@ -80,7 +80,7 @@ Exit code 0 when nothing is wrong, 10 for warnings, 11 for problems. What your a
 			if err != nil {
 				return err
 			}
-			for _, arg := range args {
+			for _, arg := range asOne(args) {
 				t, err := diagnose.ParseTarget(arg, namespace)
 				if err != nil {
 					return err
@@ -317,4 +317,16 @@ func (p *findingPrinter) evidence(e diagnose.Evidence) string {
 		text = fmt.Sprintf("%s (%s)", text, strings.Join(when, ", "))
 	}
 	return text
+}
+
+// asOne has TYPE and NAME, as other commands take them, as one target.
+func asOne(args []string) []string {
+	if len(args) != 2 || strings.Contains(args[0]+args[1], "/") {
+		return args
+	}
+	one := args[0] + "/" + args[1]
+	if _, err := diagnose.ParseTarget(one, ""); err != nil {
+		return args
+	}
+	return []string{one}
 }

@@ -93,3 +93,11 @@ func TestWhatWasNotRead(t *testing.T) {
 		t.Errorf("it says:\n%s\nwant:\n%s", got, want)
 	}
 }
+
+func TestATypeAndANameAreOneTarget(t *testing.T) {
+	for in, want := range map[string]string{"deploy orders": "deploy/orders", "orders-1 orders-2": "orders-1 orders-2", "svc/a svc/b": "svc/a svc/b", "pvc data": "pvc/data", "orders": "orders"} {
+		if got := strings.Join(asOne(strings.Fields(in)), " "); got != want {
+			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+}
