@@ -32,7 +32,7 @@ func newDiagnoseCommand(a *app) *cobra.Command {
 	var output string
 	var files []string
 	cmd := &cobra.Command{
-		Use:   "diagnose [TYPE/NAME... | -f FILE]",
+		Use:   "diagnose [TYPE/NAME... | TYPE NAME | -f FILE]",
 		Short: "Say why something does not work",
 		Long: `diagnose reads the namespace once, with your own rights, and says what does not work, and why: the state that shows
 it, the direction of the fault, the events, and the next command or the smallest change that mends it. What one fault

@@ -59,7 +59,7 @@ func explainQuota(f *Finding, begins, message string) {
 	var short []string
 	for _, name := range slices.Sorted(maps.Keys(requested)) {
 		want, most, taken := requested[name], limited[name], used[name]
-		never = never || want.Cmp(most) > 0
+		never = never || want.Cmp(most) > 0 && name != "pods" && !strings.HasPrefix(name, "count/")
 		short = append(short, fmt.Sprintf("%s %s asked for, and %s of %s used", name, want.String(), taken.String(), most.String()))
 	}
 	f.Summary = fmt.Sprintf("%squota %s is used up: %s", begins, m[1], list(short))

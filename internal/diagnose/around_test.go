@@ -26,7 +26,8 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"a Job that empties a queue", job("parallelism: 3", "active: 1, succeeded: 1", "FailedCreate") + ofJob, "", ""},
 		{"a Job that is not refused", job("parallelism: 3", "active: 1", "SuccessfulCreate") + ofJob, "", ""},
 		{"a Job that is held", job("parallelism: 3, suspend: true", "", "FailedCreate"), "", ""},
-		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "one asks for more than quota small has in all: pods 1 asked for, and 0 of 0 used"},
+		{"quota", refused("exceeded quota: small, requested: pods=1, used: pods=0, limited: pods=0"), "pods-refused-quota", "quota small is used up: pods 1 asked for, and 0 of 0 used"},
+		{"more than a quota has", refused("exceeded quota: small, requested: requests.cpu=200m, used: requests.cpu=0, limited: requests.cpu=100m"), "pods-refused-quota", "asks for more than quota small has in all: requests.cpu 200m asked for, and 0 of 100m used"},
 		{"quota that is used up", refused("exceeded quota: small, requested: pods=1,requests.cpu=100m, used: pods=2,requests.cpu=200m, limited: pods=2,requests.cpu=1"), "pods-refused-quota", "quota small is used up: pods 1 asked for, and 2 of 2 used and requests.cpu 100m asked for, and 200m of 1 used"},
 		{"quota that wants limits", refused("failed quota: small: must specify limits.cpu for: app"), "pods-refused-quota", "resources.requests"},
 		{"Pod Security", refused(`violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false`), "pods-refused-podsecurity", "kubectl get namespace shop --show-labels"},
@@ -53,20 +54,26 @@ func TestJobsThatAreHeldOrNotMade(t *testing.T) {
 			"uid: u1", "uid: u1, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}]", 1), "restartPolicy: Always", "restartPolicy: Never", 1)
 	}
 	two := func(documents string) string {
-		return strings.NewReplacer("phase: Pending", "phase: Running", "containers: [{name: app, image: registry.example/app:1}]", "containers: [{name: app, image: x}, {name: proxy, image: x}]").Replace(documents)
+		return strings.NewReplacer("phase: Pending", "phase: Running", "containers: [{name: app, image: registry.example/app:1}]", "containers: [{name: app, image: x}, {name: proxy, image: x, ports: [{containerPort: 15090}]}]").Replace(documents)
 	}
 	at := func(clock, documents string) string {
 		return strings.Replace(documents, "kind: Event", "kind: Event\nlastTimestamp: 2026-11-28T"+clock+"Z", 1)
 	}
 	refused := at("11:50:00", event("CronJob/nightly", "FailedCreate", "Error creating job: jobs.batch is forbidden: exceeded quota: none"))
 	left := at("11:50:00", event("CronJob/nightly", "JobAlreadyActive", "Not starting job because prior execution is running and concurrency policy is Forbid"))
+	ofCron := func(condition string) string {
+		return "\n---\nkind: Job\nmetadata: {name: nightly-1, creationTimestamp: '2026-11-28T11:40:00Z', ownerReferences: [{apiVersion: batch/v1, kind: CronJob, name: nightly, uid: c1, controller: true}]}\nspec: {template: {spec: {containers: [{name: app, image: x}]}}}\nstatus: {active: 1, conditions: [" + condition + "]}\n"
+	}
 	try(t, []tried{
 		{"a sidecar holds it", two(held("0", "11:50:00")), "job-held", "app has done its work, and proxy goes on"},
+		{"another worker goes on", strings.Replace(two(held("0", "11:55:00")), ", ports: [{containerPort: 15090}]", "", 1), "", ""},
 		{"for a moment", two(held("0", "11:59:50")), "", ""},
 		{"a CronJob whose run is refused", refused, "cronjob-refused", "its Job cannot be made"},
 		{"... and was made since", refused + at("11:55:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "", ""},
 		{"... and was made before", refused + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "cronjob-refused", ""},
-		{"a CronJob whose last run goes on", left + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")), "cronjob-skipped", "kubectl get jobs -n shop"},
+		{"a CronJob whose last run goes on", left + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")) + ofCron(""), "cronjob-skipped", "kubectl get jobs -n shop"},
+		{"... and has ended", left + at("11:45:00", event("CronJob/nightly", "SuccessfulCreate", "Created job nightly-1")) + ofCron(`{type: Complete, status: "True"}`), "", ""},
+		{"... and one was made since, of which no event tells", refused + strings.Replace(ofCron(""), "11:40", "11:55", 1), "", ""},
 	})
 }
 

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -55,6 +56,7 @@ func (s *Snapshot) heldJobs() (out []Finding) {
 		}
 		var done, on []string
 		var last metav1.Time
+		serves, longest := true, time.Duration(0)
 		for _, c := range containersOf(p) {
 			switch t := c.status.State.Terminated; {
 			case c.init:
@@ -62,11 +64,17 @@ func (s *Snapshot) heldJobs() (out []Finding) {
 				if done = append(done, c.Name); last.Before(&t.FinishedAt) {
 					last = t.FinishedAt
 				}
+				longest = max(longest, t.FinishedAt.Sub(t.StartedAt.Time))
 			case c.status.State.Running != nil:
 				on = append(on, c.Name)
+				serves = serves && len(c.Ports)+len(c.probes()) > 0
 			}
 		}
-		if len(done) == 0 || len(on) == 0 || s.Now.Sub(last.Time) < slowPatience {
+		patience := slowPatience
+		if !serves { // it may have work of its own
+			patience = max(recent, longest)
+		}
+		if len(done) == 0 || len(on) == 0 || s.Now.Sub(last.Time) < patience {
 			continue
 		}
 		f := s.ofPod(p, "job-held", Warning, Program)
@@ -94,7 +102,18 @@ func (s *Snapshot) cronJobs() (out []Finding) {
 			continue
 		}
 		made := newest(r, "SuccessfulCreate")
-		since := func(e *corev1.Event) bool { return e != nil && (made == nil || lastSeen(e).After(lastSeen(made))) }
+		// The kubelet's rule for events is everybody's: some are left out. So the Jobs that there are count, too.
+		since := func(e *corev1.Event) bool {
+			return e != nil && (made == nil || lastSeen(e).After(lastSeen(made))) &&
+				!slices.ContainsFunc(s.Jobs, func(j batchv1.Job) bool {
+					by, _ := maker(&j)
+					return by == r && j.CreationTimestamp.After(lastSeen(e))
+				})
+		}
+		runs := slices.ContainsFunc(s.Jobs, func(j batchv1.Job) bool {
+			by, _ := maker(&j)
+			return by == r && !is(&j, batchv1.JobComplete) && !is(&j, batchv1.JobFailed)
+		})
 		f := Finding{Object: r, Severity: Problem, Direction: Admission}
 		switch refused, left := newest(r, "FailedCreate"), newest(r, "JobAlreadyActive"); {
 		case since(refused):
@@ -102,7 +121,7 @@ func (s *Snapshot) cronJobs() (out []Finding) {
 			f.Why = "its work is not done; the next time it is tried again"
 			f.Events = told([]*corev1.Event{refused})
 			f.Next = []string{"mend what the message names: " + f.edit()}
-		case since(left):
+		case since(left) && runs:
 			f.ID, f.Severity, f.Direction = "cronjob-skipped", Warning, Program
 			f.Summary = "a run of it still goes on, so that later ones are left out"
 			f.Why = "concurrencyPolicy Forbid has one run at a time"

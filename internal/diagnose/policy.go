@@ -57,7 +57,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 					f.dialled(refOf("pod", pod), port, a, s.Now)
 				}
 				f.Next = []string{fmt.Sprintf("add a policy that lets callers in on port %d: kubectl get networkpolicies%s", port, f.Object.in())}
-				if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return p.Port != port && letsIn(o, pod, p.Port, protocol) }); i >= 0 {
+				if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return namesPort(o, p.Port) }); i >= 0 && !s.usesPort(pod, p.Port) {
 					f.Summary += fmt.Sprintf("; networkpolicy/%s lets in port %d, which is the Service's, and policies go by the pods'", held[i].Name, p.Port)
 					f.Next = []string{fmt.Sprintf("write %d in its place: kubectl edit networkpolicy %s%s", port, held[i].Name, f.Object.in())}
 				}
@@ -182,6 +182,27 @@ func (s *Snapshot) keepsSome(p *pod, port int32) (out []*networkingv1.NetworkPol
 		out = append(out, o)
 	}
 	return out
+}
+
+// namesPort tells whether a policy lets in that very number.
+func namesPort(o *networkingv1.NetworkPolicy, port int32) bool {
+	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
+		return slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
+			return have.Port != nil && have.Port.Type == intstr.Int && have.Port.IntVal == port && have.EndPort == nil
+		})
+	})
+}
+
+// usesPort tells whether a container of p declares a port, or a Service sends to it.
+func (s *Snapshot) usesPort(p *pod, port int32) bool {
+	return slices.ContainsFunc(containersOf(p), func(c container) bool {
+		return slices.ContainsFunc(c.Ports, func(o corev1.ContainerPort) bool { return o.ContainerPort == port })
+	}) || slices.ContainsFunc(s.Services, func(v corev1.Service) bool {
+		return slices.Contains(s.selected(v.Namespace, v.Spec.Selector), p) && slices.ContainsFunc(v.Spec.Ports, func(o corev1.ServicePort) bool {
+			n, has := targetOf(p, o)
+			return has && n == port
+		})
+	})
 }
 
 func policyNames(list []*networkingv1.NetworkPolicy) string {

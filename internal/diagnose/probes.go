@@ -340,14 +340,23 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	if c.StartupProbe != nil {
 		begins = begins.Add(asking{"startup", c.StartupProbe}.most())
 	}
+	if !until.After(begins) { // which may have been the first time
+		return Finding{}, false
+	}
+	failures := slices.DeleteFunc(s.eventsIn(p, c, "Unhealthy"), func(e *corev1.Event) bool {
+		return !probe.tells(e, c) || errored(e) || lastSeen(e).Before(running.StartedAt.Time) || firstSeen(e).After(until)
+	})
+	// Of a failure that runs before this one have had, too, the number says nothing.
+	often := func(e *corev1.Event) bool {
+		return !firstSeen(e).Before(running.StartedAt.Time) && probe.succeededBetween(e, failures)
+	}
 	var lost []*corev1.Event // the newest first
 	var before time.Time     // the last of those that may be of the start
 	var first time.Time
 	var times, timesBefore int32
-	for _, e := range s.eventsIn(p, c, "Unhealthy") {
+	for _, e := range failures {
 		switch last := lastSeen(e); {
-		case !probe.tells(e, c) || errored(e) || last.Before(running.StartedAt.Time) || firstSeen(e).After(until):
-		case firstSeen(e).Before(begins) && !probe.succeededBetween(e):
+		case firstSeen(e).Before(begins) && !often(e):
 			timesBefore += timesSeen(e)
 			if last.After(before) {
 				before = last
@@ -370,13 +379,13 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	switch {
 	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > quiet(max(probe.SuccessThreshold, 1), times): // others have had the pod lose its readiness
 		return Finding{}, false
-	case !before.IsZero() && !slices.ContainsFunc(lost, probe.succeededBetween) && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
+	case !before.IsZero() && !slices.ContainsFunc(lost, often) && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
 		return Finding{}, false
 	}
 	f := begin("readiness-lost", Warning)
 	f.because = append(f.because, partOf(f.Object, c.Name))
 	f.Summary = fmt.Sprintf("the readiness probe of %s succeeded, failed for a while, and succeeds again: %s", c.what(), firstLine(said(lost[0])))
-	if slices.ContainsFunc(lost, probe.succeededBetween) {
+	if slices.ContainsFunc(lost, often) {
 		f.Summary = fmt.Sprintf("the readiness probe of %s fails again and again, and succeeds now: %s", c.what(), firstLine(said(lost[0])))
 	}
 	f.Why = "while it failed the pod was not ready, and as a rule Services sent it nothing"
@@ -386,11 +395,17 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 	return f, true
 }
 
-// succeededBetween tells whether an event of a probe's failures is of too few for the time from the first to the last. The kubelet counts those
-// that it does not tell, too.
-func (p asking) succeededBetween(e *corev1.Event) bool {
+// succeededBetween tells whether the failures of a probe from the first to the last time that e tells of are too few for that time: those in other words, too. The
+// kubelet counts those that it does not tell.
+func (p asking) succeededBetween(e *corev1.Event, failures []*corev1.Event) bool {
+	var times int32
+	for _, o := range failures {
+		if !lastSeen(o).Before(firstSeen(e)) && !firstSeen(o).After(lastSeen(e)) {
+			times += timesSeen(o)
+		}
+	}
 	attempt := max(p.period(), p.timeout())
-	return lastSeen(e).Sub(firstSeen(e)) > time.Duration(timesSeen(e))*attempt*3/2+noticed
+	return lastSeen(e).Sub(firstSeen(e)) > time.Duration(times)*attempt*3/2+noticed
 }
 
 // hasRun tells whether a probe of a container that is ready has told something by now: that it has not failed means little before.
@@ -398,7 +413,10 @@ func (s *Snapshot) hasRun(c container, probe asking) bool {
 	if probe.kind != "liveness" {
 		return true // without its success the container would not be ready
 	}
-	first := time.Duration(probe.InitialDelaySeconds)*time.Second + probe.timeout() + noticed
+	first := time.Duration(probe.InitialDelaySeconds)*time.Second + probe.period() + probe.timeout() + noticed
+	if c.StartupProbe != nil {
+		first += asking{"startup", c.StartupProbe}.most()
+	}
 	return s.has(events) && c.status.State.Running != nil && s.Now.Sub(c.status.State.Running.StartedAt.Time) > first
 }
 

@@ -182,8 +182,13 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 				f.State = append(f.State, Evidence{From: refOf("pod", p).String() + " spec.topologySpreadConstraints", Says: fmt.Sprintf("topologyKey %s, maxSkew %d, %s", t.TopologyKey, t.MaxSkew, t.WhenUnsatisfiable)})
 			}
 		}
-		if w.text == keepsApart {
-			s.ownInTheWay(f, p)
+		if w.text == keepsApart && p.Spec.Affinity != nil && p.Spec.Affinity.PodAntiAffinity != nil {
+			s.ownInTheWay(f, p, func(o *pod) bool {
+				return slices.ContainsFunc(p.Spec.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution, func(t corev1.PodAffinityTerm) bool {
+					selector, err := metav1.LabelSelectorAsSelector(t.LabelSelector)
+					return err == nil && selector.Matches(labels.Set(o.Labels))
+				})
+			})
 		}
 	case !known:
 		f.Summary = "the scheduler finds no node for it: " + firstLine(message)
@@ -217,7 +222,11 @@ func (s *Snapshot) explainUnscheduled(f *Finding, p *pod, message string) {
 	}
 	f.ID = near.refusals[0].id
 	if f.ID == "unschedulable-ports" {
-		defer s.ownInTheWay(f, p)
+		defer s.ownInTheWay(f, p, func(o *pod) bool {
+			return slices.ContainsFunc(hostPorts(&o.Spec), func(have corev1.ContainerPort) bool {
+				return slices.ContainsFunc(hostPorts(&p.Spec), func(want corev1.ContainerPort) bool { return want.HostPort == have.HostPort })
+			})
+		})
 	}
 	var what, changes []string
 	for _, r := range near.refusals {
@@ -274,14 +283,14 @@ func neighbours(s *Snapshot, p *pod, words string) (out []Evidence) {
 }
 
 // ownInTheWay adds that pods of the same Deployment may be in the way, of the version before: one waits for the other.
-func (s *Snapshot) ownInTheWay(f *Finding, p *pod) {
+func (s *Snapshot) ownInTheWay(f *Finding, p *pod, inTheWay func(o *pod) bool) {
 	d := s.deployed[f.Owner]
 	if d == nil || d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
 		return
 	}
 	by, _ := maker(p)
 	for _, o := range s.podsIn[p.Namespace] {
-		if of, made := maker(o); made && of != by && s.owner(o) == f.Owner && !over(o) && o.Spec.NodeName != "" {
+		if of, made := maker(o); made && of != by && s.owner(o) == f.Owner && !over(o) && o.DeletionTimestamp == nil && o.Spec.NodeName != "" && inTheWay(o) {
 			f.Next = append([]string{fmt.Sprintf("if its own %s, of the version before, is in the way: strategy type Recreate, or maxSurge: 0 and maxUnavailable: 1: %s", refOf("pod", o), f.edit())}, f.Next...)
 			return
 		}

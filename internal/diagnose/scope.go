@@ -211,7 +211,7 @@ func (s *Snapshot) around(targets []Ref) map[Ref]bool {
 	for _, ing := range s.Ingresses {
 		for _, b := range backends(&ing) {
 			// Those of others that an Ingress shares its Services with are none of its.
-			if near[Ref{"service", ing.Namespace, b.Name}] && !slices.ContainsFunc(targets, func(t Ref) bool { return t.Kind == "ingress" }) {
+			if near[Ref{"service", ing.Namespace, b.Name}] && slices.ContainsFunc(targets, func(t Ref) bool { return t.Kind != "ingress" }) {
 				near[refOf("ingress", &ing)] = true
 			}
 		}

@@ -47,11 +47,14 @@ const addressPatience = 10 * time.Minute
 
 // noAddress is about a Service that nobody has given a load balancer.
 func (s *Snapshot) noAddress(v *corev1.Service) (Finding, bool) {
-	if v.Spec.Type != corev1.ServiceTypeLoadBalancer || len(v.Status.LoadBalancer.Ingress) > 0 || s.Now.Sub(v.CreationTimestamp.Time) < addressPatience {
+	if v.Spec.Type != corev1.ServiceTypeLoadBalancer || len(v.Status.LoadBalancer.Ingress)+len(v.Spec.ExternalIPs) > 0 || s.Now.Sub(v.CreationTimestamp.Time) < addressPatience {
+		return Finding{}, false
+	}
+	if begun := s.eventsOf("service", v, "EnsuringLoadBalancer", "Type"); len(begun) > 0 && s.Now.Sub(firstSeen(begun[0])) < addressPatience {
 		return Finding{}, false
 	}
 	f := s.ofService(v, "service-no-address", Warning)
-	f.Summary = "it is of type LoadBalancer, and nobody has given it one: it has no address outside the cluster"
+	f.Summary = "it is of type LoadBalancer, and nobody has given it one: outside the cluster it has the nodes' ports at most"
 	f.Why = "inside the cluster it works as any other"
 	f.State = []Evidence{{From: f.Object.String() + " status.loadBalancer", Says: "none", At: v.CreationTimestamp.Time}}
 	f.Events = told(s.eventsOf("service", v))
@@ -409,7 +412,7 @@ func (s *Snapshot) inIngress(v *corev1.Service, p corev1.ServicePort) bool {
 
 // nameInSome is about a named targetPort that some of the pods do not have: these get nothing.
 func (s *Snapshot) nameInSome(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
-	if p.TargetPort.Type != intstr.String || v.Spec.ClusterIP == corev1.ClusterIPNone || slices.ContainsFunc(selected, s.rolling) { // a rollout may bring the name, or take it
+	if p.TargetPort.Type != intstr.String || v.Spec.ClusterIP == corev1.ClusterIPNone || slices.ContainsFunc(selected, s.progresses) { // a rollout may bring the name, or take it
 		return Finding{}, false
 	}
 	var without []string
@@ -432,6 +435,9 @@ func (s *Snapshot) nameInSome(v *corev1.Service, p corev1.ServicePort, selected 
 // closedInSome is about a TCP port of a Service at which something listens in some of its pods, and nothing in others, which do not declare it: of those
 // that do, the container is told.
 func (s *Snapshot) closedInSome(v *corev1.Service, p corev1.ServicePort, selected []*pod) (Finding, bool) {
+	if v.Spec.ClusterIP == corev1.ClusterIPNone || slices.ContainsFunc(selected, s.progresses) {
+		return Finding{}, false // its name leads to the pods, whatever the port; those of a rollout may differ
+	}
 	var without []string
 	f := s.ofService(v, "service-port-closed", Problem)
 	for _, o := range selected {
@@ -455,7 +461,7 @@ func (s *Snapshot) closedInSome(v *corev1.Service, p corev1.ServicePort, selecte
 	if len(without) == 0 || cmp.Or(p.Protocol, corev1.ProtocolTCP) != corev1.ProtocolTCP {
 		return Finding{}, false
 	}
-	f.Summary = fmt.Sprintf("its port %d goes to %s, where nothing listens in %d of its %d pods: %s", p.Port, p.TargetPort.String(), len(without), len(selected), few(without))
+	f.Summary = fmt.Sprintf("its port %d goes to %s, where nothing listens in %d of its %d pods at least: %s", p.Port, p.TargetPort.String(), len(without), len(selected), few(without))
 	f.Why = "these refuse their part of its traffic"
 	f.Next = []string{"have the selector leave these pods out, if they are another program's: " + f.edit(), "or have their program listen there"}
 	return f, true

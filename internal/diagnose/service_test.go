@@ -78,7 +78,7 @@ func TestServicesThatLeadNowhere(t *testing.T) {
 		{"no load balancer", good + aService("type: LoadBalancer, selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "service-no-address", "NodePort"},
 		{"a load balancer that is made", good + strings.Replace(aService("type: LoadBalancer, selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "name: it}", "name: it, creationTimestamp: '2026-11-28T11:55:00Z'}", 1), "", ""},
 		{"a port that is closed in one of two pods", good + "\n---\n" + strings.NewReplacer("name: it,", "name: other,", "u1", "u2", "containerPort: 8080", "containerPort: 9090").Replace(good) + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080}]") +
-			"\n---\nkind: Port\nport: 8080\naddress: 1\n\n---\nkind: Port\npod: other\nport: 8080\nloopback: 2\naddress: 2\n\n---\nkind: Port\npod: other\nport: 9090\naddress: 1\n", "service-port-closed", "nothing listens in 1 of its 2 pods: pod/other"},
+			"\n---\nkind: Port\nport: 8080\naddress: 1\n\n---\nkind: Port\npod: other\nport: 8080\nloopback: 2\naddress: 2\n\n---\nkind: Port\npod: other\nport: 9090\naddress: 1\n", "service-port-closed", "nothing listens in 1 of its 2 pods at least: pod/other"},
 		{"a port where none is declared", withPod("", "", running) + aService("selector: {app: it}, ports: [{port: 80}]"), "", ""},
 		{"another protocol", good + aService("selector: {app: it}, ports: [{port: 80, targetPort: 8080, protocol: UDP}]"), "service-protocol", "set protocol: TCP"},
 		{"pods that are not ready", strings.Replace(good, `type: Ready, status: "True"`, `type: Ready, status: "False"`, 1) + aService("selector: {app: it}, ports: [{port: 80, targetPort: http}]"), "pod-not-ready", ""},
@@ -135,6 +135,8 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		{"closed", good + closed, "networkpolicy-denies", "networkpolicy/closed"},
 		{"closed, and another lets in", good + closed + policy("open", "podSelector: {matchLabels: {app: it}}, policyTypes: [Ingress], ingress: [{ports: [{port: http}]}]"), "", ""},
 		{"... to the Service's port", good + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 80}]}]"), "networkpolicy-denies", "write 8080 in its place: kubectl edit networkpolicy open -n shop"},
+		{"... to a range with the Service's port", good + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 80, endPort: 99}]}]"), "networkpolicy-denies", "add a policy that lets callers in on port 8080"},
+		{"... to the Service's port, which the pod has, too", strings.Replace(good, "containerPort: 8080}", "containerPort: 8080}, {containerPort: 80}", 1) + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 80}]}]"), "networkpolicy-denies", "add a policy that lets callers in on port 8080"},
 		{"... to another port", good + closed + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{ports: [{port: 9090, endPort: 9099}]}]"), "networkpolicy-denies", "port 8080/TCP"},
 		{"for others", good + policy("closed", "podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]"), "", ""},
 		{"closed, and it was dialled", good + closed + "\n---\nkind: Port\nport: 8080\nloopback: 1\naddress: 3\n", "networkpolicy-denies", ""},

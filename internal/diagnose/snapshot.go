@@ -278,12 +278,12 @@ func (s *Snapshot) readStrays(ctx context.Context, k *kube.Client, lonely []*cor
 	found := make([][]metav1.PartialObjectMetadata, len(lonely))
 	atOnce(aFew, len(lonely), func(i int) {
 		found[i], _ = names(ctx, k, "", pods, metav1.ListOptions{
-			Limit: 1, LabelSelector: labels.FormatLabels(lonely[i].Spec.Selector), FieldSelector: "status.phase=Running", ResourceVersion: "0", // of the cache
+			Limit: 1, LabelSelector: labels.FormatLabels(lonely[i].Spec.Selector), FieldSelector: "status.phase=Running",
 		})
 	})
 	s.Strays = map[Ref]Ref{}
 	for i, v := range lonely {
-		if len(found[i]) > 0 {
+		if len(found[i]) > 0 && found[i][0].Namespace != v.Namespace { // where one may have come meanwhile
 			s.Strays[refOf("service", v)] = refOf("pod", &found[i][0])
 		}
 	}

@@ -57,6 +57,11 @@ const longestStart = 5 * time.Minute
 
 // rolling tells whether p may be of a rollout that its Deployment has not given up, and still start.
 func (s *Snapshot) rolling(p *pod) bool {
+	return s.Now.Sub(p.CreationTimestamp.Time) < longestStart && s.progresses(p)
+}
+
+// progresses tells whether p may be of a rollout that its Deployment has not given up.
+func (s *Snapshot) progresses(p *pod) bool {
 	d := s.deployed[s.owner(p)]
 	if d == nil {
 		return false
@@ -67,7 +72,7 @@ func (s *Snapshot) rolling(p *pod) bool {
 	}
 	for _, c := range d.Status.Conditions {
 		if c.Type == appsv1.DeploymentProgressing && c.Status == corev1.ConditionTrue && c.Reason == "ReplicaSetUpdated" {
-			return s.Now.Sub(p.CreationTimestamp.Time) < min(time.Duration(deadline)*time.Second, longestStart)
+			return s.Now.Sub(p.CreationTimestamp.Time) < time.Duration(deadline)*time.Second
 		}
 	}
 	return false

@@ -102,7 +102,7 @@ func (s *source) once(ctx context.Context, p *corev1.Pod, most int) (nothing str
 		case err == nil && s.reached.last.IsZero():
 			// The API server has an empty log, too, for what has never run.
 			status, _ := kube.ContainerStatus(p, s.container)
-			if who, why := s.heldUp(p, status); why != "" {
+			if who, why := s.heldUp(p, status); why != "" && (status.LastTerminationState.Terminated == nil || status.LastTerminationState.Terminated.StartedAt.Unix() <= 0) {
 				return fmt.Sprintf("%s does not start: %s", who, why), nil
 			}
 			return "", nil

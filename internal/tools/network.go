@@ -82,16 +82,27 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err e
 	if req.Header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", "bridge-tools")
 	}
-	if *verbose {
-		head, _ := httputil.DumpRequestOut(req, false)
+	var sending *http.Request // at the moment
+	dump := func() {
+		c := sending.Clone(ctx)
+		if c.Header.Get("Accept-Encoding") == "" { // without compression it is not sent
+			c.Header.Set("Accept-Encoding", "identity")
+		}
+		if b, err := httputil.DumpRequestOut(c, false); err == nil {
+			_, _ = fmt.Fprint(s.Err, marked("> ", strings.Replace(string(b), "Accept-Encoding: identity\r\n", "", 1)))
+		}
+	}
+	if sending = req; *verbose {
+		asked := ""
 		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			DNSStart: func(d httptrace.DNSStartInfo) { asked = d.Host },
 			DNSDone: func(d httptrace.DNSDoneInfo) {
 				for _, a := range d.Addrs {
-					_, _ = fmt.Fprintf(s.Err, "* %s is %s\n", hint.Printable(req.URL.Hostname()), a.String())
+					_, _ = fmt.Fprintf(s.Err, "* %s is %s\n", hint.Printable(asked), a.String())
 				}
 			},
 			GotConn:      func(c httptrace.GotConnInfo) { _, _ = fmt.Fprintf(s.Err, "* connected to %s\n", c.Conn.RemoteAddr()) },
-			WroteHeaders: func() { _, _ = fmt.Fprint(s.Err, marked("> ", string(head))) },
+			WroteHeaders: dump,
 		}))
 	}
 	client := http.Client{
@@ -118,20 +129,23 @@ func curl(ctx context.Context, s Streams, f *flag.FlagSet, args []string) (err e
 			return http.ErrUseLastResponse
 		}
 		show(to.Response)
+		sending = to
 		return fewRedirects(via)
 	}
-	begin := time.Now()
+	begin, code, kind := time.Now(), "000", ""
+	defer func() {
+		_, writeErr := io.WriteString(s.Out, strings.NewReplacer("%{http_code}", code, "%{response_code}", code,
+			"%{time_total}", fmt.Sprintf("%.6f", time.Since(begin).Seconds()), "%{content_type}", kind, `\n`, "\n", `\t`, "\t").Replace(*written))
+		if err == nil {
+			err = writeErr
+		}
+	}()
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	defer func() {
-		if err == nil {
-			_, err = io.WriteString(s.Out, strings.NewReplacer("%{http_code}", strconv.Itoa(resp.StatusCode), "%{response_code}", strconv.Itoa(resp.StatusCode),
-				"%{time_total}", fmt.Sprintf("%.6f", time.Since(begin).Seconds()), "%{content_type}", resp.Header.Get("Content-Type"), `\n`, "\n", `\t`, "\t").Replace(*written))
-		}
-	}()
+	code, kind = strconv.Itoa(resp.StatusCode), resp.Header.Get("Content-Type")
 	show(resp)
 	if *fail && resp.StatusCode >= 400 {
 		_, _ = fmt.Fprintf(s.Err, "curl: status %d\n", resp.StatusCode)

@@ -236,6 +236,8 @@ func TestHTTP(t *testing.T) {
 			w.WriteHeader(503)
 		case "/moved":
 			http.Redirect(w, r, "/to", http.StatusFound)
+		case "/none":
+			w.WriteHeader(404)
 		case "/circle":
 			http.Redirect(w, r, "/circle", http.StatusFound)
 		case "/away":
@@ -253,6 +255,15 @@ func TestHTTP(t *testing.T) {
 	want(t, 0, "HTTP/1.1 503", "curl", "-k", "-i", server.URL+"/bad")
 	want(t, 0, "> PUT / HTTP", "curl", "-k", "-v", "-X", "PUT", server.URL)
 	want(t, 0, "* connected to 127.0.0.1:", "curl", "-kv", server.URL)
+	want(t, 0, "> GET /to HTTP", "curl", "-kvL", server.URL+"/moved")
+	for code, url := range map[string]string{"404": server.URL + "/none", "000": "127.0.0.1:1"} {
+		if out, _, _ := run(t, "", "curl", "-skf", "-w", "%{http_code}", url); out != code {
+			t.Errorf("%s: %q, want %s", url, out, code)
+		}
+	}
+	if _, wrong, _ := run(t, "", "curl", "-kv", server.URL); strings.Contains(wrong, "Accept-Encoding") {
+		t.Errorf("what is not sent is shown:\n%s", wrong)
+	}
 	want(t, 0, "\n503 ", "curl", "-sk", "-w", `\n%{http_code} %{time_total}`, server.URL+"/bad")
 	if _, wrong, code := run(t, "", "curl", "-v", "--connect-timeout", "5", "127.0.0.1:1"); code != 1 || strings.Contains(wrong, "> GET") {
 		t.Errorf("%q, %d", wrong, code)

@@ -313,7 +313,7 @@ func TestDebugWithAnImage(t *testing.T) {
 	p = w.bridgeAs(user, nil, "debug", pod, "--image", "localhost:1/none:1", "--", "true")
 	p.exits(int(hint.ProxyNotReady))
 	p.says("localhost:1/none:1")
-	p.says("bridge diagnose pod/" + pod)
+	p.says("kubectl describe pod " + pod)
 	p = w.bridgeAs(user, nil, "debug", pod, "--image", s.image, "--", "none")
 	p.exits(int(hint.ProxyNotReady)) // 128 is the runtime's, not the program's
 }

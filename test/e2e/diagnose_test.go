@@ -359,7 +359,7 @@ func TestDiagnose(t *testing.T) {
 	p.prints("readinessProbe of container app, run from a pod: failure: status 503")
 	// Where else the program listens is found: at a usual port, and at one that it is started with.
 	for name, words := range map[string]string{
-		"port-closed":         "correct the port; something listens at 8080: ",
+		"port-closed":         "not used; something listens at 8080: ",
 		"service-port-closed": "set targetPort to the port that the program listens on; something listens at 8123: ",
 	} {
 		p = run(find(name))
