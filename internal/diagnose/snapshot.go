@@ -22,7 +22,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
 
 	"bridge/internal/hint"
 	"bridge/internal/kube"
@@ -209,13 +208,13 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 	some := slices.ContainsFunc(s.Pods, unready) || len(s.Ingresses) > 0
 	if some || refer(s.Pods, "configmap") {
 		out = append(out, reading{configMaps, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-			s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps, metav1.ListOptions{})
+			s.ConfigMaps, err = names(ctx, k, s.Namespace, configMaps, nil)
 			return err
 		}})
 	}
 	if some || refer(s.Pods, "secret") {
 		out = append(out, reading{secrets, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
-			s.Secrets, err = names(ctx, k, s.Namespace, secrets, metav1.ListOptions{})
+			s.Secrets, err = names(ctx, k, s.Namespace, secrets, nil)
 			return err
 		}})
 	}
@@ -277,9 +276,7 @@ func (s *Snapshot) lonely() (out []*corev1.Service) {
 func (s *Snapshot) readStrays(ctx context.Context, k *kube.Client, lonely []*corev1.Service) {
 	found := make([][]metav1.PartialObjectMetadata, len(lonely))
 	atOnce(aFew, len(lonely), func(i int) {
-		found[i], _ = names(ctx, k, "", pods, metav1.ListOptions{
-			Limit: 1, LabelSelector: labels.FormatLabels(lonely[i].Spec.Selector), FieldSelector: "status.phase=Running",
-		})
+		found[i], _ = names(ctx, k, "", pods, map[string]string{"limit": "1", "labelSelector": labels.FormatLabels(lonely[i].Spec.Selector), "fieldSelector": "status.phase=Running"})
 	})
 	s.Strays = map[Ref]Ref{}
 	for i, v := range lonely {
@@ -290,8 +287,12 @@ func (s *Snapshot) readStrays(ctx context.Context, k *kube.Client, lonely []*cor
 }
 
 // names reads what the objects of a kind are called, and nothing of what they hold.
-func names(ctx context.Context, k *kube.Client, namespace string, r plural, o metav1.ListOptions) ([]metav1.PartialObjectMetadata, error) {
-	b, err := k.Clientset.CoreV1().RESTClient().Get().Resource(string(r)).Namespace(namespace).VersionedParams(&o, scheme.ParameterCodec).
+func names(ctx context.Context, k *kube.Client, namespace string, r plural, params map[string]string) ([]metav1.PartialObjectMetadata, error) {
+	list := k.Clientset.CoreV1().RESTClient().Get().Resource(string(r)).Namespace(namespace)
+	for name, value := range params {
+		list.Param(name, value)
+	}
+	b, err := list.
 		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").DoRaw(ctx)
 	if err != nil {
 		return nil, err
