@@ -489,7 +489,7 @@ func TestTheLaneRests(t *testing.T) {
 			wg.Wait()
 			_, _ = pod.Close(), laptop.Close()
 			e.wantNoStreams()
-			time.Sleep(laneIdle + 2*clockEvery)
+			time.Sleep(pingEvery + laneIdle + 2*clockEvery) // the last that was sent is acknowledged with a ping at the latest
 			if session.bulk.open() {
 				t.Errorf("round %d: not let go", round)
 			}
