@@ -195,9 +195,7 @@ func namesPort(o *networkingv1.NetworkPolicy, port int32) bool {
 
 // usesPort tells whether a container of p declares a port, or a Service sends to it.
 func (s *Snapshot) usesPort(p *pod, port int32) bool {
-	return slices.ContainsFunc(containersOf(p), func(c container) bool {
-		return slices.ContainsFunc(c.Ports, func(o corev1.ContainerPort) bool { return o.ContainerPort == port })
-	}) || slices.ContainsFunc(s.Services, func(v corev1.Service) bool {
+	return declaresPort(p, port) || slices.ContainsFunc(s.Services, func(v corev1.Service) bool {
 		return slices.Contains(s.selected(v.Namespace, v.Spec.Selector), p) && slices.ContainsFunc(v.Spec.Ports, func(o corev1.ServicePort) bool {
 			n, has := targetOf(p, o)
 			return has && n == port

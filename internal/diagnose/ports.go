@@ -190,6 +190,13 @@ func (s *Snapshot) listening(p *pod, but int32) (out []string) {
 	return out
 }
 
+// declaresPort tells whether a container of p declares a port of that number.
+func declaresPort(p *pod, port int32) bool {
+	return slices.ContainsFunc(containersOf(p), func(c container) bool {
+		return slices.ContainsFunc(c.Ports, func(o corev1.ContainerPort) bool { return o.ContainerPort == port })
+	})
+}
+
 // listens tells whether a pod was found to listen at port.
 func (s *Snapshot) listens(selected []*pod, port int32) bool {
 	return slices.ContainsFunc(selected, func(p *pod) bool {

@@ -29,7 +29,8 @@ func asked(p *corev1.Probe) string {
 
 // timing is how a probe is run, with the API's defaults.
 func timing(p *corev1.Probe) string {
-	t := fmt.Sprintf("every %s, each within %s, fails after %d in a row", seconds(cmp.Or(p.PeriodSeconds, 10)), seconds(cmp.Or(p.TimeoutSeconds, 1)), cmp.Or(p.FailureThreshold, 3))
+	set := timingOf(p)
+	t := fmt.Sprintf("every %s, each within %s, fails after %d in a row", seconds(set.PeriodSeconds), seconds(set.TimeoutSeconds), set.FailureThreshold)
 	if p.InitialDelaySeconds > 0 {
 		t += ", first after " + seconds(p.InitialDelaySeconds)
 	}
@@ -44,16 +45,16 @@ type asking struct {
 
 // period is from one attempt to the next.
 func (p asking) period() time.Duration {
-	return time.Duration(cmp.Or(p.PeriodSeconds, 10)) * time.Second
+	return time.Duration(timingOf(p.Probe).PeriodSeconds) * time.Second
 }
 
 // timeout is how long one attempt may take.
 func (p asking) timeout() time.Duration {
-	return time.Duration(cmp.Or(p.TimeoutSeconds, 1)) * time.Second
+	return time.Duration(timingOf(p.Probe).TimeoutSeconds) * time.Second
 }
 
 // failures is how many in a row are one.
-func (p asking) failures() int32 { return cmp.Or(p.FailureThreshold, 3) }
+func (p asking) failures() int32 { return timingOf(p.Probe).FailureThreshold }
 
 // most is how long after the container's start it has failed at last, if it never succeeds.
 func (p asking) most() time.Duration {
@@ -214,7 +215,7 @@ func (s *Snapshot) probeFinding(p *pod, c container, probe asking) (Finding, boo
 		}
 		f.Why = "until it succeeds the pod is not ready, and no Service sends it anything"
 		if probe.kind == "liveness" {
-			f.Why = fmt.Sprintf("after %s in a row the kubelet kills the container", counted(int(cmp.Or(probe.FailureThreshold, 3)), "failure"))
+			f.Why = fmt.Sprintf("after %s in a row the kubelet kills the container", counted(int(probe.failures()), "failure"))
 		}
 		return f
 	}
@@ -287,11 +288,12 @@ func (s *Snapshot) earlyFinding(p *pod, c container, probe asking, begin func(st
 	if probe.kind != "liveness" || running == nil || !c.status.Ready || c.StartupProbe != nil || s.failure(p, c, probe) != nil {
 		return Finding{}, false
 	}
-	started, delay, period, timeout := running.StartedAt.Time, probe.InitialDelaySeconds, cmp.Or(probe.PeriodSeconds, 10), cmp.Or(probe.TimeoutSeconds, 1)
+	set := timingOf(probe.Probe)
+	started, delay, period, timeout := running.StartedAt.Time, set.InitialDelaySeconds, set.PeriodSeconds, set.TimeoutSeconds
 	after := func(seconds int32) time.Time { return started.Add(time.Duration(seconds)*time.Second + noticed) }
 	// Without a readiness probe it is ready at once, and that it succeeds is known only once the kubelet would have killed it. The events do
 	// not say so: of many of one pod the kubelet leaves some out.
-	if c.ReadinessProbe == nil && !s.Now.After(after(delay+cmp.Or(probe.FailureThreshold, 3)*(period+timeout))) {
+	if c.ReadinessProbe == nil && !s.Now.After(after(delay+set.FailureThreshold*(period+timeout))) {
 		return Finding{}, false
 	}
 	// That it was killed for it is told already.
@@ -377,9 +379,9 @@ func (s *Snapshot) lostFinding(p *pod, c container, probe asking, begin func(str
 		return d
 	}
 	switch {
-	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > quiet(max(probe.SuccessThreshold, 1), times): // others have had the pod lose its readiness
+	case times < probe.failures(), until.Sub(lastSeen(lost[0])) > quiet(timingOf(probe.Probe).SuccessThreshold, times): // others have had the pod lose its readiness
 		return Finding{}, false
-	case !before.IsZero() && !slices.ContainsFunc(lost, often) && first.Sub(before) <= quiet(max(probe.SuccessThreshold, 1), timesBefore): // it may have failed all the time, in other words
+	case !before.IsZero() && !slices.ContainsFunc(lost, often) && first.Sub(before) <= quiet(timingOf(probe.Probe).SuccessThreshold, timesBefore): // it may have failed all the time, in other words
 		return Finding{}, false
 	}
 	f := begin("readiness-lost", Warning)
@@ -481,7 +483,8 @@ func inARow(e *corev1.Event, probe asking) bool {
 
 // timingFinding is about timings that cannot work as they are meant.
 func (s *Snapshot) timingFinding(probe asking, begin func(string, Severity) Finding) (Finding, bool) {
-	period, timeout := cmp.Or(probe.PeriodSeconds, 10), cmp.Or(probe.TimeoutSeconds, 1)
+	set := timingOf(probe.Probe)
+	period, timeout := set.PeriodSeconds, set.TimeoutSeconds
 	if timeout > period {
 		f := begin("probe-timing", Warning)
 		f.Summary = fmt.Sprintf("the %s probe may take %s and is to run every %s: with a slow answer it runs more seldom, and fails later than it says", probe.kind, seconds(timeout), seconds(period))

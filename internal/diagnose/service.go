@@ -443,10 +443,7 @@ func (s *Snapshot) closedInSome(v *corev1.Service, p corev1.ServicePort, selecte
 	for _, o := range selected {
 		n, has := targetOf(o, p)
 		a := s.answers[placeOf(o, n)]
-		declared := slices.ContainsFunc(containersOf(o), func(c container) bool {
-			return slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.ContainerPort == n })
-		})
-		if !has || declared || !ready(o) || s.starting(o) || a.loopback != closed || a.at() != closed {
+		if !has || declaresPort(o, n) || !ready(o) || s.starting(o) || a.loopback != closed || a.at() != closed {
 			continue
 		}
 		if without = append(without, refOf("pod", o).String()); len(without) > 1 {
