@@ -194,6 +194,7 @@ func (c *cluster) log(w http.ResponseWriter, r *http.Request) {
 		}
 		select {
 		case <-changed:
+		case <-cut: // changed may be newer than it
 		case <-r.Context().Done():
 			return
 		}
