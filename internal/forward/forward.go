@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"bridge/internal/procnet"
 	"bridge/pkg/tunnel"
 )
 
@@ -37,7 +38,7 @@ type Forwarder struct {
 }
 
 // Run serves until ctx is done; then it closes the listeners and resets all connections: a caller must not take what it has for all. It returns when
-// everything has ended, with an error only if a listener fails.
+// everything has ended, but for what a connection that was left still reads, with an error only if a listener fails.
 func (f *Forwarder) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -126,6 +127,9 @@ func (f *Forwarder) serve(ctx context.Context, local net.Conn) {
 		return
 	}
 	flow := &tunnel.Flow{OnMove: func(way tunnel.Direction, n int) { f.Stats.moved(way == tunnel.AToB, n) }}
+	if r, ok := remote.(interface{ Leave() bool }); ok { // a port-forward
+		flow.Leave = func() bool { return procnet.Orphaned(local.RemoteAddr(), local.LocalAddr()) && r.Leave() }
+	}
 	f.report(ctx, local, flow.SpliceContext(ctx, local, remote))
 }
 

@@ -43,7 +43,7 @@ func (c *Client) DialPod(ctx context.Context, namespace, pod string, port int) (
 	return c.DialEndpoint(ctx, Endpoint{Namespace: namespace, Pod: pod, Port: port})
 }
 
-// DialEndpoint is DialPod to a pod whose UID may be known: then the port-forward of an earlier connection to it, which has ended well, is used again.
+// DialEndpoint is DialPod to a pod whose UID may be known: then the port-forward of an earlier connection to it, which has ended well or was left, is used again.
 func (c *Client) DialEndpoint(ctx context.Context, ep Endpoint) (net.Conn, error) {
 	namespace, pod, port := ep.Namespace, ep.Pod, ep.Port
 	remote := podAddr{namespace, pod, port}

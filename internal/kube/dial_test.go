@@ -110,26 +110,33 @@ func (s *forwardServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	defer conn.Close()
-	for s.pair(conn, streams) {
+	var pairs sync.WaitGroup
+	defer pairs.Wait()
+	waits := map[string]httpstream.Stream{} // for the other one of its pair
+	for {
+		var one httpstream.Stream
+		select {
+		case one = <-streams:
+		case <-conn.CloseChan():
+			_ = conn.Close()
+			return
+		}
+		id := one.Headers().Get(corev1.PortForwardRequestIDHeader)
+		other, ok := waits[id]
+		if !ok {
+			waits[id] = one
+			continue
+		}
+		delete(waits, id)
+		if one.Headers().Get(corev1.StreamType) == corev1.StreamTypeError {
+			one, other = other, one
+		}
+		pairs.Go(func() { s.pair(one, other) })
 	}
 }
 
-// pair serves one pair of streams, which follows the one before it; false is the connection's end.
-func (s *forwardServer) pair(conn httpstream.Connection, streams <-chan httpstream.Stream) bool {
-	var data, errs httpstream.Stream
-	for range 2 {
-		select {
-		case st := <-streams:
-			if st.Headers().Get(corev1.StreamType) == corev1.StreamTypeError {
-				errs = st
-			} else {
-				data = st
-			}
-		case <-conn.CloseChan():
-			return false
-		}
-	}
+// pair serves one pair of streams.
+func (s *forwardServer) pair(data, errs httpstream.Stream) {
 	for _, st := range []httpstream.Stream{data, errs} {
 		// Does nothing to a stream that was replied to. One whose client was gone by then would wait for its reply when it is closed, for ever.
 		_ = st.(interface{ Refuse() error }).Refuse()
@@ -140,7 +147,6 @@ func (s *forwardServer) pair(conn httpstream.Connection, streams <-chan httpstre
 	}
 	_ = data.Close()
 	_ = errs.Close()
-	return true
 }
 
 func echoPort(data io.ReadWriteCloser, _ string) error {
@@ -320,16 +326,203 @@ func TestAPortForwardCarriesOneConnectionAfterTheOther(t *testing.T) {
 	})
 }
 
-// exchange has a byte there and back.
-func exchange(t *testing.T, c net.Conn) {
+// A connection that is left when it has said all, and before the other side's end of it, leaves its port-forward to the next one: the container runtime
+// takes a second to end it. What comes of it meanwhile is in nobody's way.
+func TestAPortForwardIsLeftBeforeTheEnd(t *testing.T) {
+	both(t, func(t *testing.T, ws bool) {
+		heard, late, sent := make(chan string, 1), make(chan int, 1), make(chan struct{}, 1)
+		s, c := newForwardServer(t, ws, func(data io.ReadWriteCloser, port string) error {
+			switch port {
+			case "9":
+				return errors.New("connection refused")
+			case "80":
+				return echoPort(data, port)
+			}
+			_, _ = io.WriteString(data, "!")
+			said, _ := io.ReadAll(data)
+			heard <- string(said)
+			select {
+			case more := <-late:
+				_, _ = data.Write(make([]byte, more))
+				sent <- struct{}{}
+			case <-t.Context().Done(): // the test has failed
+			}
+			return nil
+		})
+		open := func(port int) net.Conn {
+			t.Helper()
+			conn, err := c.DialEndpoint(t.Context(), Endpoint{Namespace: "shop", Pod: "orders-0", UID: "a", Port: port})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		exchange(t, open(80)) // in SPDY after a WebSocket that is refused; it stays
+		leave := func(said string, reads bool, more int) {
+			t.Helper()
+			conn := open(5)
+			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			conn.(*podConn).timer.Stop() // nobody may be there to read the answer to a ping
+			end := make(chan error, 1)
+			if reads {
+				go func() {
+					_, err := conn.Read(make([]byte, 1))
+					end <- err
+				}()
+			}
+			if _, err := io.WriteString(conn, said); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.(*podConn).CloseWrite()
+			if got := <-heard; got != said {
+				t.Errorf("it has heard %d bytes of %d", len(got), len(said))
+			}
+			if reads {
+				for conn.(*podConn).c.rmu.TryLock() {
+					conn.(*podConn).c.rmu.Unlock()
+					time.Sleep(time.Millisecond)
+				}
+			}
+			made := s.requests.Load()
+			if left := conn.(*podConn).Leave(); left != (len(said) <= maxLittle) {
+				t.Errorf("%d bytes: left: %v", len(said), left)
+			}
+			_ = conn.Close()
+			next := open(80)
+			echoes(t, next)
+			if reads {
+				if err := <-end; !errors.Is(err, net.ErrClosed) {
+					t.Errorf("read: %v", err)
+				}
+			}
+			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("read after close: %v", err)
+			}
+			want := int32(0)
+			if len(said) > maxLittle {
+				want = 1
+			}
+			if now := s.requests.Load(); now-made != want {
+				t.Errorf("%d bytes: %d port-forwards more, want %d", len(said), now-made, want)
+			}
+			late <- more
+			for told := false; !told; { // reads past what the other one says
+				echoes(t, next)
+				select {
+				case <-sent:
+					told = true
+				default:
+				}
+			}
+			echoes(t, next)
+			_ = next.(*podConn).CloseWrite()
+			if rest, err := io.ReadAll(next); len(rest) > 0 || err != nil {
+				t.Errorf("%d bytes, %v", len(rest), err)
+			}
+			_ = next.Close()
+		}
+		for _, reads := range []bool{false, true} {
+			leave("", reads, 1000)
+			leave("hello", reads, 1000)
+			leave(strings.Repeat("x", maxLittle), reads, 1000)
+		}
+		leave(strings.Repeat("x", maxLittle+1), false, 0)
+		leave("hello", true, maxSkipped+1)
+		if waits := len(c.idle.of["a"]); waits != 0 {
+			t.Errorf("%d wait with much that was said to earlier connections", waits)
+		}
+
+		// The path dies while it waits, with somebody in Read: the next connection takes a new one.
+		conn := open(5)
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		end := make(chan error, 1)
+		go func() {
+			_, err := conn.Read(make([]byte, 1))
+			end <- err
+		}()
+		_ = conn.(*podConn).CloseWrite()
+		<-heard
+		if !conn.(*podConn).Leave() {
+			t.Error("not left")
+		}
+		for _, waits := range c.idle.of["a"] {
+			_ = waits.NetConn().Close()
+		}
+		if err := <-end; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read: %v", err)
+		}
+		next := open(80)
+		exchange(t, next)
+		late <- 0
+		<-sent
+
+		// Before an answer it may be that nothing took the connection.
+		for _, port := range []int{80, 9} {
+			conn := open(port)
+			_ = conn.(*podConn).CloseWrite()
+			if conn.(*podConn).Leave() {
+				t.Errorf("port %d was left unheard", port)
+			}
+			_, err := io.ReadAll(conn)
+			if got, want := errors.Is(err, syscall.ECONNREFUSED), port == 9; got != want {
+				t.Errorf("port %d: %v", port, err)
+			}
+			if conn.(*podConn).Leave() {
+				t.Errorf("port %d was left at its end", port)
+			}
+			_ = conn.Close()
+		}
+		// Who wants the carrier closed now waits for what was said on it.
+		conn = open(5)
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, "x")
+		_ = conn.(*podConn).CloseWrite()
+		if !conn.(*podConn).Leave() {
+			t.Error("not left")
+		}
+		if ws { // either way
+			next := open(80)
+			go func() {
+				_, err := next.Read(make([]byte, 1))
+				end <- err
+			}()
+			_ = next.(*podConn).Reset()
+			if err := <-end; !errors.Is(err, net.ErrClosed) {
+				t.Errorf("read: %v", err)
+			}
+		} else {
+			c.idle.drop("a")
+		}
+		if got := <-heard; got != "x" {
+			t.Errorf("%q", got)
+		}
+		late <- 0
+		<-sent
+	})
+}
+
+// echoes has a byte there and back.
+func echoes(t *testing.T, c net.Conn) {
 	t.Helper()
 	_, err := c.Write([]byte("x"))
 	if err == nil {
 		_, err = io.ReadFull(c, make([]byte, 1))
 	}
 	if err != nil {
-		t.Error(err)
+		t.Fatal(err)
 	}
+}
+
+// exchange is a connection's whole life.
+func exchange(t *testing.T, c net.Conn) {
+	t.Helper()
+	echoes(t, c)
 	_ = c.Close()
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 // A port-forward is SPDY/3.1 over a WebSocket or over the upgraded connection itself. One connection
-// here carries one pair of streams at a time, so this file speaks the few frames that takes, without the
+// here carries one pair of streams at a time, and the ends of those that were left, so this file speaks the few frames that takes, without the
 // goroutines, queues and copies of a full SPDY library: Read reads from the socket into the caller's
 // buffer, and Write sends header and payload as one. That also makes a slow reader slow its own
 // sender only, and lets deadlines reach the socket.
@@ -48,6 +48,13 @@ const (
 
 	// goodbyeTimeout is what Close grants the last frame on a connection that takes no more bytes.
 	goodbyeTimeout = time.Second
+
+	// maxLittle is how much may be written to a connection that is left before its end: the pod's kernel takes it from the runtime, whether it is read
+	// or not, so that it is in no other's way.
+	maxLittle = 32 << 10
+
+	// maxSkipped is how much of earlier connections may have come on a carrier that is used again.
+	maxSkipped = 256 << 10
 
 	// errorGrace is how long the end of one stream waits for the other's: the kubelet ends both at
 	// once, in no order, and what the error stream says decides what the end of the data means.
@@ -84,7 +91,7 @@ var _ net.Conn = (*podConn)(nil)
 type podConn struct {
 	c      *session
 	remote podAddr
-	closed chan struct{} // closed by Close
+	closed chan struct{} // closed by Close, Reset and Leave
 	once   sync.Once
 	dmu    sync.Mutex            // held to set a deadline, and to close: c may be another's then
 	keep   func(*session)        // takes what Close has no more use for; nil closes it
@@ -94,19 +101,20 @@ type podConn struct {
 
 	errID, dataID uint32 // of the streams
 
-	rmu      sync.Mutex  // held by the reading goroutine
-	pending  int         // what remains of the current data frame
-	dataDone bool        // no data frame follows the current one
-	farDone  atomic.Bool // dataDone, for others
-	errDone  bool        // the error stream has ended
-	whole    bool        // both have, with nothing said, and nothing of them is left to read
-	errText  []byte      // what the error stream said
-	rerr     error       // sticky
+	// Under c.rmu, which the reading goroutine holds.
+	dataDone bool         // no data frame follows the current one
+	farDone  atomic.Bool  // dataDone, or rerr is set, for others
+	errDone  bool         // the error stream has ended
+	whole    bool         // both have, with nothing said, and nothing of them is left to read
+	errText  []byte       // what the error stream said
+	rerr     error        // sticky
+	heard    atomic.Int64 // bytes of data that have come
 
 	wmu    chan struct{} // holds one token while nobody writes: a mutex with a try
 	wbuf   [8]byte       // under wmu: the head of a data frame
 	sent   bool          // under wmu: the last data frame is out
 	first  bool          // under wmu: and nothing had come of the other side's last one, which then most likely has taken all
+	little int           // under wmu: bytes written, up to maxLittle+1
 	werr   error         // under wmu; sticky
 	answer atomic.Uint64 // a ping of the peer to answer: 1<<32|id, 0 for none
 
@@ -172,57 +180,62 @@ func (p *podConn) open(requestID int64) error {
 	if err != nil {
 		return err
 	}
+	s.rmu.Lock() // once whoever still waits for the end of the connection before has seen the answer come
+	defer s.rmu.Unlock()
 	for {
-		kind, stream, err := p.readFrame()
-		if err != nil {
+		if err := p.readFrame(); err != nil {
 			return err
 		}
-		if kind == spdy.TypeSynReply && stream == p.dataID {
+		if f := &s.frame; f.kind == spdy.TypeSynReply && f.id == p.dataID {
 			return nil
+		}
+		if s.skipped.Load() > maxSkipped {
+			return errSkipped
 		}
 	}
 }
 
+// errSkipped is of a carrier on which too much of earlier connections comes.
+var errSkipped = errors.New("the port-forward still carries what earlier connections were sent")
+
 // readFrame reads the next frame and acts on it. The payload of a data frame on the data stream
-// remains to be read.
-func (p *podConn) readFrame() (kind spdy.ControlFrameType, stream uint32, err error) {
-	var head [8]byte
-	if _, err := io.ReadFull(p.c, head[:]); err != nil {
-		return 0, 0, err
+// remains to be read. It needs c.rmu. When p is closed meanwhile, the frame is left to whoever has the carrier next.
+func (p *podConn) readFrame() error {
+	f := &p.c.frame
+	if err := p.c.await(); err != nil {
+		return err
 	}
+	if p.isClosed() {
+		return net.ErrClosed
+	}
+	f.fresh = false
 	p.reads.Add(1)
-	flags, size := head[4], int(binary.BigEndian.Uint32(head[4:])&0xffffff)
-	if head[0]&0x80 == 0 {
-		stream = binary.BigEndian.Uint32(head[:])
-		return 0, stream, p.readData(stream, flags, size)
-	}
-	kind = spdy.ControlFrameType(binary.BigEndian.Uint16(head[2:]))
-	// Of control frames only the first eight bytes matter here; header blocks are not decoded.
-	var body [8]byte
-	n := min(size, len(body))
-	if _, err := io.ReadFull(p.c, body[:n]); err != nil {
-		return 0, 0, err
-	}
-	if _, err := io.CopyN(io.Discard, p.c, int64(size-n)); err != nil {
-		return 0, 0, err
-	}
-	id := binary.BigEndian.Uint32(body[:])
-	switch kind {
+	switch f.kind {
+	case dataFrame:
+		return p.readData()
 	case spdy.TypePing:
-		p.handlePing(id)
+		p.handlePing(f.id)
 	case spdy.TypeRstStream:
-		if id == p.dataID && !p.dataDone {
-			return kind, id, p.resetError()
+		if f.id == p.dataID && !p.dataDone {
+			return p.resetError()
 		}
-		p.ended(id)
+		p.ended(f.id)
 	case spdy.TypeSynReply, spdy.TypeHeaders:
-		id &^= 1 << 31
-		if flags&uint8(spdy.ControlFlagFin) != 0 {
-			p.ended(id)
+		if f.flags&uint8(spdy.ControlFlagFin) != 0 {
+			p.ended(f.id)
 		}
 	}
 	// GOAWAY only says that the peer takes no new streams; ours go on until it closes.
-	return kind, id, nil
+	return nil
+}
+
+func (p *podConn) isClosed() bool {
+	select {
+	case <-p.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *podConn) ended(stream uint32) {
@@ -235,62 +248,82 @@ func (p *podConn) ended(stream uint32) {
 	}
 }
 
-func (p *podConn) readData(stream uint32, flags uint8, size int) error {
-	if flags&uint8(spdy.DataFlagFin) != 0 {
-		p.ended(stream)
+// readData leaves what it does not read to readFrame, which skips it.
+func (p *podConn) readData() error {
+	f := &p.c.frame
+	if f.flags&uint8(spdy.DataFlagFin) != 0 {
+		p.ended(f.id)
 	}
-	if stream == p.dataID {
-		p.pending = size
-		return nil
-	}
-	keep := 0
-	if stream == p.errID {
-		keep = min(size, maxErrorText-len(p.errText))
-	}
-	old := len(p.errText)
-	p.errText = append(p.errText, make([]byte, keep)...)
-	if _, err := io.ReadFull(p.c, p.errText[old:]); err != nil {
+	switch f.id {
+	case p.dataID:
+	case p.errID:
+		old := len(p.errText)
+		p.errText = append(p.errText, make([]byte, min(f.left, maxErrorText-old))...)
+		n, err := io.ReadFull(p.c, p.errText[old:])
+		f.left -= n
 		return err
+	default: // of a connection before; a reset would not keep the kubelet's library from sending
+		p.c.skipped.Add(int64(f.left))
 	}
-	_, err := io.CopyN(io.Discard, p.c, int64(size-keep))
-	return err
+	return nil
+}
+
+// pending is what remains of a data frame to read.
+func (p *podConn) pending() int {
+	if f := &p.c.frame; f.kind == dataFrame && f.id == p.dataID && !f.fresh {
+		return f.left
+	}
+	return 0
 }
 
 // Read reads what the pod's port sent. When the pod did not take the connection, or reset it, that is
 // the error: it wraps ECONNREFUSED or ECONNRESET where the container runtime says so.
 func (p *podConn) Read(b []byte) (int, error) {
-	p.rmu.Lock()
-	defer p.rmu.Unlock()
+	if p.isClosed() { // the carrier may be another's
+		return 0, p.opError("read", net.ErrClosed)
+	}
+	p.c.rmu.Lock()
+	defer p.c.rmu.Unlock()
+	if p.isClosed() { // meanwhile
+		return 0, p.opError("read", net.ErrClosed)
+	}
 	if len(b) == 0 {
 		return 0, p.rerr
 	}
-	for p.rerr == nil && p.pending == 0 {
+	for p.rerr == nil && p.pending() == 0 {
 		if p.dataDone && p.errDone {
-			p.rerr = p.readError(io.EOF, true) // the answer to our own Close is no end
-			p.whole = p.rerr == io.EOF         //nolint:errorlint // it is bare
+			p.fail(p.readError(io.EOF, true)) // the answer to our own Close is no end
+			p.whole = p.rerr == io.EOF        //nolint:errorlint // it is bare
 			break
 		}
 		ending := p.dataDone || p.errDone && len(p.errText) > 0
 		if ending {
-			_ = p.c.SetReadDeadline(time.Now().Add(errorGrace))
+			_ = p.SetReadDeadline(time.Now().Add(errorGrace))
 		}
-		if _, _, err := p.readFrame(); err != nil {
-			p.rerr = p.readError(err, ending)
+		if err := p.readFrame(); err != nil {
+			p.fail(p.readError(err, ending))
 		}
 	}
 	if p.rerr != nil {
 		return 0, p.rerr
 	}
-	n, err := p.c.Read(b[:min(len(b), p.pending)])
-	p.pending -= n
+	n, err := p.c.Read(b[:min(len(b), p.pending())])
+	p.c.frame.left -= n
 	p.reads.Add(1)
 	if err != nil {
-		p.rerr = p.readError(err, false)
+		p.fail(p.readError(err, false))
 	}
 	if n > 0 {
+		p.heard.Add(int64(n))
 		return n, nil
 	}
 	return 0, p.rerr
+}
+
+// fail has err be the last of Read.
+func (p *podConn) fail(err error) {
+	p.farDone.Store(true)
+	p.rerr = err
 }
 
 // readError is what Read returns for an error of the carrier. ending says that the stream had ended
@@ -333,6 +366,7 @@ func (p *podConn) writeFrames(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), maxFrame)
 		p.wrote.Add(1)
+		p.little = min(p.little+n, maxLittle+1)
 		if err := p.writeData(b[:n], 0); err != nil {
 			return err
 		}
@@ -368,20 +402,17 @@ func (p *podConn) CloseWrite() error {
 // arrive, CloseWrite and Read until the end.
 func (p *podConn) Close() error { return p.end(false) }
 
-// Reset ends both directions and has the far end forget what it has not passed on.
+// Reset ends both directions and has the far end forget what it has not passed on: some seconds later where a connection before was left just now and a
+// Write is under way.
 func (p *podConn) Reset() error { return p.end(true) }
 
 func (p *podConn) end(reset bool) error {
 	p.once.Do(func() {
-		p.dmu.Lock()
-		close(p.closed)
-		p.dmu.Unlock()
-		p.timer.Stop()
+		p.retire()
 		select {
 		case <-p.wmu:
 			if !reset && p.keep != nil && p.over() {
-				_ = errors.Join(p.c.SetReadDeadline(time.Time{}), p.c.SetWriteDeadline(time.Time{}))
-				p.keep(p.c)
+				p.release()
 				return
 			}
 			_ = p.c.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
@@ -397,11 +428,57 @@ func (p *podConn) end(reset bool) error {
 
 // over tells whether both streams are, so that their carrier is as new: what is left untaken of one holds up others there. It needs wmu.
 func (p *podConn) over() bool {
-	if !p.first || p.werr != nil || p.pinged.Load() != 0 || p.lost.Load() != nil || !p.rmu.TryLock() {
+	if !p.sound() || !p.c.rmu.TryLock() {
 		return false
 	}
-	defer p.rmu.Unlock()
+	defer p.c.rmu.Unlock()
 	return p.whole
+}
+
+// Leave is Close when all has been said (CloseWrite) and nobody is left to hear more: the container runtime would take a second to end the connection, and
+// does that without us. What was written arrives. It does nothing, and is false, where that takes reading until the end: before the pod has answered, so
+// that a failure is seen, after it has said much, of which more may be on its way, after more was written than the pod's kernel surely has room for, or
+// when the carrier is not to be used again.
+func (p *podConn) Leave() (left bool) {
+	if heard := p.heard.Load(); p.keep == nil || heard == 0 || heard > maxSkipped || p.farDone.Load() {
+		return false
+	}
+	select {
+	case <-p.wmu:
+	default:
+		return false
+	}
+	if p.little <= maxLittle && p.sound() {
+		p.once.Do(func() {
+			p.retire()
+			p.c.leftAt.Store(time.Now().UnixNano())
+			p.release()
+			left = true
+		})
+	}
+	if !left {
+		p.unlockWrite()
+	}
+	return left
+}
+
+// sound tells whether the carrier is good for others once the streams are over. It needs wmu.
+func (p *podConn) sound() bool {
+	return p.first && p.werr == nil && p.pinged.Load() == 0 && p.lost.Load() == nil && p.c.skipped.Load() <= maxSkipped
+}
+
+// retire has p touch its carrier no more, but for who is in Read or Write.
+func (p *podConn) retire() {
+	p.dmu.Lock()
+	close(p.closed)
+	p.dmu.Unlock()
+	p.timer.Stop()
+}
+
+// release gives the carrier to the next connection. It needs wmu, for good. Who is in Read now goes when the next frame comes, or who has it next lets go.
+func (p *podConn) release() {
+	_ = errors.Join(p.c.SetReadDeadline(time.Time{}), p.c.SetWriteDeadline(time.Time{}))
+	p.keep(p.c)
 }
 
 // goodbye is the end of the data stream and GOAWAY. It needs wmu.
@@ -427,10 +504,8 @@ func goodbye(stream uint32, reset, sent bool) []byte {
 
 // lockWrite is false when the connection was closed here.
 func (p *podConn) lockWrite() bool {
-	select {
-	case <-p.closed:
+	if p.isClosed() {
 		return false
-	default:
 	}
 	select {
 	case <-p.wmu:
@@ -498,9 +573,9 @@ func (p *podConn) watch() {
 	}
 	defer p.timer.Reset(pingPeriod)
 	probeOften(p.c.NetConn(), pingPeriod) // the path may take longer by now
-	waiting := !p.rmu.TryLock()
+	waiting := !p.c.rmu.TryLock()
 	if !waiting {
-		p.rmu.Unlock()
+		p.c.rmu.Unlock()
 	}
 	if reads := p.reads.Load(); waiting && reads == p.readsOld {
 		p.silent++

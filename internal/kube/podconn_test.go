@@ -40,8 +40,12 @@ func pipeConn(t *testing.T) (p *podConn, far net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { _, _, _ = p.readFrame() }() // the second reply
-	synctest.Wait()
+	c.rmu.Lock()
+	err = p.readFrame() // the second reply
+	c.rmu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
 	return p, far
 }
 

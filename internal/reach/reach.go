@@ -30,7 +30,7 @@ type Way string
 // The ways there are.
 const (
 	Auto  Way = "auto"  // Pods, and Proxy for what does not go so
-	Pods  Way = "pods"  // a port-forward for each connection
+	Pods  Way = "pods"  // a port-forward for each open connection
 	Proxy Way = "proxy" // the tunnel to a proxy pod
 )
 

@@ -38,6 +38,9 @@ const (
 type Flow struct {
 	// OnMove, if set, is told the bytes that were written, by both directions at once. Set it before Splice.
 	OnMove func(way Direction, n int)
+	// Leave, if set, is called for a while after a has ended, until it is true: then nobody is left there to read what b still says, b has been left to
+	// itself, and its end is not awaited: Splice returns while the direction from b may still be in b's Read. It is for a b that takes long to end.
+	Leave func() bool
 
 	last   atomic.Int64 // nanoseconds after flowEpoch, shifted left by 2, and the Direction; 0: nothing yet
 	moving atomic.Int32 // directions that hold bytes which are read and not yet written
@@ -84,11 +87,32 @@ func (f *Flow) Splice(a, b net.Conn) error {
 		}
 	}
 	var first firstError
-	var wg sync.WaitGroup
-	wg.Go(func() { f.copy(b, a, AToB, &first) })
-	f.copy(a, b, BToA, &first)
-	wg.Wait()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		f.copy(a, b, BToA, &first)
+	}()
+	if f.copy(b, a, AToB, &first) && f.Leave != nil && f.left(over) {
+		f.close(a, b) // the other direction ends when b's Read does
+		return nil
+	}
+	<-over
 	return first.err
+}
+
+// left calls Leave until the other direction is over: a program's socket is closed a moment after its end is seen.
+func (f *Flow) left(over <-chan struct{}) bool {
+	for wait := time.Duration(0); wait < time.Second; wait = max(time.Millisecond, 4*wait) {
+		select {
+		case <-over:
+			return false
+		case <-time.After(wait):
+		}
+		if f.Leave() {
+			return true
+		}
+	}
+	return false
 }
 
 type firstError struct {
@@ -98,8 +122,8 @@ type firstError struct {
 
 func (e *firstError) set(err error) { e.once.Do(func() { e.err = err }) }
 
-// copy moves one direction, and passes on how it ended. After both directions, dst and src are closed.
-func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
+// copy moves one direction, and passes on how it ended. After both directions, dst and src are closed. ended tells that src has, by itself, and dst has not.
+func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) (ended bool) {
 	readErr, writeErr := f.move(dst, src, way)
 	switch {
 	case errors.Is(readErr, net.ErrClosed), errors.Is(readErr, io.ErrClosedPipe), errors.Is(writeErr, net.ErrClosed):
@@ -114,7 +138,7 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 		}
 		if f.ended.Add(1) == 2 {
 			f.close(dst, src)
-			return
+			return false
 		}
 		// src may read nothing, and so stop the other direction, before it has written all that it has to.
 		_, _ = io.Copy(io.Discard, onlyRead{src})
@@ -131,8 +155,11 @@ func (f *Flow) copy(dst, src net.Conn, way Direction, first *firstError) {
 		}
 		if f.ended.Add(1) == 2 {
 			f.close(dst, src)
+			return false
 		}
+		return !f.reset.Load()
 	}
+	return false
 }
 
 // SpliceContext is Splice until ctx is done, which is a reset of both: what was cut off is not taken for all there was.

@@ -291,6 +291,51 @@ func TestSpliceWithoutHalfClose(t *testing.T) {
 	_, _ = left.Close(), right.Close()
 }
 
+// TestSpliceLeaves: b is left to itself when a has ended and Leave says so, and whoever is in its Read then is not waited for.
+func TestSpliceLeaves(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		left, a := tcpPair(t)
+		b, right := tcpPair(t)
+		asked := 0
+		stays := make(chan struct{})
+		f := Flow{Leave: func() bool { asked++; return asked == 3 }}
+		done := make(chan error)
+		go func() { done <- f.Splice(a, stuck{b, stays}) }()
+		_, _ = left.Write([]byte("x"))
+		if ends {
+			_ = left.CloseWrite()
+			if got, err := io.ReadAll(right); err != nil || string(got) != "x" {
+				t.Errorf("%q, %v", got, err)
+			}
+			if err := <-done; err != nil || asked != 3 {
+				t.Errorf("%v, asked %d times", err, asked)
+			}
+			close(stays)
+		} else { // a reset is no end
+			_ = left.SetLinger(0)
+			_ = left.Close()
+			close(stays)
+			if err := <-done; err == nil || asked != 0 {
+				t.Errorf("%v, asked %d times", err, asked)
+			}
+		}
+		_, _ = left.Close(), right.Close()
+	}
+}
+
+// stuck is a conn whose Read waits for more than its end.
+type stuck struct {
+	net.Conn
+	stays chan struct{}
+}
+
+func (s stuck) Read(b []byte) (int, error) {
+	<-s.stays
+	return s.Conn.Read(b)
+}
+
+func (s stuck) CloseWrite() error { return s.Conn.(*net.TCPConn).CloseWrite() }
+
 // TestSpliceRefused: the caller of a refused connection sees a reset.
 func TestSpliceRefused(t *testing.T) {
 	e := newEnds(t, tcpNetwork(t))

@@ -70,7 +70,7 @@ var variants = []*variant{
 	{name: kubectlWebSocket, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=true", far: true, bridges: true, idle: fewIdle, open: openKubectl("true")},
 	{name: kubectlSPDY, what: "kubectl port-forward, KUBECTL_PORT_FORWARD_WEBSOCKETS=false", far: true, bridges: true, idle: fewIdle, open: openKubectl("false")},
 	{name: "yamux", what: "hashicorp/yamux with its default configuration on one port-forward of bridge's, and a pod at its end", far: true, bridges: true, open: openYamux},
-	{name: "bridge forward", what: "bridge forward pod/NAME: a port-forward for each connection", far: true, bridges: true, idle: fewIdle, open: openForward},
+	{name: "bridge forward", what: "bridge forward pod/NAME: a port-forward for each open connection", far: true, bridges: true, idle: fewIdle, open: openForward},
 	throughProxy,
 	bySOCKS,
 	{name: "bridge connect, podproxy", what: "bridge connect --carrier podproxy: the tunnel through the API server's proxy to the proxy pod", far: true, bridges: true, open: openConnect("podproxy")},

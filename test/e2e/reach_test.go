@@ -3,13 +3,18 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os/exec"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -81,6 +86,59 @@ func TestForwardUsesAPortForwardAgain(t *testing.T) {
 	w.await("a connection without a port-forward of its own", func() bool { // the runtime takes a second over the end of one
 		f.assertAnswers(address, "original")
 		return !strings.Contains(strings.Join(requests(), "\n"), "/portforward")
+	})
+	f.terminate()
+}
+
+// Who says something and is gone has said it, little or much, and the next one does not wait for the runtime's end of that.
+func TestForwardDoesNotWaitForWhoIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).withOrders()
+	pod := w.pods("app=orders")[0].Name
+	kubeconfig, requests := countedAPI(t)
+	f := w.bridgeAs(kubeconfig, nil, "forward", "pod/"+pod, ":7000")
+	address := f.from("Forwarding from 127.")
+	// says writes an order, reads its answer, if it has one, writes the rest, and is gone.
+	says := func(order, answer, rest string) {
+		t.Helper()
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.WriteString(c, order+"\n")
+		if answer != "" {
+			_, rerr := io.ReadFull(c, make([]byte, len(answer)+1))
+			err = errors.Join(err, rerr)
+		}
+		_, werr := io.WriteString(c, rest+"\n")
+		if err := errors.Join(err, werr, c.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	const many = 100
+	for i := range many {
+		says("log", "log", fmt.Sprintf("said-%d.", i))
+		time.Sleep(20 * time.Millisecond) // less than the runtime takes, more than it takes to see that nobody is left
+	}
+	if made := strings.Count(strings.Join(requests(), "\n"), "/portforward"); made > many/5 {
+		t.Errorf("%d port-forwards for %d connections", made, many)
+	}
+
+	for i := range many {
+		says(fmt.Sprintf("order-%d.", i), "", "")
+	}
+	says("log", "log", "much"+strings.Repeat("x", 50<<10)+"end.")
+	w.await("all that was said", func() bool {
+		log, err := s.client.CoreV1().Pods(w.ns).GetLogs(pod, &corev1.PodLogOptions{}).DoRaw(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range many {
+			if !strings.Contains(string(log), fmt.Sprintf("said-%d.", i)) || !strings.Contains(string(log), fmt.Sprintf("order-%d.", i)) {
+				return false
+			}
+		}
+		return strings.Contains(string(log), "xend.")
 	})
 	f.terminate()
 }

@@ -116,6 +116,7 @@ func serveTCP(ln net.Listener) {
 //	upload       read to the end, answer with the SHA-256 of what came
 //	download N   send N bytes and their SHA-256
 //	echo         send back each line at once
+//	log          say so, and log each line
 func order(conn *net.TCPConn) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	line, err := r.ReadString('\n')
@@ -149,6 +150,15 @@ func order(conn *net.TCPConn) error {
 			return err
 		}
 		return sendBytes(conn, n)
+	case "log":
+		if _, err := io.WriteString(conn, "log\n"); err != nil {
+			return err
+		}
+		lines := bufio.NewScanner(r)
+		for lines.Scan() {
+			log.Print(lines.Text())
+		}
+		return lines.Err()
 	case "echo":
 		for {
 			line, err := r.ReadString('\n')
