@@ -102,18 +102,17 @@ func (s *Snapshot) cronJobs() (out []Finding) {
 			continue
 		}
 		made := newest(r, "SuccessfulCreate")
+		var jobs []*batchv1.Job
+		for i := range s.Jobs {
+			if by, _ := maker(&s.Jobs[i]); by == r {
+				jobs = append(jobs, &s.Jobs[i])
+			}
+		}
 		// The kubelet's rule for events is everybody's: some are left out. So the Jobs that there are count, too.
 		since := func(e *corev1.Event) bool {
 			return e != nil && (made == nil || lastSeen(e).After(lastSeen(made))) &&
-				!slices.ContainsFunc(s.Jobs, func(j batchv1.Job) bool {
-					by, _ := maker(&j)
-					return by == r && j.CreationTimestamp.After(lastSeen(e))
-				})
+				!slices.ContainsFunc(jobs, func(j *batchv1.Job) bool { return j.CreationTimestamp.After(lastSeen(e)) })
 		}
-		runs := slices.ContainsFunc(s.Jobs, func(j batchv1.Job) bool {
-			by, _ := maker(&j)
-			return by == r && !is(&j, batchv1.JobComplete) && !is(&j, batchv1.JobFailed)
-		})
 		f := Finding{Object: r, Severity: Problem, Direction: Admission}
 		switch refused, left := newest(r, "FailedCreate"), newest(r, "JobAlreadyActive"); {
 		case since(refused):
@@ -121,7 +120,7 @@ func (s *Snapshot) cronJobs() (out []Finding) {
 			f.Why = "its work is not done; the next time it is tried again"
 			f.Events = told([]*corev1.Event{refused})
 			f.Next = []string{"mend what the message names: " + f.edit()}
-		case since(left) && runs:
+		case since(left) && slices.ContainsFunc(jobs, goesOn):
 			f.ID, f.Severity, f.Direction = "cronjob-skipped", Warning, Program
 			f.Summary = "a run of it still goes on, so that later ones are left out"
 			f.Why = "concurrencyPolicy Forbid has one run at a time"
@@ -145,8 +144,11 @@ func (s *Snapshot) overtaken(p *pod) bool {
 // jobGoesOn tells whether p is of a Job that is neither done nor given up.
 func (s *Snapshot) jobGoesOn(p *pod) bool {
 	j := s.jobOf(p)
-	return j != nil && !is(j, batchv1.JobComplete) && !is(j, batchv1.JobFailed)
+	return j != nil && goesOn(j)
 }
+
+// goesOn tells whether j is neither done nor given up.
+func goesOn(j *batchv1.Job) bool { return !is(j, batchv1.JobComplete) && !is(j, batchv1.JobFailed) }
 
 func (s *Snapshot) jobOf(p *pod) *batchv1.Job {
 	by, _ := maker(p)

@@ -329,12 +329,8 @@ func (p *podConn) fail(err error) {
 // readError is what Read returns for an error of the carrier. ending says that the stream had ended
 // and only the reason was awaited.
 func (p *podConn) readError(err error, ending bool) error {
-	select {
-	case <-p.closed:
-	default:
-		if ending {
-			return p.endError()
-		}
+	if ending && !p.isClosed() {
+		return p.endError()
 	}
 	return p.carrierError("read", err)
 }
@@ -566,10 +562,8 @@ func (p *podConn) handlePing(id uint32) {
 // answer is missing for too long. An answer can also be missing because the pod does not read: the
 // ping waits behind our data. Then only what TCP knows tells dead from slow.
 func (p *podConn) watch() {
-	select {
-	case <-p.closed:
+	if p.isClosed() {
 		return
-	default:
 	}
 	defer p.timer.Reset(pingPeriod)
 	probeOften(p.c.NetConn(), pingPeriod) // the path may take longer by now
@@ -646,12 +640,10 @@ func (p *podConn) SetWriteDeadline(t time.Time) error { return p.setDeadline(p.c
 func (p *podConn) setDeadline(set func(time.Time) error, t time.Time) error {
 	p.dmu.Lock()
 	defer p.dmu.Unlock()
-	select {
-	case <-p.closed:
+	if p.isClosed() {
 		return p.opError("set deadline", net.ErrClosed)
-	default:
-		return set(t)
 	}
+	return set(t)
 }
 
 func (p *podConn) opError(op string, err error) error {
@@ -724,10 +716,8 @@ func (p *podConn) carrierError(op string, err error) error {
 		p.onLost()
 		return *lost
 	}
-	select {
-	case <-p.closed:
+	if p.isClosed() {
 		return p.opError(op, net.ErrClosed)
-	default:
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) && netErr.Timeout() && !errors.Is(err, syscall.ETIMEDOUT) {

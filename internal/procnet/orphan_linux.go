@@ -15,9 +15,6 @@ const (
 	diagInode   = 68 // and the inode, 4 bytes
 )
 
-// timeWait is the state of a socket that both sides have ended: a program may still have it, though it has no inode.
-const timeWait = 6
-
 // Orphaned tells whether the TCP socket at local, which is connected to remote, is one of this machine's that no program has any more: it is closed, where
 // its other end sees the same as of one that has ended its half alone. False where that cannot be told, as of other machines' and other networks' sockets,
 // and of those that both sides have ended.
@@ -54,7 +51,7 @@ func Orphaned(local, remote net.Addr) bool {
 	if err != nil || n < unix.SizeofNlMsghdr+diagInode+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.SOCK_DIAG_BY_FAMILY {
 		return false
 	}
-	return answer[unix.SizeofNlMsghdr+diagState] != timeWait && binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr+diagInode:]) == 0
+	return answer[unix.SizeofNlMsghdr+diagState] != TimeWait && binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr+diagInode:]) == 0
 }
 
 // tcpAddresses are IPv4 where both are, also as IPv6.

@@ -11,6 +11,7 @@ import (
 
 // States of sockets, as the kernel numbers them.
 const (
+	TimeWait  = 6 // both sides have ended; a program may still have it, though it has no inode
 	Closed    = 7 // of UDP: not connected
 	Listening = 10
 )
