@@ -46,7 +46,7 @@ func TestParsePortReadsKubectlsGrammar(t *testing.T) {
 }
 
 func FuzzParsePort(f *testing.F) {
-	for _, s := range []string{"8080:http/udp", "ȺȺȺȺȺ/udp", "/TCP", "unix:/tmp/x:80", "[::1]:80"} {
+	for _, s := range []string{"8080:http/udp", "ȺȺȺȺȺ/udp", "/TCP", "unix:/tmp/x:80", "[::1]:80", "33333333333333333333"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"cmp"
+	"errors"
 	"net"
 	"strconv"
 	"strings"
@@ -59,13 +60,14 @@ func ParsePort(s string) (Port, error) {
 	rest, network := cutNetwork(s)
 	p := Port{Network: network}
 	local, remote, two := cutLast(rest)
-	if n, err := strconv.Atoi(remote); remote == "" || strings.ContainsAny(remote, "/[]") || err == nil && (n < 1 || n > 65535) {
+	n, err := strconv.Atoi(remote)
+	isNumber := err == nil || errors.Is(err, strconv.ErrRange)
+	if remote == "" || strings.ContainsAny(remote, "/[]") || isNumber && (n < 1 || n > 65535) {
 		return Port{}, hint.Newf(hint.Usage, portExamples, "port %q: the remote port is a number from 1 to 65535 or a name", s)
 	}
 	p.Remote = remote
 	if !two {
-		p.Same = true
-		p.Local, _ = strconv.Atoi(remote) // a name has its number later
+		p.Same, p.Local = true, n // a name has its number later
 		return p, nil
 	}
 	return p, p.setLocal(s, local, portExamples)
