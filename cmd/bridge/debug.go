@@ -98,7 +98,11 @@ func (o *debugOptions) check(command []string) error {
 	case o.arch != "" && o.copyTo == "" && (o.image != "" || o.proxyImage != ""):
 		return hint.Newf(hint.Usage, "leave it out: the image's is taken", "--arch is of tools that are carried, which these are not")
 	case o.copyTo == "" && o.image == "" && len(command) > 0 && !slices.Contains(tools.Names(), command[0]):
-		return hint.Newf(hint.Usage, "name an image that has it with --image; bridge exec runs what is in the container", "%q is none of the tools: %s", command[0], strings.Join(tools.Names(), ", "))
+		next := "name an image that has it with --image; bridge exec runs what is in the container"
+		if instead := tools.Instead(command[0]); instead != "" {
+			next = instead + " does such things; or " + next
+		}
+		return hint.Newf(hint.Usage, next, "%q is none of the tools: %s", command[0], strings.Join(tools.Names(), ", "))
 	}
 	return nil
 }

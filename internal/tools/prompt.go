@@ -150,7 +150,7 @@ func runWords(ctx context.Context, words []string, in *input, s Streams) int {
 	}
 	path, err := exec.LookPath(words[0])
 	if err != nil {
-		_, _ = fmt.Fprintf(s.Err, "%s: no tool, and no program here\n", words[0])
+		_, _ = fmt.Fprintln(s.Err, absent(words[0], words[0]+": no tool, and no program here"))
 		return 127
 	}
 	// Ctrl-C comes to it from the terminal.

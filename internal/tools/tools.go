@@ -68,6 +68,37 @@ const Attended = "attended"
 // Names are the tools', sorted.
 func Names() []string { return slices.Sorted(maps.Keys(table())) }
 
+// Instead is the tool that does what a program which is none of them is asked for; "" without one.
+func Instead(program string) string {
+	switch program {
+	case "nslookup", "host", "getent", "drill":
+		return "dig"
+	case "wget", "http", "httpie":
+		return "curl"
+	case "netstat", "lsof":
+		return "ss"
+	case "telnet", "ncat", "netcat", "socat":
+		return "nc"
+	case "top", "pgrep", "pstree", "htop":
+		return "ps"
+	case "printenv":
+		return "env"
+	case "less", "more", "head", "tail":
+		return "cat"
+	case "find", "dir", "stat":
+		return "ls"
+	}
+	return ""
+}
+
+// absent says that a program is none of the tools, and which is nearest.
+func absent(program, words string) string {
+	if instead := Instead(program); instead != "" {
+		return fmt.Sprintf("%s; %s does such things: %s", words, instead, table()[instead].usage)
+	}
+	return words
+}
+
 // Run runs the tool that args begins with, and returns its exit code: 2 for a wrong command line. Hold ends with ctx.
 func Run(ctx context.Context, args []string, s Streams) int {
 	if len(args) == 1 && args[0] == Hold {
@@ -97,7 +128,7 @@ func Run(ctx context.Context, args []string, s Streams) int {
 	}
 	t, ok := table()[args[0]]
 	if !ok {
-		_, _ = fmt.Fprintf(s.Err, "no tool %q: there are %s\n", args[0], strings.Join(Names(), ", "))
+		_, _ = fmt.Fprintln(s.Err, absent(args[0], fmt.Sprintf("no tool %q: there are %s", args[0], strings.Join(Names(), ", "))))
 		return 2
 	}
 	return t.do(ctx, args[0], s, args[1:])

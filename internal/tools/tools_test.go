@@ -426,6 +426,19 @@ func TestDig(t *testing.T) {
 	}
 }
 
+func TestProgramsThatAreNoneOfTheTools(t *testing.T) {
+	for name, want := range map[string]string{"netstat": "; ss does such things: ss [-l] [-t] [-u]\n", "vim": "ss\n"} {
+		if _, wrong, code := run(t, "", name, "-a"); code != 2 || !strings.HasPrefix(wrong, `no tool "`+name+`": there are cat, `) || !strings.HasSuffix(wrong, want) {
+			t.Errorf("%s: %q, %d", name, wrong, code)
+		}
+	}
+	for _, instead := range []string{Instead("wget"), Instead("nslookup"), Instead("telnet"), Instead("top"), Instead("printenv"), Instead("tail"), Instead("find")} {
+		if _, ok := table()[instead]; !ok {
+			t.Errorf("%q is no tool", instead)
+		}
+	}
+}
+
 func TestPrompt(t *testing.T) {
 	dir := t.TempDir()
 	// What is typed behind cat is cat's, to the end.
