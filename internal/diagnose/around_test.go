@@ -232,6 +232,9 @@ func TestBudgetsThatLetNoPodGo(t *testing.T) {
 	try(t, []tried{
 		{"it lets one go", well + budget(1, 2, 1, 2, "") + node("unschedulable: true"), "", ""},
 		{"it is about none", budget(0, 0, 0, 0, ""), "", ""},
+		{"... by mistake", strings.Replace(well, "app: it}", "app: orders}", 1) + strings.Replace(budget(0, 0, 0, 0, ""), "app: it}", "app: ordres}", 1), "budget-selector-mismatch", "its spec.selector selects no pod; nearest is pod/it, whose labels differ: -app=ordres +app=orders"},
+		{"... of which there may be some", well + strings.Replace(budget(0, 0, 0, 0, ""), "app: it}", "app: batch}", 1), "", ""},
+		{"it has no selector", well + strings.Replace(budget(0, 0, 0, 0, ""), "selector: {matchLabels: {app: it}}", "minAvailable: 1", 1), "", ""},
 		{"none, ever", well + budget(0, 1, 1, 1, "") + node(""), "budget-allows-none", "maxUnavailable: 1"},
 		{"a drain", well + budget(0, 1, 1, 1, "") + node("unschedulable: true"), "drain-blocked", "kubectl uncordon node1"},
 		{"none for now", crashes + budget(0, 1, 1, 2, "") + node(""), "program-exits", ""},

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -21,12 +22,18 @@ func (s *Snapshot) budgeted(b *policyv1.PodDisruptionBudget) []*pod {
 	return s.matching(b.Namespace, selector)
 }
 
-// checkBudgets is about disruption budgets that let no pod go: what drains a node waits for them. A workload's own rollout does not ask them.
+// checkBudgets is about disruption budgets that let no pod go, or are about none by mistake: what drains a node waits for them. A workload's own rollout does not ask them.
 func checkBudgets(s *Snapshot) (out []Finding) {
 	for i := range s.Budgets {
 		b := &s.Budgets[i]
 		f := Finding{ID: "budget-allows-none", Severity: Warning, Direction: Node, Object: refOf("poddisruptionbudget", b), Owner: s.owner(b)}
 		f.Events = told(s.eventsOf("poddisruptionbudget", b))
+		if p := s.meant(b.Namespace, b.Spec.Selector); p != nil {
+			f.ID, f.Why = "budget-selector-mismatch", "it holds for nobody: a drain takes all pods that it is to keep at once"
+			f.misses("spec.selector", "pod", b.Spec.Selector, cmp.Or(s.owner(p), refOf("pod", p)), p.Labels)
+			out = append(out, f)
+			continue
+		}
 		failed := slices.IndexFunc(b.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == policyv1.DisruptionAllowedCondition && c.Reason == policyv1.SyncFailedReason
 		})

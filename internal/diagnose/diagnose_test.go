@@ -345,6 +345,25 @@ func TestWhatEndsIt(t *testing.T) {
 	}
 }
 
+// What can be named and is not read otherwise is read when it is.
+func TestTargetsThatAreReadWhenNamed(t *testing.T) {
+	cronJob := `{"metadata":{"name":"nightly","namespace":"shop"},"spec":{"suspend":true}}`
+	k, asked := apiServer(t, map[string]string{"cronjobs": cronJob, "replicationcontrollers": `{"metadata":{"name":"orders","namespace":"shop"}}`})
+	r, err := Run(t.Context(), k, Options{Targets: []Ref{{"cronjob", "shop", "nightly"}, {"replicationcontroller", "shop", "orders"}}})
+	if err != nil || len(r.Findings) != 1 || r.Findings[0].ID != "cronjob-suspended" {
+		t.Errorf("%v, %+v", err, r)
+	}
+	*asked = nil
+	if r, err = Run(t.Context(), k, Options{}); err != nil || len(r.Findings) > 0 || slices.ContainsFunc(*asked, func(path string) bool { return strings.Contains(path, "cronjobs") }) {
+		t.Errorf("none is named: %v, %+v, asked for %q", err, r, *asked)
+	}
+	for _, kind := range []string{"cronjob", "replicationcontroller"} {
+		if _, err = Run(t.Context(), k, Options{Targets: []Ref{{kind, "shop", "other"}}}); hint.CodeOf(err) != hint.NotFound {
+			t.Errorf("%s that is not there: %v", kind, err)
+		}
+	}
+}
+
 // However many pods there are, and whatever is wrong with them, it is a list call for each kind of object, and a few logs.
 func TestOneListForEachKind(t *testing.T) {
 	k, asked := crowdServer(t)

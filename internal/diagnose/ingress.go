@@ -93,22 +93,8 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 				out = append(out, f)
 			}
 		}
-		if class := ing.Spec.IngressClassName; class != nil && s.has(ingressClasses) {
-			var have []string
-			for _, c := range s.IngressClasses {
-				have = append(have, c.Name)
-			}
-			if !slices.Contains(have, *class) {
-				f := Finding{ID: "ingress-class-absent", Severity: Warning, Direction: Network, Object: refOf("ingress", ing), Owner: s.owner(ing)} // a few controllers go by the name alone
-				f.Summary = fmt.Sprintf("its class %s does not exist", *class)
-				f.Why = "as a rule no controller takes it up, and nobody answers at its hosts"
-				f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: *class}, {From: "ingressclasses", Says: cmp.Or(strings.Join(have, ", "), "none")}}
-				if like := nearest(*class, have); like != "" {
-					f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
-				}
-				f.Next = append(f.Next, "name one that there is, or install its controller: kubectl get ingressclass")
-				out = append(out, f)
-			}
+		if f, ok := s.absentClass(ing); ok {
+			out = append(out, f)
 		}
 		for _, t := range ing.Spec.TLS {
 			if t.SecretName == "" || !s.has(secrets) || s.named[Ref{"secret", ing.Namespace, t.SecretName}] {
@@ -122,4 +108,41 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// nameless tells whether an Ingress names no class, and nobody has taken it up so far.
+func nameless(ing *networkingv1.Ingress) bool {
+	const old = "kubernetes.io/ingress.class" // before there were IngressClasses
+	return ing.Spec.IngressClassName == nil && ing.Annotations[old] == "" && len(ing.Status.LoadBalancer.Ingress) == 0
+}
+
+// absentClass is about an Ingress of a class that does not exist, or of none where none is the default.
+func (s *Snapshot) absentClass(ing *networkingv1.Ingress) (Finding, bool) {
+	f := Finding{ID: "ingress-class-absent", Severity: Warning, Direction: Network, Object: refOf("ingress", ing), Owner: s.owner(ing)} // a few controllers go by the name alone, or take up what names none
+	var have []string
+	for _, c := range s.IngressClasses {
+		have = append(have, c.Name)
+	}
+	class := ing.Spec.IngressClassName
+	switch {
+	case !s.has(ingressClasses):
+		return f, false
+	case class != nil && !slices.Contains(have, *class):
+		f.Summary = fmt.Sprintf("its class %s does not exist", *class)
+		f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: *class}}
+		if like := nearest(*class, have); like != "" {
+			f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
+		}
+		f.Next = append(f.Next, "name one that there is, or install its controller: kubectl get ingressclass")
+	// Where there are no classes, as on GKE, a controller goes by other marks. One that is the default now was not when the Ingress was made.
+	case len(have) > 0 && nameless(ing) && s.Now.Sub(ing.CreationTimestamp.Time) > startPatience:
+		f.Summary = "it names no class, and none was the default when it was made"
+		f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: "none"}, {From: f.Object.String() + " status.loadBalancer", Says: "no address"}}
+		f.Next = []string{"set spec.ingressClassName to one that there is: " + f.edit()}
+	default:
+		return f, false
+	}
+	f.Why = "as a rule no controller takes it up, and nobody answers at its hosts"
+	f.State = append(f.State, Evidence{From: "ingressclasses", Says: cmp.Or(strings.Join(have, ", "), "none")})
+	return f, true
 }

@@ -12,7 +12,7 @@ import (
 
 // checkJobs is about jobs that were given up, are held, or were never made.
 func checkJobs(s *Snapshot) (out []Finding) {
-	out = append(s.heldJobs(), s.cronJobs()...)
+	out = slices.Concat(s.heldJobs(), s.cronJobs(), s.suspended())
 	for i := range s.Jobs {
 		j := &s.Jobs[i]
 		if !is(j, batchv1.JobFailed) || s.succeededSince(j) {
@@ -130,6 +130,23 @@ func (s *Snapshot) cronJobs() (out []Finding) {
 		default:
 			continue
 		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// suspended are the CronJobs that are. It is told where one is named: that it does not run may be why it is asked about.
+func (s *Snapshot) suspended() (out []Finding) {
+	for i := range s.CronJobs {
+		c := &s.CronJobs[i]
+		if c.Spec.Suspend == nil || !*c.Spec.Suspend {
+			continue
+		}
+		f := Finding{ID: "cronjob-suspended", Severity: Warning, Direction: Program, Object: refOf("cronjob", c), Owner: s.owner(c)}
+		f.Summary = "it is suspended"
+		f.Why = "no Job is made of it before that is taken back"
+		f.State = []Evidence{{From: f.Object.String() + " spec.suspend", Says: "true"}}
+		f.Next = []string{"if it is to run: set spec.suspend to false: " + f.edit()}
 		out = append(out, f)
 	}
 	return out

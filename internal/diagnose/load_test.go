@@ -122,6 +122,7 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		if err := yaml.UnmarshalStrict([]byte(doc), s.Space); err != nil {
 			t.Fatal(err)
 		}
+		s.Namespaces = append(s.Namespaces, metav1.PartialObjectMetadata{ObjectMeta: s.Space.ObjectMeta})
 	case "IngressClass":
 		decode(t, doc, &s.IngressClasses, func(o *networkingv1.IngressClass) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "StorageClass":

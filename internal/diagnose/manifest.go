@@ -121,7 +121,7 @@ func groupOf(kind string) string {
 	switch kind {
 	case "deployment", "statefulset", "daemonset", "replicaset":
 		return "apps"
-	case "job":
+	case "job", "cronjob":
 		return "batch"
 	case "ingress", "networkpolicy":
 		return "networking.k8s.io"

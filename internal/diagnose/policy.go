@@ -69,7 +69,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 	for i := range s.Pods {
 		pod := &s.Pods[i]
 		held := outward[refOf("pod", pod)]
-		if len(held) == 0 || pod.Spec.HostNetwork || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || slices.ContainsFunc(held, letsAskDNS) {
+		if len(held) == 0 || pod.Spec.HostNetwork || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || slices.ContainsFunc(held, s.letsAskDNS) {
 			continue
 		}
 		// Who may go nowhere at all is meant to.
@@ -77,10 +77,15 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			continue
 		}
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
-		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out: %s", policyNames(held))
+		lets, none, where := "", "for port 53/UDP", "port 53, UDP and TCP"
+		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return slices.ContainsFunc(o.Spec.Egress, opensDNS) }); i >= 0 {
+			held[0], held[i] = held[i], held[0]
+			lets, none, where = " to other namespaces' pods, where DNS is", "to another namespace", where+", of namespaceSelector {}"
+		}
+		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out%s: %s", lets, policyNames(held))
 		f.Why = why
-		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none for port 53/UDP"}}
-		f.Next = []string{"let it ask: egress to port 53, UDP and TCP: kubectl edit networkpolicy " + held[0].Name + inOf(pod)}
+		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none " + none}}
+		f.Next = []string{fmt.Sprintf("let it ask: egress to %s: kubectl edit networkpolicy %s%s", where, held[0].Name, inOf(pod))}
 		out = append(out, f)
 	}
 	for i := range s.Policies {
@@ -91,27 +96,23 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 	return out
 }
 
-// misspeltPolicy is about a policy with a selector of pods that selects none, and that is near to the labels of some.
+// misspeltPolicy is about a policy with a selector of pods or of namespaces that selects none, and that is near to the labels of some.
 func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool) {
 	f := Finding{ID: "networkpolicy-selector-mismatch", Severity: Warning, Direction: Network, Object: refOf("networkpolicy", o), Owner: s.owner(o)}
-	look := func(field string, selector *metav1.LabelSelector) {
-		p := s.meant(o.Namespace, selector)
-		if p == nil {
-			return
+	lookForPods := func(field string, selector *metav1.LabelSelector) {
+		if p := s.meant(o.Namespace, selector); p != nil {
+			f.misses(field, "pod", selector, cmp.Or(s.owner(p), refOf("pod", p)), p.Labels)
 		}
-		whose := cmp.Or(s.owner(p), refOf("pod", p))
-		if f.Summary == "" {
-			f.Summary = fmt.Sprintf("its %s selects no pod; nearest is %s, whose labels differ: %s", field, whose, difference(selector.MatchLabels, p.Labels))
-			f.Next = []string{fmt.Sprintf("if %s is meant, correct it: %s", whose, f.edit())}
-		}
-		f.State = append(f.State,
-			Evidence{From: fmt.Sprintf("%s %s", f.Object, field), Says: labels.FormatLabels(selector.MatchLabels)},
-			Evidence{From: refOf("pod", p).String() + " metadata.labels", Says: labels.FormatLabels(p.Labels)})
 	}
 	peers := func(field string, list []networkingv1.NetworkPolicyPeer) {
 		for i, peer := range list {
-			if peer.NamespaceSelector == nil && peer.PodSelector != nil { // others are of other namespaces
-				look(fmt.Sprintf("%s[%d].podSelector", field, i), peer.PodSelector)
+			switch {
+			case peer.NamespaceSelector != nil:
+				if n := s.meantNamespace(peer.NamespaceSelector); n != nil {
+					f.misses(fmt.Sprintf("%s[%d].namespaceSelector", field, i), "namespace", peer.NamespaceSelector, Ref{Kind: "namespace", Name: n.Name}, n.Labels)
+				}
+			case peer.PodSelector != nil:
+				lookForPods(fmt.Sprintf("%s[%d].podSelector", field, i), peer.PodSelector)
 			}
 		}
 	}
@@ -124,15 +125,61 @@ func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool)
 	}
 	if f.Summary == "" {
 		f.Why = "it holds for nobody: what it is to keep away is let in, or out"
-		look("spec.podSelector", &o.Spec.PodSelector)
+		lookForPods("spec.podSelector", &o.Spec.PodSelector)
 	}
 	return f, f.Summary != ""
+}
+
+// misses makes f about a selector of kind that selects none, in a field of its object; near is what is likely meant, with the labels that it has.
+// Of several such fields the first is told, and all are evidence.
+func (f *Finding) misses(field, kind string, selector *metav1.LabelSelector, near Ref, have map[string]string) {
+	if f.Summary == "" {
+		f.Summary = fmt.Sprintf("its %s selects no %s; nearest is %s, whose labels differ: %s", field, kind, near, difference(selector.MatchLabels, have))
+		f.Next = []string{fmt.Sprintf("if %s is meant, correct it: %s", near, f.edit())}
+	}
+	f.State = append(f.State,
+		Evidence{From: fmt.Sprintf("%s %s", f.Object, field), Says: labels.FormatLabels(selector.MatchLabels)},
+		Evidence{From: near.String() + " metadata.labels", Says: labels.FormatLabels(have)})
+}
+
+// selectsNamespaces tells whether a policy selects namespaces by their labels.
+func selectsNamespaces(o networkingv1.NetworkPolicy) bool {
+	some := func(p networkingv1.NetworkPolicyPeer) bool {
+		return p.NamespaceSelector != nil && len(p.NamespaceSelector.MatchLabels) > 0
+	}
+	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool { return slices.ContainsFunc(r.From, some) }) ||
+		slices.ContainsFunc(o.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool { return slices.ContainsFunc(r.To, some) })
+}
+
+// meantNamespace is the namespace that a selector is likely meant for which selects none: one whose labels are a typing error away, or whose
+// name is asked for by a label that it does not have. Nil without one, and where namespaces may not be read.
+func (s *Snapshot) meantNamespace(selector *metav1.LabelSelector) *metav1.PartialObjectMetadata {
+	if len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
+		return nil
+	}
+	matches := labels.SelectorFromSet(selector.MatchLabels)
+	var meant *metav1.PartialObjectMetadata
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		if matches.Matches(labels.Set(n.Labels)) {
+			return nil
+		}
+		near := true
+		for k, want := range selector.MatchLabels {
+			have, has := n.Labels[k]
+			near = near && (have == want || misspelt(want, have) || !has && want == n.Name)
+		}
+		if near && meant == nil {
+			meant = n
+		}
+	}
+	return meant
 }
 
 // meant is the pod that a selector is likely meant for which selects none, nor what a workload would make: one whose labels are a typing error away.
 // Nil without one.
 func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod {
-	if len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
+	if selector == nil || len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
 		return nil
 	}
 	matches := labels.SelectorFromSet(selector.MatchLabels)
@@ -220,13 +267,25 @@ func opens(r networkingv1.NetworkPolicyIngressRule, p *pod, port int32, protocol
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
 }
 
-func letsAskDNS(o *networkingv1.NetworkPolicy) bool {
-	const dns = 53
+// letsAskDNS tells whether a policy lets pods ask it. Where it is is not read: it is taken for one that pods of the own namespace, known by
+// their port, are alone, and everything else may be.
+func (s *Snapshot) letsAskDNS(o *networkingv1.NetworkPolicy) bool {
 	return slices.ContainsFunc(o.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
-		return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
-			// A port by its name is another pod's, which may be 53.
-			return have.Port != nil && have.Port.Type == intstr.String || portMatches(have, nil, dns, corev1.ProtocolUDP)
-		})
+		return opensDNS(r) && (len(r.To) == 0 || slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool {
+			selector, err := metav1.LabelSelectorAsSelector(to.PodSelector)
+			return to.PodSelector == nil || to.NamespaceSelector != nil || err != nil ||
+				slices.ContainsFunc(s.matching(o.Namespace, selector), func(p *pod) bool { return declaresPort(p, dnsPort) })
+		}))
+	})
+}
+
+const dnsPort = 53
+
+// opensDNS tells whether a rule is about DNS's port, to whomever it lets out.
+func opensDNS(r networkingv1.NetworkPolicyEgressRule) bool {
+	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
+		// A port by its name is another pod's, which may be 53.
+		return have.Port != nil && have.Port.Type == intstr.String || portMatches(have, nil, dnsPort, corev1.ProtocolUDP)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 // kinds are those that can be named beside kube.ParseTarget's, by kubectl's names.
 var kinds = map[string]string{
 	"job": "job", "jobs": "job",
+	"cronjob": "cronjob", "cronjobs": "cronjob", "cj": "cronjob",
 	"persistentvolumeclaim": "persistentvolumeclaim", "persistentvolumeclaims": "persistentvolumeclaim", "pvc": "persistentvolumeclaim",
 	"ingress": "ingress", "ingresses": "ingress", "ing": "ingress",
 	"horizontalpodautoscaler": "horizontalpodautoscaler", "horizontalpodautoscalers": "horizontalpodautoscaler", "hpa": "horizontalpodautoscaler",
@@ -64,6 +65,12 @@ func (s *Snapshot) each(do func(kind string, o metav1.Object)) {
 	}
 	for i := range s.Jobs {
 		do("job", &s.Jobs[i])
+	}
+	for i := range s.CronJobs {
+		do("cronjob", &s.CronJobs[i])
+	}
+	for i := range s.Controllers {
+		do(string(kube.ReplicationController), &s.Controllers[i])
 	}
 	for i := range s.Claims {
 		do("persistentvolumeclaim", &s.Claims[i])

@@ -119,6 +119,9 @@ func TestIngressesThatLeadNowhere(t *testing.T) {
 		{"no port", good + ingress("{name: it, port: {number: 8080}}"), "ingress-port-absent", "which has only web:80"},
 		{"no class", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {ingressClassName: ngnix, ", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "ingress-class-absent", "if nginx is meant"},
 		{"a class", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {ingressClassName: nginx, ", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
+		{"none", good + ingress("{name: it, port: {number: 80}}") + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "ingress-class-absent", "set spec.ingressClassName to one that there is"},
+		{"none, and a controller took it", good + strings.TrimSpace(ingress("{name: it, port: {number: 80}}")) + "\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
+		{"none, as it was written once", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "name: it}", "name: it, annotations: {kubernetes.io/ingress.class: nginx}}", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
 		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "kubectl create secret tls cert --cert FILE --key FILE -n shop"},
 		{"a Service that leads nowhere is the cause", strings.Replace(good, "selector: {app: it}", "selector: {app: ti}", 1)[:strings.Index(good, "\n---\nkind: EndpointSlice")] + ingress("{name: it, port: {number: 80}}"), "service-selector-mismatch", ""},
 	})
@@ -130,6 +133,7 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		return "\n---\nkind: NetworkPolicy\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
 	}
 	closed := policy("closed", "podSelector: {}, policyTypes: [Ingress]")
+	monitoring := "\n---\nkind: Namespace\nmetadata: {name: monitoring, labels: {kubernetes.io/metadata.name: monitoring}}\n"
 	frontend := "\n---\n" + strings.NewReplacer("name: it,", "name: web,", "app: it", "app: frontend").Replace(withPod("", "", running))
 	try(t, []tried{
 		{"closed", good + closed, "networkpolicy-denies", "networkpolicy/closed"},
@@ -152,6 +156,14 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		{"DNS by TCP alone", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53}]}]"), "networkpolicy-no-dns", "53/UDP"},
 		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
 		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
+		{"calls to pods of the namespace alone", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "networkpolicy-no-dns", "lets port 53/UDP out to other namespaces' pods, where DNS is: networkpolicy/out"},
+		{"... where DNS is", good + strings.Replace(frontend, "name: app,", "name: app, ports: [{containerPort: 53, protocol: UDP}],", 1) + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
+		{"... and of others", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}, {namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}]"), "", ""},
+		{"... or addresses", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]"), "", ""},
+		{"a namespace's name by a label that it has not", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {name: monitoring}}}]}]"), "networkpolicy-selector-mismatch", "namespaceSelector selects no namespace; nearest is namespace/monitoring, whose labels differ: -name=monitoring"},
+		{"a namespace that is misspelt", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitorng}}, podSelector: {}}]}]"), "networkpolicy-selector-mismatch", "+kubernetes.io/metadata.name=monitoring"},
+		{"a namespace", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}]"), "", ""},
+		{"a namespace that there is none of", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {team: billing}}}]}]"), "", ""},
 		{"no calls at all", good + policy("out", "podSelector: {}, policyTypes: [Egress]"), "", ""},
 	})
 }

@@ -41,6 +41,8 @@ const (
 	statefulSets   plural = "statefulsets"
 	daemonSets     plural = "daemonsets"
 	jobs           plural = "jobs"
+	cronJobs       plural = "cronjobs"
+	controllers    plural = "replicationcontrollers"
 	claims         plural = "persistentvolumeclaims"
 	policies       plural = "networkpolicies"
 	ingresses      plural = "ingresses"
@@ -83,8 +85,12 @@ type Snapshot struct {
 
 	// Rollouts are Argo's. They are read where ReplicaSets are theirs, or one is a target.
 	Rollouts []argoRollout
-	// These are read when something that was read before asks for them. Of ConfigMaps and Secrets it is the names alone.
+	// CronJobs and ReplicationControllers are read where one is a target.
+	CronJobs    []batchv1.CronJob
+	Controllers []corev1.ReplicationController
+	// These are read when something that was read before asks for them. Of ConfigMaps and Secrets it is the names alone, of namespaces the labels.
 	ConfigMaps, Secrets []metav1.PartialObjectMetadata
+	Namespaces          []metav1.PartialObjectMetadata
 	StorageClasses      []storagev1.StorageClass
 	IngressClasses      []networkingv1.IngressClass
 	// AllPods are those of all namespaces, which share the nodes.
@@ -218,7 +224,22 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 			return err
 		}})
 	}
-	if slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == rolloutKind }) || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
+	named := func(kind string) bool {
+		return slices.ContainsFunc(o.Targets, func(r Ref) bool { return r.Kind == kind })
+	}
+	if named("cronjob") && !o.known { // a file that has one suspended means it
+		out = append(out, reading{cronJobs, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			l, err := k.Clientset.BatchV1().CronJobs(s.Namespace).List(ctx, metav1.ListOptions{})
+			return kept(&s.CronJobs, func() []batchv1.CronJob { return l.Items }, err)
+		}})
+	}
+	if named(string(kube.ReplicationController)) {
+		out = append(out, reading{controllers, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			l, err := k.Clientset.CoreV1().ReplicationControllers(s.Namespace).List(ctx, metav1.ListOptions{})
+			return kept(&s.Controllers, func() []corev1.ReplicationController { return l.Items }, err)
+		}})
+	}
+	if named(rolloutKind) || slices.ContainsFunc(s.ReplicaSets, func(r appsv1.ReplicaSet) bool { by, _ := maker(&r); return by.Kind == rolloutKind }) {
 		out = append(out, reading{argoRollouts, readRollouts})
 	}
 	if slices.ContainsFunc(s.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Status.Phase == corev1.ClaimPending }) {
@@ -227,10 +248,16 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 			return kept(&s.StorageClasses, func() []storagev1.StorageClass { return l.Items }, err)
 		}})
 	}
-	if slices.ContainsFunc(s.Ingresses, func(i networkingv1.Ingress) bool { return i.Spec.IngressClassName != nil }) {
+	if slices.ContainsFunc(s.Ingresses, func(i networkingv1.Ingress) bool { return i.Spec.IngressClassName != nil || nameless(&i) }) {
 		out = append(out, reading{ingressClasses, func(ctx context.Context, k *kube.Client, s *Snapshot) error {
 			l, err := k.Clientset.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{})
 			return kept(&s.IngressClasses, func() []networkingv1.IngressClass { return l.Items }, err)
+		}})
+	}
+	if slices.ContainsFunc(s.Policies, selectsNamespaces) && !o.brief {
+		out = append(out, reading{"namespaces that policies select", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
+			s.Namespaces, _ = names(ctx, k, "", namespaces, nil)
+			return nil // as below
 		}})
 	}
 	if lonely := s.lonely(); len(lonely) > 0 && !o.brief {

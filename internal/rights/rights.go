@@ -264,9 +264,9 @@ func (c Command) rules() []rule {
 		return append([]rule{
 			{"The pods, of which all else hangs.", required, "", list("pods"), list("list")},
 			{"What the checks look at beside them; all optional: what may not be read is said, and left out.",
-				optional, "", list("services", "events", "persistentvolumeclaims"), list("list")},
+				optional, "", list("services", "events", "persistentvolumeclaims", "replicationcontrollers"), list("list")},
 			{"", optional, "apps", list("deployments", "replicasets", "statefulsets", "daemonsets"), list("list")},
-			{"", optional, "batch", list("jobs"), list("list")},
+			{"", optional, "batch", list("jobs", "cronjobs"), list("list")},
 			{"", optional, "discovery.k8s.io", list("endpointslices"), list("list")},
 			{"", optional, "networking.k8s.io", list("ingresses", "networkpolicies"), list("list")},
 			{"", optional, "autoscaling", list("horizontalpodautoscalers"), list("list")},

@@ -62,7 +62,7 @@ type broken struct {
 }
 
 // clusterWide are the kinds of the manifests that are in no namespace. They are named for the manifest's.
-var clusterWide = []string{"StorageClass", "PersistentVolume", "RuntimeClass", "ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+var clusterWide = []string{"StorageClass", "PersistentVolume", "RuntimeClass", "IngressClass", "ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 
 // readBroken reads a manifest and what its first comments say.
 func readBroken(t *testing.T, path string) *broken {
