@@ -42,7 +42,7 @@ tools:
 
 unit: proxies
 	go vet ./...
-	go test -race $$(go list ./... | grep -v /test/e2e)
+	go test -race -timeout 30m $$(go list ./... | grep -v /test/e2e)
 
 # Runs each fuzz target FUZZCOUNT times, two targets at once. By count and not by time, at whose end
 # a target may fail by "context deadline exceeded" with nothing found (https://go.dev/issue/75804, mended in Go 1.27).

@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bridge/internal/kube"
 )
 
 // refusals are why the API server does not take a pod that a controller wants to make, by its words in lower case. A webhook's and a policy's come
@@ -123,25 +125,21 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 	}
 	for i := range s.ReplicaSets {
 		o := &s.ReplicaSets[i]
-		wants := int32(1)
-		if o.Spec.Replicas != nil {
-			wants = *o.Spec.Replicas
-		}
 		var said *Evidence
 		for _, c := range o.Status.Conditions {
 			if c.Type == "ReplicaFailure" && c.Status == corev1.ConditionTrue {
 				said = &Evidence{From: refOf("replicaset", o).String() + " condition ReplicaFailure", Says: c.Message, At: c.LastTransitionTime.Time}
 			}
 		}
-		refused("replicaset", o, wants, o.Status.Replicas, said)
+		refused("replicaset", o, replicas(o.Spec.Replicas), o.Status.Replicas, said)
 	}
 	for i := range s.StatefulSets {
 		o := &s.StatefulSets[i]
-		wants := int32(1)
-		if o.Spec.Replicas != nil {
-			wants = *o.Spec.Replicas
-		}
-		refused("statefulset", o, wants, o.Status.Replicas, nil)
+		refused("statefulset", o, replicas(o.Spec.Replicas), o.Status.Replicas, nil)
+	}
+	for i := range s.Controllers {
+		o := &s.Controllers[i]
+		refused(string(kube.ReplicationController), o, replicas(o.Spec.Replicas), o.Status.Replicas, nil)
 	}
 	for i := range s.DaemonSets {
 		o := &s.DaemonSets[i]

@@ -1,7 +1,6 @@
 package diagnose
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -28,11 +27,12 @@ func checkBudgets(s *Snapshot) (out []Finding) {
 		b := &s.Budgets[i]
 		f := Finding{ID: "budget-allows-none", Severity: Warning, Direction: Node, Object: refOf("poddisruptionbudget", b), Owner: s.owner(b)}
 		f.Events = told(s.eventsOf("poddisruptionbudget", b))
-		if p := s.meant(b.Namespace, b.Spec.Selector); p != nil {
-			f.ID, f.Why = "budget-selector-mismatch", "it holds for nobody: a drain takes all pods that it is to keep at once"
-			f.misses("spec.selector", "pod", b.Spec.Selector, cmp.Or(s.owner(p), refOf("pod", p)), p.Labels)
-			out = append(out, f)
-			continue
+		if metav1.GetControllerOfNoCopy(b) == nil { // an operator's may be there before its pods
+			if s.missesPods(&f, "spec.selector", b.Namespace, b.Spec.Selector); f.Summary != "" {
+				f.ID, f.Why = "budget-selector-mismatch", "it holds for nobody: a drain takes all pods that it is to keep at once"
+				out = append(out, f)
+				continue
+			}
 		}
 		failed := slices.IndexFunc(b.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == policyv1.DisruptionAllowedCondition && c.Reason == policyv1.SyncFailedReason

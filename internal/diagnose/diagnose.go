@@ -33,7 +33,7 @@ type Options struct {
 
 	// known is whether Targets are known to be there, also where their kind may not be listed.
 	known bool
-	// brief leaves out what the pods use, for which a server of its own is asked: somebody waits to end.
+	// brief leaves out what the pods use, for which a server of its own is asked, and what other namespaces have: somebody waits to end.
 	brief bool
 }
 

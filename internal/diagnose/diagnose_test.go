@@ -301,10 +301,21 @@ func TestPodsOfAServiceInAnotherNamespace(t *testing.T) {
 
 // An IngressClass that may not be read is not taken for one that does not exist.
 func TestIngressClassesThatMayNotBeRead(t *testing.T) {
-	const ingress = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"ingressClassName":"nginx"}}`
-	k, _ := apiServer(t, map[string]string{"ingresses": ingress}, "ingressclasses")
+	for _, spec := range []string{`{"ingressClassName":"nginx"}`, `{}`} {
+		k, _ := apiServer(t, map[string]string{"ingresses": `{"metadata":{"name":"it","namespace":"shop"},"spec":` + spec + `}`}, "ingressclasses")
+		r, err := Run(t.Context(), k, Options{NoDial: true})
+		if err != nil || len(r.Findings) > 0 || len(r.Unread) != 1 || !slices.Equal(r.Unread[0].Checks, []string{"ingresses (in part)"}) {
+			t.Errorf("%s: %v, %+v", spec, err, r)
+		}
+	}
+}
+
+// Nor is a namespace.
+func TestNamespacesThatMayNotBeRead(t *testing.T) {
+	const policy = `{"metadata":{"name":"it","namespace":"shop"},"spec":{"podSelector":{},"policyTypes":["Ingress"],"ingress":[{"from":[{"namespaceSelector":{"matchLabels":{"name":"monitoring"}}}]}]}}`
+	k, _ := apiServer(t, map[string]string{"networkpolicies": policy}, "namespaces")
 	r, err := Run(t.Context(), k, Options{NoDial: true})
-	if err != nil || len(r.Findings) > 0 || len(r.Unread) != 1 || !slices.Equal(r.Unread[0].Checks, []string{"ingresses (in part)"}) {
+	if err != nil || len(r.Findings) > 0 || len(r.Unread) != 1 || r.Unread[0].Resource != "labels of namespaces" || !slices.Equal(r.Unread[0].Checks, []string{"network policies (in part)"}) {
 		t.Errorf("%v, %+v", err, r)
 	}
 }
@@ -348,9 +359,10 @@ func TestWhatEndsIt(t *testing.T) {
 // What can be named and is not read otherwise is read when it is.
 func TestTargetsThatAreReadWhenNamed(t *testing.T) {
 	cronJob := `{"metadata":{"name":"nightly","namespace":"shop"},"spec":{"suspend":true}}`
-	k, asked := apiServer(t, map[string]string{"cronjobs": cronJob, "replicationcontrollers": `{"metadata":{"name":"orders","namespace":"shop"}}`})
+	k, asked := apiServer(t, map[string]string{"cronjobs": cronJob, "replicationcontrollers": `{"metadata":{"name":"orders","namespace":"shop"},"spec":{"replicas":3}}`,
+		"events": `{"involvedObject":{"kind":"ReplicationController","namespace":"shop","name":"orders"},"reason":"FailedCreate","message":"pods \"orders-x\" is forbidden: exceeded quota: small"}`})
 	r, err := Run(t.Context(), k, Options{Targets: []Ref{{"cronjob", "shop", "nightly"}, {"replicationcontroller", "shop", "orders"}}})
-	if err != nil || len(r.Findings) != 1 || r.Findings[0].ID != "cronjob-suspended" {
+	if err != nil || len(r.Findings) != 2 || r.Findings[0].ID != "pods-refused-quota" || r.Findings[1].ID != "cronjob-suspended" || r.Looked != 2 {
 		t.Errorf("%v, %+v", err, r)
 	}
 	*asked = nil

@@ -110,10 +110,10 @@ func checkIngresses(s *Snapshot) (out []Finding) {
 	return out
 }
 
-// nameless tells whether an Ingress names no class, and nobody has taken it up so far.
+// nameless tells whether an Ingress names no class, and nobody has taken it up so far, as far as the Ingress has it.
 func nameless(ing *networkingv1.Ingress) bool {
 	const old = "kubernetes.io/ingress.class" // before there were IngressClasses
-	return ing.Spec.IngressClassName == nil && ing.Annotations[old] == "" && len(ing.Status.LoadBalancer.Ingress) == 0
+	return ing.Spec.IngressClassName == nil && ing.Annotations[old] == "" && len(ing.Finalizers) == 0 && len(ing.Status.LoadBalancer.Ingress) == 0
 }
 
 // absentClass is about an Ingress of a class that does not exist, or of none where none is the default.
@@ -134,9 +134,9 @@ func (s *Snapshot) absentClass(ing *networkingv1.Ingress) (Finding, bool) {
 			f.Next = append(f.Next, "if "+like+" is meant: "+f.edit())
 		}
 		f.Next = append(f.Next, "name one that there is, or install its controller: kubectl get ingressclass")
-	// Where there are no classes, as on GKE, a controller goes by other marks. One that is the default now was not when the Ingress was made.
-	case len(have) > 0 && nameless(ing) && s.Now.Sub(ing.CreationTimestamp.Time) > startPatience:
-		f.Summary = "it names no class, and none was the default when it was made"
+	// Where there are no classes, as on GKE, a controller goes by other marks. Who has a word for it has taken it up.
+	case len(have) > 0 && nameless(ing) && s.has(events) && len(s.eventsOf("ingress", ing)) == 0 && s.Now.Sub(ing.CreationTimestamp.Time) > slowPatience:
+		f.Summary = "it names no class, and no controller has given it an address"
 		f.State = []Evidence{{From: f.Object.String() + " spec.ingressClassName", Says: "none"}, {From: f.Object.String() + " status.loadBalancer", Says: "no address"}}
 		f.Next = []string{"set spec.ingressClassName to one that there is: " + f.edit()}
 	default:

@@ -31,7 +31,7 @@ func load(t *testing.T, documents ...string) *Snapshot {
 	for _, r := range always() {
 		s.asked[r.resource] = true
 	}
-	for _, r := range []plural{argoRollouts, namespaces, configMaps, secrets, storageClasses, ingressClasses, podsElsewhere, metrics} {
+	for _, r := range []plural{argoRollouts, namespaces, allNamespaces, configMaps, secrets, storageClasses, ingressClasses, podsElsewhere, metrics} {
 		s.asked[r] = true
 	}
 	for doc := range strings.SplitSeq(strings.Join(documents, "\n---\n"), "\n---\n") {

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -66,28 +67,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			}
 		}
 	}
-	for i := range s.Pods {
-		pod := &s.Pods[i]
-		held := outward[refOf("pod", pod)]
-		if len(held) == 0 || pod.Spec.HostNetwork || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || slices.ContainsFunc(held, s.letsAskDNS) {
-			continue
-		}
-		// Who may go nowhere at all is meant to.
-		if !slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return len(o.Spec.Egress) > 0 }) {
-			continue
-		}
-		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
-		lets, none, where := "", "for port 53/UDP", "port 53, UDP and TCP"
-		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return slices.ContainsFunc(o.Spec.Egress, opensDNS) }); i >= 0 {
-			held[0], held[i] = held[i], held[0]
-			lets, none, where = " to other namespaces' pods, where DNS is", "to another namespace", where+", of namespaceSelector {}"
-		}
-		f.Summary = fmt.Sprintf("it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out%s: %s", lets, policyNames(held))
-		f.Why = why
-		f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.egress", Says: counted(len(held[0].Spec.Egress), "rule") + ", none " + none}}
-		f.Next = []string{fmt.Sprintf("let it ask: egress to %s: kubectl edit networkpolicy %s%s", where, held[0].Name, inOf(pod))}
-		out = append(out, f)
-	}
+	out = append(out, s.withoutDNS(outward, why)...)
 	for i := range s.Policies {
 		if f, ok := s.misspeltPolicy(&s.Policies[i]); ok {
 			out = append(out, f)
@@ -96,23 +76,63 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 	return out
 }
 
+// withoutDNS are about pods that may call others, and may not ask DNS for them; policies are those that hold for what goes out of a pod.
+func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, why string) (out []Finding) {
+	opens, asks := map[*networkingv1.NetworkPolicy]bool{}, map[*networkingv1.NetworkPolicy]bool{}
+	for i := range s.Policies {
+		o := &s.Policies[i]
+		opens[o], asks[o] = slices.ContainsFunc(o.Spec.Egress, opensDNS), s.letsAskDNS(o)
+	}
+	for i := range s.Pods {
+		pod := &s.Pods[i]
+		held := policies[refOf("pod", pod)]
+		// Who may go nowhere at all is meant to.
+		if over(pod) || pod.Spec.HostNetwork || asksItself(pod) || !slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return len(o.Spec.Egress) > 0 }) {
+			continue
+		}
+		may := asks
+		if d := pod.Spec.DNSPolicy; d == corev1.DNSDefault || d == corev1.DNSNone { // its servers are no pods
+			may = opens
+		}
+		if slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return may[o] }) {
+			continue
+		}
+		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
+		o := held[0]
+		f.Summary = "it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out: " + policyNames(held)
+		f.Why = why
+		none, next := "for port 53/UDP", "let it ask: egress to port 53, UDP and TCP"
+		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return opens[o] }); i >= 0 {
+			o = held[i]
+			f.Summary = "it may call others, and may not ask DNS for their addresses, since what lets port 53/UDP out is for pods of its own namespace alone, none of which is a DNS server: " + policyNames(held)
+			f.Why += "; a DNS server on each node (NodeLocal DNSCache) some networks let it ask all the same"
+			none, next = "that lets port 53/UDP out to another namespace", "add an egress rule of its own, with to: [{namespaceSelector: {}}] and ports 53/UDP and 53/TCP"
+		}
+		f.State = []Evidence{{From: "networkpolicy/" + o.Name + " spec.egress", Says: counted(len(o.Spec.Egress), "rule") + ", none " + none}}
+		f.Next = []string{fmt.Sprintf("%s: kubectl edit networkpolicy %s%s", next, o.Name, inOf(pod))}
+		out = append(out, f)
+	}
+	return out
+}
+
+// asksItself tells whether a pod's DNS servers are all in the pod.
+func asksItself(p *pod) bool {
+	return p.Spec.DNSPolicy == corev1.DNSNone && p.Spec.DNSConfig != nil && !slices.ContainsFunc(p.Spec.DNSConfig.Nameservers, func(server string) bool {
+		a, err := netip.ParseAddr(server)
+		return err != nil || !a.IsLoopback()
+	})
+}
+
 // misspeltPolicy is about a policy with a selector of pods or of namespaces that selects none, and that is near to the labels of some.
 func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool) {
 	f := Finding{ID: "networkpolicy-selector-mismatch", Severity: Warning, Direction: Network, Object: refOf("networkpolicy", o), Owner: s.owner(o)}
-	lookForPods := func(field string, selector *metav1.LabelSelector) {
-		if p := s.meant(o.Namespace, selector); p != nil {
-			f.misses(field, "pod", selector, cmp.Or(s.owner(p), refOf("pod", p)), p.Labels)
-		}
-	}
 	peers := func(field string, list []networkingv1.NetworkPolicyPeer) {
 		for i, peer := range list {
 			switch {
 			case peer.NamespaceSelector != nil:
-				if n := s.meantNamespace(peer.NamespaceSelector); n != nil {
-					f.misses(fmt.Sprintf("%s[%d].namespaceSelector", field, i), "namespace", peer.NamespaceSelector, Ref{Kind: "namespace", Name: n.Name}, n.Labels)
-				}
+				s.missesNamespace(&f, fmt.Sprintf("%s[%d].namespaceSelector", field, i), peer.NamespaceSelector, list)
 			case peer.PodSelector != nil:
-				lookForPods(fmt.Sprintf("%s[%d].podSelector", field, i), peer.PodSelector)
+				s.missesPods(&f, fmt.Sprintf("%s[%d].podSelector", field, i), o.Namespace, peer.PodSelector)
 			}
 		}
 	}
@@ -125,21 +145,46 @@ func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool)
 	}
 	if f.Summary == "" {
 		f.Why = "it holds for nobody: what it is to keep away is let in, or out"
-		lookForPods("spec.podSelector", &o.Spec.PodSelector)
+		s.missesPods(&f, "spec.podSelector", o.Namespace, &o.Spec.PodSelector)
 	}
 	return f, f.Summary != ""
 }
 
-// misses makes f about a selector of kind that selects none, in a field of its object; near is what is likely meant, with the labels that it has.
-// Of several such fields the first is told, and all are evidence.
-func (f *Finding) misses(field, kind string, selector *metav1.LabelSelector, near Ref, have map[string]string) {
+// missesPods makes f about a selector of pods, in a field of its object, where it selects none and is likely meant for some.
+func (s *Snapshot) missesPods(f *Finding, field, namespace string, selector *metav1.LabelSelector) {
+	if p := s.meant(namespace, selector); p != nil {
+		f.misses(field, "pod", selector, cmp.Or(s.owner(p), refOf("pod", p)), refOf("pod", p), p.Labels)
+	}
+}
+
+// missesNamespace is the same of namespaces, where no other of the peers is that which is meant.
+func (s *Snapshot) missesNamespace(f *Finding, field string, selector *metav1.LabelSelector, peers []networkingv1.NetworkPolicyPeer) {
+	n := s.meantNamespace(selector)
+	if n == nil || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
+		other, err := metav1.LabelSelectorAsSelector(p.NamespaceSelector)
+		return p.NamespaceSelector != nil && err == nil && other.Matches(labels.Set(n.Labels))
+	}) {
+		return
+	}
+	first, r := f.Summary == "", Ref{Kind: "namespace", Name: n.Name}
+	f.misses(field, "namespace", selector, r, r, n.Labels)
+	for k, want := range selector.MatchLabels {
+		if _, has := n.Labels[k]; first && !has && want == n.Name {
+			f.Next = []string{fmt.Sprintf("if %s is meant, select it by %s: %s, a label that each namespace has of itself: %s", r, corev1.LabelMetadataName, n.Name, f.edit())}
+		}
+	}
+}
+
+// misses makes f about a selector of kind that selects none. near is what is likely meant, and of has the labels. Of several such fields the
+// first is told, and all are evidence.
+func (f *Finding) misses(field, kind string, selector *metav1.LabelSelector, near, of Ref, have map[string]string) {
 	if f.Summary == "" {
 		f.Summary = fmt.Sprintf("its %s selects no %s; nearest is %s, whose labels differ: %s", field, kind, near, difference(selector.MatchLabels, have))
 		f.Next = []string{fmt.Sprintf("if %s is meant, correct it: %s", near, f.edit())}
 	}
 	f.State = append(f.State,
 		Evidence{From: fmt.Sprintf("%s %s", f.Object, field), Says: labels.FormatLabels(selector.MatchLabels)},
-		Evidence{From: near.String() + " metadata.labels", Says: labels.FormatLabels(have)})
+		Evidence{From: of.String() + " metadata.labels", Says: labels.FormatLabels(have)})
 }
 
 // selectsNamespaces tells whether a policy selects namespaces by their labels.
@@ -167,7 +212,7 @@ func (s *Snapshot) meantNamespace(selector *metav1.LabelSelector) *metav1.Partia
 		near := true
 		for k, want := range selector.MatchLabels {
 			have, has := n.Labels[k]
-			near = near && (have == want || misspelt(want, have) || !has && want == n.Name)
+			near = near && (has && (have == want || misspelt(want, have)) || !has && want == n.Name)
 		}
 		if near && meant == nil {
 			meant = n
@@ -177,9 +222,9 @@ func (s *Snapshot) meantNamespace(selector *metav1.LabelSelector) *metav1.Partia
 }
 
 // meant is the pod that a selector is likely meant for which selects none, nor what a workload would make: one whose labels are a typing error away.
-// Nil without one.
+// Nil without one, and where not all workloads may be read.
 func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod {
-	if selector == nil || len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 {
+	if selector == nil || len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 || !s.has(deployments) || !s.has(replicaSets) || !s.has(statefulSets) {
 		return nil
 	}
 	matches := labels.SelectorFromSet(selector.MatchLabels)
@@ -189,8 +234,8 @@ func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod 
 	for _, p := range s.podsIn[namespace] {
 		near := !over(p)
 		for k, want := range selector.MatchLabels {
-			have := p.Labels[k]
-			near = near && (have == want || misspelt(want, have))
+			have, has := p.Labels[k]
+			near = near && has && (have == want || misspelt(want, have))
 		}
 		if near {
 			return p
@@ -208,6 +253,9 @@ func (s *Snapshot) makes(namespace string, selector labels.Selector) bool {
 		slices.ContainsFunc(s.ReplicaSets, func(o appsv1.ReplicaSet) bool { return has(&o, o.Spec.Template.Labels) }) || // of a Rollout, too
 		slices.ContainsFunc(s.StatefulSets, func(o appsv1.StatefulSet) bool { return has(&o, o.Spec.Template.Labels) }) ||
 		slices.ContainsFunc(s.DaemonSets, func(o appsv1.DaemonSet) bool { return has(&o, o.Spec.Template.Labels) }) ||
+		slices.ContainsFunc(s.Controllers, func(o corev1.ReplicationController) bool {
+			return o.Spec.Template != nil && has(&o, o.Spec.Template.Labels)
+		}) ||
 		slices.ContainsFunc(s.Jobs, func(o batchv1.Job) bool { return has(&o, o.Spec.Template.Labels) })
 }
 
@@ -267,25 +315,33 @@ func opens(r networkingv1.NetworkPolicyIngressRule, p *pod, port int32, protocol
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
 }
 
-// letsAskDNS tells whether a policy lets pods ask it. Where it is is not read: it is taken for one that pods of the own namespace, known by
-// their port, are alone, and everything else may be.
+// letsAskDNS tells whether a policy lets pods ask a DNS server that is a pod. Where it is is not read: those of the own namespace are known, and
+// everything else may be it.
 func (s *Snapshot) letsAskDNS(o *networkingv1.NetworkPolicy) bool {
 	return slices.ContainsFunc(o.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
 		return opensDNS(r) && (len(r.To) == 0 || slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool {
 			selector, err := metav1.LabelSelectorAsSelector(to.PodSelector)
-			return to.PodSelector == nil || to.NamespaceSelector != nil || err != nil ||
-				slices.ContainsFunc(s.matching(o.Namespace, selector), func(p *pod) bool { return declaresPort(p, dnsPort) })
+			return to.PodSelector == nil || to.NamespaceSelector != nil || err != nil || slices.ContainsFunc(s.matching(o.Namespace, selector), s.answersDNS)
 		}))
 	})
 }
 
-const dnsPort = 53
+// dnsPorts are those of DNS's pods. OpenShift's have the second.
+var dnsPorts = []int32{53, 5353}
+
+// answersDNS tells whether a pod is a DNS server, by its ports or those of its Services.
+func (s *Snapshot) answersDNS(p *pod) bool {
+	return slices.ContainsFunc(dnsPorts, func(port int32) bool { return declaresPort(p, port) }) || slices.ContainsFunc(s.Services, func(v corev1.Service) bool {
+		return slices.ContainsFunc(v.Spec.Ports, func(o corev1.ServicePort) bool { return o.Port == dnsPorts[0] }) && slices.Contains(s.selected(v.Namespace, v.Spec.Selector), p)
+	})
+}
 
 // opensDNS tells whether a rule is about DNS's port, to whomever it lets out.
 func opensDNS(r networkingv1.NetworkPolicyEgressRule) bool {
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
-		// A port by its name is another pod's, which may be 53.
-		return have.Port != nil && have.Port.Type == intstr.String || portMatches(have, nil, dnsPort, corev1.ProtocolUDP)
+		// A port by its name is another pod's, which may be one of them.
+		return have.Port != nil && have.Port.Type == intstr.String ||
+			slices.ContainsFunc(dnsPorts, func(port int32) bool { return portMatches(have, nil, port, corev1.ProtocolUDP) })
 	})
 }
 

@@ -121,6 +121,9 @@ func TestIngressesThatLeadNowhere(t *testing.T) {
 		{"a class", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {ingressClassName: nginx, ", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
 		{"none", good + ingress("{name: it, port: {number: 80}}") + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "ingress-class-absent", "set spec.ingressClassName to one that there is"},
 		{"none, and a controller took it", good + strings.TrimSpace(ingress("{name: it, port: {number: 80}}")) + "\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
+		{"none, a moment ago", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "name: it}", "name: it, creationTimestamp: '2026-11-28T11:59:30Z'}", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
+		{"none, and a controller holds it", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "name: it}", "name: it, finalizers: [networking.gke.io/ingress-finalizer-V2]}", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
+		{"none, and a controller has told of it", good + ingress("{name: it, port: {number: 80}}") + "\n---\nkind: Event\nmetadata: {name: it}\ninvolvedObject: {kind: Ingress, namespace: shop, name: it}\nreason: Sync\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
 		{"none, as it was written once", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "name: it}", "name: it, annotations: {kubernetes.io/ingress.class: nginx}}", 1) + "\n---\nkind: IngressClass\nmetadata: {name: nginx}\n", "", ""},
 		{"no certificate", good + strings.Replace(ingress("{name: it, port: {number: 80}}"), "spec: {", "spec: {tls: [{secretName: cert}], ", 1), "ingress-certificate-absent", "kubectl create secret tls cert --cert FILE --key FILE -n shop"},
 		{"a Service that leads nowhere is the cause", strings.Replace(good, "selector: {app: it}", "selector: {app: ti}", 1)[:strings.Index(good, "\n---\nkind: EndpointSlice")] + ingress("{name: it, port: {number: 80}}"), "service-selector-mismatch", ""},
@@ -156,16 +159,48 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		{"DNS by TCP alone", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53}]}]"), "networkpolicy-no-dns", "53/UDP"},
 		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
 		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
-		{"calls to pods of the namespace alone", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "networkpolicy-no-dns", "lets port 53/UDP out to other namespaces' pods, where DNS is: networkpolicy/out"},
+		{"calls to pods of the namespace alone", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "networkpolicy-no-dns", "for pods of its own namespace alone, none of which is a DNS server: networkpolicy/out"},
+		{"... where DNS has a Service", good + frontend + "\n---\nkind: Service\nmetadata: {name: dns}\nspec: {selector: {app: frontend}, clusterIP: None, ports: [{port: 53, targetPort: 5300, protocol: UDP}]}\n" +
+			policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
+		{"... and the node's servers are asked", strings.Replace(good, "spec:", "spec:\n  dnsPolicy: Default", 1) + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
+		{"... and one that is in the pod", strings.Replace(good, "spec:", "spec:\n  dnsPolicy: None\n  dnsConfig: {nameservers: [127.0.0.1]}", 1) + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "", ""},
+		{"... by OpenShift's port", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}], ports: [{port: 5353, protocol: UDP}]}]"), "", ""},
 		{"... where DNS is", good + strings.Replace(frontend, "name: app,", "name: app, ports: [{containerPort: 53, protocol: UDP}],", 1) + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
 		{"... and of others", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}, {namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}]"), "", ""},
 		{"... or addresses", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]"), "", ""},
 		{"a namespace's name by a label that it has not", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {name: monitoring}}}]}]"), "networkpolicy-selector-mismatch", "namespaceSelector selects no namespace; nearest is namespace/monitoring, whose labels differ: -name=monitoring"},
 		{"a namespace that is misspelt", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitorng}}, podSelector: {}}]}]"), "networkpolicy-selector-mismatch", "+kubernetes.io/metadata.name=monitoring"},
 		{"a namespace", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}]"), "", ""},
+		{"... by its label", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {name: monitoring}}}]}]"), "networkpolicy-selector-mismatch", "select it by kubernetes.io/metadata.name: monitoring, a label that each namespace has"},
+		{"... or that", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {name: monitoring}}}, {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}]"), "", ""},
+		{"a label without a value, which none has", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {example.com/ingress: \"\"}}}, {podSelector: {matchLabels: {example.com/caller: \"\"}}}]}]"), "", ""},
 		{"a namespace that there is none of", good + monitoring + policy("open", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {team: billing}}}]}]"), "", ""},
 		{"no calls at all", good + policy("out", "podSelector: {}, policyTypes: [Egress]"), "", ""},
 	})
+}
+
+// What a selector misses is told of the workload, and its labels are the pod's.
+func TestWhatASelectorMisses(t *testing.T) {
+	const set = "\n---\nkind: StatefulSet\nmetadata: {name: orders}\nspec: {replicas: 1, serviceName: '', selector: {matchLabels: {app: orders}}, template: {metadata: {labels: {app: orders}}, spec: {containers: [{name: app, image: x}]}}}\nstatus: {replicas: 1, readyReplicas: 1}\n"
+	pod := strings.NewReplacer("uid: u1", "uid: u1, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: orders, uid: '', controller: true}]", "app: it", "app: orders").Replace(withPod("", "", running))
+	budget := "\n---\nkind: PodDisruptionBudget\nmetadata: {name: it}\nspec: {selector: {matchLabels: {app: ordres}}}\n"
+	found := load(t, pod+set+budget).report(nil).Findings
+	if len(found) != 1 || !strings.Contains(found[0].Summary, "nearest is statefulset/orders,") || len(found[0].State) != 2 || found[0].State[1] != (Evidence{From: "pod/it metadata.labels", Says: "app=orders"}) {
+		t.Errorf("%+v", found)
+	}
+	for name, documents := range map[string]string{
+		"an operator's":  strings.Replace(budget, "name: it}", "name: it, ownerReferences: [{apiVersion: example.com/v1, kind: Shop, name: shop, uid: '', controller: true}]}", 1),
+		"by expressions": strings.Replace(budget, "matchLabels: {app: ordres}", "matchExpressions: [{key: app, operator: In, values: [ordres]}]", 1),
+	} {
+		if found := load(t, pod+set+documents).report(nil).Findings; len(found) > 0 {
+			t.Errorf("%s: %+v", name, found)
+		}
+	}
+	s := load(t, pod+set+budget)
+	s.Unread = []Unread{{Resource: string(deployments), Why: mayNot}}
+	if found := s.report(nil).Findings; len(found) > 0 {
+		t.Errorf("where a Deployment may make them: %+v", found)
+	}
 }
 
 // A port that answers in its pod alone is noted where a policy keeps some out, and is no finding: that may be meant so.

@@ -55,6 +55,7 @@ const (
 	storageClasses plural = "storageclasses"
 	ingressClasses plural = "ingressclasses"
 	namespaces     plural = "namespaces"
+	allNamespaces  plural = "labels of namespaces"
 	leases         plural = "leases"
 	podsElsewhere  plural = "pods of other namespaces"
 	metrics        plural = "pods." + metricsGroup
@@ -255,9 +256,9 @@ func (s *Snapshot) asNeeded(o Options) (out []reading) {
 		}})
 	}
 	if slices.ContainsFunc(s.Policies, selectsNamespaces) && !o.brief {
-		out = append(out, reading{"namespaces that policies select", func(ctx context.Context, k *kube.Client, s *Snapshot) error {
-			s.Namespaces, _ = names(ctx, k, "", namespaces, nil)
-			return nil // as below
+		out = append(out, reading{allNamespaces, func(ctx context.Context, k *kube.Client, s *Snapshot) (err error) {
+			s.Namespaces, err = names(ctx, k, "", namespaces, nil)
+			return err
 		}})
 	}
 	if lonely := s.lonely(); len(lonely) > 0 && !o.brief {
@@ -494,7 +495,7 @@ func (s *Snapshot) has(r plural) bool { return s.asked[r] && !s.isUnread(r) }
 
 func (s *Snapshot) size() int {
 	return len(s.Pods) + len(s.Services) + len(s.Deployments) + len(s.ReplicaSets) + len(s.StatefulSets) + len(s.DaemonSets) + len(s.Jobs) +
-		len(s.Claims) + len(s.Policies) + len(s.Ingresses) + len(s.Autoscalers) + len(s.Budgets) + len(s.Rollouts)
+		len(s.Claims) + len(s.Policies) + len(s.Ingresses) + len(s.Autoscalers) + len(s.Budgets) + len(s.Rollouts) + len(s.CronJobs) + len(s.Controllers)
 }
 
 // refOf names an object of that kind.

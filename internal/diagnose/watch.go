@@ -138,6 +138,10 @@ func (s *Snapshot) waiting(near map[Ref]bool) (out []Ref) {
 		d := &s.DaemonSets[i]
 		add(refOf("daemonset", d), d.Status.ObservedGeneration < d.Generation || d.Status.NumberAvailable < d.Status.DesiredNumberScheduled)
 	}
+	for i := range s.Controllers {
+		c := &s.Controllers[i]
+		add(refOf(string(kube.ReplicationController), c), c.Status.ObservedGeneration < c.Generation || c.Status.AvailableReplicas < replicas(c.Spec.Replicas))
+	}
 	for i := range s.Pods {
 		p := &s.Pods[i]
 		add(refOf("pod", p), unready(*p) && !over(p) && s.owner(p) == Ref{})

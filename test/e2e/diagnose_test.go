@@ -387,7 +387,7 @@ func TestDiagnose(t *testing.T) {
 	kubeconfig := w.as("diagnose", deployed(t, "diagnose"))
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns)
 	p.exits(0)
-	p.says("not read: nodes, secrets, pods/proxy (your account may not)")
+	p.says("not read: nodes, secrets, ingressclasses, pods/proxy (your account may not)")
 	p = start(t, s.bridge, []string{"KUBECONFIG=" + kubeconfig}, "diagnose", "-n", w.ns, "--inside")
 	p.exits(0)
 	p.says("not read: what a pod in the cluster reaches (")
