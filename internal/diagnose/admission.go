@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -123,12 +124,15 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 		}
 		out = append(out, f)
 	}
+	failure := func(r Ref, message string, at metav1.Time) *Evidence {
+		return &Evidence{From: r.String() + " condition ReplicaFailure", Says: message, At: at.Time}
+	}
 	for i := range s.ReplicaSets {
 		o := &s.ReplicaSets[i]
 		var said *Evidence
 		for _, c := range o.Status.Conditions {
-			if c.Type == "ReplicaFailure" && c.Status == corev1.ConditionTrue {
-				said = &Evidence{From: refOf("replicaset", o).String() + " condition ReplicaFailure", Says: c.Message, At: c.LastTransitionTime.Time}
+			if c.Type == appsv1.ReplicaSetReplicaFailure && c.Status == corev1.ConditionTrue {
+				said = failure(refOf("replicaset", o), c.Message, c.LastTransitionTime)
 			}
 		}
 		refused("replicaset", o, replicas(o.Spec.Replicas), o.Status.Replicas, said)
@@ -139,7 +143,13 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 	}
 	for i := range s.Controllers {
 		o := &s.Controllers[i]
-		refused(string(kube.ReplicationController), o, replicas(o.Spec.Replicas), o.Status.Replicas, nil)
+		var said *Evidence
+		for _, c := range o.Status.Conditions {
+			if c.Type == corev1.ReplicationControllerReplicaFailure && c.Status == corev1.ConditionTrue {
+				said = failure(refOf(string(kube.ReplicationController), o), c.Message, c.LastTransitionTime)
+			}
+		}
+		refused(string(kube.ReplicationController), o, replicas(o.Spec.Replicas), o.Status.Replicas, said)
 	}
 	for i := range s.DaemonSets {
 		o := &s.DaemonSets[i]

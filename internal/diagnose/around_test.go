@@ -20,6 +20,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 	}
 	ofJob := "\n---\n" + strings.Replace(withPod("", "", running), "uid: u1", "uid: u1, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: it, uid: j1, controller: true}]", 1)
 	try(t, []tried{
+		{"a ReplicationController", "kind: ReplicationController\nmetadata: {name: it}\nspec: {replicas: 2}\nstatus: {replicas: 0, conditions: [{type: ReplicaFailure, status: 'True', message: 'exceeded quota: small'}]}\n", "pods-refused-quota", "2 of 2 pods cannot be made"},
 		{"a Job", job("parallelism: 1", "", "FailedCreate"), "pods-refused-quota", "1 of 1 pods cannot be made"},
 		{"some of a Job's", job("parallelism: 3, completions: 6", "active: 1", "FailedCreate") + ofJob, "pods-refused-quota", "2 of 3 pods cannot be made"},
 		{"a Job that needs no more", job("parallelism: 3, completions: 6", "active: 1, succeeded: 5", "FailedCreate") + ofJob, "", ""},

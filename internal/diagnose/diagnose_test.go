@@ -308,6 +308,10 @@ func TestIngressClassesThatMayNotBeRead(t *testing.T) {
 			t.Errorf("%s: %v, %+v", spec, err, r)
 		}
 	}
+	k, _ := apiServer(t, map[string]string{"ingresses": `{"metadata":{"name":"it","namespace":"shop"},"spec":{}}`, "ingressclasses": `{"metadata":{"name":"nginx"}}`}, "events")
+	if r, err := Run(t.Context(), k, Options{NoDial: true}); err != nil || len(r.Findings) > 0 {
+		t.Errorf("whether a controller has told of it is not known: %v, %+v", err, r)
+	}
 }
 
 // Nor is a namespace.

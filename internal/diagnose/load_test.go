@@ -86,6 +86,8 @@ func (s *Snapshot) add(t *testing.T, doc string) {
 		decode(t, doc, &s.ReplicaSets, func(o *appsv1.ReplicaSet) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "StatefulSet":
 		decode(t, doc, &s.StatefulSets, func(o *appsv1.StatefulSet) *metav1.ObjectMeta { return &o.ObjectMeta })
+	case "ReplicationController":
+		decode(t, doc, &s.Controllers, func(o *corev1.ReplicationController) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "DaemonSet":
 		decode(t, doc, &s.DaemonSets, func(o *appsv1.DaemonSet) *metav1.ObjectMeta { return &o.ObjectMeta })
 	case "Job":

@@ -79,9 +79,10 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 // withoutDNS are about pods that may call others, and may not ask DNS for them; policies are those that hold for what goes out of a pod.
 func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, why string) (out []Finding) {
 	opens, asks := map[*networkingv1.NetworkPolicy]bool{}, map[*networkingv1.NetworkPolicy]bool{}
+	servers := s.dnsServers()
 	for i := range s.Policies {
 		o := &s.Policies[i]
-		opens[o], asks[o] = slices.ContainsFunc(o.Spec.Egress, opensDNS), s.letsAskDNS(o)
+		opens[o], asks[o] = slices.ContainsFunc(o.Spec.Egress, opensDNS), s.letsAskDNS(o, servers)
 	}
 	for i := range s.Pods {
 		pod := &s.Pods[i]
@@ -91,7 +92,7 @@ func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, wh
 			continue
 		}
 		may := asks
-		if d := pod.Spec.DNSPolicy; d == corev1.DNSDefault || d == corev1.DNSNone { // its servers are no pods
+		if d := pod.Spec.DNSPolicy; d == corev1.DNSDefault || d == corev1.DNSNone { // where its servers are is not known
 			may = opens
 		}
 		if slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return may[o] }) {
@@ -101,12 +102,12 @@ func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, wh
 		o := held[0]
 		f.Summary = "it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out: " + policyNames(held)
 		f.Why = why
-		none, next := "for port 53/UDP", "let it ask: egress to port 53, UDP and TCP"
+		none, next := "for port 53/UDP", "let it ask: egress to port 53 (OpenShift: 5353), UDP and TCP"
 		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return opens[o] }); i >= 0 {
 			o = held[i]
 			f.Summary = "it may call others, and may not ask DNS for their addresses, since what lets port 53/UDP out is for pods of its own namespace alone, none of which is a DNS server: " + policyNames(held)
 			f.Why += "; a DNS server on each node (NodeLocal DNSCache) some networks let it ask all the same"
-			none, next = "that lets port 53/UDP out to another namespace", "add an egress rule of its own, with to: [{namespaceSelector: {}}] and ports 53/UDP and 53/TCP"
+			none, next = "that lets port 53/UDP out to another namespace", "add an egress rule of its own, with to: [{namespaceSelector: {}}] and ports 53/UDP and 53/TCP (OpenShift: 5353)"
 		}
 		f.State = []Evidence{{From: "networkpolicy/" + o.Name + " spec.egress", Says: counted(len(o.Spec.Egress), "rule") + ", none " + none}}
 		f.Next = []string{fmt.Sprintf("%s: kubectl edit networkpolicy %s%s", next, o.Name, inOf(pod))}
@@ -115,7 +116,7 @@ func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, wh
 	return out
 }
 
-// asksItself tells whether a pod's DNS servers are all in the pod.
+// asksItself tells whether a pod's DNS servers are all in the pod. Whom those ask is not looked at.
 func asksItself(p *pod) bool {
 	return p.Spec.DNSPolicy == corev1.DNSNone && p.Spec.DNSConfig != nil && !slices.ContainsFunc(p.Spec.DNSConfig.Nameservers, func(server string) bool {
 		a, err := netip.ParseAddr(server)
@@ -143,7 +144,7 @@ func (s *Snapshot) misspeltPolicy(o *networkingv1.NetworkPolicy) (Finding, bool)
 	for i, r := range o.Spec.Egress {
 		peers(fmt.Sprintf("spec.egress[%d].to", i), r.To)
 	}
-	if f.Summary == "" {
+	if f.Summary == "" && metav1.GetControllerOfNoCopy(o) == nil { // an operator's may be there before its pods
 		f.Why = "it holds for nobody: what it is to keep away is let in, or out"
 		s.missesPods(&f, "spec.podSelector", o.Namespace, &o.Spec.PodSelector)
 	}
@@ -169,7 +170,7 @@ func (s *Snapshot) missesNamespace(f *Finding, field string, selector *metav1.La
 	first, r := f.Summary == "", Ref{Kind: "namespace", Name: n.Name}
 	f.misses(field, "namespace", selector, r, r, n.Labels)
 	for k, want := range selector.MatchLabels {
-		if _, has := n.Labels[k]; first && !has && want == n.Name {
+		if _, has := n.Labels[k]; first && !has && want == n.Name && len(selector.MatchLabels) == 1 {
 			f.Next = []string{fmt.Sprintf("if %s is meant, select it by %s: %s, a label that each namespace has of itself: %s", r, corev1.LabelMetadataName, n.Name, f.edit())}
 		}
 	}
@@ -222,9 +223,9 @@ func (s *Snapshot) meantNamespace(selector *metav1.LabelSelector) *metav1.Partia
 }
 
 // meant is the pod that a selector is likely meant for which selects none, nor what a workload would make: one whose labels are a typing error away.
-// Nil without one, and where not all workloads may be read.
+// Nil without one, and where not all makers may be read.
 func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod {
-	if selector == nil || len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 || !s.has(deployments) || !s.has(replicaSets) || !s.has(statefulSets) {
+	if selector == nil || len(selector.MatchLabels) == 0 || len(selector.MatchExpressions) > 0 || slices.ContainsFunc(makers, func(r plural) bool { return !s.has(r) }) {
 		return nil
 	}
 	matches := labels.SelectorFromSet(selector.MatchLabels)
@@ -243,6 +244,9 @@ func (s *Snapshot) meant(namespace string, selector *metav1.LabelSelector) *pod 
 	}
 	return nil
 }
+
+// makers are the kinds whose pods may be there later. CronJobs make Jobs, of which the last are there as a rule.
+var makers = []plural{deployments, replicaSets, statefulSets, daemonSets, jobs}
 
 // makes tells whether a workload would make pods with such labels, if it has none now.
 func (s *Snapshot) makes(namespace string, selector labels.Selector) bool {
@@ -315,34 +319,65 @@ func opens(r networkingv1.NetworkPolicyIngressRule, p *pod, port int32, protocol
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
 }
 
-// letsAskDNS tells whether a policy lets pods ask a DNS server that is a pod. Where it is is not read: those of the own namespace are known, and
-// everything else may be it.
-func (s *Snapshot) letsAskDNS(o *networkingv1.NetworkPolicy) bool {
+// letsAskDNS tells whether a policy lets pods ask a DNS server that is a pod. Where it is is not read: the servers of the own namespace are known,
+// and everything else may be it.
+func (s *Snapshot) letsAskDNS(o *networkingv1.NetworkPolicy, servers map[*pod][]int32) bool {
 	return slices.ContainsFunc(o.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
-		return opensDNS(r) && (len(r.To) == 0 || slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool {
+		if len(r.To) == 0 {
+			return opensDNS(r)
+		}
+		return slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool {
 			selector, err := metav1.LabelSelectorAsSelector(to.PodSelector)
-			return to.PodSelector == nil || to.NamespaceSelector != nil || err != nil || slices.ContainsFunc(s.matching(o.Namespace, selector), s.answersDNS)
-		}))
+			if to.PodSelector == nil || to.NamespaceSelector != nil || err != nil {
+				return opensDNS(r)
+			}
+			return slices.ContainsFunc(s.matching(o.Namespace, selector), func(p *pod) bool {
+				return slices.ContainsFunc(servers[p], func(port int32) bool { return opensTo(r, p, port) })
+			})
+		})
 	})
 }
 
 // dnsPorts are those of DNS's pods. OpenShift's have the second.
 var dnsPorts = []int32{53, 5353}
 
-// answersDNS tells whether a pod is a DNS server, by its ports or those of its Services.
-func (s *Snapshot) answersDNS(p *pod) bool {
-	return slices.ContainsFunc(dnsPorts, func(port int32) bool { return declaresPort(p, port) }) || slices.ContainsFunc(s.Services, func(v corev1.Service) bool {
-		return slices.ContainsFunc(v.Spec.Ports, func(o corev1.ServicePort) bool { return o.Port == dnsPorts[0] }) && slices.Contains(s.selected(v.Namespace, v.Spec.Selector), p)
+// dnsServers are the pods that declare a port of DNS's, or that a Service of port 53 sends to, with the ports that they have for it.
+func (s *Snapshot) dnsServers() map[*pod][]int32 {
+	servers := map[*pod][]int32{}
+	for i := range s.Pods {
+		for _, port := range dnsPorts {
+			if p := &s.Pods[i]; declaresPort(p, port) {
+				servers[p] = append(servers[p], port)
+			}
+		}
+	}
+	for i := range s.Services {
+		v := &s.Services[i]
+		for _, port := range v.Spec.Ports {
+			if port.Port != dnsPorts[0] {
+				continue
+			}
+			for _, p := range s.selected(v.Namespace, v.Spec.Selector) {
+				if n, found := targetOf(p, port); found {
+					servers[p] = append(servers[p], n)
+				}
+			}
+		}
+	}
+	return servers
+}
+
+// opensTo tells whether a rule is about UDP to that port of p; p is nil where the pod is not known.
+func opensTo(r networkingv1.NetworkPolicyEgressRule, p *pod, port int32) bool {
+	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
+		// A port by its name is another pod's, which may be that one.
+		return p == nil && have.Port != nil && have.Port.Type == intstr.String || portMatches(have, p, port, corev1.ProtocolUDP)
 	})
 }
 
 // opensDNS tells whether a rule is about DNS's port, to whomever it lets out.
 func opensDNS(r networkingv1.NetworkPolicyEgressRule) bool {
-	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
-		// A port by its name is another pod's, which may be one of them.
-		return have.Port != nil && have.Port.Type == intstr.String ||
-			slices.ContainsFunc(dnsPorts, func(port int32) bool { return portMatches(have, nil, port, corev1.ProtocolUDP) })
-	})
+	return slices.ContainsFunc(dnsPorts, func(port int32) bool { return opensTo(r, nil, port) })
 }
 
 func portMatches(have networkingv1.NetworkPolicyPort, p *pod, port int32, protocol corev1.Protocol) bool {

@@ -136,6 +136,7 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		return "\n---\nkind: NetworkPolicy\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
 	}
 	closed := policy("closed", "podSelector: {}, policyTypes: [Ingress]")
+	dns := "\n---\nkind: Service\nmetadata: {name: dns}\nspec: {selector: {app: frontend}, clusterIP: None, ports: [{port: 53, targetPort: 5300, protocol: UDP}]}\n"
 	monitoring := "\n---\nkind: Namespace\nmetadata: {name: monitoring, labels: {kubernetes.io/metadata.name: monitoring}}\n"
 	frontend := "\n---\n" + strings.NewReplacer("name: it,", "name: web,", "app: it", "app: frontend").Replace(withPod("", "", running))
 	try(t, []tried{
@@ -160,8 +161,10 @@ func TestPoliciesThatLetNobodyIn(t *testing.T) {
 		{"calls without DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "networkpolicy-no-dns", "port 53"},
 		{"calls with DNS", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}, {ports: [{port: 53, protocol: UDP}]}]"), "", ""},
 		{"calls to pods of the namespace alone", good + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "networkpolicy-no-dns", "for pods of its own namespace alone, none of which is a DNS server: networkpolicy/out"},
-		{"... where DNS has a Service", good + frontend + "\n---\nkind: Service\nmetadata: {name: dns}\nspec: {selector: {app: frontend}, clusterIP: None, ports: [{port: 53, targetPort: 5300, protocol: UDP}]}\n" +
-			policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
+		{"... where DNS has a Service", good + frontend + dns + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
+		{"... at the pod's port", good + frontend + dns + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 5300, protocol: UDP}]}]"), "", ""},
+		{"... at the Service's", good + frontend + dns + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 53, protocol: UDP}]}]"), "networkpolicy-no-dns", "none of which is a DNS server"},
+		{"... and servers of its own are asked", strings.Replace(good, "spec:", "spec:\n  dnsPolicy: None\n  dnsConfig: {nameservers: [10.0.0.2]}", 1) + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
 		{"... and the node's servers are asked", strings.Replace(good, "spec:", "spec:\n  dnsPolicy: Default", 1) + frontend + policy("out", "podSelector: {matchLabels: {app: it}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: frontend}}}]}]"), "", ""},
 		{"... and one that is in the pod", strings.Replace(good, "spec:", "spec:\n  dnsPolicy: None\n  dnsConfig: {nameservers: [127.0.0.1]}", 1) + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]"), "", ""},
 		{"... by OpenShift's port", good + policy("out", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}], ports: [{port: 5353, protocol: UDP}]}]"), "", ""},
@@ -196,10 +199,16 @@ func TestWhatASelectorMisses(t *testing.T) {
 			t.Errorf("%s: %+v", name, found)
 		}
 	}
-	s := load(t, pod+set+budget)
-	s.Unread = []Unread{{Resource: string(deployments), Why: mayNot}}
+	for _, r := range makers {
+		s := load(t, pod+set+budget)
+		s.Unread = []Unread{{Resource: string(r), Why: mayNot}}
+		if found := s.report(nil).Findings; len(found) > 0 {
+			t.Errorf("where %s may make them: %+v", r, found)
+		}
+	}
+	s := load(t, pod+set+budget+"\n---\nkind: ReplicationController\nmetadata: {name: ordres}\nspec: {replicas: 0, template: {metadata: {labels: {app: ordres}}}}\n")
 	if found := s.report(nil).Findings; len(found) > 0 {
-		t.Errorf("where a Deployment may make them: %+v", found)
+		t.Errorf("where a ReplicationController makes them: %+v", found)
 	}
 }
 

@@ -21,6 +21,7 @@ func TestWhatIsWaitedFor(t *testing.T) {
 		{"paused", workload("Deployment", "replicas: 2, paused: true, ", "observedGeneration: 2, updatedReplicas: 1, availableReplicas: 2"), ""},
 		{"scaled to 0", workload("Deployment", "replicas: 0, ", "observedGeneration: 2"), ""},
 		{"a StatefulSet", workload("StatefulSet", "replicas: 2, ", "replicas: 2, observedGeneration: 2, availableReplicas: 2, updatedReplicas: 1"), "statefulset/orders"},
+		{"a ReplicationController", "kind: ReplicationController\nmetadata: {name: orders}\nspec: {replicas: 2}\nstatus: {replicas: 2, availableReplicas: 1}\n", "replicationcontroller/orders"},
 		{"a StatefulSet that is updated by hand", workload("StatefulSet", "replicas: 2, updateStrategy: {type: OnDelete}, ", "replicas: 2, observedGeneration: 2, availableReplicas: 2, updatedReplicas: 1"), ""},
 		{"a DaemonSet", workload("DaemonSet", "", "observedGeneration: 2, desiredNumberScheduled: 2, numberAvailable: 1, currentNumberScheduled: 2, numberMisscheduled: 0, numberReady: 1"), "daemonset/orders"},
 		{"a pod", withPod("", "", notReady), "pod/it"},
