@@ -167,10 +167,7 @@ func checkAdmission(s *Snapshot) (out []Finding) {
 
 // atOnceOf is how many pods of a Job are to run at a time: no more than there is work left for.
 func atOnceOf(j *batchv1.Job) int32 {
-	wants := int32(1)
-	if j.Spec.Parallelism != nil {
-		wants = *j.Spec.Parallelism
-	}
+	wants := replicas(j.Spec.Parallelism)
 	switch {
 	case j.Spec.Completions != nil:
 		wants = min(wants, *j.Spec.Completions-j.Status.Succeeded)

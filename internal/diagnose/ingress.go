@@ -116,7 +116,7 @@ func nameless(ing *networkingv1.Ingress) bool {
 	return ing.Spec.IngressClassName == nil && ing.Annotations[old] == "" && len(ing.Finalizers) == 0 && len(ing.Status.LoadBalancer.Ingress) == 0
 }
 
-// absentClass is about an Ingress of a class that does not exist, or of none where none is the default.
+// absentClass is about an Ingress of a class that does not exist, or of none that nobody has taken up.
 func (s *Snapshot) absentClass(ing *networkingv1.Ingress) (Finding, bool) {
 	f := Finding{ID: "ingress-class-absent", Severity: Warning, Direction: Network, Object: refOf("ingress", ing), Owner: s.owner(ing)} // a few controllers go by the name alone, or take up what names none
 	var have []string

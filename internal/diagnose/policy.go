@@ -24,6 +24,9 @@ func (s *Snapshot) policed(p *networkingv1.NetworkPolicy) []*pod {
 	return s.matching(p.Namespace, selector)
 }
 
+// dropped is why a policy that lets something not pass matters.
+const dropped = "what a policy does not allow is dropped in silence: it shows as a timeout; this holds where the cluster's network implements policies"
+
 // checkPolicies is about network policies that let nobody in to a Service's port, or no DNS question out. What is allowed to some
 // is taken for meant so.
 func checkPolicies(s *Snapshot) (out []Finding) {
@@ -40,7 +43,6 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			}
 		}
 	}
-	const why = "what a policy does not allow is dropped in silence: it shows as a timeout; this holds where the cluster's network implements policies"
 	for i := range s.Services {
 		v := &s.Services[i]
 		for _, p := range v.Spec.Ports {
@@ -51,7 +53,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 				if !found || len(held) == 0 || pod.Spec.HostNetwork || slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return letsIn(o, pod, port, protocol) }) {
 					continue
 				}
-				f := Finding{ID: "networkpolicy-denies", Severity: Warning, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: why}
+				f := Finding{ID: "networkpolicy-denies", Severity: Warning, Direction: Network, Object: refOf("service", v), Owner: s.owner(v), Why: dropped}
 				f.Summary = fmt.Sprintf("nobody may reach %s on port %d/%s, since none of the policies that hold for it lets that in: %s", cmp.Or(s.owner(pod), refOf("pod", pod)), port, protocol, policyNames(held))
 				f.State = []Evidence{{From: "networkpolicy/" + held[0].Name + " spec.ingress", Says: counted(len(held[0].Spec.Ingress), "rule")}}
 				if a, dialled := s.answers[placeOf(pod, port)]; dialled && protocol == corev1.ProtocolTCP {
@@ -67,7 +69,7 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 			}
 		}
 	}
-	out = append(out, s.withoutDNS(outward, why)...)
+	out = append(out, s.withoutDNS(outward)...)
 	for i := range s.Policies {
 		if f, ok := s.misspeltPolicy(&s.Policies[i]); ok {
 			out = append(out, f)
@@ -77,12 +79,12 @@ func checkPolicies(s *Snapshot) (out []Finding) {
 }
 
 // withoutDNS are about pods that may call others, and may not ask DNS for them; policies are those that hold for what goes out of a pod.
-func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, why string) (out []Finding) {
-	opens, asks := map[*networkingv1.NetworkPolicy]bool{}, map[*networkingv1.NetworkPolicy]bool{}
+func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy) (out []Finding) {
+	offers, asks := map[*networkingv1.NetworkPolicy]bool{}, map[*networkingv1.NetworkPolicy]bool{}
 	servers := s.dnsServers()
 	for i := range s.Policies {
 		o := &s.Policies[i]
-		opens[o], asks[o] = slices.ContainsFunc(o.Spec.Egress, opensDNS), s.letsAskDNS(o, servers)
+		offers[o], asks[o] = slices.ContainsFunc(o.Spec.Egress, opensDNS), s.letsAskDNS(o, servers)
 	}
 	for i := range s.Pods {
 		pod := &s.Pods[i]
@@ -93,7 +95,7 @@ func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, wh
 		}
 		may := asks
 		if d := pod.Spec.DNSPolicy; d == corev1.DNSDefault || d == corev1.DNSNone { // where its servers are is not known
-			may = opens
+			may = offers
 		}
 		if slices.ContainsFunc(held, func(o *networkingv1.NetworkPolicy) bool { return may[o] }) {
 			continue
@@ -101,9 +103,9 @@ func (s *Snapshot) withoutDNS(policies map[Ref][]*networkingv1.NetworkPolicy, wh
 		f := s.ofPod(pod, "networkpolicy-no-dns", Warning, Network)
 		o := held[0]
 		f.Summary = "it may call others, and may not ask DNS for their addresses, since none of the policies that hold for it lets port 53/UDP out: " + policyNames(held)
-		f.Why = why
+		f.Why = dropped
 		none, next := "for port 53/UDP", "let it ask: egress to port 53 (OpenShift: 5353), UDP and TCP"
-		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return opens[o] }); i >= 0 {
+		if i := slices.IndexFunc(held, func(o *networkingv1.NetworkPolicy) bool { return offers[o] }); i >= 0 {
 			o = held[i]
 			f.Summary = "it may call others, and may not ask DNS for their addresses, since what lets port 53/UDP out is for pods of its own namespace alone, none of which is a DNS server: " + policyNames(held)
 			f.Why += "; a DNS server on each node (NodeLocal DNSCache) some networks let it ask all the same"
@@ -274,7 +276,7 @@ func (s *Snapshot) keepsSome(p *pod, port int32) (out []*networkingv1.NetworkPol
 			continue
 		}
 		if slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
-			return len(r.From) == 0 && opens(r, p, port, corev1.ProtocolTCP)
+			return len(r.From) == 0 && opens(r.Ports, p, port, corev1.ProtocolTCP)
 		}) {
 			return nil
 		}
@@ -311,12 +313,12 @@ func policyNames(list []*networkingv1.NetworkPolicy) string {
 }
 
 func letsIn(o *networkingv1.NetworkPolicy, p *pod, port int32, protocol corev1.Protocol) bool {
-	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool { return opens(r, p, port, protocol) })
+	return slices.ContainsFunc(o.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool { return opens(r.Ports, p, port, protocol) })
 }
 
-// opens tells whether a rule is about that port of p, for whomever it lets in.
-func opens(r networkingv1.NetworkPolicyIngressRule, p *pod, port int32, protocol corev1.Protocol) bool {
-	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
+// opens tells whether a rule with these ports is about that port of p, for whomever it lets in or out; p is nil where the pod is not known.
+func opens(ports []networkingv1.NetworkPolicyPort, p *pod, port int32, protocol corev1.Protocol) bool {
+	return len(ports) == 0 || slices.ContainsFunc(ports, func(have networkingv1.NetworkPolicyPort) bool { return portMatches(have, p, port, protocol) })
 }
 
 // letsAskDNS tells whether a policy lets pods ask a DNS server that is a pod. Where it is is not read: the servers of the own namespace are known,
@@ -332,7 +334,7 @@ func (s *Snapshot) letsAskDNS(o *networkingv1.NetworkPolicy, servers map[*pod][]
 				return opensDNS(r)
 			}
 			return slices.ContainsFunc(s.matching(o.Namespace, selector), func(p *pod) bool {
-				return slices.ContainsFunc(servers[p], func(port int32) bool { return opensTo(r, p, port) })
+				return slices.ContainsFunc(servers[p], func(port int32) bool { return opens(r.Ports, p, port, corev1.ProtocolUDP) })
 			})
 		})
 	})
@@ -367,17 +369,13 @@ func (s *Snapshot) dnsServers() map[*pod][]int32 {
 	return servers
 }
 
-// opensTo tells whether a rule is about UDP to that port of p; p is nil where the pod is not known.
-func opensTo(r networkingv1.NetworkPolicyEgressRule, p *pod, port int32) bool {
-	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(have networkingv1.NetworkPolicyPort) bool {
-		// A port by its name is another pod's, which may be that one.
-		return p == nil && have.Port != nil && have.Port.Type == intstr.String || portMatches(have, p, port, corev1.ProtocolUDP)
-	})
-}
-
 // opensDNS tells whether a rule is about DNS's port, to whomever it lets out.
 func opensDNS(r networkingv1.NetworkPolicyEgressRule) bool {
-	return slices.ContainsFunc(dnsPorts, func(port int32) bool { return opensTo(r, nil, port) })
+	byName := func(have networkingv1.NetworkPolicyPort) bool {
+		return have.Port != nil && have.Port.Type == intstr.String
+	}
+	// A port by its name is another pod's, which may be one of them.
+	return slices.ContainsFunc(r.Ports, byName) || slices.ContainsFunc(dnsPorts, func(port int32) bool { return opens(r.Ports, nil, port, corev1.ProtocolUDP) })
 }
 
 func portMatches(have networkingv1.NetworkPolicyPort, p *pod, port int32, protocol corev1.Protocol) bool {

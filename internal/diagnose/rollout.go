@@ -26,10 +26,7 @@ func checkRollouts(s *Snapshot) (out []Finding) {
 				failed = c.Message
 			}
 		}
-		wants := int32(1)
-		if d.Spec.Replicas != nil {
-			wants = *d.Spec.Replicas
-		}
+		wants := replicas(d.Spec.Replicas)
 		switch {
 		case stuck:
 			deadline := int32(600)

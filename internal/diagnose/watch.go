@@ -149,7 +149,7 @@ func (s *Snapshot) waiting(near map[Ref]bool) (out []Ref) {
 	return out
 }
 
-// replicas is how many there are to be.
+// replicas is how many there are to be: 1 where that is not said.
 func replicas(n *int32) int32 {
 	if n == nil {
 		return 1
